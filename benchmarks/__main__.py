@@ -1,0 +1,61 @@
+"""``make bench``: run the benchmarks and print a table; ``--json FILE`` keeps the numbers.
+
+python -m benchmarks --bench step --size full --batch 2 --clip-seconds 15.6
+make bench BENCH=step BENCH_JSON=step.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import common, step
+
+BENCHES = {"step": step.run}
+
+
+def main() -> int:
+    formatter = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, formatter_class=formatter)
+    parser.add_argument("--bench", default="all", choices=["all", *BENCHES])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", default=None, choices=list(step.SIZES), help="full: Base shapes (default on a GPU)")
+    parser.add_argument("--batch", type=int, default=None, help="clips (24 on a GPU, 4 on a CPU)")
+    parser.add_argument("--clip-seconds", type=float, default=None, help="15.6 on a GPU, 3 on a CPU")
+    parser.add_argument("--precision", default=None, choices=["fp32", "bf16"], help="ours; s3prl's is fp32")
+    parser.add_argument("--pairs", type=int, default=7, help="interleaved repetitions")
+    parser.add_argument("--json", type=Path, default=None)
+    options = parser.parse_args()
+    gpu = options.device.startswith("cuda")
+    options.size = options.size or ("full" if gpu else "tiny")
+    options.batch = options.batch or (24 if gpu else 4)
+    options.clip_seconds = options.clip_seconds or (15.6 if gpu else 3.0)
+    options.precision = options.precision or ("bf16" if gpu else "fp32")
+    results: dict[str, object] = {
+        name: bench(options) for name, bench in BENCHES.items() if options.bench in ("all", name)
+    }
+    for name, values in results.items():
+        table = Table(title=name, show_header=False)
+        for key, value in values.items():  # type: ignore[attr-defined]
+            table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+        Console().print(table)
+    results |= {
+        "machine": common.machine(options.device),
+        "versions": common.versions(),
+        "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks", *sys.argv[1:]]),
+    }
+    Console().print(results["machine"])
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""What every benchmark shares: interleaved timing, the matmul ceiling, machine and versions."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import torch
+
+
+def synchronize(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    """Wall-clock seconds of one call, device work included."""
+    synchronize(device)
+    start = time.perf_counter()
+    work()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved(first: Callable[[], object], second: Callable[[], object], device: str, pairs: int) -> dict[str, float]:
+    """Run two candidates in turns and compare pair by pair, so that a busy machine slows both alike.
+
+    Returns:
+        median seconds of each, the median of the pairs' ratios second/first, and its spread (quartiles).
+    """
+    first(), second()  # warm-up: allocations, algorithm choice, compilation
+    times = [(seconds(first, device), seconds(second, device)) for _ in range(pairs)]
+    ratios = sorted(b / a for a, b in times)
+    quartile = len(ratios) // 4
+    return {
+        "first_s": statistics.median(a for a, _ in times),
+        "second_s": statistics.median(b for _, b in times),
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[quartile],
+        "ratio_high": ratios[-1 - quartile],
+        "pairs": pairs,
+    }
+
+
+def matmul_ceiling(device: str, dtype: torch.dtype, size: int | None = None) -> float:
+    """FLOP/s of a large square matrix product on random data: the ceiling that a step is measured against."""
+    size = size or (8192 if device.startswith("cuda") else 2048)
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    torch.mm(a, b)
+    return 2 * size**3 / min(seconds(lambda: torch.mm(a, b), device) for _ in range(5))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """Where the numbers come from."""
+    info: dict[str, Any] = {
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "load_average": _load(),
+    }
+    return info
+
+
+def versions() -> dict[str, str]:
+    names = ("torch", "torchaudio", "transformers", "s3prl", "numpy", "s3prl-ekd")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        return f"{names[0]} x {len(names)}"
+    except (OSError, IndexError):
+        return f"{platform.processor() or platform.machine()} ({sys.platform})"
+
+
+def _load() -> float | None:
+    try:
+        with open("/proc/loadavg") as file:
+            return float(file.read().split()[0])
+    except OSError:
+        return None

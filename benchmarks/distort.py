@@ -1,0 +1,173 @@
+"""Speed of the distortions: audio seconds per second for one worker, and for a DataLoader with two.
+
+    python benchmarks/distort.py [--json FILE] [--seconds 15] [--noise FOLDER] [--rooms FOLDER]
+
+Without --noise and --rooms it makes its own files: 16-bit WAV noise of 20 s (MUSAN and WHAM! are WAV), room responses
+of 0.5 s. The clips are FLAC, as LibriSpeech is. Each figure is the median of several passes over different files, by
+the clock and by the processor's time: the second leaves out the time in which other work had the processor, so it is
+what one worker does on a core of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import scipy
+import soundfile
+import torch
+
+from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.config import DataConfig
+from s3prl_ekd.data.batches import make_loader
+from s3prl_ekd.data.distort import BAND_REJECT, CLEAN, GAUSSIAN, PITCH, REVERB, Distorter
+from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.data.recipe import AdditiveConfig, DistortionConfig, NonAdditiveConfig
+
+CLIPS, PASSES, BATCHES = 24, 7, 24
+
+
+def make_corpus(folder: Path, seconds: float) -> LengthTable:
+    """Clips with the spectrum and the pauses of speech: FLAC decodes noise slower and silence faster than speech."""
+    rng, samples, paths = np.random.default_rng(0), int(seconds * SAMPLE_RATE), []
+    tilt = 1 / np.maximum(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), 100)
+    pauses = np.clip(np.sin(2 * np.pi * 1.5 * np.arange(samples) / SAMPLE_RATE) + 0.4, 0.001, 1)
+    for i in range(CLIPS):
+        wave = np.fft.irfft(np.fft.rfft(rng.standard_normal(samples)) * tilt, samples) * pauses
+        paths.append(str(folder / f"{i}.flac"))
+        soundfile.write(paths[-1], 0.5 * wave / np.abs(wave).max(), SAMPLE_RATE, subtype="PCM_16")
+    return LengthTable(paths, np.full(CLIPS, samples, dtype=np.int64))
+
+
+def make_noise(folder: Path, files: int = 300) -> Path:
+    """More than the 35 minutes a worker keeps decoded, so that files are read as with a real noise corpus."""
+    rng = np.random.default_rng(1)
+    folder.mkdir()
+    for i in range(files):
+        soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(20 * SAMPLE_RATE), SAMPLE_RATE, subtype="PCM_16")
+    return folder
+
+
+def make_rooms(folder: Path, files: int = 50) -> Path:
+    """Exponential decays of 0.5 s (RT60 0.4 s)."""
+    rng, n = np.random.default_rng(2), np.arange(SAMPLE_RATE // 2)
+    folder.mkdir()
+    for i in range(files):
+        tail = 0.2 * rng.standard_normal(len(n)) * 10 ** (-3 * n / (0.4 * SAMPLE_RATE))
+        soundfile.write(folder / f"{i}.wav", np.concatenate([np.zeros(50), [0.95], tail.clip(-0.9, 0.9)]), SAMPLE_RATE)
+    return folder
+
+
+def speed(work: Callable[[int], object], seconds: float) -> dict[str, float]:
+    """Audio seconds per second of ``work(i)`` on ``seconds`` of audio, by the clock and per second of processor."""
+    work(0)
+    clock, processor = [], []
+    for pass_ in range(PASSES):
+        start, start_processor = time.perf_counter(), time.process_time()
+        for i in range(CLIPS):
+            work(pass_ * CLIPS + i)
+        clock.append(CLIPS * seconds / (time.perf_counter() - start))
+        processor.append(CLIPS * seconds / (time.process_time() - start_processor))
+    return {"clock": statistics.median(clock), "processor": statistics.median(processor)}
+
+
+def loader_speed(table: LengthTable, distorter: Distorter | None, workers: int) -> dict[str, float]:
+    """The same through the DataLoader of a run: batches of 24; the pass that starts the workers is not counted."""
+    whole = LengthTable(table.paths * BATCHES, np.tile(table.samples, BATCHES))
+    config = DataConfig(num_workers=workers, train_batch_size=24, libri_root="-", file_path="-", sets=["-"])
+    loader, _ = make_loader(whole, config, 0, distorter)
+    rates = []
+    for _ in range(4):
+        start = time.perf_counter()
+        heard = sum(batch.seconds for batch in loader)
+        rates.append(heard / (time.perf_counter() - start))
+    rates = rates[1:]  # the first pass starts the workers
+    return {"clock": statistics.median(rates)}
+
+
+def machine() -> dict[str, object]:
+    """Where and with what it ran, and how busy the machine was with other work."""
+    model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+    return {
+        "cpu": model[0] if model else platform.processor(),
+        "cores": os.cpu_count(),
+        "load_average_before": [round(value, 2) for value in os.getloadavg()],
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "torch": torch.__version__,
+        "soundfile": soundfile.__version__,
+        "libsndfile": soundfile.__libsndfile_version__,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of a clip (the recipe crops to 15.6)")
+    parser.add_argument("--noise", help="folder or table of noise")
+    parser.add_argument("--rooms", help="folder or table of room responses")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, object] = {
+        "machine": machine(),
+        "clip_seconds": arguments.seconds,
+        "audio_seconds_per_second": {},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        table = make_corpus(folder, arguments.seconds)
+        noise = arguments.noise or str(make_noise(folder / "noise"))
+        rooms = arguments.rooms or str(make_rooms(folder / "rooms"))
+        additive, other = AdditiveConfig(noise=[noise]), NonAdditiveConfig(reverb=[rooms])
+        mixture = Distorter(DistortionConfig(additive=additive, non_additive=other))
+        alone = AdditiveConfig(noise=[noise], gaussian=False, clean=False)
+        always_noise = Distorter(DistortionConfig(additive=alone))
+
+        def work(additive: str | None, non_additive: str | None, read: bool = True) -> Callable[[int], object]:
+            kept = read_audio(table.paths[0])
+
+            def one(i: int) -> object:
+                wave = read_audio(table.paths[i % CLIPS], 0, int(table.samples[0])) if read else kept
+                draw = mixture.draw(0, i)
+                changes = {"additive": additive, "non_additive": non_additive}
+                return mixture.apply(wave, type(draw)(**{**vars(draw), **{k: v for k, v in changes.items() if v}}))
+
+            return one
+
+        cases: dict[str, Callable[[int], object]] = {
+            "decode and crop": work(CLEAN, CLEAN),
+            "decode + noise from files": work(noise, CLEAN),
+            "decode + Gaussian": work(GAUSSIAN, CLEAN),
+            "decode + reverb": work(CLEAN, REVERB),
+            "decode + pitch": work(CLEAN, PITCH),
+            "decode + band reject": work(CLEAN, BAND_REJECT),
+            "decode + the whole mixture": work(None, None),
+            "noise from files alone": work(noise, CLEAN, read=False),
+            "Gaussian alone": work(GAUSSIAN, CLEAN, read=False),
+            "reverb alone": work(CLEAN, REVERB, read=False),
+            "pitch alone": work(CLEAN, PITCH, read=False),
+            "band reject alone": work(CLEAN, BAND_REJECT, read=False),
+        }
+        figures = {name: speed(case, arguments.seconds) for name, case in cases.items()}
+        for label, distorter in (("no distortion", None), ("noise from files", always_noise), ("mixture", mixture)):
+            figures[f"2 workers, loader: {label}"] = loader_speed(table, distorter, workers=2)
+    result["audio_seconds_per_second"] = figures
+    print(json.dumps(result["machine"]))
+    for name, figure in figures.items():
+        processor = f"{figure['processor']:8,.0f}" if "processor" in figure else f"{'-':>8s}"
+        print(f"{name:36s} {figure['clock']:8,.0f} x real time by the clock {processor} per second of processor")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""(a) One EKD training step: ours against the s3prl way, same audio, same process, interleaved.
+
+The s3prl way: the three teachers as s3prl's own HubertModel and WavLM in fp32 (in eval mode, which is kind to it),
+its DistillerModel student with nine heads, zero-padded batches and the attention masks that come with them.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks import common
+from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.distill.losses import head_losses, mean_over_heads
+from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import BASE_CONV, HUBERT_BASE, EncoderShape
+from s3prl_ekd.model.student import Student
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.tiny import TINY, write_converted
+
+SIZES = {"full": HUBERT_BASE, "tiny": TINY}
+LAYERS = {"full": (4, 8, 12), "tiny": (2, 4, 6)}
+# GFLOP of one second of audio in a full-size step of three teachers and nine heads (docs/performance.md)
+FULL_STEP_GFLOP = 70.5
+
+
+def teachers_of(shape: EncoderShape) -> dict[str, Encoder]:
+    fairseq = shape.with_(padding_rule="fairseq")
+    torch.manual_seed(0)
+    return {
+        "hubert": Encoder(fairseq).eval(),
+        "robust_hubert": Encoder(fairseq).eval(),
+        "wavlm": Encoder(fairseq.with_(attention="gated_relative")).eval(),
+    }
+
+
+def ours(size: str, wave: torch.Tensor, precision: str, device: str) -> Callable[[], float]:
+    """A training step of this project."""
+    shape, layers = SIZES[size], LAYERS[size]
+    teachers = FrozenTeachers(teachers_of(shape), {n: layers for n in ("hubert", "robust_hubert", "wavlm")}, precision)
+    teachers.to(device)
+    targets = plan_targets("multi_head", [TeacherLayers(name, layers, shape.width) for name in teachers.wanted])
+    student = Student(student_config(shape), targets).to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4)
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16")
+
+    def step() -> float:
+        states = teachers(wave)
+        with autocast:
+            _, predictions = student(wave)
+        losses = {t.name: head_losses(predictions[t.name], t.gather(states)) for t in targets}
+        loss = mean_over_heads(losses, 1.0)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def student_config(shape: EncoderShape) -> StudentConfig:
+    return StudentConfig(
+        width=shape.width,
+        ffn_width=shape.ffn_width,
+        heads=shape.heads,
+        conv_layers=[list(layer) for layer in shape.conv_layers],
+        pos_conv_kernel=shape.pos_conv_kernel,
+        pos_conv_groups=shape.pos_conv_groups,
+    )
+
+
+def s3prl_way(size: str, clips: list[torch.Tensor], device: str) -> Callable[[], float]:
+    """The same step strung together from s3prl's classes, as its distiller does for one teacher."""
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl import hub
+    from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
+
+    shape, layers = SIZES[size], LAYERS[size]
+    experts = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, encoder in teachers_of(shape).items():
+            file = write_converted(encoder, Path(folder) / f"{name}.pt")
+            load = hub.wavlm_local if name == "wavlm" else hub.hubert_local
+            experts.append(load(ckpt=str(file)).eval().requires_grad_(False).to(device))
+    conv = str([tuple(layer) for layer in shape.conv_layers] if shape.conv_layers != BASE_CONV else list(BASE_CONV))
+    student = DistillerModel(
+        DistillerConfig(
+            {
+                "extractor_conv_feature_layers": conv,
+                "feature_grad_mult": 0.1,
+                "conv_pos": shape.pos_conv_kernel,
+                "conv_pos_groups": shape.pos_conv_groups,
+                "encoder_layers": 2,
+                "encoder_embed_dim": shape.width,
+                "encoder_ffn_embed_dim": shape.ffn_width,
+                "encoder_attention_heads": shape.heads,
+                "final_dim": shape.width,
+                "n_tasks": 3 * len(layers),
+                "pred_layer_id": list(range(3 * len(layers))),
+                "task_emb_type": "expand-last",
+            }
+        )
+    )
+    student = student.to(device).train()
+    optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4)
+    lengths = torch.tensor([len(clip) for clip in clips])
+    wave = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+    pad_mask = (torch.arange(wave.shape[1]) < lengths.unsqueeze(1)).float().to(device)
+    wave, clips = wave.to(device), [clip.to(device) for clip in clips]
+
+    def step() -> float:
+        _, _, prediction, _ = student(wave, pad_mask)
+        with torch.no_grad():
+            states = [expert(list(clips))["hidden_states"] for expert in experts]
+            target = torch.stack([teacher[layer] for teacher in states for layer in layers], dim=1)
+        frames = min(prediction.shape[2], target.shape[2])
+        prediction, target = prediction[:, :, :frames], target[:, :, :frames]
+        loss = F.l1_loss(prediction, target) - F.logsigmoid(F.cosine_similarity(prediction, target, dim=-1)).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 5.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return float(loss.detach())
+
+    return step
+
+
+def run(options: Any) -> dict[str, Any]:
+    """Measure; ``options``: device, size, batch, clip_seconds, precision, pairs."""
+    logging.disable(logging.INFO)
+    device, samples = options.device, int(options.clip_seconds * 16_000)
+    generator = torch.Generator().manual_seed(0)
+    # equal clips for both: what padding costs s3prl on unequal ones comes on top
+    clips = [0.1 * torch.randn(samples, generator=generator) for _ in range(options.batch)]
+    precision = options.precision
+    mine = ours(options.size, torch.stack(clips).to(device), precision, device)
+    theirs = s3prl_way(options.size, clips, device)
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats()
+    result = common.interleaved(mine, theirs, device, options.pairs)
+    audio = options.batch * options.clip_seconds
+    values: dict[str, Any] = {
+        "ratio": result["ratio"],
+        "ratio_quartiles": [result["ratio_low"], result["ratio_high"]],
+        "ours_s": result["first_s"],
+        "s3prl_s": result["second_s"],
+        "audio_seconds": audio,
+        "audio_seconds_per_second": audio / result["first_s"],
+        "precision": precision,
+        "size": options.size,
+        "batch": options.batch,
+        "clip_seconds": options.clip_seconds,
+        "pairs": options.pairs,
+    }
+    if options.size == "full":
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        ceiling = common.matmul_ceiling(device, dtype)
+        values["matmul_ceiling_flops"] = ceiling
+        values["matmul_fraction"] = FULL_STEP_GFLOP * 1e9 * audio / result["first_s"] / ceiling
+    if device.startswith("cuda"):
+        values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return values

@@ -1,0 +1,1 @@
+"""Downstream settings of PR, SID, ER and ASR: s3prl's recipe values."""

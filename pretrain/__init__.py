@@ -1,0 +1,1 @@
+"""s3prl pretrain tasks (a mirror of s3prl/pretrain)."""

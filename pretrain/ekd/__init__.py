@@ -1,0 +1,1 @@
+"""Ensemble knowledge distillation as an s3prl pretrain task: run_pretrain.py -u ekd."""

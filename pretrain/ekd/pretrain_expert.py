@@ -1,0 +1,219 @@
+"""Ensemble knowledge distillation as an s3prl pretrain task (``run_pretrain.py -u ekd``).
+
+Thin: it adapts s3prl's contract (pretrain/runner.py) to the library.
+audio -> batch -> (distort) -> student -> heads -> predictions; audio -> teachers -> targets;
+predictions, targets -> loss
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
+from s3prl_ekd.config import check_data_config, load_model_config
+from s3prl_ekd.data.batches import Batch, make_loader
+from s3prl_ekd.data.distort import Distorter
+from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.distill.objective import Objective
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import count_parameters
+from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
+from s3prl_ekd.teachers.build import check_teachers, freeze, load_initialiser, load_teachers
+
+logger = logging.getLogger(__name__)
+
+
+class UpstreamPretrainExpert(nn.Module):
+    """What s3prl's pretraining runner drives.
+
+    ``.model`` is the student with its heads: the runner clips, optimises and saves everything under it. The teachers
+    are a submodule beside it, so that they follow ``.to(device)`` and nothing else.
+
+    Args:
+        datarc: ``pretrain_expert.datarc`` of config_runner.yaml.
+        upstream_config: path of config_model.yaml, or its dictionary from a checkpoint.
+        device: where the runner puts everything.
+        multi_gpu: refused: it is DataParallel, which cuts waveforms along time.
+
+    Raises:
+        EkdError: any mistake in configuration, data or teachers; before a teacher is loaded where it can be seen then.
+    """
+
+    def __init__(
+        self,
+        datarc: Mapping[str, Any],
+        upstream_config: str | Mapping[str, Any],
+        device: str = "cuda",
+        multi_gpu: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__()
+        if multi_gpu:
+            raise EkdError("--multi_gpu is torch's DataParallel, which cuts waveforms along time; use one GPU instead")
+        self.config = load_model_config(upstream_config)
+        data = check_data_config(datarc)
+        file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
+        plan = check_teachers(self.config, file)
+        self.objective = Objective(self.config.ekd, plan.target_sets, plan.layers, file)
+        table = read_lengths(data)
+        self.device = device
+        distorter = Distorter(self.config.distortion) if self.config.distortion is not None else None
+        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter)
+        logger.info(
+            "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
+        )
+
+        self.target_sets = plan.target_sets
+        self.model = Student(self.config.student, self.target_sets)
+        encoders = load_teachers(self.config, plan)
+        initialiser = load_initialiser(self.config, plan, encoders)
+        if initialiser is not None:
+            choice = self.config.ekd.initialise_layers
+            copied = initialise_student(self.model.encoder, initialiser, choice=choice)
+            logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
+        self.teachers = freeze(self.config, encoders)
+        logger.info(
+            "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
+            count_parameters(self.model.encoder) / 1e6,
+            count_parameters(self.model.heads) / 1e6,
+            sum(len(target.labels) for target in self.target_sets),
+            count_parameters(self.teachers) / 1e6,
+        )
+        self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
+        self._skipped = 0
+        self._audio_seconds, self._clock = 0.0, time.perf_counter()
+
+    # ------------------------------------------------------------------------------------------ s3prl's interface
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches of equal-length crops."""
+        return self.loader
+
+    def forward(
+        self, data: Batch, records: dict[str, Any], global_step: int, log_step: int, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """One batch: scalar loss, and the runner's records with what a log step shows."""
+        self._note(data)
+        wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
+        heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
+        targets = self.teachers(heard)
+        with self._student_autocast(wave.device):
+            out, predictions = self.model(wave)
+        hidden = out.states[self.model.encoder.shape.layers]
+        with torch.autocast(wave.device.type, enabled=False):  # the loss is fp32
+            loss, heads = self.objective(predictions, hidden, targets, log=global_step % log_step == 0)
+        if heads is not None:
+            records["ekd"] = self._log_values(loss, heads)
+        return loss, records
+
+    def on_before_zero_grad(self) -> None:
+        """Nothing to do: the runner asks for it."""
+
+    def log_records(
+        self, records: Mapping[str, Any], logger: Any, prefix: str, global_step: int, **kwargs: Any
+    ) -> None:
+        """Write the newest log values to tensorboard and as one line of ``metrics.jsonl`` in the experiment folder."""
+        values = records.get("ekd")
+        if not values:  # the runner also logs its very last step, which need not be a log step
+            return
+        for head, parts in values["heads"].items():
+            for part, value in parts.items():
+                logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
+        logger.add_scalar(f"{prefix}audio-seconds-per-second", values["audio_seconds_per_second"], global_step)
+        with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
+            file.write(json.dumps({"step": global_step, **values}) + "\n")
+        self._audio_seconds, self.loader.waited, self._clock = 0.0, 0.0, time.perf_counter()
+
+    def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
+        """Add the student and all that makes a resumed run go on as if it had never stopped."""
+        all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.target_sets)
+        all_states["Upstream_Config"] = self.config.model_dump(mode="json")
+        scaler = current_scaler()
+        all_states["EKD_Resume"] = {
+            "last_batch": list(self._last_batch),
+            "skipped_files": self._skipped,
+            "objective": self.objective.state_dict(),  # running statistics of targets and gradients
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "numpy_rng": _plain(np.random.get_state()),
+            "python_rng": _plain(random.getstate()),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+        }
+        # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
+        all_states["Step"] += 1
+        return all_states
+
+    def load_model(self, all_states: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint: weights, position in the data, random states, loss scale."""
+        part = all_states.get(CHECKPOINT_KEY)
+        if part is None:
+            raise EkdError(f"the checkpoint was not written by `run_pretrain.py -u ekd`: it has no {CHECKPOINT_KEY!r}")
+        self.model.encoder.load_state_dict(part["encoder"])
+        self.model.heads.load_state_dict(part["heads"])
+        if self.model.mask is not None:
+            self.model.mask.load_state_dict(part["mask"])
+        resume = all_states.get("EKD_Resume")
+        if resume is None:
+            return
+        epoch, index = resume["last_batch"]
+        self._last_batch, self._skipped = (epoch, index), resume["skipped_files"]
+        self.batches.resume_after(epoch, index)
+        self.objective.resume(resume.get("objective", {}))
+        torch.set_rng_state(resume["torch_rng"].cpu())
+        if torch.cuda.is_available() and len(resume["cuda_rng"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in resume["cuda_rng"]])
+        kind, keys, *rest = resume["numpy_rng"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        version, internal, gauss = resume["python_rng"]
+        random.setstate((version, tuple(internal), gauss))
+        load_state_on_create(resume["scaler"])
+
+    # ---------------------------------------------------------------------------------------------------- inside
+
+    def _note(self, data: Batch) -> None:
+        self._last_batch = (data.epoch, data.index)
+        self._audio_seconds += data.seconds
+        for reason in data.skipped:
+            self._skipped += 1
+            logger.warning("[ekd] skipped %s", reason)
+
+    def _student_autocast(self, device: torch.device) -> Any:
+        """bf16 where asked for or, under ``auto``, where the GPU has it; the runner's own fp16 goes first."""
+        if torch.is_autocast_enabled(device.type):
+            return nullcontext()
+        precision = self.config.ekd.precision
+        automatic = (
+            precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        if precision == "bf16" or automatic:
+            return torch.autocast(device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
+        """The heads' log values and the run's own."""
+        elapsed = time.perf_counter() - self._clock
+        return {
+            "loss": float(loss.detach()),
+            "audio_seconds_per_second": self._audio_seconds / elapsed if elapsed else 0.0,
+            "data_wait": self.loader.waited / elapsed if elapsed else 0.0,  # share of the time
+            "skipped_files": self._skipped,
+            "heads": heads,
+        }
+
+
+def _plain(state: tuple) -> list:
+    """Random states as lists and numbers, which a checkpoint may hold."""
+    return [part.tolist() if isinstance(part, np.ndarray) else list(part) if isinstance(part, tuple) else part
+            for part in state]  # fmt: skip

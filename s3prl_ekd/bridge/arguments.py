@@ -1,0 +1,154 @@
+"""A hook on s3prl's own argument parsers, and the checks that both commands share.
+
+s3prl's parser stays the one that parses and prints ``-h``; the hook sees the result before s3prl acts on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from s3prl_ekd.bridge.modules import ModuleProxy
+from s3prl_ekd.errors import EkdError
+
+After = Callable[[Namespace, set[str]], None]
+
+
+def hooked_argparse(after: After) -> ModuleType:
+    """An ``argparse`` whose parsers call ``after(args, explicit)`` on what they parsed.
+
+    ``explicit`` names the destinations that the command line gave itself, as opposed to defaults.
+    """
+
+    class Parser(argparse.ArgumentParser):
+        def parse_args(self, args: Any = None, namespace: Any = None) -> Namespace:  # type: ignore[override]
+            unset = object()
+            probe = Namespace(**{action.dest: unset for action in self._actions if action.dest != "help"})
+            super().parse_args(args, probe)
+            parsed = super().parse_args(args, namespace)
+            after(parsed, {name for name, value in vars(probe).items() if value is not unset})
+            return parsed
+
+    return ModuleProxy(argparse, ArgumentParser=Parser)
+
+
+def option(argv: list[str], *names: str) -> str | None:
+    """The last value of an option in a raw command line (``--name value`` or ``--name=value``); None if absent."""
+    value = None
+    for index, word in enumerate(argv):
+        for name in names:
+            if word == name and index + 1 < len(argv):
+                value = argv[index + 1]
+            elif word.startswith(f"{name}=") and name.startswith("--"):
+                value = word.partition("=")[2]
+    return value
+
+
+def take_local_rank(argv: list[str]) -> tuple[list[str], int | None]:
+    """Remove ``--local-rank N`` (torch >= 2.0's launcher) or ``--local_rank N`` and return the rest and N.
+
+    Without the option, N is torchrun's $LOCAL_RANK where that is set.
+    """
+    rest: list[str] = []
+    rank: str | None = None
+    words = iter(argv)
+    for word in words:
+        match = re.fullmatch(r"--local[-_]rank(?:=(.*))?", word)
+        if match is None:
+            rest.append(word)
+        else:
+            rank = match.group(1) if match.group(1) is not None else next(words, "")
+    rank = rank if rank is not None else os.environ.get("LOCAL_RANK")
+    if rank is None:
+        return rest, None
+    if not rank.isdigit():
+        raise EkdError(f"--local_rank {rank}: expected the number of a GPU")
+    return rest, int(rank)
+
+
+def hide_gpu(argv: list[str]) -> None:
+    """Under ``--device cpu`` make torch see no GPU: with one, s3prl's evaluation enters ``torch.cuda.device("cpu")``.
+
+    To be called before torch is imported.
+    """
+    if (option(argv, "--device") or "").startswith("cpu"):
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
+def check_device(device: str) -> None:
+    """Raise EkdError where ``--device`` (default cuda) names a GPU and torch sees none."""
+    import torch
+
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise EkdError(f"--device {device}: torch sees no CUDA GPU here; give --device cpu")
+
+
+def make_folder(expdir: str | Path) -> None:
+    """Make the experiment folder and see that it can be written to, before anything is loaded.
+
+    Raises:
+        EkdError: it cannot be made or written to.
+    """
+    try:
+        Path(expdir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EkdError(f"{expdir}: cannot make this experiment folder ({error.strerror})") from error
+    if not os.access(expdir, os.W_OK):
+        raise EkdError(f"{expdir}: no permission to write into this experiment folder")
+
+
+def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "config")) -> None:
+    """Check the form of ``-o "config.a.b=1,,args.c=2"``: s3prl itself drops or crashes on anything else."""
+    if text is None or text.lower() == "none":
+        return
+    for item in text.split(",,"):
+        key, equals, _ = item.partition("=")
+        fields = key.strip().split(".")
+        if not equals or item.count("=") > 1:
+            raise EkdError(f"-o {item.strip()!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
+        if fields[0] not in first_fields or len(fields) < 2:
+            raise EkdError(f"-o {item.strip()!r}: the key must start with config. or args.")
+
+
+def find_config(flag: str, value: str, places: Iterable[Path]) -> str:
+    """An absolute path for a config file given as it lies here, or as it is called in one of ``places``.
+
+    Raises:
+        EkdError: the file is nowhere.
+    """
+    for candidate in (Path(value), *(place / value for place in places)):
+        if candidate.is_file():
+            return str(candidate.resolve())
+    raise EkdError(f"{flag} {value}: no such config file")
+
+
+def check_file(flag: str, value: str, what: str) -> str:
+    """The absolute path of an existing file or folder given to ``flag``.
+
+    Raises:
+        EkdError: there is none.
+    """
+    if not Path(value).expanduser().exists():
+        raise EkdError(f"{flag} {value}: no such {what}")
+    return str(Path(value).expanduser().resolve())
+
+
+def close_names(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean a, b?)`` for a misspelt name, else an empty string."""
+    known = sorted(known)
+    lower = {item.lower(): item for item in known}
+    found = [lower[item] for item in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
+    return f" (did you mean {', '.join(found)}?)" if found else ""
+
+
+def with_argv(argv: list[str]) -> None:
+    """Set the command line that s3prl's parser reads."""
+    sys.argv = [sys.argv[0], *argv]

@@ -1,0 +1,195 @@
+"""Checkpoints of s3prl's two runners as files: written whole or not at all, found, and read with clear errors.
+
+What a checkpoint means (weights, optimizer, configs) is the runners' and the experts' business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+
+log = logging.getLogger(__name__)
+
+STATES = "states-*.ckpt"
+_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
+
+
+class CheckpointError(EkdError):
+    """A checkpoint that is missing, cut short, or of another kind than the command needs."""
+
+
+class Keeper:
+    """``torch.save`` and ``os.remove`` for a runner, such that a readable checkpoint exists at every moment.
+
+    s3prl's runners delete old checkpoints before they write the new one, straight into its final name: a kill in
+    between leaves nothing readable under ``max_keep: 1``. Here a file is written under a hidden name and renamed, and
+    deletions of ``states-*.ckpt`` wait until the next ``states-*.ckpt`` is complete.
+    """
+
+    def __init__(self) -> None:
+        self.pending: list[Path] = []
+
+    def save(self, state: Any, target: Any, *args: Any, **kwargs: Any) -> None:
+        """``torch.save(state, target)``.
+
+        Raises:
+            EkdError: the disk is full or not writable.
+        """
+        import torch
+
+        if not isinstance(target, (str, os.PathLike)):
+            torch.save(state, target, *args, **kwargs)
+            return
+        path = Path(target)
+        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file, *args, **kwargs)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise EkdError(f"{path}: the checkpoint could not be written ({error.strerror or error})") from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        if path.match(STATES):
+            for old in self.pending:
+                if old != path:
+                    old.unlink(missing_ok=True)
+            self.pending.clear()
+
+    def remove(self, target: str | os.PathLike) -> None:
+        """``os.remove(target)``, put off for checkpoints."""
+        path = Path(target)
+        if path.match(STATES):
+            self.pending.append(path)
+        else:
+            os.remove(path)
+
+
+def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """Read a runner's checkpoint on the CPU, without running code from the file (``weights_only``).
+
+    Args:
+        path: the file.
+        mmap: leave the tensors on disk until they are touched: a cheap way to look at "Step" and "Args".
+
+    Raises:
+        CheckpointError: missing, empty, cut short, not a checkpoint, or holding more than tensors and settings.
+    """
+    import torch
+
+    from s3prl_ekd.bridge.shims import apply_shims
+
+    apply_shims("core")
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path}: the checkpoint is empty (0 bytes)")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it holds a {found.group(1)}, which is not loaded from files" if found else "not a checkpoint"
+        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read (cut short, or not a checkpoint)") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: expected a runner's checkpoint, found a {type(state).__name__}")
+    return state
+
+
+def read_runner(path: str | Path, keys: tuple[str, ...], what: str, mmap: bool = False) -> dict[str, Any]:
+    """:func:`read`, and check that the runner's own ``keys`` are there.
+
+    Raises:
+        CheckpointError: also where a key is missing; the message says which and what kind was expected (``what``).
+    """
+    state = read(path, mmap)
+    for key in keys:
+        if key not in state:
+            raise CheckpointError(f"{path}: not a checkpoint of {what}: it has no {key!r}")
+    return state
+
+
+def newest(folder: str | Path, check: Callable[[Path], dict[str, Any]]) -> Path | None:
+    """The checkpoint of ``folder`` with the highest "Step" that ``check`` can read; None where there is no checkpoint.
+
+    s3prl orders by the number in the name, which puts its last one, ``states-epoch-N.ckpt``, first. Unreadable files
+    are skipped with a warning.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none can be read.
+    """
+    candidates = sorted(Path(folder).glob(STATES))
+    readable: list[tuple[int, float, Path]] = []
+    problems: list[str] = []
+    for path in candidates:
+        try:
+            state = check(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        readable.append((int(state.get("Step") or 0), path.stat().st_mtime, path))
+    if not candidates:
+        return None
+    if not readable:
+        raise CheckpointError(problems[0])
+    chosen = max(readable)[2]
+    for problem in problems:
+        log.warning("skipped: %s; going on with %s", problem, chosen.name)
+    return chosen
+
+
+def resume_from(
+    expdir: str | None, auto: bool, past_exp: str | None, check: Callable[[Path], dict[str, Any]], hint: str = ""
+) -> Path | None:
+    """The checkpoint that ``-a`` (in ``expdir``) or ``-e`` (a file or folder) means; None for a new experiment.
+
+    Raises:
+        EkdError: ``-e`` names nothing that can be continued; ``hint`` ends the message on an empty folder.
+    """
+    if auto and expdir is not None and Path(expdir).is_dir():
+        sweep(expdir)
+        found = newest(expdir, check)
+        if found is not None:
+            return found
+    if past_exp is None:
+        return None
+    past = Path(past_exp)
+    if not past.exists():
+        raise EkdError(f"-e {past}: no such checkpoint or experiment folder")
+    if past.is_file():
+        check(past)
+        return past
+    sweep(past)
+    found = newest(past, check)
+    if found is None:
+        raise EkdError(f"-e {past}: the folder holds no states-*.ckpt{hint}")
+    return found
+
+
+def sweep(folder: str | Path) -> None:
+    """Delete half-written files that a killed run left in ``folder``."""
+    for path in Path(folder).glob(".*.tmp-*"):
+        match = _TEMPORARY.match(path.name)
+        if match and not _alive(int(match.group(1))):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,245 @@
+"""``s3prl-ekd doctor``: what is installed, what s3prl needs mended, and what a given run would lack.
+
+Nothing is downloaded and no teacher is loaded. The checks themselves belong to their rooms (config, teachers, data,
+shims); here they are called one by one and their messages shown together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes.util
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from s3prl_ekd.bridge import link
+from s3prl_ekd.bridge.modules import s3prl_folder
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.version import __version__
+
+PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
+GIB = 2**30
+PIPED_WIDTH = 2_000  # columns; a table only takes as many as it needs
+MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. ``broken`` is what keeps a run from working; the exit status is 1 then."""
+
+    what: str
+    state: Literal["ok", "note", "broken"]
+    found: str
+    todo: str = ""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a config_runner.yaml: is its data there?")
+    parser.add_argument("-g", "--model-config", type=Path, metavar="FILE", help="a config_model.yaml: its teachers")
+    parser.add_argument("--data", type=Path, metavar="DATA", help="a folder that `s3prl-ekd prepare` wrote")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the tables; 1 where something needed is broken."""
+    # piped into a file or grep, every finding stays one line, however long its paths
+    console = Console(highlight=False, width=None if Console().is_terminal else PIPED_WIDTH)
+    sections: list[tuple[str, Callable[[], list[Finding]]]] = [
+        ("software", software),
+        ("s3prl", bridge),
+        ("devices", devices),
+    ]
+    if args.model_config is not None:
+        sections.append((str(args.model_config), lambda: teachers(args.model_config)))
+    if args.config is not None:
+        sections.append((str(args.config), lambda: pretraining_data(args.config)))
+    if args.data is not None:
+        sections.append((str(args.data), lambda: prepared(args.data)))
+    broken = 0
+    for title, check in sections:
+        try:
+            findings = check()
+        except EkdError as error:
+            findings = [Finding("check", "broken", str(error))]
+        _show(console, title, findings)
+        broken += sum(finding.state == "broken" for finding in findings)
+    console.print(f"{broken} broken" if broken else "nothing needed is broken")
+    return 1 if broken else 0
+
+
+def software() -> list[Finding]:
+    """Versions, and the readers of audio."""
+    rows = [Finding("python", "ok", platform.python_version()), Finding("s3prl-ekd", "ok", __version__)]
+    for name in PACKAGES:
+        try:
+            # pip may know a wheel of s3prl while a checkout on PYTHONPATH is what gets imported
+            there = name == "s3prl" and importlib.util.find_spec(name) is not None
+            file = s3prl_folder() / "version.txt" if there else None
+            known = file.read_text().strip() if file and file.is_file() else importlib.metadata.version(name)
+            rows.append(Finding(name, "ok", known))
+        except importlib.metadata.PackageNotFoundError:
+            if importlib.util.find_spec(name) is not None:  # a checkout on PYTHONPATH has no metadata
+                rows.append(Finding(name, "ok", "not installed by pip, found on the import path"))
+            else:
+                rows.append(Finding(name, "broken", "not installed", f"pip install {name}"))
+    codec = importlib.util.find_spec("torchcodec") is not None
+    program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
+    state = "ok" if library or not codec else "note"  # torchcodec alone needs it, and without either soundfile reads
+    rows.append(Finding("FFmpeg", state, f"program: {program or 'none'}; libavcodec: {library or 'none'}"))
+    text = "installed" if codec else "absent; audio is read by soundfile instead (WAV, FLAC, OGG, MP3)"
+    rows.append(Finding("torchcodec", "ok" if codec else "note", text))
+    return rows
+
+
+def bridge() -> list[Finding]:
+    """Where s3prl lies, whether its hub imports, and the mends in force."""
+    root = s3prl_folder()
+    checkout = (root.parent / ".git").exists()
+    kind = "git checkout" if checkout else "wheel"
+    linked = ", linked" if link.is_linked(root) else ""
+    rows = [Finding("folder", "ok", f"{root} ({kind}{linked})")]
+    if checkout and not linked:
+        hint = f"for its own scripts: s3prl-ekd link {root.parent}"
+        rows.append(Finding("link", "note", "not linked; our run_*.py commands need no link", hint))
+    from s3prl_ekd.bridge.register import register
+    from s3prl_ekd.bridge.shims import active_shims, apply_shims
+
+    try:
+        apply_shims("all")
+        register()
+        rows.append(Finding("hub", "ok", "imports, and has ekd_student"))
+    except Exception as error:  # whatever an unknown stack raises is what this command is asked to show
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        rows.append(Finding("hub", "broken", reason, "install the versions of constraints.txt"))
+    rows += [Finding("shim", "ok", shim.name, f"{shim.removed_by}: {shim.reason}") for shim in active_shims()]
+    return rows
+
+
+def devices() -> list[Finding]:
+    """What torch can compute on."""
+    import torch
+
+    if not torch.cuda.is_available():
+        hint = "give --device cpu; for an NVIDIA GPU install a CUDA build of torch and its driver"
+        return [Finding("cuda", "note", f"none (torch built for {torch.version.cuda or 'CPU only'})", hint)]
+    rows = []
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        bf16 = facts.major >= 8  # Ampere and later compute bf16 in hardware
+        text = f"{facts.name}, {facts.total_memory / GIB:.0f} GiB, bf16 {'yes' if bf16 else 'no'}"
+        rows.append(Finding(f"cuda:{index}", "ok", text, "" if bf16 else "set ekd.precision: fp32"))
+    return rows
+
+
+def teachers(file: Path) -> list[Finding]:
+    """The teachers of a config_model.yaml: what each is, and whether its weights are on this machine."""
+    from s3prl_ekd.config import load_model_config
+
+    config = load_model_config(file)
+    rows = [Finding("config", "ok", f"{config.ekd.mode}, {config.student.layers}-layer student")]
+    for index, teacher in enumerate(config.ekd.teachers):
+        rows.append(_teacher(teacher.name, teacher.source, teacher.layers, f"ekd.teachers[{index}]"))
+    start = config.ekd.initialise_from
+    if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
+        rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
+    return rows
+
+
+def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
+    from s3prl_ekd.teachers import sources
+
+    if source.startswith("s3prl:"):
+        # describing one of these downloads and loads it
+        return Finding(name, "note", f"{source}: known only by loading it", f"s3prl-ekd teachers {source}")
+    try:
+        described = sources.describe(source, where)
+    except EkdError as error:
+        return Finding(name, "broken", str(error))
+    shape = described.shape
+    text = f"{source}: {described.family}, {shape.layers} layers of {shape.width}"
+    wrong = [layer for layer in layers if layer > shape.layers]
+    if wrong:
+        return Finding(name, "broken", text, f"{where}.layers: {wrong[0]} > {shape.layers}")
+    if described.kind == "random":
+        return Finding(name, "note", f"{text}, random weights", "for benchmarks only")
+    if described.kind != "hub":
+        return Finding(name, "ok", f"{text}, {_size(described.path)}")
+    from s3prl.util.download import _urls_to_filepaths
+
+    url = sources.HUB[source].url
+    cached = Path(_urls_to_filepaths(url, download=False))
+    if cached.is_file():
+        return Finding(name, "ok", f"{text}, downloaded, {_size(cached)}")
+    return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {url}")
+
+
+def _size(path: Path) -> str:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 2**20:.0f} MiB"
+
+
+def pretraining_data(file: Path) -> list[Finding]:
+    """The length CSVs and audio of a config_runner.yaml."""
+    from s3prl_ekd.config import check_runner_config, read_yaml
+    from s3prl_ekd.data.lengths import read_lengths
+
+    config = check_runner_config(read_yaml(file), str(file))
+    data = config.pretrain_expert.datarc
+    rows = [Finding("config", "ok", f"{config.runner.total_steps} steps")]
+    try:
+        table = read_lengths(data)
+        text = f"{', '.join(data.sets)}: {len(table.paths)} utterances, {table.hours:.2f} h in {data.libri_root}"
+        rows.append(Finding("data", "ok", text))
+    except EkdError as error:
+        named = str(error).replace("config_runner.yaml", str(file), 1)
+        rows.append(Finding("data", "broken", named, "s3prl-ekd prepare ... --out DATA, then -c DATA/pretrain.yaml"))
+    return rows
+
+
+def prepared(folder: Path) -> list[Finding]:
+    """What of a prepared data folder is there."""
+    from s3prl_ekd.config import read_yaml
+
+    if not folder.is_dir():
+        return [Finding("folder", "broken", f"no folder {folder}", f"s3prl-ekd prepare ... --out {folder}")]
+    rows = []
+    for task in ("pr", "sid", "er", "asr"):
+        file = folder / f"{task}.yaml"
+        if not file.is_file():
+            rows.append(Finding(task, "note", f"not prepared (no {file.name})"))
+            continue
+        read_yaml(file)
+        rows.append(Finding(task, "ok", str(file)))
+    tables = sorted((folder / "pretrain").glob("*.csv"))
+    root_file = folder / "pretrain" / "root.txt"
+    if not tables:
+        rows.append(Finding("pretrain", "note", "no length CSVs in pretrain/"))
+    elif not root_file.is_file():
+        rows.append(Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again"))
+    else:
+        root = Path(root_file.read_text().strip())
+        state = "ok" if root.is_dir() else "broken"
+        todo = "" if root.is_dir() else "the audio moved away: prepare this folder again"
+        rows.append(Finding("pretrain", state, f"{', '.join(table.stem for table in tables)}; audio in {root}", todo))
+    if all(row.state == "note" for row in rows):
+        rows.append(Finding("folder", "broken", "nothing prepared here", f"s3prl-ekd prepare ... --out {folder}"))
+    return rows
+
+
+def _show(console: Console, title: str, findings: list[Finding]) -> None:
+    table = Table(box=None, pad_edge=False, title=escape(title), title_justify="left", title_style="bold")
+    for column in ("what", "state", "found", "why, or what to do"):
+        table.add_column(column, overflow="fold", no_wrap=column == "state")
+    for item in findings:
+        table.add_row(escape(item.what), MARKS[item.state], escape(item.found), escape(item.todo))
+    console.print(table)
+    console.print()

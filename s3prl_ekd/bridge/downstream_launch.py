@@ -1,0 +1,268 @@
+"""``run_downstream.py``: s3prl's downstream script and runner, from any folder, with our upstreams and task configs.
+
+The script is imported as it is; stand-ins in its namespace and in its runner's see to checkpoints, devices and paths,
+then its own ``main()`` runs. What the four tasks' configs must hold is checked in ``taskdata.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from s3prl_ekd.bridge import arguments, checkpoints
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
+from s3prl_ekd.errors import EkdError
+
+# SUPERB's short name -> s3prl's name for -d, and our config of that task.
+TASKS = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}
+CONFIGS = {downstream: f"{task}.yaml" for task, downstream in TASKS.items()}
+# Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
+S3PRL_CONFIGS = {
+    "downstream/ctc/libriphone.yaml": "pr.yaml",
+    "downstream/voxceleb1/config.yaml": "sid.yaml",
+    "downstream/emotion/config.yaml": "er.yaml",
+    "downstream/asr/config.yaml": "asr.yaml",
+}
+KEYS = ("Args", "Config", "Featurizer", "Downstream")
+
+
+def run(argv: list[str], current: Run) -> None:
+    """Parse ``argv`` with s3prl's parser, then train, evaluate or infer.
+
+    Raises:
+        EkdError: whatever the user can mend; see the messages.
+    """
+    argv, rank = arguments.take_local_rank(argv)
+    if rank is not None:
+        argv += ["--local_rank", str(rank)]
+    arguments.hide_gpu(argv)
+    arguments.with_argv(argv)
+    _Downstream(current).main()
+
+
+class _Downstream:
+    """One run: the script module, its stand-ins, and what the command line asked for."""
+
+    def __init__(self, current: Run) -> None:
+        self.current = current
+        self.s3prl = s3prl_folder()
+        self.keeper = checkpoints.Keeper()
+        self.args = Namespace()
+
+    def main(self) -> None:
+        from s3prl_ekd.bridge.register import register
+
+        register()
+        warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
+
+        import torch
+        from s3prl import run_downstream as script
+        from s3prl.downstream import runner
+
+        cuda = ModuleProxy(torch.cuda, set_device=self._set_device)
+        script.argparse = arguments.hooked_argparse(self._parsed)
+        script.torch = ModuleProxy(torch, load=self._load_resumed, cuda=cuda)
+        original = script.get_downstream_args
+        script.get_downstream_args = lambda: self._checked(*original())
+        runner.torch = ModuleProxy(torch, save=self.keeper.save)
+        runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        runner.DDP = _ddp(runner.DDP)
+        _count_steps(runner)
+        try:
+            script.main()
+        except yaml.YAMLError as error:
+            raise EkdError(f"-c {self.args.config}: not valid YAML: {' '.join(str(error).split())}") from error
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _set_device(self, device: Any) -> None:
+        """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""
+        import torch
+
+        if str(self.args.device).startswith("cuda"):
+            if int(device) >= torch.cuda.device_count():
+                raise EkdError(f"--local_rank {device}: this machine has {torch.cuda.device_count()} GPUs")
+            torch.cuda.set_device(device)
+
+    # ------------------------------------------------------------------------------------------------- arguments
+
+    def _parsed(self, args: Namespace, explicit: set[str]) -> None:
+        """Between s3prl's parser and s3prl's use of what it parsed."""
+        self.args = args
+        self.current.resumable = args.mode == "train"
+        arguments.check_override(args.override)
+        if args.init_ckpt is not None:
+            checkpoints.read_runner(args.init_ckpt, KEYS, "s3prl's downstream runner", mmap=True)
+        checkpoint = self._resume_from(args)
+        if checkpoint is not None:
+            arguments.check_device(args.device)
+            args.past_exp, args.auto_resume = str(checkpoint), False
+            return
+        if args.downstream is None:
+            raise EkdError("-d TASK is missing: ctc (PR), voxceleb1 (SID), emotion (ER), asr, or another task of s3prl")
+        self._check_task(args.downstream)
+        if args.mode == "evaluate" and args.downstream in CONFIGS and args.init_ckpt is None:
+            raise EkdError(f"-m evaluate -d {args.downstream}: no trained model; give its checkpoint with -e")
+        if args.expname is None and args.expdir is None:
+            raise EkdError(
+                "-n NAME is missing: the experiment's name (its folder is result/downstream/NAME), or -p DIR"
+            )
+        if args.upstream is None:
+            raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
+        self._check_upstream(args)
+        args.config = self._config(args.config, args.downstream)
+        arguments.check_device(args.device)
+        arguments.make_folder(args.expdir or f"result/downstream/{args.expname}")
+
+    def _resume_from(self, args: Namespace) -> Path | None:
+        """The checkpoint that -a or -e means; None for a new experiment."""
+        check = partial(checkpoints.read_runner, keys=KEYS, what="s3prl's downstream runner", mmap=True)
+        expdir = args.expdir or (f"result/downstream/{args.expname}" if args.expname else None)
+        return checkpoints.resume_from(
+            expdir, args.auto_resume, args.past_exp, check, " (a best checkpoint is to be named itself)"
+        )
+
+    def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the script reads on resuming: the experiment folder is where the checkpoint lies now."""
+        state = checkpoints.read(path)
+        saved: Namespace = state["Args"]
+        saved.expdir = str(Path(path).parent)
+        stored = getattr(saved, "upstream_ckpt", None)
+        if self.args.upstream_ckpt is not None and stored is not None and not Path(stored).exists():
+            saved.upstream_ckpt = self.args.upstream_ckpt  # the upstream has moved, and the user says where to
+        return state
+
+    def _check_task(self, name: str) -> None:
+        known = {path.parent.name for path in (self.s3prl / "downstream").glob("*/expert.py")}
+        if name in known:
+            return
+        if name in TASKS:
+            raise EkdError(f"-d {name}: s3prl calls this task -d {TASKS[name]}")
+        raise EkdError(f"-d {name}: s3prl has no such downstream task{arguments.close_names(name, known)}")
+
+    def _check_upstream(self, args: Namespace) -> None:
+        """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute."""
+        from s3prl import hub
+
+        if args.hub == "torch" and not getattr(args, "from_hf_hub", False) and args.upstream not in hub.options():
+            close = arguments.close_names(args.upstream, hub.options())
+            raise EkdError(f"-u {args.upstream}: s3prl's hub has no such upstream{close}")
+        local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
+        if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
+            raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
+        if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
+            args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
+        if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
+            args.upstream_model_config = self._model_config(args.upstream_model_config)
+        elif args.upstream_model_config is not None and local:
+            args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
+
+    @staticmethod
+    def _model_config(value: str) -> str:
+        folder = ours("pretrain")
+        names = (Path(value), folder.parent / value, folder / "ekd" / value, folder / "ekd/variants" / f"{value}.yaml")
+        for candidate in names:
+            if candidate.is_file():
+                return str(candidate.resolve())
+        raise EkdError(f"-g {value}: no such config file")
+
+    def _config(self, value: str | None, task: str) -> str:
+        """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""
+        folder = ours("downstream_configs")
+        if value is None:
+            for candidate in (Path("downstream", task, "config.yaml"), folder / CONFIGS.get(task, "-")):
+                if candidate.is_file():
+                    return str(candidate.resolve())
+            value = f"downstream/{task}/config.yaml"
+        name = str(Path(value))
+        places = [self.s3prl, folder, folder.parent]
+        if name in S3PRL_CONFIGS and not Path(name).is_file() and not (self.s3prl / name).is_file():
+            return str(folder / S3PRL_CONFIGS[name])
+        return arguments.find_config("-c", name, places)
+
+    # --------------------------------------------------------------------------------------------------- configs
+
+    def _checked(
+        self, args: Namespace, config: dict[str, Any], backup: list[str]
+    ) -> tuple[Namespace, dict[str, Any], list[str]]:
+        """After s3prl has merged arguments, config and -o: fill in what ships with us, check what it trips over."""
+        from s3prl_ekd.bridge import taskdata
+
+        self.args = args
+        self.current.expdir = Path(args.expdir)
+        source = args.init_ckpt if args.past_exp else args.config
+        if args.past_exp:
+            self._check_task(args.downstream)
+            self._check_upstream(args)
+            self._check_world(args)
+        if not isinstance(config, dict):
+            raise EkdError(f"{source}: expected a YAML file with the sections runner, optimizer, downstream_expert")
+        taskdata.complete(args, config, source=str(source), s3prl=self.s3prl)
+        return args, config, backup
+
+    @staticmethod
+    def _check_world(args: Namespace) -> None:
+        """s3prl continues a distributed run only with as many processes; it says so with bare assertions."""
+        if args.mode != "train":
+            return
+        state = checkpoints.read(args.init_ckpt, mmap=True)
+        before = int(state.get("WorldSize", 1)) if state["Args"].local_rank is not None else 0
+        now = int(os.environ.get("WORLD_SIZE", "1")) if args.local_rank is not None else 0
+        if before != now:
+            words = {0: "without torchrun"}
+            old = words.get(before, f"on {before} processes")
+            new = words.get(now, f"on {now} processes")
+            raise EkdError(f"{args.init_ckpt}: trained {old}, cannot continue {new}")
+
+
+def _count_steps(runner: ModuleType) -> None:
+    """Let every rank of a distributed run stop at total_steps.
+
+    s3prl's runner counts steps in its progress bar, and only rank 0 moves it: the others train on until their peer is
+    gone, and fail. Here their bar moves with ``optimizer.zero_grad``, which the runner calls once a step.
+    """
+    bars: list[Any] = []
+    make_bar, make_optimizer = runner.tqdm, runner.get_optimizer
+
+    def tqdm(*args: Any, **kwargs: Any) -> Any:
+        bar = make_bar(*args, **kwargs)
+        if kwargs.get("desc") == "overall":
+            bars[:] = [bar]
+        return bar
+
+    def get_optimizer(*args: Any, **kwargs: Any) -> Any:
+        optimizer = make_optimizer(*args, **kwargs)
+        if not runner.is_leader_process():
+            zero_grad = optimizer.zero_grad
+
+            def counted(*args: Any, **kwargs: Any) -> None:
+                zero_grad(*args, **kwargs)
+                bars[0].update(1)
+
+            optimizer.zero_grad = counted
+        return optimizer
+
+    tqdm.write = make_bar.write
+    runner.tqdm, runner.get_optimizer = tqdm, get_optimizer
+
+
+def _ddp(original: Any) -> Any:
+    """DistributedDataParallel as s3prl's runner needs it.
+
+    ``device_ids=[local_rank]`` is passed for models on the CPU too, where it is an error. And rank 0 evaluates alone
+    with the wrapped model, so its forward must not exchange buffers (s3prl's hold the best score, which is rank 0's).
+    """
+
+    def build(model: Any, device_ids: Any = None, **kwargs: Any) -> Any:
+        on_gpu = all(parameter.is_cuda for parameter in model.parameters())
+        return original(model, device_ids=device_ids if on_gpu else None, broadcast_buffers=False, **kwargs)
+
+    return build

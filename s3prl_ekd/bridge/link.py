@@ -1,0 +1,189 @@
+"""``s3prl-ekd link`` and ``unlink``: a git checkout of s3prl whose own, unmodified scripts know this project.
+
+``link`` adds two thin folders (``s3prl/pretrain/ekd``, ``s3prl/upstream/ekd_student``) and a marked block at the top of
+two files, ``s3prl/hub.py`` and ``s3prl/pretrain/__init__.py``. A block applies the mends of ``shims.py`` before
+anything else there is imported: s3prl's ``run_downstream.py`` starts with ``hub``, ``run_pretrain.py`` with
+``pretrain``. ``unlink`` takes out the blocks and the files that ``link`` wrote. The command line is in
+``link_command.py`` and ``unlink_command.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+from s3prl_ekd.bridge.modules import ours
+from s3prl_ekd.bridge.register import UPSTREAMS
+from s3prl_ekd.errors import EkdError
+
+BEGIN = "# >>> s3prl-ekd: made by `s3prl-ekd link`, removed by `s3prl-ekd unlink` >>>"
+END = "# <<< s3prl-ekd <<<"
+RECORD = ".s3prl-ekd.json"  # in each folder that link makes: file -> SHA-256 of what link wrote
+
+_SHIMS = "from s3prl_ekd.bridge.shims import apply_shims as _ekd_apply_shims\n\n_ekd_apply_shims()\n"
+_NAMES = ", ".join(UPSTREAMS)
+BLOCKS = {
+    "hub.py": f"{_SHIMS}from s3prl.upstream.ekd_student.hubconf import {_NAMES}\n",
+    "pretrain/__init__.py": _SHIMS,
+}
+_PATTERN = re.compile(rb"^" + re.escape(BEGIN.encode()) + rb".*?^" + re.escape(END.encode()) + rb"\r?\n?", re.M | re.S)
+
+
+def link(checkout: Path) -> list[str]:
+    """Make ``run_pretrain.py -u ekd`` and ``run_downstream.py -u ekd_student`` of a checkout work.
+
+    Everything is checked before the first file is written; linking again changes nothing more, and brings the files
+    of an older version up to date except where the user edited them.
+
+    Args:
+        checkout: the folder that ``git clone`` made.
+
+    Returns:
+        The paths changed, relative to ``checkout``; empty where everything was in place.
+
+    Raises:
+        EkdError: no git checkout of s3prl; a folder of ours exists and is not from ``link``; a broken marked block.
+    """
+    root = _package(checkout)
+    texts = {name: _with_block(root / name, body) for name, body in BLOCKS.items()}
+    folders = {root / name: files for name, files in _folders().items()}
+    for folder in folders:
+        if folder.exists() and not (folder / RECORD).is_file():
+            raise EkdError(f"{folder}: exists and was not made by `s3prl-ekd link`; move it away first")
+    records = {folder: _record(folder) for folder in folders}
+    changed = []
+    for folder, files in folders.items():
+        for name, content in files.items():
+            if _write(folder / name, content, records[folder].get(name)):
+                changed.append(folder / name)
+        hashes = {name: _hash(content) for name, content in files.items()}
+        (folder / RECORD).write_text(json.dumps(records[folder] | hashes, indent=1) + "\n")
+    for name, text in texts.items():  # last: the blocks import what the folders hold
+        if text != (root / name).read_bytes():
+            (root / name).write_bytes(text)
+            changed.append(root / name)
+    return [str(path.relative_to(root.parent)) for path in changed]
+
+
+def unlink(checkout: Path) -> tuple[list[str], list[str]]:
+    """Undo :func:`link`, byte for byte.
+
+    Returns:
+        Paths relative to ``checkout``: what was removed or restored, and what stays because the user edited or added
+        it (configs, results).
+
+    Raises:
+        EkdError: no git checkout of s3prl, or a broken marked block.
+    """
+    root = _package(checkout)
+    texts = {name: _without_block(root / name) for name in BLOCKS}
+    records = {root / name: _record(root / name) for name in _folders()}
+    changed, kept = [], []
+    for name, text in texts.items():
+        if text != (root / name).read_bytes():
+            (root / name).write_bytes(text)
+            changed.append(root / name)
+    for folder, record in records.items():
+        if not record:
+            continue
+        for name, written in record.items():
+            if (folder / name).is_file() and _hash((folder / name).read_bytes()) == written:
+                (folder / name).unlink()
+        (folder / RECORD).unlink()
+        for cache in list(folder.rglob("__pycache__")):
+            shutil.rmtree(cache)
+        for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
+            if not any(path.iterdir()):
+                path.rmdir()
+        left = sorted(path for path in folder.rglob("*") if path.is_file())
+        kept += left
+        if not left:
+            folder.rmdir()
+        changed.append(folder)
+    return [str(path.relative_to(root.parent)) for path in changed], [
+        str(path.relative_to(root.parent)) for path in kept
+    ]
+
+
+def is_linked(root: Path) -> bool:
+    """Whether the package folder ``root`` (CHECKOUT/s3prl) holds every marked block."""
+    return all((root / name).is_file() and _PATTERN.search((root / name).read_bytes()) for name in BLOCKS)
+
+
+def _package(checkout: Path) -> Path:
+    """CHECKOUT/s3prl of a git checkout."""
+    checkout = Path(checkout).expanduser()
+    root = checkout / "s3prl"
+    needed = [root / name for name in ("run_pretrain.py", "run_downstream.py", "upstream/__init__.py", *BLOCKS)]
+    missing = next((path for path in needed if not path.is_file()), None)
+    if missing is not None:
+        raise EkdError(f"{checkout}: no git checkout of s3prl (there is no {missing.relative_to(checkout)})")
+    if not (checkout / ".git").exists():  # a file in work trees and submodules
+        raise EkdError(f"{checkout}: no git checkout of s3prl (there is no .git); the wheel needs no link")
+    return root.resolve()
+
+
+def _folders() -> dict[str, dict[str, bytes]]:
+    """Folder -> file -> content that link writes."""
+    task = ours("pretrain") / "ekd"
+    configs = [path for path in task.rglob("*.yaml") if path.is_file()]
+    doc = '"""Made by `s3prl-ekd link`; the code is in the installed package s3prl_ekd."""\n'
+    expert = "from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert  # noqa: F401\n"
+    entries = f"from s3prl_ekd.upstream.ekd_student.hubconf import {_NAMES}  # noqa: F401\n"
+    return {
+        "pretrain/ekd": {
+            "__init__.py": doc.encode(),
+            "pretrain_expert.py": f"{doc}\n{expert}".encode(),
+            **{path.relative_to(task).as_posix(): path.read_bytes() for path in sorted(configs)},
+        },
+        "upstream/ekd_student": {"__init__.py": doc.encode(), "hubconf.py": f"{doc}\n{entries}".encode()},
+    }
+
+
+def _write(file: Path, content: bytes, before: str | None) -> bool:
+    """Write ``content`` unless it is there, or the user edited what link wrote (``before`` is its hash)."""
+    if file.is_file():
+        found = file.read_bytes()
+        if found == content or _hash(found) != before:
+            return False
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    return True
+
+
+def _record(folder: Path) -> dict[str, str]:
+    file = folder / RECORD
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text())
+    except ValueError as error:
+        raise EkdError(f"{file}: is damaged; remove {folder} by hand") from error
+    if not isinstance(record, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in record):
+        raise EkdError(f"{file}: is damaged; remove {folder} by hand")
+    return record
+
+
+def _without_block(file: Path) -> bytes:
+    text = _PATTERN.sub(b"", file.read_bytes())
+    if BEGIN.encode() in text or END.encode() in text:
+        raise EkdError(f"{file}: a marker line of s3prl-ekd without its partner; take the marked lines out by hand")
+    return text
+
+
+def _with_block(file: Path, body: str) -> bytes:
+    block = f"{BEGIN}\n{body}{END}\n".encode()
+    text = block + _without_block(file)
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError) as error:  # a `from __future__` line or a byte-order mark must come first
+        raise EkdError(f"{file}: not valid Python with our lines on top ({error.args[0]})") from error
+    return text
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,76 @@
+"""Mends of torchaudio: what its 2.9 release removed and s3prl still calls. The registry is ``shims.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import warnings
+import wave
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.bridge.modules import stand_in
+from s3prl_ekd.errors import EkdError
+
+
+def apply_set_audio_backend() -> None:
+    import torchaudio
+
+    def set_audio_backend(backend: str | None = None) -> None:
+        """Nothing to choose: there has been one reader since torchaudio 2.1."""
+
+    torchaudio.set_audio_backend = set_audio_backend
+
+
+def sox_needed() -> bool:
+    import torchaudio  # noqa: F401  (find_spec of a submodule needs its parent)
+
+    return importlib.util.find_spec("torchaudio.sox_effects") is None
+
+
+def apply_sox_effects() -> None:
+    import torchaudio
+
+    def removed(*args: Any, **kwargs: Any) -> None:
+        raise EkdError(f"sox effects: torchaudio {torchaudio.__version__} has none (2.8 was the last that had)")
+
+    module = stand_in("torchaudio.sox_effects", "Names only: this torchaudio has no sox effects.")
+    module.apply_effects_tensor = removed
+    module.apply_effects_file = removed
+    torchaudio.sox_effects = module
+
+
+def load_broken() -> bool:
+    """Whether torchaudio.load fails on a 0.01 s WAV file, whatever the reason (no torchcodec, no FFmpeg, no reader)."""
+    import torchaudio
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "probe.wav")
+        with wave.open(str(path), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(b"\0\0" * 160)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                torchaudio.load(str(path))
+        except Exception:  # ImportError, RuntimeError, OSError: each release fails in its own way
+            return True
+    return False
+
+
+def apply_load() -> None:
+    import torchaudio
+
+    from s3prl_ekd.bridge import torchaudio_io
+
+    torchaudio.load = torchaudio_io.load
+
+
+def apply_info() -> None:
+    import torchaudio
+
+    from s3prl_ekd.bridge import torchaudio_io
+
+    torchaudio.info = torchaudio_io.info

@@ -1,0 +1,74 @@
+"""Where s3prl lies, and stand-ins for modules inside one module's namespace; nothing here imports torch or s3prl.
+
+s3prl's scripts read ``os``, ``torch`` and ``argparse`` as globals of their own module. Putting a :class:`ModuleProxy`
+there changes a call for that script alone, and leaves the module itself as everyone else sees it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+
+PACKAGE = Path(__file__).resolve().parent.parent  # s3prl_ekd/
+
+
+class ModuleProxy(ModuleType):
+    """A module that answers some names itself and passes all others on.
+
+    Usage: ``runner.os = ModuleProxy(os, remove=remove_later)``.
+    """
+
+    def __init__(self, target: ModuleType, **replaced: Any) -> None:
+        super().__init__(target.__name__, target.__doc__)
+        self.__dict__.update(replaced, _target=target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_target"], name)
+
+
+def s3prl_folder() -> Path:
+    """The folder of the package s3prl that would be imported: a wheel's, or a git checkout's on PYTHONPATH.
+
+    Raises:
+        EkdError: s3prl is not installed.
+    """
+    spec = importlib.util.find_spec("s3prl")
+    if spec is None or not spec.submodule_search_locations:
+        raise EkdError("s3prl is not installed: pip install s3prl, or put a git checkout on PYTHONPATH")
+    return Path(list(spec.submodule_search_locations)[0])
+
+
+def ours(name: str) -> Path:
+    """A folder of this package as installed: "pretrain", "downstream_configs" or "resources".
+
+    In a source checkout pretrain/ and downstream_configs/ lie beside s3prl_ekd/ and are mapped into it by package_dir.
+    """
+    spec = importlib.util.find_spec(f"s3prl_ekd.{name}")
+    if spec is None or not spec.submodule_search_locations:
+        raise EkdError(f"s3prl_ekd.{name} is missing from this installation: reinstall s3prl-ekd")
+    return Path(list(spec.submodule_search_locations)[0])
+
+
+def stand_in(name: str, doc: str, package: bool = False) -> ModuleType:
+    """An empty module that imports and ``find_spec`` find under ``name``."""
+    module = ModuleType(name, doc)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=package)
+    if package:
+        module.__path__ = []
+    sys.modules[name] = module
+    return module
+
+
+def lacks(module: str, attribute: str) -> Callable[[], bool]:
+    def needed() -> bool:
+        return not hasattr(importlib.import_module(module), attribute)
+
+    return needed

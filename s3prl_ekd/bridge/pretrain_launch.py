@@ -1,0 +1,258 @@
+"""``run_pretrain.py``: s3prl's pretraining script and runner, from any folder, with ``-u ekd`` among its tasks.
+
+s3prl's script expects to be started inside its own package folder (bare imports, ``os.listdir('pretrain/')``, default
+configs relative to the current folder). Here that script is loaded as it is, its globals ``os``, ``torch`` and
+``argparse`` are replaced by stand-ins, and its own ``main()`` runs. What downstream training needs too is in
+``arguments.py``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import sys
+import warnings
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+
+from s3prl_ekd.bridge import arguments, checkpoints
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
+from s3prl_ekd.config import check_runner_config
+from s3prl_ekd.errors import EkdError
+
+log = logging.getLogger(__name__)
+
+KEYS = ("Optimizer", "Step", "Args", "Config")
+
+
+def run(argv: list[str], current: Run) -> None:
+    """Parse ``argv`` with s3prl's parser and train.
+
+    Raises:
+        EkdError: whatever the user can mend; see the messages.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EkdError("run_pretrain.py trains in one process; start it without torchrun (several GPUs: not yet)")
+    arguments.hide_gpu(argv)
+    arguments.with_argv(argv)
+    _Pretraining(current).main()
+
+
+class _Pretraining:
+    """One run: the script module, its stand-ins, and what the command line asked for."""
+
+    def __init__(self, current: Run) -> None:
+        self.current = current
+        self.s3prl = s3prl_folder()
+        self.tasks = _tasks(self.s3prl / "pretrain")
+        self.our_tasks = _tasks(ours("pretrain"))
+        self.keeper = checkpoints.Keeper()
+        self.explicit: dict[str, Any] = {}
+        self.source = "config_runner.yaml"  # where the runner config came from, for messages
+        self.config: dict[str, Any] = {}
+
+    def main(self) -> None:
+        script = self._load()
+        try:
+            script.main()
+        except yaml.YAMLError as error:
+            raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
+        except EkdError as error:
+            # s3prl hands an expert one section of the runner config, so the expert cannot know the file's name
+            named = re.sub(r"^config_runner\.yaml(?=:)", lambda _: self.source, str(error))
+            raise EkdError(named) from error
+
+    def _load(self) -> ModuleType:
+        """Load s3prl's script and runner and put the stand-ins into their namespaces."""
+        from s3prl_ekd.bridge.shims import apply_shims
+
+        apply_shims("core")
+        warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
+        folder = str(self.s3prl)
+        if sys.path[:1] != [folder]:
+            sys.path.insert(0, folder)  # the script's bare imports: pretrain, upstream, utility, optimizers, schedulers
+        spec = importlib.util.spec_from_file_location("s3prl_run_pretrain", self.s3prl / "run_pretrain.py")
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+
+        import torch
+
+        from s3prl_ekd.bridge.scaler import TrackedGradScaler
+
+        # as s3prl's run_downstream.py: file descriptors run out, and their server thread prints when workers are ended
+        torch.multiprocessing.set_sharing_strategy("file_system")
+        script.argparse = arguments.hooked_argparse(self._parsed)
+        script.os = ModuleProxy(os, listdir=self._listdir)
+        script.torch = ModuleProxy(torch, load=self._load_resumed)
+        script.copyfile = self._copyfile
+        original = script.get_pretrain_args
+        script.get_pretrain_args = lambda: self._checked(*original())
+
+        runner = importlib.import_module("pretrain.runner")
+        amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
+        cuda = ModuleProxy(torch.cuda, amp=amp)
+        runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
+        runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        return script
+
+    def _listdir(self, path: str = ".") -> list[str]:
+        if path == "pretrain/":
+            return sorted({*self.tasks, *self.our_tasks})
+        return os.listdir(path)
+
+    def _copyfile(self, source: str, target: str) -> None:
+        # `-g EXPDIR/config_model.yaml -p EXPDIR` copies a file onto itself
+        if Path(source).resolve() != Path(target).resolve():
+            shutil.copyfile(source, target)
+
+    # ------------------------------------------------------------------------------------------------- arguments
+
+    def _parsed(self, args: Namespace, explicit: set[str]) -> None:
+        """Between s3prl's parser and s3prl's use of what it parsed."""
+        self.explicit = {name: getattr(args, name) for name in explicit}
+        arguments.check_override(args.override)
+        if args.expname is None and args.expdir is not None:
+            args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
+        if args.expdir is None and args.expname is not None:
+            args.expdir = f"result/pretrain/{args.expname}"
+        checkpoint = self._resume_from(args)
+        if checkpoint is not None:
+            if "config" in explicit or "upstream_config" in explicit:
+                log.warning("continuing %s: its own configs are used, -c and -g are not read", checkpoint)
+            args.past_exp, args.auto_resume = str(checkpoint), False
+            return
+        if args.expname is None:
+            raise EkdError("-n NAME is missing: the experiment's name (its folder is result/pretrain/NAME), or -p DIR")
+        if args.upstream is None:
+            raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
+        args.config = self._config("-c", args.config, args.upstream, "config_runner.yaml")
+        args.upstream_config = self._config("-g", args.upstream_config, args.upstream, "config_model.yaml")
+        arguments.check_device(args.device)
+        arguments.make_folder(args.expdir)
+        self._prepare(args.upstream)
+
+    def _resume_from(self, args: Namespace) -> Path | None:
+        """The checkpoint that -a or -e means; None for a new experiment."""
+        check = partial(self._readable, upstream=args.upstream)
+        return checkpoints.resume_from(args.expdir, args.auto_resume, args.past_exp, check)
+
+    @staticmethod
+    def _readable(path: Path, upstream: str | None) -> dict[str, Any]:
+        state = checkpoints.read_runner(path, KEYS, "s3prl's pretraining runner", mmap=True)
+        made_by = getattr(state["Args"], "upstream", None)
+        if upstream is not None and made_by != upstream:
+            raise checkpoints.CheckpointError(f"{path}: a checkpoint of -u {made_by}, not of -u {upstream}")
+        return state
+
+    def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the script reads on resuming; the script then lets every argument of the checkpoint win.
+
+        Three must not come from there: where the run lies now, the device, and a new -o.
+        """
+        state = checkpoints.read(path)
+        saved: Namespace = state["Args"]
+        saved.expdir = str(Path(path).parent)
+        saved.auto_resume, saved.past_exp = False, str(path)
+        for name in ("device", "override", "multi_gpu"):
+            if name in self.explicit:
+                setattr(saved, name, self.explicit[name])
+        return state
+
+    def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the runner reads on resuming.
+
+        The optimizers' schedules hold the number of steps that they were made for, and come back from the checkpoint
+        with it: a run made longer with ``-o config.runner.total_steps=N`` would go on at a learning rate of zero.
+        """
+        state = checkpoints.read(path)
+        for group in state["Optimizer"].get("param_groups", []):
+            schedule = group.get("schedule")
+            if getattr(schedule, "t_total", -1) > 0:
+                schedule.t_total = float(self.config["runner"]["total_steps"])
+        return state
+
+    def _config(self, flag: str, value: str | None, task: str, default: str) -> str:
+        """An absolute path for -c or -g: as given, of the task's folder (ours or s3prl's), or a variant's bare name."""
+        mine, theirs = ours("pretrain"), self.s3prl / "pretrain"
+        if value is None:
+            for folder in (mine / task, theirs / task):
+                if (folder / default).is_file():
+                    return str(folder / default)
+            raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{default}")
+        variants = mine / task / "variants"
+        names = [value, f"{value}.yaml"] if "/" not in value else [value]
+        for name in names:
+            places = (mine.parent, mine, mine / task, variants, self.s3prl, theirs / task)
+            # "pretrain/ekd/x.yaml" is meant from the folder that holds pretrain/; ours may be installed under another.
+            inner = re.sub(r"^(\./)?pretrain/", "", name)
+            for candidate in (Path(name), *(place / name for place in places), mine / inner):
+                if candidate.is_file():
+                    return str(candidate.resolve())
+        known = [path.stem for path in variants.glob("*.yaml")] if flag == "-g" else []
+        hint = f"; variants by name: {', '.join(sorted(known))}" if known else ""
+        raise EkdError(f"{flag} {value}: no such config file{hint}")
+
+    def _prepare(self, task: str) -> None:
+        """Make ``pretrain.<task>.pretrain_expert`` importable, as the runner will ask for it."""
+        if task in self.our_tasks:
+            import pretrain  # s3prl's package: its folder is the first on sys.path
+
+            name = f"s3prl_ekd.pretrain.{task}"
+            # The same module objects under both names, so that classes compare equal wherever they come from.
+            sys.modules[f"pretrain.{task}"] = importlib.import_module(name)
+            sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
+            setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
+        else:
+            from s3prl_ekd.bridge.shims import apply_shims
+
+            apply_shims("pretrain")
+
+    # --------------------------------------------------------------------------------------------------- configs
+
+    def _checked(self, args: Namespace, config: dict[str, Any]) -> tuple[Namespace, dict[str, Any]]:
+        """After s3prl has merged arguments, configs and -o: check what it would meet with a bare assertion."""
+        self.current.expdir, self.config = Path(args.expdir), config
+        self.source = source = str(args.init_ckpt or args.config)
+        if args.init_ckpt is not None:
+            arguments.check_device(args.device)
+            self._prepare(args.upstream)
+        if args.upstream in self.our_tasks:  # its files are checked models; its expert checks the data behind them
+            check_runner_config(config, source)
+            return args, config
+        for section in ("runner", "optimizer", "pretrain_expert"):
+            if not isinstance(config, dict) or not isinstance(config.get(section), dict):
+                raise EkdError(f"{source}: the section {section!r} is missing")
+        rules = config["runner"]
+        for key in ("n_epochs", "total_steps", "log_step", "save_step", "max_keep", "gradient_accumulate_steps"):
+            if not isinstance(rules.get(key), int):
+                raise EkdError(f"{source}: runner.{key}: expected a whole number, found {rules.get(key)!r}")
+        for key in ("log_step", "save_step"):
+            if rules["n_epochs"] <= 0 and rules["total_steps"] <= rules[key]:
+                raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below total_steps {rules['total_steps']}")
+        _check_lengths(source, config["pretrain_expert"].get("datarc") or {})
+        return args, config
+
+
+def _check_lengths(source: str, datarc: dict[str, Any]) -> None:
+    """The files of s3prl's own bucket datasets: file_path/SET.csv and the audio folder libri_root."""
+    root = datarc.get("libri_root")
+    if root is not None and not Path(root).is_dir():
+        raise EkdError(f"{source}: pretrain_expert.datarc.libri_root: {root}: no such folder")
+    for name in datarc.get("sets") or []:
+        table = Path(datarc.get("file_path", ""), f"{name}.csv")
+        if not table.is_file():
+            raise EkdError(f"{source}: pretrain_expert.datarc: {table}: no such table of lengths")
+
+
+def _tasks(folder: Path) -> set[str]:
+    return {path.parent.name for path in folder.glob("*/pretrain_expert.py")}

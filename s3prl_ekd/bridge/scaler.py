@@ -1,0 +1,41 @@
+"""The fp16 loss scaler of s3prl's pretraining runner, made reachable for the pretraining expert.
+
+The runner makes a GradScaler as a local variable and never saves it. The launcher puts :class:`TrackedGradScaler` in
+its place, so that the expert can write its state into the checkpoint and have it restored::
+
+    state["scaler"] = scaler.state_dict() if (scaler := current_scaler()) else None     # on saving
+    load_state_on_create(state["scaler"])                                               # on loading
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+
+_current: weakref.ref | None = None
+_pending: dict[str, Any] | None = None
+
+
+class TrackedGradScaler(torch.amp.GradScaler):
+    """``torch.amp.GradScaler("cuda", ...)`` that registers itself, and takes up a waiting state when it is made."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cuda", *args, **kwargs)
+        global _current, _pending
+        _current = weakref.ref(self)
+        if _pending and self.is_enabled():
+            self.load_state_dict(_pending)
+        _pending = None
+
+
+def current_scaler() -> TrackedGradScaler | None:
+    """The newest scaler that is still in use, or None (no fp16, or not started through our launcher)."""
+    return _current() if _current is not None else None
+
+
+def load_state_on_create(state: dict[str, Any] | None) -> None:
+    """Keep a ``GradScaler.state_dict()`` for the next scaler: the runner makes it after the expert has loaded."""
+    global _pending
+    _pending = dict(state) if state else None

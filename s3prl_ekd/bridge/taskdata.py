@@ -1,0 +1,226 @@
+"""The configs of the four tasks before s3prl's experts read them: shipped files filled in, missing data named.
+
+Each check answers one bare assertion, KeyError or IndexError of s3prl's datasets with a line that names the key and the
+value. Tasks other than ctc (libriphone), voxceleb1, emotion and asr pass unchanged.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pickle
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.bridge.modules import ours
+from s3prl_ekd.errors import EkdError
+
+SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
+SPEAKERS = 1251  # s3prl's fixed number of classes in SID: ids 10001 to 11251 (downstream/voxceleb1/dataset.py)
+SPLITS = {"1": "train", "2": "dev", "3": "test"}  # first column of VoxCeleb1's split file
+
+
+def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) -> None:
+    """Fill in and check ``config`` in place.
+
+    Args:
+        args: s3prl's arguments (``downstream``, ``mode``, ``evaluate_split``, ``expdir`` are read).
+        config: the merged downstream config.
+        source: file the config came from, for messages.
+        s3prl: folder of the package s3prl, where relative paths of its own configs are looked up.
+
+    Raises:
+        EkdError: a section, folder or file is missing.
+    """
+    for section in ("runner", "optimizer", "downstream_expert"):
+        if not isinstance(config.get(section), dict):
+            raise EkdError(f"{source}: the section {section!r} is missing")
+    task = {"ctc": _phones, "voxceleb1": _speakers, "emotion": _emotion, "asr": _speech}.get(args.downstream)
+    if task is not None:
+        task(args, _Section(source, config["downstream_expert"], "downstream_expert", s3prl))
+
+
+class _Section:
+    """A part of the config that knows its own key path and says what is wrong with a value."""
+
+    def __init__(self, source: str, values: dict[str, Any], path: str, s3prl: Path) -> None:
+        self.source, self.values, self.path, self.s3prl = source, values, path, s3prl
+
+    def section(self, key: str) -> _Section:
+        values = self.values.get(key)
+        if not isinstance(values, dict):
+            raise EkdError(f"{self.source}: {self.path}.{key}: the section is missing")
+        return _Section(self.source, values, f"{self.path}.{key}", self.s3prl)
+
+    def wrong(self, key: str, what: str) -> EkdError:
+        return EkdError(f"{self.source}: {self.path}.{key}: {what}; give it with -o config.{self.path}.{key}=...")
+
+    def get(self, key: str) -> Any:
+        if self.values.get(key) is None:
+            raise self.wrong(key, "is missing")
+        return self.values[key]
+
+    def folder(self, key: str) -> Path:
+        value = str(self.get(key))
+        if not Path(value).is_dir():
+            value = self._found(value)
+        if not Path(value).is_dir():
+            raise self.wrong(key, f"{value}: no such folder")
+        self.values[key] = value
+        return Path(value)
+
+    def file(self, key: str) -> Path:
+        self.values[key] = self._found(str(self.get(key)))
+        if not Path(self.values[key]).is_file():
+            raise self.wrong(key, f"{self.values[key]}: no such file")
+        return Path(self.values[key])
+
+    def files(self, key: str) -> None:
+        values = self.get(key)
+        if not isinstance(values, list):
+            raise self.wrong(key, f"{values!r}: expected a list of files")
+        self.values[key] = [self._found(str(value)) for value in values]
+        for value in self.values[key]:
+            if not Path(value).is_file():
+                raise self.wrong(key, f"{value}: no such file")
+
+    def _found(self, value: str) -> str:
+        """The path as it is, as s3prl's own folder has it, or the file that we ship under this name."""
+        path = Path(value)
+        if path.exists():
+            return value
+        if not path.is_absolute():
+            if (self.s3prl / path).exists():
+                return str(self.s3prl / path)
+            if path.name in SHIPPED:
+                return str(ours("resources") / path.name)
+        return value
+
+
+def _splits(section: _Section, key: str) -> list[str]:
+    value = section.get(key)
+    if not isinstance(value, list):
+        raise section.wrong(key, f"{value!r}: expected a list of split names")
+    return value
+
+
+def _used(args: Namespace, names: tuple[str, ...]) -> tuple[str, ...]:
+    return names if args.mode == "train" else (args.evaluate_split,)
+
+
+def _phones(args: Namespace, expert: _Section) -> None:
+    corpus = expert.section("corpus")
+    expert.section("text").file("vocab_file")
+    _keep_workers()
+    if str(corpus.get("name")).lower() != "libriphone":
+        return
+    corpus.files("lexicon")
+    root = corpus.folder("path")
+    for split in _used(args, ("train", "dev")):
+        if split not in ("train", "dev", "test"):
+            raise EkdError(f"-t {split}: ctc knows the splits train, dev and test")
+        for name in _splits(corpus, split):
+            if not (root / name).is_dir():
+                raise corpus.wrong(split, f"{root / name}: no such folder")
+
+
+def _keep_workers() -> None:
+    """Give s3prl's ctc loader a copy of the corpus section for each loader that it makes.
+
+    It pops num_workers from the section, so that every later loader, and evaluation from a checkpoint, ran 12 workers.
+    """
+    expert = importlib.import_module("s3prl.downstream.ctc.expert")
+    original = importlib.import_module("s3prl.downstream.ctc.data").load_dataset
+    expert.load_dataset = lambda split, tokenizer, corpus: original(split, tokenizer, dict(corpus))
+
+
+def _speech(args: Namespace, expert: _Section) -> None:
+    data = expert.section("datarc")
+    data.values.setdefault("dict_path", "char.dict")
+    data.file("dict_path")
+    data.folder("libri_root")
+    tables = data.folder("bucket_file")
+    if args.mode == "inference":
+        return
+    for split in _used(args, ("train",)):
+        if split not in data.values:
+            known = [key for key in data.values if key.startswith(("train", "dev", "test")) and "batch" not in key]
+            raise EkdError(f"-t {split}: {expert.source} has no {data.path}.{split}; it has {', '.join(known)}")
+        for name in _splits(data, split):
+            if not (tables / f"{name}.csv").is_file():
+                raise data.wrong("bucket_file", f"{tables / name}.csv: no such table of lengths (split {split!r})")
+
+
+def _emotion(args: Namespace, expert: _Section) -> None:
+    data = expert.section("datarc")
+    root, tables = data.folder("root"), data.folder("meta_data")
+    fold = str(data.values.get("test_fold") or getattr(args, "downstream_variant", None) or "fold1")
+    for name in ("train", "test"):
+        table = tables / fold.replace("fold", "Session") / f"{name}_meta_data.json"
+        if not table.is_file():
+            raise data.wrong("test_fold", f"{fold}: {table}: no such file")
+        try:
+            entries = json.loads(table.read_text())["meta_data"]
+            paths = [entry["path"] for entry in entries]
+        except (ValueError, KeyError, TypeError) as error:
+            raise EkdError(f"{table}: expected labels and meta_data: [{{path, label, speaker}}] ({error!r})") from error
+        if not paths:
+            raise EkdError(f"{table}: lists no utterance")
+        for path in paths:
+            if not (root / path).is_file():
+                raise EkdError(f"{table}: {path}: no such file below {root} ({data.path}.root)")
+
+
+def _speakers(args: Namespace, expert: _Section) -> None:
+    """Find the audio of every line of the split file, and hand s3prl the lists.
+
+    s3prl keeps such lists in a cache inside its installed package, under the split's name only, so that a second corpus
+    gets the first one's files. Here they go into the experiment folder and are made anew for every run.
+    """
+    data = expert.section("datarc")
+    root, table = data.folder("file_path"), data.file("meta_data")
+    lists = speaker_lists(root, table, key=f"{expert.source}: {data.path}")
+    for split in SPLITS.values():
+        if not lists[split] and (split != "test" or args.mode != "train"):
+            raise EkdError(f"{table}: lists no utterance for {split}")
+    cache = Path(args.expdir, ".files").resolve()
+    cache.mkdir(parents=True, exist_ok=True)
+    for split, files in lists.items():
+        temporary = cache / f"{split}.pkl.{os.getpid()}"
+        temporary.write_bytes(pickle.dumps(files))
+        os.replace(temporary, cache / f"{split}.pkl")
+    dataset = importlib.import_module("s3prl.downstream.voxceleb1.dataset")
+    dataset.CACHE_PATH = f"{cache}/"
+
+
+def speaker_lists(root: Path, table: Path, key: str) -> dict[str, list[str]]:
+    """Audio files by split ("train", "dev", "test"), in the order of the split file.
+
+    Args:
+        root: folder of VoxCeleb1: ``*/wav/idNNNNN/VIDEO/CLIP.wav``.
+        table: lines of ``1|2|3 idNNNNN/VIDEO/CLIP.wav``.
+        key: config key of both, for messages.
+
+    Raises:
+        EkdError: a malformed line, an id outside 10001..11251, or an utterance without audio.
+    """
+    parts = sorted(path for path in root.glob("*/wav") if path.is_dir())
+    if not parts:
+        raise EkdError(f"{key}.file_path: {root}: has no */wav/ folder")
+    lists: dict[str, list[str]] = {split: [] for split in SPLITS.values()}
+    for number, line in enumerate(table.read_text().splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        speaker = words[1].split("/")[0] if len(words) == 2 else ""
+        if words[0] not in SPLITS or not (speaker.startswith("id") and speaker[2:].isdigit()):
+            raise EkdError(f"{table}:{number}: {line!r}: expected '1|2|3 idNNNNN/VIDEO/CLIP.wav'")
+        if not 10001 <= int(speaker[2:]) <= 10000 + SPEAKERS:
+            raise EkdError(f"{table}:{number}: {speaker}: s3prl's SID knows id10001 to id{10000 + SPEAKERS}")
+        found = next((part / words[1] for part in parts if (part / words[1]).is_file()), None)
+        if found is None:
+            raise EkdError(f"{table}:{number}: {words[1]}: no such file in a */wav/ folder of {root}")
+        lists[SPLITS[words[0]]].append(str(found))
+    return lists

@@ -1,0 +1,59 @@
+"""Reading PyTorch files that other people made, without ever running code from them.
+
+``torch.load(weights_only=True)`` lets tensors, containers and numbers through. s3prl's runners also pickle their
+``argparse.Namespace`` and, with ``*_with_schedule`` optimizers, schedule objects; these few names are admitted here:
+the Namespace as itself, the schedules as inert shells, so that neither s3prl nor its bare ``optimizers`` module is
+needed to read a student. (s3prl's own resume reads with the real classes: ``bridge/shims.py``.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from s3prl_ekd.errors import EkdError
+
+_SCHEDULES = ("ConstantLR", "WarmupConstantSchedule", "WarmupLinearSchedule", "WarmupCosineSchedule",
+              "WarmupCosineWithHardRestartsSchedule", "WarmupCosineWithWarmupRestartsSchedule")  # fmt: skip
+
+
+class _Inert:
+    """Stands for a pickled object whose content nobody here needs."""
+
+
+# As (class, name) pairs: leaving the `safe_globals` block then takes away only what entering it added.
+_ADMITTED: list[Any] = [
+    (argparse.Namespace, "argparse.Namespace"),
+    *((_Inert, f"{module}.{name}") for module in ("optimizers", "s3prl.optimizers") for name in _SCHEDULES),
+]
+
+
+def read_torch_file(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+    """The dictionary that a ``.pt``, ``.bin`` or ``.ckpt`` file holds, on the CPU.
+
+    ``mmap`` leaves tensors on the disk until they are used: for a look at the numbers of a large file.
+
+    Raises:
+        EkdError: missing, unreadable, truncated, not a dictionary, or in need of running code from the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise EkdError(f"{path}: no such file")
+    try:
+        with torch.serialization.safe_globals(_ADMITTED):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
+            raise EkdError(f"{path}: refused, since reading it could run code from the file") from error
+        raise EkdError(f"{path}: not a readable PyTorch file") from error
+    except PermissionError as error:
+        raise EkdError(f"{path}: no permission to read it") from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+        raise EkdError(f"{path}: not a readable PyTorch file, or cut off ({type(error).__name__})") from error
+    if not isinstance(content, dict):
+        raise EkdError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
+    return content

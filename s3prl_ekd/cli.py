@@ -1,0 +1,56 @@
+"""``s3prl-ekd``: the project's own commands. Each lives in its room and is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.version import __version__
+
+# command -> (module with add_arguments(parser) and run(args) -> int | None, one line for --help)
+COMMANDS = {
+    "prepare": ("s3prl_ekd.corpora.command", "turn a corpus or a manifest.tsv into what the four tasks read"),
+    "teachers": ("s3prl_ekd.teachers.command", "list what can be a teacher; load one and show what it is and does"),
+    "evaluate": ("s3prl_ekd.evaluate.command", "train and test PR, SID, ER, ASR with s3prl's runner; one score table"),
+    "report": ("s3prl_ekd.report.command", "one HTML page and PNGs of pretraining curves and evaluation scores"),
+    "export": ("s3prl_ekd.export.command", "take a student away: SUPERB submissions, a Hugging Face model, ONNX"),
+    "validate": ("s3prl_ekd.export.validate", "check a SUPERB hidden-set submission folder as the organisers do"),
+    "merge": ("s3prl_ekd.export.merge", "one student from several of one initialisation: interpolated weights"),
+    "macs": ("s3prl_ekd.export.macs_command", "parameters and MACs of a model, counted as the SUPERB challenge does"),
+    "link": ("s3prl_ekd.bridge.link_command", "make a git checkout of s3prl know this project in its own scripts"),
+    "unlink": ("s3prl_ekd.bridge.unlink_command", "restore a checkout that was linked, byte for byte"),
+    "doctor": ("s3prl_ekd.bridge.doctor", "versions, s3prl's mends, devices, and what a given config lacks"),
+    "demo": ("s3prl_ekd.demo", "the whole job on embedded data: pretrain, four tasks, report"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 2 the user's mistake in one line, 130 interrupted)."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    parser = argparse.ArgumentParser(prog="s3prl-ekd", description=__doc__.split(":", 1)[1].strip())
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in argv if not word.startswith("-")), None)
+    modules = {}
+    for name, (module_name, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary)
+        if name == wanted:
+            modules[name] = importlib.import_module(module_name)
+            modules[name].add_arguments(command)
+    args = parser.parse_args(argv)
+    try:
+        return modules[args.command].run(args) or 0
+    except EkdError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Corpora and manifests -> the layouts that the four tasks read; the synthetic demo corpus."""

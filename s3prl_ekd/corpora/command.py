@@ -1,0 +1,143 @@
+"""``s3prl-ekd prepare``: arguments, the closing table, the next command to type. The work is elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from s3prl_ekd.corpora.folders import Prepared
+from s3prl_ekd.corpora.layout_pretrain import find_audio, prepare_pretrain
+from s3prl_ekd.corpora.prepare import parse_tasks, prepare_manifest
+from s3prl_ekd.corpora.real import prepare_iemocap, prepare_librispeech, prepare_voxceleb1
+from s3prl_ekd.errors import EkdError
+
+SOURCES = ("manifest", "librispeech", "voxceleb1", "iemocap", "audio")
+TASKS_OF = {
+    "librispeech": ("pr", "asr", "pretrain"),
+    "voxceleb1": ("sid",),
+    "iemocap": ("er",),
+    "audio": ("pretrain",),
+}
+DOWNSTREAM = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}  # s3prl's names of the tasks
+EXAMPLES = """\
+examples:
+  s3prl-ekd prepare --manifest speech/asr/manifest.tsv --out data            tasks are chosen by the columns
+  s3prl-ekd prepare --manifest asr/manifest.tsv sid/manifest.tsv --out data  several at once
+  s3prl-ekd prepare --manifest my.tsv --tasks pr --lexicon my.lexicon --out data
+  s3prl-ekd prepare librispeech /corpora/LibriSpeech --out data              pr, asr, pretrain
+  s3prl-ekd prepare voxceleb1 /corpora/VoxCeleb1 --split-file iden_split.txt --out data
+  s3prl-ekd prepare iemocap /corpora/IEMOCAP_full_release --out data
+  s3prl-ekd prepare audio /corpora/podcasts --name podcasts --out data       pretraining on any audio
+
+columns of a manifest (tab-separated, with a header; further columns are ignored):
+  pr, asr   path split speaker text [phones]    split: train, dev, test
+  sid       path split speaker
+  er        path fold speaker emotion           fold: 1, 2, ...
+  pretrain  path [speaker]
+
+Audio is linked where it can be; other than 16 kHz mono (for pr, asr: FLAC) is converted to that. Calls with the same
+--out add up: each task's folder is replaced as a whole, pretraining sets are added.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument("source", nargs="?", choices=SOURCES, help="what PATH is (not needed with --manifest)")
+    parser.add_argument("path", nargs="?", type=Path, metavar="PATH", help="the corpus, manifest or folder of audio")
+    parser.add_argument("--manifest", nargs="+", type=Path, default=[], metavar="FILE", help="manifest.tsv files")
+    parser.add_argument("--out", type=Path, required=True, metavar="DATA", help="the data folder to fill")
+    parser.add_argument("--tasks", metavar="T,T", help="some of pr,asr,sid,er,pretrain (default: what the data is for)")
+    parser.add_argument(
+        "--lexicon", nargs="+", type=Path, default=[], metavar="FILE",
+        help="WORD<TAB>PH PH PH lines for pr, the first file first; CMUdict for words they lack",
+    )  # fmt: skip
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder that a manifest's paths are relative to")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out a manifest's missing and damaged audio")
+    parser.add_argument("--split-file", type=Path, metavar="FILE", help="VoxCeleb1's iden_split.txt")
+    parser.add_argument("--allow-missing", action="store_true", help="VoxCeleb1: leave out files that are not there")
+    parser.add_argument("--name", metavar="SET", help="the pretraining set's name (default: its folder's name)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prepare what was asked for and print the table.
+
+    Raises:
+        EkdError: anything the user can mend; also a file that cannot be written.
+    """
+    try:
+        results = _prepare(args)
+    except OSError as error:
+        raise EkdError(f"{error.filename or args.out}: {error.strerror or error}") from error
+    show(results)
+    return 0
+
+
+def _prepare(args: argparse.Namespace) -> list[Prepared]:
+    tasks = parse_tasks(args.tasks) if args.tasks else None
+    manifests = list(args.manifest)
+    source = args.source
+    if source == "manifest" and args.path:
+        manifests.append(args.path)
+    elif source and not args.path:
+        raise EkdError(f"prepare {source}: no PATH given")
+    if not manifests and not source:
+        raise EkdError(f"prepare: give --manifest FILE, or one of {', '.join(SOURCES[1:])} and a PATH (see --help)")
+    if args.name and len(manifests) > 1:
+        raise EkdError("--name: one name for several manifests; give them one by one")
+    results = []
+    for manifest in manifests:
+        results += prepare_manifest(manifest, args.out, tasks, args.lexicon, args.root, args.skip_bad, args.name)
+    if source in TASKS_OF:
+        wanted = tasks or TASKS_OF[source]
+        foreign = [task for task in wanted if task not in TASKS_OF[source]]
+        if foreign:
+            raise EkdError(f"--tasks: {source} is for {', '.join(TASKS_OF[source])}, not for {', '.join(foreign)}")
+        args.out.mkdir(parents=True, exist_ok=True)
+        results += _real(source, args, wanted)
+    return results
+
+
+def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[Prepared]:
+    if not args.path.is_dir():
+        raise EkdError(f"{args.path}: no such folder")
+    if source == "librispeech":
+        return prepare_librispeech(args.path, args.out, tasks, args.lexicon)
+    if source == "voxceleb1":
+        if not args.split_file:
+            raise EkdError("prepare voxceleb1: --split-file is missing; VoxCeleb1's iden_split.txt is meant")
+        return [prepare_voxceleb1(args.path, args.out, args.split_file, args.allow_missing)]
+    if source == "iemocap":
+        return [prepare_iemocap(args.path, args.out)]
+    name = args.name or args.path.resolve().name
+    return [prepare_pretrain({name: find_audio(args.path)}, args.out, args.path)]
+
+
+def next_command(result: Prepared) -> str:
+    """The s3prl command that uses what was prepared."""
+    if result.task == "pretrain":
+        return f"run_pretrain.py -u ekd -n NAME -c {result.config}"
+    downstream = DOWNSTREAM[result.task]
+    return f"run_downstream.py -m train -n NAME-{result.task} -u ekd_student -k CKPT -d {downstream} -c {result.config}"
+
+
+def show(results: Sequence[Prepared], console: Console | None = None) -> None:
+    """Print one line per task, what was noted on the way, and the next commands."""
+    console = console or Console()
+    table = Table("task", "utterances", box=None, header_style="bold")
+    for name in ("minutes", "speakers"):
+        table.add_column(name, justify="right")
+    for result in results:
+        counts = ", ".join(f"{name} {count}" for name, count in zip(result.splits, result.utterances, strict=True))
+        table.add_row(result.task, counts, f"{result.minutes:.1f}", str(result.speakers or "-"))
+    console.print(table)
+    for result in results:
+        for note in result.notes:
+            console.print(f"{result.task}: {note}", highlight=False, markup=False, soft_wrap=True)
+    console.print("next:", highlight=False)
+    for result in results:
+        console.print(f"  {next_command(result)}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,163 @@
+"""The output folder: replaced as a whole or not at all, audio linked or converted, one config beside each task.
+
+What goes where inside a task's folder is the business of ``layout_*.py``.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import soundfile
+import yaml
+
+from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.corpora.lengths import Clip, in_parallel
+from s3prl_ekd.errors import EkdError
+
+MARKER = ".s3prl-ekd.json"  # says that prepare made this folder, so that prepare may replace it
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was made for one task, for the closing table.
+
+    ``utterances`` and ``minutes`` are in the order of ``splits``; ``notes``: what the user should know, a line each.
+    """
+
+    task: str
+    config: Path
+    splits: tuple[str, ...]
+    utterances: tuple[int, ...]
+    minutes: float
+    speakers: int
+    notes: tuple[str, ...] = field(default=())
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise unless ``folder`` is absent, empty, or was made by prepare: a user's own corpus must never be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise EkdError(f"{folder}: exists and was not made by prepare; choose another --out")
+    if folder.exists() and not folder.is_dir():
+        raise EkdError(f"{folder}: exists and is not a folder; choose another --out")
+
+
+def write_marker(folder: Path, source: Path) -> None:
+    text = json.dumps({"made_by": "s3prl-ekd prepare", "source": str(source)})
+    (folder / MARKER).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def fresh_folder(folder: Path, source: Path) -> Iterator[Path]:
+    """Build a task's folder aside and put it in place at the end, so that a failed run leaves the old one as it was.
+
+    Yields the folder to fill; inside it only absolute links, or paths that hold after it was renamed to ``folder``.
+    """
+    check_replaceable(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        write_marker(partial, source)
+        yield partial
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def place(clips: Sequence[Clip], targets: Sequence[Path], flac_only: bool) -> int:
+    """Put each clip at its target: a link where the file can stay as it is, else a 16 kHz mono FLAC file.
+
+    Args:
+        clips: what to place.
+        targets: where, without the suffix; ``Path.with_name`` adds ``.flac``, or the file's own suffix where linked.
+        flac_only: link FLAC only (s3prl's PR corpus looks for ``*.flac``).
+
+    Returns:
+        How many were converted.
+    """
+    for folder in {target.parent for target in targets}:
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def put(pair: tuple[Clip, Path]) -> bool:
+        clip, target = pair
+        if not must_convert(clip, flac_only):
+            Path(f"{target}{placed_suffix(clip, flac_only)}").symlink_to(clip.row.audio.resolve())
+            return False
+        wave = read_audio(clip.row.audio)
+        try:
+            soundfile.write(f"{target}.flac", wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        except soundfile.LibsndfileError as error:
+            raise EkdError(f"{target}.flac: cannot be written ({error})") from error
+        return True
+
+    return sum(in_parallel(put, zip(clips, targets, strict=True)))
+
+
+def must_convert(clip: Clip, flac_only: bool) -> bool:
+    return not clip.plain or (flac_only and not clip.flac)
+
+
+def placed_suffix(clip: Clip, flac_only: bool) -> str:
+    """The suffix, with its dot, that :func:`place` gives a clip."""
+    return ".flac" if clip.flac or must_convert(clip, flac_only) else clip.row.audio.suffix.lower()
+
+
+def copy_resource(name: str, target: Path) -> None:
+    """Copy a file of ``s3prl_ekd/resources`` (phoneme.txt, char.dict)."""
+    target.write_bytes(importlib.resources.files("s3prl_ekd.resources").joinpath(name).read_bytes())
+
+
+def safe_name(text: str) -> str:
+    """``text`` with everything but letters, digits and ``_`` turned into ``_``: no ``-``, ``.`` or glob character."""
+    return re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
+
+
+def unique_names(names: Sequence[str], paths: Sequence[str]) -> list[str]:
+    """Names that several paths would share get a hash of their path behind them: stable when rows come or go."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    marked = [
+        name if counts[name] == 1 else f"{name}_{zlib.crc32(path.encode()):08x}"
+        for name, path in zip(names, paths, strict=True)
+    ]
+    if len(set(marked)) < len(marked):  # a hash collision, about 1 in 4 billion per pair
+        marked = [f"{name}_{index}" for index, name in enumerate(marked)]
+    return marked
+
+
+def write_ids(file: Path, ids: Sequence[str], clips: Sequence[Clip]) -> None:
+    """``id<TAB>path`` for every utterance: from what s3prl's predictions name back to the manifest."""
+    lines = [
+        f"{key}\t{clip.row.path}\n" for key, clip in sorted(zip(ids, clips, strict=True), key=lambda pair: pair[0])
+    ]
+    file.write_text("id\tpath\n" + "".join(lines), encoding="utf-8")
+
+
+def config_template(package: str, name: str) -> dict:
+    """A config shipped with the package, as a dict."""
+    resource = importlib.resources.files(package).joinpath(name)
+    if not resource.is_file():
+        raise EkdError(f"{package}: {name} is missing from this installation")
+    return yaml.safe_load(resource.read_text(encoding="utf-8"))
+
+
+def write_config(file: Path, config: dict, origin: str) -> None:
+    """Write a filled-in config; ``origin`` names the template for the line at its top."""
+    partial = file.with_name(f".{file.name}.partial")
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+    partial.write_text(
+        f"# {origin} with the paths of this folder, written by s3prl-ekd prepare\n{text}", encoding="utf-8"
+    )
+    os.replace(partial, file)

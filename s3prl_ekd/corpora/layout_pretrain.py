@@ -1,0 +1,106 @@
+"""Pretraining: one length CSV per set of audio, the root they are relative to, and a runner config that names them.
+
+Several sets add up in one folder; when they come from different places the root becomes the folder above them all.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ekd.audio import AUDIO_SUFFIXES, SAMPLE_RATE
+from s3prl_ekd.corpora.folders import Prepared, check_replaceable, config_template, write_config, write_marker
+from s3prl_ekd.corpora.lengths import MIN_SAMPLES, in_parallel, read_lengths, samples_or_reason, write_lengths
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+
+def find_audio(folder: Path) -> list[Path]:
+    """Every audio file below a folder, in a fixed order.
+
+    Raises:
+        EkdError: no such folder, or no audio in it.
+    """
+    if not folder.is_dir():
+        raise EkdError(f"{folder}: no such folder")
+    found, seen = [], set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(base)
+        if real in seen:  # a link back up, or a second way to the same folder
+            folders.clear()
+            continue
+        seen.add(real)
+        # macOS leaves "._name" companions in unpacked archives.
+        found += [Path(base, name) for name in names if name[0] != "." and Path(name).suffix.lower() in AUDIO_SUFFIXES]
+    if not found:
+        raise EkdError(f"{folder}: no audio files in it ({', '.join(sorted(AUDIO_SUFFIXES))})")
+    return sorted(found)
+
+
+def prepare_pretrain(
+    sets: dict[str, Sequence[Path]], out: Path, source: Path, speakers: int = 0, notes: Sequence[str] = ()
+) -> Prepared:
+    """Write ``pretrain/<set>.csv`` for each set, ``pretrain/root.txt`` and ``pretrain.yaml`` under ``out``.
+
+    Args:
+        sets: audio files of each set; those that cannot be read or are shorter than 0.05 s are left out, and counted.
+        out: the data folder.
+        source: where they come from, for messages.
+        speakers: how many, where known.
+        notes: what to say besides.
+
+    Raises:
+        EkdError: no readable audio in a set, or a folder that is not ours.
+    """
+    folder = out / "pretrain"
+    check_replaceable(folder)
+    notes = list(notes)
+    measured: dict[str, list[tuple[Path, int]]] = {}
+    for name, files in sets.items():
+        files = [Path(os.path.abspath(file)) for file in files]
+        results = in_parallel(samples_or_reason, files)
+        good = [(file, n) for file, n in zip(files, results, strict=True) if isinstance(n, int) and n >= MIN_SAMPLES]
+        if not good:
+            raise EkdError(f"{source}: no readable audio in set {name}")
+        if len(good) < len(files):
+            unread = next((text for text in results if isinstance(text, str)), "some are shorter than 0.05 s")
+            notes.append(f"{name}: {len(files) - len(good)} of {len(files)} files left out, first: {unread}")
+        measured[name] = good
+    for name, entries in _earlier(folder).items():
+        if name in measured and {file for file, _ in entries} != {file for file, _ in measured[name]}:
+            notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
+        measured.setdefault(name, entries)
+    root = Path(os.path.commonpath([file.parent for entries in measured.values() for file, _ in entries]))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_marker(folder, source)
+    for name, entries in measured.items():
+        write_lengths(folder / f"{name}.csv", [(file.relative_to(root).as_posix(), n) for file, n in entries])
+    (folder / "root.txt").write_text(f"{root}\n", encoding="utf-8")
+    write_pretrain_config(out / "pretrain.yaml", root, folder.absolute(), sorted(measured))
+    lengths = [[samples for _, samples in measured[name]] for name in sorted(measured)]
+    return Prepared(
+        task="pretrain",
+        config=out / "pretrain.yaml",
+        splits=tuple(sorted(measured)),
+        utterances=tuple(map(len, lengths)),
+        minutes=sum(map(sum, lengths)) / SAMPLE_RATE / 60,
+        speakers=speakers if set(sets) == set(measured) else 0,
+        notes=tuple(notes),
+    )
+
+
+def _earlier(folder: Path) -> dict[str, list[tuple[Path, int]]]:
+    """The sets that are already there, with absolute paths."""
+    if not (folder / "root.txt").is_file():
+        return {}
+    root = Path((folder / "root.txt").read_text(encoding="utf-8").strip())
+    return {file.stem: [(root / path, n) for path, n in read_lengths(file)] for file in sorted(folder.glob("*.csv"))}
+
+
+def write_pretrain_config(file: Path, root: Path, csv_folder: Path, sets: Sequence[str]) -> None:
+    config = config_template("s3prl_ekd.pretrain.ekd", "config_runner.yaml")
+    config["pretrain_expert"]["datarc"].update(libri_root=str(root), file_path=str(csv_folder), sets=list(sets))
+    write_config(file, config, "pretrain/ekd/config_runner.yaml")

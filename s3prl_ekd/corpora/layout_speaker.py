@@ -1,0 +1,85 @@
+"""SID: a manifest as a VoxCeleb1-like tree, a split file and s3prl's config.
+
+s3prl finds a clip by ``*/wav/<entry of the split file>`` and takes its label from the folder ``idXXXXX``. The real
+VoxCeleb1, which has this form already, is ``real.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.corpora.folders import (
+    Prepared,
+    config_template,
+    fresh_folder,
+    place,
+    placed_suffix,
+    safe_name,
+    unique_names,
+    write_config,
+    write_ids,
+)
+from s3prl_ekd.corpora.lengths import Clip
+from s3prl_ekd.corpora.manifest import SPLITS, Manifest
+from s3prl_ekd.errors import EkdError
+
+FIRST_ID = 10_001  # s3prl's label of a speaker is the number behind "id" minus this
+MAX_SPEAKERS = 1_251  # outputs of s3prl's SID head, fixed in its voxceleb1/dataset.py
+SPLIT_NUMBERS = {"train": 1, "dev": 2, "test": 3}  # as in VoxCeleb1's iden_split.txt
+
+
+def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Prepared:
+    """Lay out a manifest for SID under ``out``.
+
+    Raises:
+        EkdError: more than 1251 speakers, or a folder that is not ours.
+    """
+    speakers = sorted({clip.row.speaker for clip in clips})
+    if len(speakers) > MAX_SPEAKERS:
+        raise EkdError(f"{manifest.file}: {len(speakers)} speakers; s3prl's SID head has {MAX_SPEAKERS} outputs")
+    numbers = {speaker: f"id{FIRST_ID + index}" for index, speaker in enumerate(speakers)}
+    # <speaker>/<session>/<clip>: the folder that a clip came from stands for VoxCeleb's video.
+    keys = unique_names(
+        [f"{numbers[c.row.speaker]}/{safe_name(c.row.audio.parent.name)}/{safe_name(c.row.audio.stem)}" for c in clips],
+        [clip.row.path for clip in clips],
+    )
+    entries = [f"{key}{placed_suffix(clip, flac_only=False)}" for key, clip in zip(keys, clips, strict=True)]
+    with fresh_folder(out / "sid", manifest.file) as folder:
+        tree = folder / "VoxCeleb1" / "all" / "wav"
+        converted = place(clips, [tree / key for key in keys], flac_only=False)
+        lines = [f"{SPLIT_NUMBERS[clip.row.split]} {entry}\n" for clip, entry in zip(clips, entries, strict=True)]
+        (folder / "split.txt").write_text("".join(lines), encoding="utf-8")
+        table = "".join(f"{number}\t{speaker}\n" for speaker, number in numbers.items())
+        (folder / "speakers.tsv").write_text("id\tspeaker\n" + table, encoding="utf-8")
+        write_ids(folder / "ids.tsv", entries, clips)
+    home = (out / "sid").absolute()
+    write_sid_config(out / "sid.yaml", home / "VoxCeleb1", home / "split.txt")
+    return _summary(out / "sid.yaml", clips, len(speakers), converted)
+
+
+def write_sid_config(file: Path, root: Path, split_file: Path) -> None:
+    config = config_template("s3prl_ekd.downstream_configs", "sid.yaml")
+    config["downstream_expert"]["datarc"].update(file_path=str(root), meta_data=str(split_file))
+    write_config(file, config, "downstream_configs/sid.yaml")
+
+
+def _summary(config: Path, clips: Sequence[Clip], speakers: int, converted: int) -> Prepared:
+    notes = [f"{converted} files converted to 16 kHz mono FLAC"] if converted else []
+    heard = {clip.row.speaker for clip in clips if clip.row.split == "train"}
+    for split in ("dev", "test"):
+        unheard = {clip.row.speaker for clip in clips if clip.row.split == split} - heard
+        if unheard:
+            notes.append(
+                f"{len(unheard)} speakers of {split} are not in train and cannot be identified: {min(unheard)}"
+            )
+    return Prepared(
+        task="sid",
+        config=config,
+        splits=SPLITS,
+        utterances=tuple(sum(clip.row.split == split for clip in clips) for split in SPLITS),
+        minutes=sum(clip.samples for clip in clips) / SAMPLE_RATE / 60,
+        speakers=speakers,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,132 @@
+"""Opening audio to learn its length: in parallel, with every bad file named; and the length CSVs s3prl reads.
+
+Reading samples for training is ``s3prl_ekd.audio``; linking and converting files is ``folders.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import soundfile
+
+from s3prl_ekd.audio import SAMPLE_RATE, AudioError, audio_info
+from s3prl_ekd.corpora.manifest import Manifest, Row
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+MIN_SAMPLES = SAMPLE_RATE // 20  # 0.05 s: the shortest clip that s3prl's upstreams must accept
+BLOCK = 1 << 20  # samples decoded at a time when a whole file is checked
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A manifest row whose audio was opened.
+
+    ``samples``: its length at 16 kHz; ``plain``: 16 kHz mono already; ``flac``: stored as FLAC.
+    """
+
+    row: Row
+    samples: int
+    plain: bool
+    flac: bool
+
+
+def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """``[function(item) for item in items]`` by threads: libsndfile works outside Python's lock."""
+    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+        return list(pool.map(function, items))
+
+
+def samples_or_reason(path: Path) -> int | str:
+    """A file's length in samples at 16 kHz from its header, or why it cannot be read."""
+    try:
+        return audio_info(path).samples
+    except AudioError as error:
+        return str(error)
+
+
+def probe(manifest: Manifest, skip_bad: bool = False) -> list[Clip]:
+    """Open and fully decode every row's audio.
+
+    The whole file is decoded (about 4,000 times faster than real time), since a file with a sound header and broken
+    data would otherwise end a training hours later.
+
+    Args:
+        manifest: rows to open.
+        skip_bad: leave bad rows out, with one warning that counts them, instead of raising.
+
+    Raises:
+        EkdError: a file is missing, empty, unreadable, shorter than 0.05 s or listed twice (names the first, counts the
+            others), or no row is left.
+    """
+    results = in_parallel(_open, manifest.rows)
+    first_line: dict[Path, int] = {}
+    clips, bad = [], []
+    for row, result in zip(manifest.rows, results, strict=True):
+        if isinstance(result, str):
+            bad.append(f"{manifest.where(row)}: {result}")
+        elif row.audio in first_line:
+            bad.append(f"{manifest.where(row)}: {row.path} is listed twice (first in line {first_line[row.audio]})")
+        else:
+            first_line[row.audio] = row.line
+            clips.append(result)
+    if bad and not skip_bad:
+        more = f" (and {len(bad) - 1} more rows like it; --skip-bad leaves them out)" if len(bad) > 1 else ""
+        raise EkdError(bad[0] + (more or " (--skip-bad leaves it out)"))
+    if bad:
+        logger.warning("%d of %d rows left out, first: %s", len(bad), len(manifest.rows), bad[0])
+    if not clips:
+        raise EkdError(f"{manifest.file}: no readable audio in it")
+    return clips
+
+
+def _open(row: Row) -> Clip | str:
+    try:
+        info = audio_info(row.audio)
+        with soundfile.SoundFile(str(row.audio)) as file:
+            flac, frames, read = file.format == "FLAC", file.frames, 0
+            for block in file.blocks(BLOCK, dtype="float32"):
+                read += len(block)
+    except AudioError as error:
+        return str(error)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        return f"{row.audio}: the audio data is damaged ({str(error).strip().rstrip('.').split(': ')[-1]})"
+    if read < frames:
+        return f"{row.audio}: the audio data is damaged ({read} of {frames} samples can be decoded)"
+    if info.samples < MIN_SAMPLES:
+        return f"{row.audio}: only {info.samples / SAMPLE_RATE:.3f} s long; 0.05 s is the least"
+    return Clip(row, info.samples, info.is_16k_mono, flac)
+
+
+def write_lengths(file: Path, lengths: Sequence[tuple[str, int]]) -> None:
+    """Write a length CSV as s3prl's ``preprocess/generate_len_for_bucket.py`` does.
+
+    Columns: an unnamed index, ``file_path`` relative to the audio root, ``length`` in samples at 16 kHz, ``label``
+    (empty); longest first.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["", "file_path", "length", "label"])
+        for index, (path, samples) in enumerate(sorted(lengths, key=lambda item: (-item[1], item[0]))):
+            writer.writerow([index, path, samples, ""])
+
+
+def read_lengths(file: Path) -> list[tuple[str, int]]:
+    """The rows of a length CSV: (file_path, length in samples at 16 kHz)."""
+    try:
+        with file.open(encoding="utf-8", newline="") as stream:
+            return [(row["file_path"], int(row["length"])) for row in csv.DictReader(stream)]
+    except (KeyError, TypeError, ValueError) as error:
+        raise EkdError(f"{file}: not a length CSV; expected columns file_path, length") from error

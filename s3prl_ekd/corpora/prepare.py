@@ -1,0 +1,82 @@
+"""From one manifest to the tasks it is for: the library call behind ``s3prl-ekd prepare --manifest``.
+
+Real corpora in their own layout (LibriSpeech, VoxCeleb1, IEMOCAP) are ``real.py``; arguments and tables ``command.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ekd.corpora.folders import Prepared
+from s3prl_ekd.corpora.layout_emotion import prepare_emotion
+from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
+from s3prl_ekd.corpora.layout_speaker import prepare_speaker
+from s3prl_ekd.corpora.layout_speech import prepare_speech
+from s3prl_ekd.corpora.lengths import probe
+from s3prl_ekd.corpora.manifest import TASKS, check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+
+def parse_tasks(text: str) -> tuple[str, ...]:
+    """``"pr,asr"`` as a tuple.
+
+    Raises:
+        EkdError: an unknown task.
+    """
+    tasks = tuple(dict.fromkeys(task.strip() for task in text.lower().split(",") if task.strip()))
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks:
+        raise EkdError(f"--tasks: {', '.join(unknown) or 'empty'}; expected some of {', '.join(TASKS)}")
+    return tasks
+
+
+def prepare_manifest(
+    manifest: str | Path,
+    out: str | Path,
+    tasks: Sequence[str] | None = None,
+    lexicons: Sequence[str | Path] = (),
+    root: str | Path | None = None,
+    skip_bad: bool = False,
+    name: str | None = None,
+) -> list[Prepared]:
+    """Lay out a manifest's audio for s3prl under ``out``, with a ready config beside each task's folder.
+
+    Args:
+        manifest: a ``manifest.tsv`` or the folder it lies in; see ``manifest.py`` for its columns.
+        out: the data folder; earlier results for other tasks stay.
+        tasks: some of pr, asr, sid, er, pretrain; None decides by the columns and says so.
+        lexicons: ``WORD<TAB>PH PH PH`` files for pr; CMUdict otherwise.
+        root: folder that ``path`` is relative to, where that is not the manifest's folder or its parent.
+        skip_bad: leave out rows whose audio is missing or damaged.
+        name: the pretraining set's name; the manifest's folder otherwise.
+
+    Raises:
+        EkdError: anything the user can mend, with the manifest's line.
+    """
+    out = Path(out)
+    rows = read_manifest(manifest, root)
+    if tasks is None:
+        tasks, why = choose_tasks(rows)
+        logger.info("%s: prepared for %s, since %s (--tasks overrides)", rows.file, " and ".join(tasks), why)
+    check_tasks(rows, tasks)
+    out.mkdir(parents=True, exist_ok=True)
+    results: list[Prepared] = []
+    if set(tasks) - {"pretrain"}:
+        clips = probe(rows, skip_bad)
+        check_tasks(rows.with_rows(clip.row for clip in clips), tasks)  # skipping may have emptied a split
+        speech = [task for task in ("asr", "pr") if task in tasks]
+        if speech:
+            results.extend(prepare_speech(rows, clips, out, speech, lexicons))
+        if "sid" in tasks:
+            results.append(prepare_speaker(rows, clips, out))
+        if "er" in tasks:
+            results.append(prepare_emotion(rows, clips, out))
+    if "pretrain" in tasks:
+        speakers = len({row.speaker for row in rows.rows if row.speaker})
+        files = list(dict.fromkeys(row.audio for row in rows.rows))
+        results.append(prepare_pretrain({name or rows.name: files}, out, rows.file, speakers))
+    return results

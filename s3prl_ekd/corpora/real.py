@@ -1,0 +1,238 @@
+"""Real corpora in their own layout: LibriSpeech (pr, asr, pretrain), VoxCeleb1 (sid), IEMOCAP (er).
+
+Nothing is linked or copied: the configs point at the corpus, and only what it lacks is written (a lexicon, length
+CSVs, a split file, session metadata). Manifests are ``prepare.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.corpora.folders import Prepared, copy_resource, fresh_folder
+from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS, emotion_labels, write_er_config, write_sessions
+from s3prl_ekd.corpora.layout_pretrain import find_audio, prepare_pretrain
+from s3prl_ekd.corpora.layout_speaker import FIRST_ID, MAX_SPEAKERS, write_sid_config
+from s3prl_ekd.corpora.layout_speech import lexicon_notes, write_asr_config, write_pr_config
+from s3prl_ekd.corpora.lengths import in_parallel, samples_or_reason, write_lengths
+from s3prl_ekd.corpora.lexicon import build_lexicon
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+LIBRISPEECH_SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # SUPERB's
+LIBRISPEECH_PRETRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
+
+
+def prepare_librispeech(
+    root: Path, out: Path, tasks: Sequence[str] = ("pr", "asr", "pretrain"), lexicons: Sequence[str | Path] = ()
+) -> list[Prepared]:
+    """SUPERB's splits of LibriSpeech for PR and ASR, and its training splits for pretraining.
+
+    Raises:
+        EkdError: a split is missing, a word has no pronunciation, or a file cannot be read.
+    """
+    root = root.absolute()
+    if not any((root / split).is_dir() for split in (*LIBRISPEECH_SPLITS.values(), *LIBRISPEECH_PRETRAIN)):
+        if any((root / "LibriSpeech" / split).is_dir() for split in LIBRISPEECH_SPLITS.values()):
+            root = root / "LibriSpeech"
+        else:
+            raise EkdError(f"{root}: no LibriSpeech split in it; expected {', '.join(LIBRISPEECH_SPLITS.values())}")
+    results = []
+    speech = [task for task in ("asr", "pr") if task in tasks]
+    if speech:
+        missing = [split for split in LIBRISPEECH_SPLITS.values() if not (root / split).is_dir()]
+        if missing:
+            raise EkdError(f"{root}: LibriSpeech split {', '.join(missing)} is missing; {' and '.join(speech)} need it")
+        results.extend(_librispeech_speech(root, out, speech, lexicons))
+    if "pretrain" in tasks:
+        present = [split for split in LIBRISPEECH_PRETRAIN if (root / split).is_dir()]
+        absent = [split for split in LIBRISPEECH_PRETRAIN if split not in present]
+        if not present:
+            raise EkdError(f"{root}: no LibriSpeech training split in it; expected {', '.join(LIBRISPEECH_PRETRAIN)}")
+        notes = [f"pretrain uses {', '.join(present)}; {', '.join(absent)} is not there"] if absent else []
+        sets = {split: find_audio(root / split) for split in present}
+        speakers = sum(sum(1 for entry in (root / split).iterdir() if entry.is_dir()) for split in present)
+        results.append(prepare_pretrain(sets, out, root, speakers, notes))
+    return results
+
+
+def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Sequence[str | Path]) -> list[Prepared]:
+    texts: dict[str, str] = {}
+    lengths: dict[str, list[tuple[str, int]]] = {}
+    for split in LIBRISPEECH_SPLITS.values():
+        audio = [file for file in find_audio(root / split) if file.suffix == ".flac"]
+        for folder in sorted({file.parent for file in audio}):
+            file = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
+            if not file.is_file():
+                raise EkdError(
+                    f"{file}: no such transcript file; expected LibriSpeech's SPLIT/SPK/CHAP/SPK-CHAP.trans.txt"
+                )
+            for line in file.read_text(encoding="utf-8").splitlines():
+                key, _, text = line.partition(" ")
+                texts[key] = text
+        silent = [file for file in audio if file.stem not in texts]
+        if silent:
+            raise EkdError(
+                f"{silent[0]}: no transcript for it in its .trans.txt (and {len(silent) - 1} more such files)"
+            )
+        measured = in_parallel(samples_or_reason, audio)
+        bad = [reason for reason in measured if isinstance(reason, str)]
+        if bad:
+            raise EkdError(f"{bad[0]} (and {len(bad) - 1} more unreadable files)")
+        lengths[split] = [(file.relative_to(root).as_posix(), n) for file, n in zip(audio, measured, strict=True)]
+    heard = {Path(path).stem for entries in lengths.values() for path, _ in entries}
+    lexicon = None
+    if "pr" in tasks:
+        lexicon = build_lexicon([(text, "") for key, text in texts.items() if key in heard], lexicons, root)
+    results = []
+    splits = {role: [split] for role, split in LIBRISPEECH_SPLITS.items()}
+    for task in tasks:
+        home = (out / task).absolute()
+        with fresh_folder(out / task, root) as folder:
+            if task == "pr":
+                lexicon.write(folder / "lexicon.txt")
+                copy_resource("phoneme.txt", folder / "phoneme.txt")
+            else:
+                copy_resource("char.dict", folder / "char.dict")
+                for split, entries in lengths.items():
+                    write_lengths(folder / "len_for_bucket" / f"{split}.csv", entries)
+        config = out / f"{task}.yaml"
+        if task == "pr":
+            write_pr_config(config, root, [home / "lexicon.txt"], home / "phoneme.txt", splits)
+        else:
+            write_asr_config(config, root, home / "len_for_bucket", home / "char.dict", splits)
+        results.append(
+            Prepared(
+                task=task,
+                config=config,
+                splits=tuple(LIBRISPEECH_SPLITS.values()),
+                utterances=tuple(map(len, lengths.values())),
+                minutes=sum(n for entries in lengths.values() for _, n in entries) / SAMPLE_RATE / 60,
+                speakers=len({path.split("/")[1] for entries in lengths.values() for path, _ in entries}),
+                notes=tuple(lexicon_notes(lexicon)) if lexicon and task == "pr" else (),
+            )
+        )
+    return results
+
+
+def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bool = False) -> Prepared:
+    """SID on VoxCeleb1 with its ``iden_split.txt`` (lines ``1|2|3 idXXXXX/video/clip.wav``: train, dev, test).
+
+    Raises:
+        EkdError: a malformed line, a speaker that s3prl cannot number, or (without ``allow_missing``) missing wavs.
+    """
+    root = root.absolute()
+    parts = sorted(folder for folder in root.glob("*/wav") if folder.is_dir())
+    if not parts:
+        raise EkdError(f"{root}: no dev/wav or test/wav folder in it; expected VoxCeleb1")
+    entries = _read_split(split_file)
+    present = in_parallel(lambda entry: any((part / entry[1]).is_file() for part in parts), entries)
+    missing = [path for (_, path), here in zip(entries, present, strict=True) if not here]
+    if missing and not allow_missing:
+        raise EkdError(
+            f"{split_file}: {len(missing)} of {len(entries)} files are not below {root}/*/wav: {', '.join(missing[:3])}"
+            f"{', ...' if len(missing) > 3 else ''} (--allow-missing leaves them out)"
+        )
+    kept = [entry for entry, here in zip(entries, present, strict=True) if here]
+    counts = tuple(sum(number == part for number, _ in kept) for part in (1, 2, 3))
+    if 0 in counts:
+        raise EkdError(f"{split_file}: no file of part {counts.index(0) + 1} (1 train, 2 dev, 3 test) is below {root}")
+    samples = in_parallel(
+        lambda entry: samples_or_reason(next(part / entry[1] for part in parts if (part / entry[1]).is_file())), kept
+    )
+    bad = [reason for reason in samples if isinstance(reason, str)]
+    if bad:
+        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more unreadable files)")
+    with fresh_folder(out / "sid", root) as folder:
+        (folder / "split.txt").write_text("".join(f"{number} {path}\n" for number, path in kept), encoding="utf-8")
+    write_sid_config(out / "sid.yaml", root, (out / "sid" / "split.txt").absolute())
+    return Prepared(
+        task="sid",
+        config=out / "sid.yaml",
+        splits=("train", "dev", "test"),
+        utterances=counts,
+        minutes=sum(samples) / SAMPLE_RATE / 60,
+        speakers=len({path.split("/")[0] for _, path in kept}),
+        notes=(f"{len(missing)} of {len(entries)} files of {split_file.name} left out: not there",) if missing else (),
+    )
+
+
+def _read_split(file: Path) -> list[tuple[int, str]]:
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EkdError(f"{file}: cannot be read as a split file ({error})") from error
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        part, _, path = line.strip().partition(" ")
+        speaker = path.split("/")[0]
+        if part not in ("1", "2", "3") or path.count("/") != 2 or not speaker[2:].isdecimal():
+            raise EkdError(f"{file}:{number}: {line.strip()!r}; expected '1|2|3 idXXXXX/video/clip.wav'")
+        if not FIRST_ID <= int(speaker[2:]) < FIRST_ID + MAX_SPEAKERS:
+            raise EkdError(f"{file}:{number}: speaker {speaker}; s3prl's labels cover id10001 to id11251")
+        entries.append((int(part), path))
+    if not entries:
+        raise EkdError(f"{file}: no lines; expected '1|2|3 idXXXXX/video/clip.wav'")
+    return entries
+
+
+def prepare_iemocap(root: Path, out: Path) -> Prepared:
+    """ER on IEMOCAP: labels from ``SessionN/dialog/EmoEvaluation/*.txt``, excited merged into happy, fold K = SessionK.
+
+    Raises:
+        EkdError: a session lacks its label files or labelled wavs.
+    """
+    root = root.absolute()
+    folders = {number: root / f"Session{number}" for number in range(1, 6)}
+    missing = [folder.name for folder in folders.values() if not folder.is_dir()]
+    if missing:
+        raise EkdError(f"{root}: {', '.join(missing)} is missing; expected IEMOCAP's Session1 to Session5")
+    sessions = {number: _iemocap_session(root, folder) for number, folder in folders.items()}
+    files = [root / item["path"] for items in sessions.values() for item in items]
+    samples = in_parallel(samples_or_reason, files)
+    bad = [reason for reason in samples if isinstance(reason, str)]
+    if bad:
+        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more unreadable files)")
+    emotions = [item["label"] for items in sessions.values() for item in items]
+    with fresh_folder(out / "er", root) as folder:
+        write_sessions(folder, sessions, emotion_labels(SUPERB_EMOTIONS))
+    write_er_config(out / "er.yaml", root, (out / "er" / "meta_data").absolute())
+    return Prepared(
+        task="er",
+        config=out / "er.yaml",
+        splits=tuple(f"fold{number}" for number in sessions),
+        utterances=tuple(map(len, sessions.values())),
+        minutes=sum(samples) / SAMPLE_RATE / 60,
+        speakers=len({item["speaker"] for items in sessions.values() for item in items}),
+        notes=("emotions: " + ", ".join(f"{name} {emotions.count(name)}" for name in SUPERB_EMOTIONS),),
+    )
+
+
+def _iemocap_session(root: Path, session: Path) -> list[dict[str, str]]:
+    """One session's utterances of the four emotions.
+
+    A line with a label reads ``[start - end]<TAB>utterance<TAB>emotion<TAB>[valence, activation, dominance]``.
+    """
+    wavs = {wav.stem: wav for wav in sorted((session / "sentences" / "wav").rglob("*.wav")) if wav.name[0] != "."}
+    # macOS leaves "._name" companions in unpacked archives.
+    files = [file for file in sorted((session / "dialog" / "EmoEvaluation").glob("*.txt")) if file.name[0] != "."]
+    items = []
+    for file in files:
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+            cells = [cell for cell in line.split("\t") if cell]
+            if not line.startswith("[") or len(cells) < 3:
+                continue
+            emotion = "hap" if cells[2] == "exc" else cells[2]
+            if emotion in SUPERB_EMOTIONS and cells[1] in wavs:
+                path = wavs[cells[1]].relative_to(root).as_posix()
+                items.append({"path": path, "label": emotion, "speaker": cells[1].split("_")[0]})
+    if not items:
+        raise EkdError(
+            f"{session}: no labelled utterance; expected dialog/EmoEvaluation/*.txt and sentences/wav/*/*.wav"
+        )
+    return items

@@ -1,0 +1,1 @@
+"""Pretraining data: length tables, seconds-budget batches."""

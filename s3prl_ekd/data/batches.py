@@ -1,0 +1,233 @@
+"""Batches of equal-length crops, never padded; their order is a function of (seed, epoch) and can be resumed.
+
+Padding would change features (GroupNorm averages over time) and masks would cost the fast attention kernels, so each
+batch gathers utterances of similar length and crops all of them to the shortest. The plan decides which files and
+where to crop; workers only read: the same batches come whatever the number of workers.
+
+Shapes: B clips, N samples.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from s3prl_ekd.audio import SAMPLE_RATE, AudioError, read_audio
+from s3prl_ekd.config import DataConfig
+from s3prl_ekd.data.distort import Distorter
+from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """What one batch reads: plain numbers, cheap to send to a worker."""
+
+    epoch: int
+    index: int
+    """Position in the epoch."""
+    items: tuple[int, ...]
+    """Rows of the length table."""
+    starts: tuple[int, ...]
+    """First sample of each crop."""
+    samples: int
+    """N, length of every crop."""
+
+
+@dataclass
+class Batch:
+    """What the expert gets."""
+
+    wave: Tensor
+    """(B, N) float32, 16 kHz: what the student hears."""
+    epoch: int
+    index: int
+    skipped: list[str] = field(default_factory=list)
+    """Files that could not be read, with the reason."""
+    distinct_teacher_wave: Tensor | None = None
+    """(B, N) what the teachers hear, where that differs."""
+
+    @property
+    def teacher_wave(self) -> Tensor:
+        """(B, N) what the teachers hear: ``wave`` itself without distortion, or with the same for both."""
+        return self.wave if self.distinct_teacher_wave is None else self.distinct_teacher_wave
+
+    def pin_memory(self) -> Batch:
+        """Called by the DataLoader: page-locked memory copies to a GPU without waiting."""
+        self.wave = self.wave.pin_memory()
+        if self.distinct_teacher_wave is not None:
+            self.distinct_teacher_wave = self.distinct_teacher_wave.pin_memory()
+        return self
+
+    @property
+    def seconds(self) -> float:
+        """Audio in the batch."""
+        return self.wave.numel() / SAMPLE_RATE
+
+
+class BatchPlan(Sampler[BatchSpec]):
+    """All batches of an epoch, shuffled; remembers where to go on.
+
+    Args:
+        samples: (n,) length of each utterance at 16 kHz.
+        batch_size: utterances a batch (the last of an epoch may be smaller).
+        batch_seconds: instead of a count, seconds of audio a batch.
+        sequence_length: longest crop in samples; 0 does not crop.
+        seed: of order and crops.
+
+    Each epoch adds up to 10 % of noise to the lengths before sorting, so that a batch's company changes from epoch to
+    epoch (s3prl's batches are fixed for ever).
+    """
+
+    LENGTH_NOISE = 0.1
+    GRID, FRAME = 3_200, 320  # samples
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        batch_size: int,
+        batch_seconds: float | None = None,
+        sequence_length: int = 0,
+        seed: int = 0,
+    ) -> None:
+        self.longest = np.iinfo(np.int64).max if sequence_length <= 0 else sequence_length
+        self.samples = np.asarray(samples, dtype=np.int64)
+        self.crop = np.minimum(self.samples, self.longest)
+        self.batch_size, self.batch_seconds, self.seed = batch_size, batch_seconds, seed
+        self.epoch, self.next_index = 0, 0
+
+    def __len__(self) -> int:
+        """Batches of the current epoch (the number hardly changes from epoch to epoch under batch_seconds)."""
+        return len(self._epoch_batches(self.epoch))
+
+    def __iter__(self) -> Iterator[BatchSpec]:
+        """The rest of the current epoch; the next call starts the next epoch."""
+        epoch, first = self.epoch, self.next_index
+        self.epoch, self.next_index = epoch + 1, 0
+        batches = self._epoch_batches(epoch)
+        for index in range(first, len(batches)):
+            yield self._spec(epoch, index, batches[index])
+
+    def resume_after(self, epoch: int, index: int) -> None:
+        """Go on with the batch after (epoch, index), as if the run had never stopped."""
+        self.epoch, self.next_index = epoch, index + 1
+
+    def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
+        rng = np.random.default_rng([self.seed, epoch])
+        noise = 1 + self.LENGTH_NOISE * rng.random(len(self.crop))
+        order = np.argsort(
+            -self.crop * noise, kind="stable"
+        )  # longest first, so that running out of memory shows early
+        if self.batch_seconds is None:
+            cuts = list(range(self.batch_size, len(order), self.batch_size))
+        else:
+            cuts = self._cut_by_seconds(self.crop[order])
+        batches = np.split(order, cuts)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def _cut_by_seconds(self, crops: np.ndarray) -> list[int]:
+        """Positions where a new batch starts, so that batch size x shortest crop stays within the budget."""
+        budget, cuts, start = float(self.batch_seconds or 0) * SAMPLE_RATE, [], 0
+        for position in range(1, len(crops)):
+            if (position - start + 1) * crops[start : position + 1].min() > budget:
+                cuts.append(position)
+                start = position
+        return cuts
+
+    def _spec(self, epoch: int, index: int, items: np.ndarray) -> BatchSpec:
+        length = self._on_grid(int(self.crop[items].min()))
+        rng = np.random.default_rng([self.seed, epoch, index])
+        starts = rng.integers(0, self.samples[items] - length + 1)
+        return BatchSpec(epoch, index, tuple(items.tolist()), tuple(starts.tolist()), length)
+
+    def _on_grid(self, length: int) -> int:
+        """Round down to 0.2 s (to a frame under 1 s): few shapes, so that kernels chosen for a shape are used again."""
+        if length == self.longest:
+            return length
+        step = self.GRID if length >= SAMPLE_RATE else self.FRAME
+        return length - length % step
+
+
+class CropDataset(Dataset[Batch]):
+    """Reads and distorts the crops of a batch; ``dataset[spec]`` is a whole batch, so a worker makes whole batches.
+
+    Its length is the number of batches of an epoch: s3prl's runner divides by it to count epochs.
+    """
+
+    def __init__(self, table: LengthTable, plan: BatchPlan, distorter: Distorter | None = None) -> None:
+        self.table, self._batches, self.distorter = table, len(plan), distorter
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def __getitem__(self, spec: BatchSpec) -> Batch:
+        """Raises EkdError when not one file of the batch can be read."""
+        waves, heard_by_teachers, skipped = [], [], []
+        for item, start in zip(spec.items, spec.starts, strict=True):
+            try:
+                wave = read_audio(self.table.paths[item], start, spec.samples)
+            except AudioError as error:
+                skipped.append(str(error))
+                continue
+            if len(wave) < spec.samples:  # resampling may end a sample early, a CSV may promise more than there is
+                if len(wave) < 0.9 * spec.samples:
+                    skipped.append(f"{self.table.paths[item]}: shorter than its length CSV says")
+                    continue
+                wave = np.pad(wave, (0, spec.samples - len(wave)))
+            student_wave = teacher_wave = wave
+            if self.distorter is not None:
+                try:
+                    student_wave, teacher_wave = self.distorter.hear(wave, spec.epoch, item)
+                except AudioError as error:
+                    skipped.append(f"the distortion of {self.table.paths[item]}: {error}")
+            waves.append(torch.from_numpy(student_wave))
+            heard_by_teachers.append(torch.from_numpy(teacher_wave))
+        if not waves:
+            raise EkdError(f"not one of the {len(spec.items)} files of a batch can be read; the first: {skipped[0]}")
+        batch = Batch(torch.stack(waves), spec.epoch, spec.index, skipped)
+        if self.distorter is not None and self.distorter.config.setup != "same":
+            batch.distinct_teacher_wave = torch.stack(heard_by_teachers)
+        return batch
+
+
+class TimedLoader(DataLoader):
+    """A DataLoader that knows how long it was waited for: ``waited``, seconds since it was last set to 0."""
+
+    waited = 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = super().__iter__()
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+
+def make_loader(
+    table: LengthTable, config: DataConfig, sequence_length: int, distorter: Distorter | None = None
+) -> tuple[TimedLoader, BatchPlan]:
+    """The DataLoader for s3prl's loop, and the plan that it follows."""
+    plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
+    loader = TimedLoader(
+        CropDataset(table, plan, distorter),
+        batch_size=None,  # the dataset makes whole batches
+        sampler=plan,
+        num_workers=config.num_workers,
+        pin_memory=torch.cuda.is_available(),
+        persistent_workers=config.num_workers > 0,
+        # each pass over a DataLoader draws a number; from the global generator, a resumed run would draw once more
+        generator=torch.Generator(),
+    )
+    return loader, plan

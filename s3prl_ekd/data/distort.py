@@ -1,0 +1,184 @@
+"""Which distortion each clip gets, and what teacher and student hear.
+
+The recipe of the same authors' robust students (arXiv 2210.07978): one additive distortion, then one non-additive one,
+each drawn from its own list with its own clean share. A draw is a function of (seed, epoch, utterance) alone: not of
+workers, nor of the other utterances of the batch, nor of how long the crop is. How a distortion sounds is the room of
+noise.py, filters.py and pitch.py; which files there are is that of sources.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.data.filters import hertz_to_mel, mel_to_hertz, reject_band, reverberate, room_taps
+from s3prl_ekd.data.noise import add_at_snr, gaussian
+from s3prl_ekd.data.pitch import pitch_shift
+from s3prl_ekd.data.recipe import DistortionConfig
+from s3prl_ekd.data.sources import AudioPool, Kind, list_files
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+KEY = "config_model.yaml: distortion"
+CLEAN, GAUSSIAN, REVERB, PITCH, BAND_REJECT = "clean", "gaussian", "reverb", "pitch", "band_reject"
+STUDENT, TEACHER = 0, 1  # the fourth number of a draw's seed: independent draws of one utterance in one epoch
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Everything random about one distorted clip; numbers that the chosen kinds do not need are drawn all the same."""
+
+    additive: str
+    """A noise source as the configuration lists it, "gaussian" or "clean"."""
+    non_additive: str
+    """"reverb", "pitch", "band_reject" or "clean"."""
+    snr: int
+    """In dB, of the additive distortion."""
+    noise_file: float
+    """In [0, 1): which file of the noise source."""
+    noise_start: float
+    """In [0, 1): where in that file."""
+    noise_seed: int
+    """Of the Gaussian noise."""
+    room: float
+    """In [0, 1): which room response."""
+    cents: int
+    """Pitch shift."""
+    band: tuple[float, float]
+    """Rejected band in Hz."""
+
+
+class Distorter:
+    """Draws distortions and applies them; one per run, copied into every worker.
+
+    Args:
+        config: the ``distortion`` section of config_model.yaml.
+
+    Raises:
+        EkdError: a source does not exist, holds no audio or a file that cannot be read; a weight names no choice.
+    """
+
+    def __init__(self, config: DistortionConfig) -> None:
+        self.config = config
+        additive, other = config.additive, config.non_additive
+        self.noises: dict[str, AudioPool] = {}
+        self.rooms: AudioPool | None = None
+        additive_choices, other_choices = [CLEAN], [CLEAN]
+        if additive is not None:
+            for i, source in enumerate(additive.noise):
+                self.noises[source] = _pool([source], "noise", f"{KEY}.additive.noise", i)
+            additive_choices = [*self.noises, *_on({GAUSSIAN: additive.gaussian, CLEAN: additive.clean})]
+        if other is not None:
+            if other.reverb:
+                self.rooms = _pool(other.reverb, "rir", f"{KEY}.non_additive.reverb")
+            switches = {REVERB: bool(other.reverb), PITCH: other.pitch_cents > 0, BAND_REJECT: other.band_reject}
+            other_choices = _on({**switches, CLEAN: other.clean})
+        self.additive = _shares(additive_choices, additive.weights if additive else {}, f"{KEY}.additive.weights")
+        self.non_additive = _shares(other_choices, other.weights if other else {}, f"{KEY}.non_additive.weights")
+        for name, shares in (("additive", self.additive), ("non-additive", self.non_additive)):
+            text = ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
+            logger.info("[distortion] %s, %s: %s", config.setup, name, text)
+
+    def draw(self, epoch: int, item: int, role: int = STUDENT) -> Draw:
+        """The distortion of an utterance.
+
+        Args:
+            epoch: pass over the data.
+            item: row of the length table.
+            role: STUDENT, or TEACHER for the second draw of ``setup: independent``.
+        """
+        rng = np.random.default_rng([self.config.seed, epoch, item, role])
+        low, high = self.config.additive.snr if self.config.additive else (0, 0)
+        cents = self.config.non_additive.pitch_cents if self.config.non_additive else 0
+        width = self.config.non_additive.band_width if self.config.non_additive else 0.0
+        first, second, noise_file, noise_start, room, band_size, band_start = rng.random(7).tolist()
+        top = hertz_to_mel(SAMPLE_RATE / 2)
+        size = band_size * width * top
+        start = band_start * (top - size)
+        return Draw(
+            additive=_pick(self.additive, first),
+            non_additive=_pick(self.non_additive, second),
+            snr=int(rng.integers(low, high + 1)),
+            noise_file=noise_file,
+            noise_start=noise_start,
+            noise_seed=int(rng.integers(2**63)),
+            room=room,
+            cents=int(rng.integers(-cents, cents + 1)),
+            band=(mel_to_hertz(start), mel_to_hertz(start + size)),
+        )
+
+    def apply(self, wave: np.ndarray, draw: Draw) -> np.ndarray:
+        """The distorted clip: first the additive, then the non-additive distortion, as in the authors' code.
+
+        Args:
+            wave: (samples,) float32; not written to.
+
+        Returns:
+            (samples,) float32, ``wave`` itself when both are clean.
+
+        Raises:
+            AudioError: a noise or room response cannot be read.
+        """
+        if draw.additive == GAUSSIAN:
+            wave = add_at_snr(wave, gaussian(len(wave), draw.noise_seed), draw.snr)
+        elif draw.additive != CLEAN:
+            pool = self.noises[draw.additive]
+            noise = pool.segment(pool.index(draw.noise_file), len(wave), draw.noise_start)
+            wave = add_at_snr(wave, noise, draw.snr)
+        if draw.non_additive == REVERB and self.rooms is not None:
+            wave = reverberate(wave, room_taps(self.rooms.whole(self.rooms.index(draw.room))))
+        elif draw.non_additive == PITCH:
+            wave = pitch_shift(wave, draw.cents)
+        elif draw.non_additive == BAND_REJECT:
+            wave = reject_band(wave, *draw.band)
+        return wave
+
+    def hear(self, wave: np.ndarray, epoch: int, item: int) -> tuple[np.ndarray, np.ndarray]:
+        """What student and teacher hear of a clip: two (samples,) arrays, one and the same for ``setup: same``.
+
+        Raises:
+            AudioError: a noise or room response cannot be read.
+        """
+        student = self.apply(wave, self.draw(epoch, item))
+        if self.config.setup == "clean_teacher":
+            return student, wave
+        if self.config.setup == "same":
+            return student, student
+        return student, self.apply(wave, self.draw(epoch, item, TEACHER))
+
+
+def _pool(sources: list[str], kind: Kind, key: str, index: int | None = None) -> AudioPool:
+    files: list[str] = []
+    for i, source in enumerate(sources):
+        files += list_files(source, kind, f"{key}[{i if index is None else index}]")
+    name = sources[0] if len(sources) == 1 else f"{len(sources)} folders of room responses"
+    return AudioPool(name, files, key, first_channel=kind == "rir").check()
+
+
+def _on(switches: Mapping[str, bool]) -> list[str]:
+    return [name for name, on in switches.items() if on]
+
+
+def _shares(choices: list[str], weights: Mapping[str, float], key: str) -> dict[str, float]:
+    """Probability of each choice; a weight that is not given is 1."""
+    unknown = [name for name in weights if name not in choices]
+    if unknown:
+        raise EkdError(f"{key}: {unknown[0]!r} is not among what is drawn: {', '.join(choices)}")
+    values = [float(weights.get(name, 1.0)) for name in choices]
+    if not sum(values):
+        raise EkdError(f"{key}: nothing to draw ({', '.join(choices) or 'every kind is off'}), not even clean")
+    return {name: value / sum(values) for name, value in zip(choices, values, strict=True)}
+
+
+def _pick(shares: Mapping[str, float], number: float) -> str:
+    """The choice in whose part of [0, 1) a number lies."""
+    for name, share in shares.items():
+        number -= share
+        if number < 0:
+            return name
+    return next(name for name in reversed(shares) if shares[name])  # rounding

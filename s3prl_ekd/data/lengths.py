@@ -1,0 +1,82 @@
+"""Length tables: s3prl's CSVs of (file_path, length), read and checked before any training starts.
+
+`s3prl-ekd prepare` writes them, s3prl's preprocess/generate_len_for_bucket.py does too. Making them is corpora's room.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.config import DataConfig
+from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
+
+KEYS = "config_runner.yaml: pretrain_expert.datarc"
+MIN_SAMPLES = SAMPLE_RATE // 4  # a quarter second, 12 frames: shorter clips would cut whole batches down to them
+_CHECKED_FILES = 8  # how many audio files are looked for before training; one stat each
+
+
+@dataclass(frozen=True)
+class LengthTable:
+    """All utterances of a run."""
+
+    paths: list[str]
+    """Audio files, each a full path."""
+    samples: np.ndarray
+    """int64 (n,) length of each at 16 kHz."""
+
+    @property
+    def hours(self) -> float:
+        return float(self.samples.sum()) / SAMPLE_RATE / 3600
+
+
+def read_lengths(config: DataConfig) -> LengthTable:
+    """Read the CSVs that ``config.sets`` names and apply s3prl's length filter (``max_timestep``).
+
+    Raises:
+        EkdError: a folder, CSV or column is missing, no utterance is left, or the audio is not where the CSVs say.
+    """
+    root, folder = Path(config.libri_root).expanduser(), Path(config.file_path).expanduser()
+    if not folder.is_dir():
+        raise EkdError(f"{KEYS}.file_path: no folder {folder} (`s3prl-ekd prepare` writes the length CSVs)")
+    if not root.is_dir():
+        raise EkdError(f"{KEYS}.libri_root: no folder {root}")
+    tables = [_read_csv(folder / f"{name}.csv", name) for name in config.sets]
+    table = pd.concat(tables, ignore_index=True)
+    found = len(table)
+    if config.max_timestep > 0:
+        table = table[table.length < config.max_timestep]
+    elif config.max_timestep < 0:
+        table = table[table.length > -config.max_timestep]
+    table = table[table.length >= MIN_SAMPLES]
+    if table.empty:
+        raise EkdError(f"{KEYS}.sets: {found} utterances in {', '.join(config.sets)}, none left after max_timestep")
+    if len(table) < found:
+        logger.info("[data] %d of %d utterances left out (max_timestep, or under 0.25 s)", found - len(table), found)
+    paths = [str(root / path) for path in table.file_path]
+    for index in np.linspace(0, len(paths) - 1, min(_CHECKED_FILES, len(paths))).astype(int):
+        if not Path(paths[index]).is_file():
+            raise EkdError(f"{KEYS}.libri_root: no file {paths[index]}, though the CSVs of {folder} name it")
+    return LengthTable(paths, table.length.to_numpy(np.int64))
+
+
+def _read_csv(file: Path, name: str) -> pd.DataFrame:
+    if not file.is_file():
+        there = ", ".join(sorted(path.stem for path in file.parent.glob("*.csv"))) or "no CSV at all"
+        raise EkdError(f"{KEYS}.sets: no {file} for {name!r} (in that folder: {there})")
+    try:
+        table = pd.read_csv(file, usecols=["file_path", "length"], dtype={"file_path": str})
+    except ValueError as error:
+        raise EkdError(f"{file}: not a length CSV with the columns file_path and length ({error})") from error
+    lengths = pd.to_numeric(table.length, errors="coerce")
+    if lengths.isna().any() or table.file_path.isna().any():
+        row = int((lengths.isna() | table.file_path.isna()).to_numpy().argmax())
+        raise EkdError(f"{file}: line {row + 2}: file_path or length is missing or no number")
+    return table.assign(length=lengths.astype(np.int64))

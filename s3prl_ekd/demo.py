@@ -1,0 +1,201 @@
+"""``s3prl-ekd demo``: the whole job on embedded data, from speech to a page, through the commands that a user types.
+
+Corpus (espeak-ng voices) -> prepare -> three small teachers -> run_pretrain.py -> evaluate, student and untrained
+student -> report. Every command is shown, so that the demo reads as the tutorial. The teachers' weights are random:
+what the demo shows is that everything works, not how well a student can be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.rule import Rule
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.process import run_logged
+from s3prl_ekd.evaluate.progress import Board
+
+MARKER = ".s3prl-ekd-demo.json"
+RANDOM_TEACHERS = (
+    "The three teachers have random weights: this run shows the machinery, not a good student, and the student need "
+    "not beat the untrained one."
+)
+SYNTHETIC = "The speech is synthetic (espeak-ng voices); no number here is a SUPERB number."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="empty or a demo's (default: %(default)s)")
+    parser.add_argument("--small", action="store_true", help="less of everything: about two minutes, for CI")
+    parser.add_argument("--fresh", action="store_true", help="empty a demo folder first instead of continuing it")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the demo out; returns 0."""
+    demo = Demo(args.out, args.small, args.device, args.fresh)
+    demo.stage("speech", "speak a small corpus: 12 espeak-ng voices, 4 emotions", demo.speak)
+    demo.stage("prepare", "turn it into what pretraining and the four tasks read", demo.prepare)
+    demo.stage("teachers", "write three small teachers: HuBERT (s3prl), HuBERT, WavLM (transformers)", demo.teachers)
+    demo.stage("pretrain", "distil them into one student", demo.pretrain)
+    demo.stage("student", "train and test the four tasks on the student", demo.evaluate_student)
+    demo.stage("untrained", "the same on the student before pretraining, to compare with", demo.evaluate_untrained)
+    demo.stage("report", "scores and curves on one page", demo.report, again=True)
+    total = sum(demo.marker["stages"].values())
+    demo.console.print(f"\n[bold green]done[/] in {total:.0f} s: [bold]{args.out / 'report.html'}[/]", highlight=False)
+    return 0
+
+
+class Demo:
+    """The demo's folder, its stages and which of them are done."""
+
+    def __init__(self, out: Path, small: bool, device: str, fresh: bool = False) -> None:
+        self.out, self.small, self.device = out, small, device
+        self.console = Console()
+        marker = out / MARKER
+        if out.exists() and not out.is_dir():
+            raise EkdError(f"--out {out}: is a file; expected a folder")
+        if out.is_dir() and any(out.iterdir()) and not marker.is_file():
+            raise EkdError(f"--out {out}: holds other files; expected an empty folder or one of an earlier demo")
+        if fresh and marker.is_file():
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        self.marker: dict[str, Any] = {"small": small, "stages": {}}
+        if marker.is_file():
+            self.marker = json.loads(marker.read_text())
+            if self.marker["small"] != small:
+                raise EkdError(
+                    f"--out {out}: its demo was made {'with' if not small else 'without'} --small; add --fresh"
+                )
+        self._save()
+
+    def stage(self, name: str, what: str, act: Callable[[], None], again: bool = False) -> None:
+        """Do one stage unless an earlier call did it; ``again``: do it every time."""
+        number = list(_STAGES).index(name) + 1
+        self.console.print(Rule(f"[bold]{number}/{len(_STAGES)} {name}[/] [dim]{what}[/]", align="left", style="dim"))
+        if name in self.marker["stages"] and not again:
+            self.console.print(f"[dim]done before, in {self.marker['stages'][name]:.0f} s[/]", highlight=False)
+            return
+        started = time.monotonic()
+        act()
+        seconds = time.monotonic() - started
+        self.marker["stages"][name] = seconds
+        self._save()
+        self.console.print(f"[dim]{name}: {seconds:.0f} s[/]", highlight=False)
+
+    def speak(self) -> None:
+        from s3prl_ekd.corpora.demo import make_demo_corpus
+
+        make_demo_corpus(self.out / "speech", small=self.small)
+
+    def prepare(self) -> None:
+        manifests = [str(self.out / "speech" / name / "manifest.tsv") for name in ("asr", "sid", "er", "pretrain")]
+        self.call("s3prl-ekd", "prepare", "--manifest", *manifests, "--out", str(self.out / "data"))
+
+    def teachers(self) -> None:
+        from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+
+        sources = write_demo_teachers(self.out / "teachers")
+        for name, path in sources.items():
+            self.console.print(f"  {name:<14} {path}", highlight=False)
+        self.console.print(f"[bold yellow]{RANDOM_TEACHERS}[/]")
+        layers = [TINY.layers // 3, 2 * TINY.layers // 3, TINY.layers]
+        student = {
+            "layers": 2,
+            "width": TINY.width,
+            "ffn_width": TINY.ffn_width,
+            "heads": TINY.heads,
+            "conv_layers": [list(layer) for layer in TINY.conv_layers],
+            "pos_conv_kernel": TINY.pos_conv_kernel,
+            "pos_conv_groups": TINY.pos_conv_groups,
+        }
+        teachers = [{"name": name, "source": str(path.resolve()), "layers": layers} for name, path in sources.items()]
+        # `base`: everything not said here is the paper's recipe, pretrain/ekd/config_model.yaml.
+        model = {"base": "config_model.yaml", "ekd": {"teachers": teachers}, "student": student}
+        (self.out / "model.yaml").write_text(yaml.safe_dump(model, sort_keys=False, default_flow_style=None))
+
+    def pretrain(self) -> None:
+        runner = yaml.safe_load((self.out / "data" / "pretrain.yaml").read_text())
+        steps = 40 if self.small else 160
+        runner["runner"] |= {
+            "total_steps": steps,
+            "log_step": max(1, steps // 60),
+            "save_step": steps // 2,
+            "max_keep": 1,
+        }
+        runner["optimizer"]["lr"] = 1.0e-3  # a model a hundredth of the paper's takes a larger one
+        runner["pretrain_expert"]["datarc"] |= {"train_batch_size": 8, "num_workers": 0}
+        (self.out / "runner.yaml").write_text(yaml.safe_dump(runner, sort_keys=False))
+        folder = self.out / "pretrain"
+        command = ["run_pretrain.py", "-u", "ekd", "-a", "-p", str(folder), "-g", str(self.out / "model.yaml")]
+        command += ["-c", str(self.out / "runner.yaml"), "--device", self.device]
+        self.say(command)
+        with Board(self.console) as board, board.phase("pretrain", "train") as watch:
+            # Threads that spin while they wait make a busy machine several times slower; an idle one loses nothing.
+            run_logged(_executable(command), folder / "pretrain.log", watch, {"OMP_WAIT_POLICY": "PASSIVE"})
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        first, last = lines[0], lines[-1]
+        self.console.print(
+            f"loss {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}",
+            highlight=False,
+        )
+
+    def evaluate_student(self) -> None:
+        self.evaluate("student", "--ckpt", str(self.out / "pretrain"))
+
+    def evaluate_untrained(self) -> None:
+        self.evaluate("untrained", "--untrained", str(self.out / "model.yaml"), "--label", "untrained student")
+
+    def evaluate(self, name: str, *upstream: str) -> None:
+        words = ["--data", str(self.out / "data"), "--out", str(self.out / name), "--preset", "tiny"]
+        words += ["--folds", "fold1", "--jobs", "2", "--device", self.device]
+        if "--label" not in upstream:
+            words += ["--label", name]
+        if self.small:
+            for task, steps in (("pr", 20), ("sid", 20), ("er", 20), ("asr", 20)):
+                items = ",,".join(f"config.runner.{key}={steps}" for key in ("total_steps", "eval_step", "save_step"))
+                words += ["--override", f"{task}:{items}"]
+        self.call("s3prl-ekd", "evaluate", *upstream, *words)
+
+    def report(self) -> None:
+        folders = [str(self.out / name) for name in ("pretrain", "student", "untrained")]
+        words = ["--out", str(self.out / "report.html"), "--title", "s3prl-ekd demo"]
+        self.call("s3prl-ekd", "report", *folders, *words, "--note", RANDOM_TEACHERS, "--note", SYNTHETIC)
+
+    def call(self, *command: str) -> None:
+        """Run one of our commands on this terminal; its own messages tell what happens."""
+        self.say(list(command))
+        status = subprocess.run(_executable(list(command)), check=False).returncode
+        if status == 130 or status < 0:
+            raise KeyboardInterrupt
+        if status != 0:
+            raise EkdError(f"the demo stopped in: {shlex.join(command)} (exit {status})")
+
+    def say(self, command: list[str]) -> None:
+        """Show a command as a user would type it."""
+        self.console.print(f"[bold cyan]$ {shlex.join(command)}[/]", highlight=False, soft_wrap=True)
+
+    def _save(self) -> None:
+        (self.out / MARKER).write_text(json.dumps(self.marker))
+
+
+_STAGES = ("speech", "prepare", "teachers", "pretrain", "student", "untrained", "report")
+
+
+def _executable(command: list[str]) -> list[str]:
+    """The command by this interpreter's own scripts, whether or not their folder is on the PATH."""
+    script = Path(sys.executable).parent / command[0]
+    if not script.is_file():
+        raise EkdError(f"{script}: not found; install s3prl-ekd into this Python (pip install .)")
+    return [str(script), *command[1:]]

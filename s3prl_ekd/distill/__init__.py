@@ -1,0 +1,1 @@
+"""Targets from teacher states, and the distillation loss."""

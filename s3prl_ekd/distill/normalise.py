@@ -1,0 +1,101 @@
+"""Target normalisation: running statistics of each (teacher, layer), and targets standardised by them.
+
+It acts on teacher states before they are averaged, joined or subtracted. The rotation of PHI-S is in ``phi_s.py``.
+Shapes: B clips, T frames, D channels of the teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ekd.distill.options import TargetsConfig
+from s3prl_ekd.distill.phi_s import PhiS
+from s3prl_ekd.distill.targets import TeacherLayers, TeacherStates
+
+EPSILON = 1e-6  # added to the variance: a dead channel becomes 0, not infinite
+
+
+class Standardiser(nn.Module):
+    """Standardises one (teacher, layer): mean 0 and standard deviation 1 in every channel.
+
+    ``y = (x - mean) / sqrt(var + 1e-6)``, after the statistics have taken in the batch:
+
+    - ``w = max(momentum, n / (N + n))`` for a batch of n frames after N frames,
+    - ``mean <- mean + w * (m - mean)``,
+    - ``var <- (1 - w) * var + w * v + w * (1 - w) * (m - mean)^2``.
+
+    That is the exact mean and variance of all frames seen until ``n / (N + n)`` falls below ``momentum``, then an
+    exponential moving average: no warm-up of wrong statistics, and no end to adapting. The idea is UNIC's (arXiv
+    2408.05088: teacher outputs standardised by running statistics); this schedule is ours.
+    Buffers only: the statistics go into the checkpoint and move with ``.to(device)``; nothing waits for the device.
+
+    Args:
+        width: D.
+        momentum: least weight of the newest batch.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    frames: Tensor
+
+    def __init__(self, width: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) in any precision -> (B, T, D) fp32. Statistics change in training mode only."""
+        x = x.float()
+        if self.training:
+            self._update(x.detach().flatten(0, -2))
+        return (x - self.mean) * (self.variance + EPSILON).rsqrt()
+
+    @torch.no_grad()
+    def _update(self, x: Tensor) -> None:
+        variance, mean = torch.var_mean(x, dim=0, correction=0)
+        finite = torch.isfinite(variance).all()  # an overflow of a half-precision teacher leaves no trace
+        self.frames += len(x) * finite
+        weight = (len(x) / self.frames).clamp(min=self.momentum)  # a tensor: no device sync
+        weight = torch.where(finite, weight, 0.0)
+        difference = torch.where(finite, mean - self.mean, 0.0)
+        self.mean += weight * difference
+        self.variance.lerp_(torch.where(finite, variance, self.variance), weight)
+        self.variance += weight * (1 - weight) * difference.square()
+
+
+class Normaliser(nn.Module):
+    """Every teacher's states through a normalisation of their own.
+
+    Args:
+        config: ``ekd.targets``; ``none`` makes this the identity, without buffers.
+        teachers: names, layers and widths.
+    """
+
+    def __init__(self, config: TargetsConfig, teachers: Sequence[TeacherLayers]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict()
+        for teacher in teachers if config.normalise != "none" else ():
+            for layer in teacher.layers:
+                if config.normalise == "standardise":
+                    part: nn.Module = Standardiser(teacher.width, config.momentum)
+                else:
+                    part = PhiS(teacher.width, config.fit_batches)
+                self.parts[_key(teacher.name, layer)] = part
+
+    def forward(self, states: TeacherStates) -> TeacherStates:
+        """teacher -> layer -> (B, T, D), normalised; the very same object when there is nothing to do."""
+        if not self.parts:
+            return states
+        return {
+            name: {layer: self.parts[_key(name, layer)](state) for layer, state in layers.items()}
+            for name, layers in states.items()
+        }
+
+
+def _key(teacher: str, layer: int) -> str:
+    return f"{teacher}:{layer}"

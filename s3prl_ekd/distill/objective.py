@@ -1,0 +1,164 @@
+"""From predictions and teacher states to one loss and its log values: what the pretrain expert calls each step.
+
+``states -> normalise -> targets; predictions, targets -> loss per head -> drop teachers -> weigh -> balance -> sum``
+With every option off the loss is bit for bit the paper's: the mean over heads of L1 + lambda * (-log sigmoid(cos)).
+Each option is in its own file; what lives here is their order, and the state that a resumed run needs (buffers).
+Shapes: B clips, n heads of one set, S head sets, T frames, W channels of a target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ekd.config import EkdConfig
+from s3prl_ekd.distill.balance import Balancer, gradient_norms
+from s3prl_ekd.distill.dropping import clip_factors, keep_worst
+from s3prl_ekd.distill.losses import HeadLosses, clip_losses, head_losses, mean_over_heads
+from s3prl_ekd.distill.normalise import Normaliser
+from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, TeacherStates, align_frames
+from s3prl_ekd.errors import EkdError
+
+
+class Objective(nn.Module):
+    """The distillation loss with its options.
+
+    ``loss = sum_i factor_i * w_i / sum_j(w_j) * L_i`` over the heads i of all sets, L_i = l1 + lambda * cosine, w_i the
+    weight of head i's set (``ekd.weights``), factor_i 1 unless balanced (``ekd.balance``). Under ``teacher_dropping``
+    each clip's part of L_i is scaled by 0, or by what makes up for the sets that this clip dropped.
+
+    Args:
+        config: the ``ekd`` section.
+        target_sets: the plan.
+        teachers: name, layers and width of each teacher, for its statistics.
+        file: name of the configuration file, for messages.
+
+    Raises:
+        EkdError: options that do not fit the teachers or each other.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        config: EkdConfig,
+        target_sets: Sequence[TargetSet],
+        teachers: Sequence[TeacherLayers],
+        file: str = "config_model.yaml",
+    ) -> None:
+        super().__init__()
+        _check(config, target_sets, file)
+        self.target_sets = list(target_sets)
+        self.cosine_weight = config.cosine_weight
+        try:
+            self.normaliser = Normaliser(config.targets, teachers)
+        except EkdError as error:
+            raise EkdError(f"{file}: {error}") from error
+        weights = [config.weights.get(t.name, 1.0) for t in target_sets for _ in t.labels]
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)  # (heads of all sets,)
+        self.dropping = config.teacher_dropping
+        self.balancer = Balancer(self.weights.clone(), config.balance.decay) if config.balance is not None else None
+        self.papers = not config.weights and self.dropping is None and self.balancer is None
+
+    def forward(
+        self, predictions: Mapping[str, Tensor], hidden: Tensor, states: TeacherStates, log: bool = False
+    ) -> tuple[Tensor, dict[str, dict[str, float]] | None]:
+        """Loss of a batch, in fp32.
+
+        Args:
+            predictions: head set -> (B, n, T, W).
+            hidden: (B, T, D) the student's last hidden state, which all heads read.
+            states: teacher -> layer -> (B, T, W).
+            log: also make log values, which waits for the device.
+
+        Returns:
+            scalar loss, and with ``log`` "<head set>.<label>" -> l1, cosine, target_norm (mean magnitude of the target)
+            and, where there are gradients, gradient_share.
+        """
+        states = self.normaliser(states)
+        raw: dict[str, HeadLosses] = {}
+        clips: dict[str, HeadLosses] = {}
+        norms = []
+        for target_set in self.target_sets:
+            name = target_set.name
+            prediction, target, _ = align_frames(predictions[name], target_set.gather(states), None)
+            if self.dropping is not None and self.training:
+                clips[name] = clip_losses(prediction, target)
+                raw[name] = HeadLosses(clips[name].l1.mean(0), clips[name].cosine.mean(0))
+            else:
+                raw[name] = head_losses(prediction, target)
+            if log:
+                norms.append(target.float().abs().mean((0, 2, 3)))
+        totals = [part.total(self.cosine_weight) for part in (self._drop(clips) if clips else raw).values()]
+        shares = self.weights / self.weights.sum()
+        gradients = None
+        if (log or self.balancer is not None) and totals[0].requires_grad:
+            gradients = shares * gradient_norms(totals, hidden)
+        if self.balancer is not None and gradients is not None:
+            factors = self.balancer(gradients)
+            shares, gradients = shares * factors, gradients * factors
+        # the paper's mean in its own order of summation, so that it stays what it is to the last bit
+        loss = mean_over_heads(raw, self.cosine_weight) if self.papers else (shares * torch.cat(totals)).sum()
+        return loss, self._log_values(raw, torch.cat(norms), gradients) if log else None
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Take over the running statistics of a checkpoint.
+
+        Raises:
+            EkdError: they belong to other options than this run's.
+        """
+        try:
+            self.load_state_dict(state)
+        except (RuntimeError, KeyError) as error:
+            raise EkdError(
+                "the checkpoint's statistics do not fit ekd.targets and ekd.balance of this run: resume with the "
+                "configuration that it was started with"
+            ) from error
+
+    def _drop(self, clips: Mapping[str, HeadLosses]) -> dict[str, HeadLosses]:
+        """Losses per head (n,) of what is left after teacher dropping, from losses per clip (B, n)."""
+        by_set = torch.stack([part.total(self.cosine_weight).mean(1) for part in clips.values()]).detach()  # (S, B)
+        weights = torch.stack([part.sum() for part in self.weights.split([len(t.labels) for t in self.target_sets])])
+        factors = clip_factors(keep_worst(by_set, self.dropping.probability), weights)  # (S, B)
+        return {
+            name: HeadLosses((part.l1 * factor[:, None]).mean(0), (part.cosine * factor[:, None]).mean(0))
+            for (name, part), factor in zip(clips.items(), factors, strict=True)
+        }
+
+    def _log_values(
+        self, losses: Mapping[str, HeadLosses], norms: Tensor, gradients: Tensor | None
+    ) -> dict[str, dict[str, float]]:
+        """Log values as plain numbers: the one place where the device is waited for."""
+        columns = {
+            "l1": torch.cat([part.l1.detach() for part in losses.values()]),
+            "cosine": torch.cat([part.cosine.detach() for part in losses.values()]),
+            "target_norm": norms,
+        }
+        if gradients is not None:
+            columns["gradient_share"] = gradients / gradients.sum().clamp(min=1e-30)
+        rows = torch.stack(list(columns.values()), dim=1).cpu().tolist()
+        names = [f"{t.name}.{label}" for t in self.target_sets for label in t.labels]
+        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(names, rows, strict=True)}
+
+
+def _check(config: EkdConfig, target_sets: Sequence[TargetSet], file: str) -> None:
+    names = [target_set.name for target_set in target_sets]
+    for name in config.weights:
+        if name not in names:
+            raise EkdError(f"{file}: ekd.weights.{name}: no head set has this name; there are {', '.join(names)}")
+    if config.weights and not any(config.weights.get(name, 1.0) for name in names):
+        raise EkdError(f"{file}: ekd.weights: at least one head set needs a weight above 0")
+    if config.teacher_dropping is not None and len(names) < 2:
+        raise EkdError(f"{file}: ekd.teacher_dropping: needs two head sets (multi_head), not {names[0]!r} alone")
+    mixed = [target_set.name for target_set in target_sets if target_set.combine in ("mean", "difference")]
+    if config.targets.normalise == "phi_s" and mixed:
+        raise EkdError(
+            f"{file}: ekd.targets.normalise: phi_s rotates each teacher its own way, so {mixed[0]!r} would mix unlike "
+            "channels; use standardise"
+        )
+    for index, teacher in enumerate(config.teachers):
+        if config.targets.tap == "ffn" and 0 in teacher.layers:
+            raise EkdError(f"{file}: ekd.teachers[{index}].layers: layer 0 has no feed-forward block (tap: ffn)")

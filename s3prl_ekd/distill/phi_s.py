@@ -1,0 +1,127 @@
+"""PHI-S: a rotation after which every channel of a target has the same variance, and one scale for all of them.
+
+With its Hadamard matrices. Which teachers and layers it is applied to is ``normalise.py``'s business.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s3prl_ekd.errors import EkdError
+
+
+class PhiS(nn.Module):
+    """PCA-Hadamard isotropic standardisation of one (teacher, layer).
+
+    ``y = (H U^T (x - mean)) / phi`` with covariance ``U diag(lambda) U^T``, ``H`` an orthonormal Hadamard matrix
+    (all entries ``+-1/sqrt(D)``) and ``phi = sqrt(mean(lambda))``. Since every entry of H has one magnitude, each
+    output channel has variance ``mean(lambda) / phi^2 = 1``; since ``H U^T`` is a rotation, errors in all directions
+    keep their relative sizes, which standardising channel by channel distorts. (PHI-S, arXiv 2410.01680.)
+
+    Mean, covariance and phi run over the first ``fit_batches`` training batches; until then targets are centred and
+    scaled without rotation, then the rotation is computed once and nothing changes any more.
+
+    Args:
+        width: D; a Hadamard matrix of that order must be known (512, 768, 1024 and most multiples of 4 are).
+        fit_batches: batches to fit on.
+
+    Raises:
+        EkdError: no Hadamard matrix of that order.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    rotation: Tensor
+    frames: Tensor
+
+    def __init__(self, width: int, fit_batches: int) -> None:
+        super().__init__()
+        hadamard(width)  # an impossible width is an error before training
+        self.fit_batches = fit_batches
+        self.batches = 0
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("covariance", torch.eye(width))
+        self.register_buffer("rotation", torch.eye(width))
+        self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, T, D) in any precision -> (B, T, D) fp32."""
+        x = x.float()
+        if self.training and self.batches < self.fit_batches:
+            self._update(x.detach().flatten(0, -2))
+        y = (x - self.mean) / self._phi()
+        return y @ self.rotation.t() if self.batches >= self.fit_batches else y
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """What :meth:`forward` made of x, back to x."""
+        rotated = y @ self.rotation if self.batches >= self.fit_batches else y
+        return rotated * self._phi() + self.mean
+
+    def _phi(self) -> Tensor:
+        return self.covariance.diagonal().mean().clamp(min=1e-12).sqrt()
+
+    @torch.no_grad()
+    def _update(self, x: Tensor) -> None:
+        mean = x.mean(0)
+        centred = x - mean
+        covariance = centred.t() @ centred / len(x)
+        finite = torch.isfinite(covariance).all()  # an overflow of a half-precision teacher leaves no trace
+        self.frames += len(x) * finite
+        weight = torch.where(finite, len(x) / self.frames, 0.0)
+        difference = torch.where(finite, mean - self.mean, 0.0)
+        self.mean += weight * difference
+        self.covariance.lerp_(torch.where(finite, covariance, self.covariance), weight)
+        self.covariance += weight * (1 - weight) * torch.outer(difference, difference)
+        self.batches += 1
+        if self.batches == self.fit_batches:
+            vectors = torch.linalg.eigh(self.covariance.double()).eigenvectors  # columns
+            self.rotation.copy_(hadamard(len(mean)).to(vectors) @ vectors.t())
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The number of batches: a plain number, since asking a tensor on the device would wait for it."""
+        return {"batches": self.batches}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Reverse of :meth:`get_extra_state`."""
+        self.batches = int(state["batches"])
+
+
+def hadamard(order: int) -> Tensor:
+    """An orthonormal Hadamard matrix (order, order) in fp64: ``H H^T = I`` and every entry ``+-1/sqrt(order)``.
+
+    Sylvester's doubling ``[[H, H], [H, -H]]`` over a Paley matrix of order q + 1, q a prime with ``q % 4 == 3``:
+    768 = 12 * 64 from q = 11, 1024 = 2^10 from order 1.
+
+    Raises:
+        EkdError: neither construction has this order.
+    """
+    base = order
+    while base > 1 and not _paley_order(base):
+        if base % 2:
+            raise EkdError(
+                f"ekd.targets.normalise: phi_s knows no Hadamard matrix of {order} channels; use standardise"
+            )
+        base //= 2
+    matrix = _paley(base - 1) if base > 1 else torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < order:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    return matrix / order**0.5
+
+
+def _paley_order(order: int) -> bool:
+    q = order - 1
+    return q % 4 == 3 and all(q % divisor for divisor in range(2, int(q**0.5) + 1))
+
+
+def _paley(q: int) -> Tensor:
+    """Paley's first construction ``I + S`` with S skew, from the quadratic residues modulo the prime q."""
+    residues = {i * i % q for i in range(1, q)}
+    character = torch.tensor([0.0] + [1.0 if i in residues else -1.0 for i in range(1, q)], dtype=torch.float64)
+    index = torch.arange(q)
+    skew = torch.zeros(q + 1, q + 1, dtype=torch.float64)
+    skew[0, 1:], skew[1:, 0] = 1.0, -1.0
+    skew[1:, 1:] = character[(index.unsqueeze(0) - index.unsqueeze(1)) % q]
+    return torch.eye(q + 1, dtype=torch.float64) + skew

@@ -1,0 +1,185 @@
+"""From what the user asked to the exact native commands: which runs, in which folder, with which overrides.
+
+Nothing is executed here (see ``run.py``), so a plan can be printed (``--dry-run``), compared and tested. One
+:class:`Run` is one training of s3prl's runner and its test: a task, or one fold of ER.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
+from s3prl_ekd.evaluate.tasks import Task
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What is evaluated, as s3prl names it: ``-u name [-k checkpoint] [-g model_config]``."""
+
+    name: str
+    label: str
+    checkpoint: Path | None = None
+    model_config: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The upstream's part of a native command."""
+        words = ["-u", self.name]
+        if self.checkpoint is not None:
+            words += ["-k", str(self.checkpoint)]
+        if self.model_config is not None:
+            words += ["-g", str(self.model_config)]
+        return words
+
+
+@dataclass(frozen=True)
+class Run:
+    """One native training and its test on the best-on-dev checkpoint, both in ``expdir``."""
+
+    task: Task
+    expdir: Path
+    config: Path  # DATA/<task>.yaml
+    upstream: Upstream
+    overrides: Overrides = field(default_factory=dict)
+    fold: str | None = None
+    seed: int = 1337
+    device: str = "cpu"
+    normalize: bool = False
+
+    @property
+    def key(self) -> str:
+        """Name of the run: the task, and the fold where there is one."""
+        return self.task.name if self.fold is None else f"{self.task.name}-{self.fold}"
+
+    def train_command(self, program: list[str] | None = None) -> list[str]:
+        """The native training command. ``-a`` continues where an earlier try of the same run stopped."""
+        words = [*(program or downstream_program()), "-m", "train", "-a", "-p", str(self.expdir)]
+        words += [*self.upstream.arguments(), "-d", self.task.downstream, "-c", str(self.config)]
+        words += ["--seed", str(self.seed), "--device", self.device]
+        if self.normalize:
+            words.append("--upstream_feature_normalize")
+        if self.overrides:
+            words += ["-o", ",,".join(f"{key}={value}" for key, value in self.overrides.items())]
+        return words
+
+    def evaluate_command(self, checkpoint: Path, program: list[str] | None = None) -> list[str]:
+        """The native test command for one of the run's checkpoints."""
+        words = [*(program or downstream_program()), "-m", "evaluate", "-t", self.task.test_split]
+        words += ["-e", str(checkpoint), "--device", self.device]
+        workers = self.overrides.get(self.task.workers_key)
+        if workers is not None:
+            # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint
+            # alone would test with 12 worker processes (downstream/ctc/data.py: load_dataset).
+            words += ["-o", f"{self.task.workers_key}={workers}"]
+        return words
+
+    def settings(self) -> dict[str, Any]:
+        """What makes this run's numbers: two runs with equal settings are the same run. The device is not part."""
+        return {
+            "upstream": self.upstream.arguments(),
+            "task": self.task.name,
+            "fold": self.fold,
+            "config": str(self.config),
+            "overrides": dict(self.overrides),
+            "seed": self.seed,
+            "normalize": self.normalize,
+        }
+
+    def effective_config(self) -> dict[str, Any]:
+        """The task's YAML with the overrides applied; :class:`EkdError` when it cannot lead to a score."""
+        config = apply_overrides(load_task_config(self.config), self.overrides)
+        runner = config.get("runner", {})
+        total, evaluate = runner.get("total_steps"), runner.get("eval_step")
+        if not isinstance(total, int) or not isinstance(evaluate, int):
+            raise EkdError(f"{self.config}: runner.total_steps, runner.eval_step: expected whole numbers")
+        if evaluate > total:
+            raise EkdError(
+                f"{self.config}: runner.eval_step: {evaluate} > total_steps {total}: no checkpoint would be chosen on "
+                f'dev; add --override "{self.task.name}:config.runner.eval_step={total}"'
+            )
+        return config
+
+
+def make_plan(
+    tasks: list[Task],
+    data: Path,
+    out: Path,
+    upstream: Upstream,
+    overrides: dict[str, Overrides],
+    folds: list[str] | None = None,
+    seed: int = 1337,
+    device: str = "cpu",
+    normalize: bool = False,
+) -> list[Run]:
+    """All runs for ``tasks``, checked before anything starts; :class:`EkdError` names what is missing."""
+    runs: list[Run] = []
+    for task in tasks:
+        config = data / f"{task.name}.yaml"
+        if not config.is_file():
+            raise EkdError(
+                f"{config}: not found; prepare the {task.name} data first: s3prl-ekd prepare ... --out {data}"
+            )
+        for fold in _task_folds(task, data, folds):
+            items = dict(overrides.get(task.name, {}))
+            if fold is not None:
+                items["config.downstream_expert.datarc.test_fold"] = repr(fold)
+            name = task.name if fold is None else f"{task.name}-{fold}"
+            run = Run(task, out / "runs" / name, config, upstream, items, fold, seed, device, normalize)
+            run.effective_config()
+            runs.append(run)
+    return runs
+
+
+def downstream_program() -> list[str]:
+    """How to call our ``run_downstream.py``: its name when that is the one on the PATH, else by this interpreter."""
+    beside = Path(sys.executable).parent / "run_downstream.py"
+    found = shutil.which("run_downstream.py")
+    if found and Path(found).resolve() == beside.resolve():
+        return ["run_downstream.py"]
+    if beside.is_file():
+        return [str(beside)]
+    return [sys.executable, "-m", "s3prl_ekd.bridge.launch", "run_downstream"]
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The ``states-N.ckpt`` files of a folder, by N."""
+
+    def number(path: Path) -> int:
+        match = re.fullmatch(r"states-(\d+)\.ckpt", path.name)
+        return int(match.group(1)) if match else -1
+
+    return sorted((path for path in folder.glob("states-*.ckpt") if number(path) >= 0), key=number)
+
+
+def load_task_config(path: Path) -> dict[str, Any]:
+    """A downstream YAML file as a dict; :class:`EkdError` when it is not one."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EkdError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict):
+        raise EkdError(f"{path}: expected a mapping with runner, optimizer, downstream_expert")
+    return config
+
+
+def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[str | None]:
+    if not task.folded:
+        return [None]
+    listing = data / task.name / "folds.json"
+    try:
+        known = json.loads(listing.read_text())
+    except (OSError, ValueError) as error:
+        raise EkdError(f"{listing}: expected a JSON list of folds, as s3prl-ekd prepare writes it ({error})") from error
+    unknown = [fold for fold in wanted or [] if fold not in known]
+    if unknown:
+        raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")
+    return wanted or known

@@ -1,0 +1,90 @@
+"""Presets: how long and how each task trains, as data (``presets.yaml``), and the ``key=value`` overrides they become.
+
+An override is s3prl's own ``-o`` item (``config.optimizer.lr=0.01``). s3prl evaluates its value as Python; here values
+are only ever literals, and they are read back with ``ast.literal_eval`` when a run's effective configuration is needed.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import TASKS
+
+Overrides = dict[str, str]  # key -> value as s3prl's -o spells it
+
+
+def preset_names() -> list[str]:
+    """Names of the presets in the packaged table."""
+    return list(_table())
+
+
+def preset(name: str) -> dict[str, Any]:
+    """One preset: ``{"about": str, "normalize": bool, "tasks": {task: Overrides}}``; :class:`EkdError` if unknown."""
+    table = _table()
+    if name not in table:
+        raise EkdError(f"--preset: no preset {name!r}; expected one of {', '.join(table)}")
+    entry = table[name]
+    common = entry.get("all", {})
+    tasks = {}
+    for task in TASKS:
+        items = {**common, **entry.get(task, {})}
+        workers = items.pop("num_workers", None)
+        if workers is not None:
+            items[TASKS[task].workers_key] = workers
+        tasks[task] = {key: literal(key, value) for key, value in items.items()}
+    return {"about": entry["about"], "normalize": bool(entry.get("upstream_feature_normalize", False)), "tasks": tasks}
+
+
+def literal(key: str, value: Any) -> str:
+    """A value as s3prl's ``-o`` can carry it; :class:`EkdError` for what it cannot (``=`` and ``,,`` split there)."""
+    text = repr(value)
+    if "=" in text or ",," in text:
+        raise EkdError(f"override {key}: s3prl's -o cannot carry a value holding '=' or ',,': {text}")
+    return text
+
+
+def parse_overrides(items: list[str]) -> dict[str, Overrides]:
+    """``["pr:config.optimizer.lr=1e-2", "config.runner.total_steps=10"]`` by task; without a task: for all four."""
+    result: dict[str, Overrides] = {task: {} for task in TASKS}
+    for item in items:
+        head, colon, rest = item.partition(":")
+        targets, body = ([head], rest) if colon and "=" not in head else (list(TASKS), item)
+        unknown = [task for task in targets if task not in TASKS]
+        if unknown:
+            raise EkdError(f"--override {item!r}: unknown task {unknown[0]!r}; expected one of {', '.join(TASKS)}")
+        for part in filter(None, (text.strip() for text in body.split(",,"))):
+            key, equals, value = part.partition("=")
+            if not equals or "=" in value or not key.strip().startswith(("config.", "args.")):
+                raise EkdError(f"--override {item!r}: expected TASK:config.some.key=value, as s3prl's -o takes it")
+            for task in targets:
+                result[task][key.strip()] = value.strip()
+    return result
+
+
+def apply_overrides(config: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """The configuration that the runner will see: a copy of ``config`` with the ``config.*`` overrides in place."""
+    config = copy.deepcopy(config)
+    for key, text in overrides.items():
+        first, *path = key.split(".")
+        if first != "config":
+            continue
+        target = config
+        for name in path[:-1]:
+            target = target.setdefault(name, {})
+            if not isinstance(target, dict):
+                raise EkdError(f"override {key}: {name} is not a section of the task's configuration")
+        try:
+            target[path[-1]] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            target[path[-1]] = text  # as s3prl: what is no Python value stays a string
+    return config
+
+
+def _table() -> dict[str, Any]:
+    return yaml.safe_load((resources.files("s3prl_ekd.evaluate") / "presets.yaml").read_text())

@@ -1,0 +1,161 @@
+"""One native command as a child process: its output into a log file, its progress to whoever watches.
+
+Knows what s3prl's runner prints (tqdm's bars, ``dev per: 0.83``), nothing about tasks or scores.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.nursery import Child, Nursery
+
+Watcher = Callable[["Progress"], None]
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_BAR = re.compile(r"(?:([\w-][\w ./>-]*): +)?\d+%\|[^|]*\|\s*(\d+)/(\d+)\s\[[^\]]*\]|(?:[\w -]+: )?\d+it \[[^\]]*\]")
+_NEWS = re.compile(r"(?<![\w-])((?:dev|test|train)[\w-]* (?:per|acc|wer|loss)): ([0-9.]+)")
+_NOISE = re.compile(r"Warning|^\s*warnings\.warn|^\s*$|^\[Override\]|tensorboardX|can't create new thread")
+
+_running: set[subprocess.Popen | Child] = set()
+_lock = threading.Lock()
+
+
+@dataclass
+class Progress:
+    """Where a native run is: the runner's overall bar, the bar of the moment, and the last number it printed."""
+
+    step: int = 0
+    total: int = 0
+    phase: str = ""
+    phase_step: int = 0
+    phase_total: int = 0
+    news: str = ""
+
+
+def run_logged(
+    command: list[str],
+    log: Path,
+    watch: Watcher | None = None,
+    environment: dict[str, str] | None = None,
+    nursery: Nursery | None = None,
+    program: int = 1,
+) -> tuple[str, float]:
+    """Run ``command``; its output (bars left out) is appended to ``log``. Returns (output, seconds).
+
+    With a ``nursery`` the command, whose first ``program`` words call ``run_downstream.py``, is forked from there.
+
+    Raises :class:`EkdError` in one line, naming the log file, when the command cannot start or fails.
+    """
+    started = time.monotonic()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    child = nursery.start(command[program:]) if nursery is not None else None
+    if child is None:
+        child = _start(command, environment or {})
+    with _lock:
+        _running.add(child)
+    lines: list[str] = []
+    try:
+        with log.open("a") as file:
+            file.write(f"$ {' '.join(command)}\n")
+            progress = Progress()
+            for segment in _segments(child.stdout.fileno()):
+                line = _take(segment, progress)
+                if line:
+                    lines.append(line)
+                    file.write(line + "\n")
+                    file.flush()
+                if watch is not None:
+                    watch(progress)
+            status = child.wait()
+    except BaseException:
+        _stop(child)
+        raise
+    finally:
+        with _lock:
+            _running.discard(child)
+        child.stdout.close()
+    if status != 0:
+        how = f"exit {status}" if status > 0 else signal.Signals(-status).name
+        raise EkdError(f"{how} of a native run, see {log}: {last_words(lines)}")
+    return "\n".join(lines), time.monotonic() - started
+
+
+def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # The runner's prints must not wait in a buffer behind the bars.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise EkdError(f"{command[0]}: cannot be run: {error.strerror}") from error
+
+
+def stop_all() -> None:
+    """End every child process that this module started (an interrupt, or a failure of another run)."""
+    with _lock:
+        children = list(_running)
+    for child in children:
+        _stop(child)
+
+
+def last_words(lines: list[str], count: int = 3) -> str:
+    """The last meaningful lines of a failed run in one line: our own one-line error if there is one."""
+    for line in reversed(lines):
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")
+    meaningful = [line.strip() for line in lines if not _NOISE.search(line)]
+    return " | ".join(meaningful[-count:]) or "no output"
+
+
+def _take(segment: str, progress: Progress) -> str:
+    """Read one terminal line into ``progress``; returns what of it belongs into the log (no bars)."""
+    text = _ANSI.sub("", segment)
+    for match in _BAR.finditer(text):
+        name, step, total = match.groups()
+        if step is None:
+            continue
+        if name == "overall":
+            progress.step, progress.total = int(step), int(total)
+        else:
+            progress.phase, progress.phase_step, progress.phase_total = name or "", int(step), int(total)
+    for name, value in _NEWS.findall(text):
+        progress.news = f"{name} {float(value):.4g}"
+    return _BAR.sub("", text).rstrip()
+
+
+def _segments(descriptor: int):
+    """Lines of a terminal stream: split at newline and at carriage return."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    pending = ""
+    while chunk := os.read(descriptor, 65536):
+        *complete, pending = re.split(r"[\r\n]+", pending + decoder.decode(chunk))
+        yield from filter(None, complete)
+    if pending:
+        yield pending
+
+
+def _stop(child: subprocess.Popen | Child) -> None:
+    """End a child and its worker processes: they are one process group (``start_new_session``)."""
+    for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
+        if child.poll() is not None:
+            return
+        try:
+            os.killpg(child.pid, number)
+            child.wait(patience)
+        except (ProcessLookupError, subprocess.TimeoutExpired):
+            continue

@@ -1,0 +1,111 @@
+"""Scores computed from the runner's prediction files, independently of the runner, and compared with what it printed.
+
+PR and ASR: edit distance over reference length, summed over utterances (jiwer). SID and ER: exact matches. All in
+percent. The number of record stays the runner's own; this module says whether the two agree.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import jiwer
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import Task
+
+TOLERANCE = 0.01  # percentage points: the runner averages accuracies in float32 and prints them unrounded
+
+
+def read_predictions(path: Path) -> dict[str, str]:
+    """``{utterance: text}`` of a prediction file: one utterance a line, the first space separates.
+
+    Raises :class:`EkdError` when the file is missing, empty, or names an utterance twice.
+    """
+    if not path.is_file():
+        raise EkdError(f"{path}: not found; s3prl's runner writes it when it tests a checkpoint")
+    table: dict[str, str] = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if not line.strip():
+            continue
+        utterance, _, text = line.partition(" ")
+        if utterance in table:
+            raise EkdError(f"{path}:{number}: utterance {utterance} appears twice")
+        table[utterance] = " ".join(text.split())
+    if not table:
+        raise EkdError(f"{path}: holds no utterance")
+    return table
+
+
+def word_error_rate(hypotheses: dict[str, str], references: dict[str, str]) -> float:
+    """Word (or phoneme) error rate in percent, over all utterances of ``references``; missing ones count as empty."""
+    return _edit_rate(hypotheses, references, jiwer.process_words)
+
+
+def character_error_rate(hypotheses: dict[str, str], references: dict[str, str]) -> float:
+    """Character error rate in percent; the space between two words is a character."""
+    return _edit_rate(hypotheses, references, jiwer.process_characters)
+
+
+def accuracy(hypotheses: dict[str, str], references: dict[str, str]) -> float:
+    """Exact matches over the utterances of ``references``, in percent."""
+    return 100.0 * sum(hypotheses.get(name) == label for name, label in references.items()) / len(references)
+
+
+def majority_share(labels: dict[str, str]) -> float:
+    """Share of the most frequent label in percent: what always answering it would score."""
+    return 100.0 * Counter(labels.values()).most_common(1)[0][1] / len(labels)
+
+
+def rescore(task: Task, folder: Path, fold: str | None = None) -> dict[str, float | int]:
+    """Score one tested run from its files: ``{metric: percent, "n_utterances": int, ["cer"], ["majority"]}``."""
+    hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
+    references = read_predictions(folder / task.reference.format(fold=fold))
+    if hypotheses.keys() != references.keys():
+        odd = sorted(hypotheses.keys() ^ references.keys())
+        raise EkdError(f"{folder}: {task.hypothesis.format(fold=fold)} and its reference disagree on {odd[0]}")
+    if task.metric == "acc":
+        scores: dict[str, float | int] = {"acc": accuracy(hypotheses, references)}
+        scores["majority"] = majority_share(references)
+    else:
+        scores = {task.metric: word_error_rate(hypotheses, references)}
+    if task.name == "asr":
+        scores["cer"] = character_error_rate(hypotheses, references)
+    scores["n_utterances"] = len(references)
+    return scores
+
+
+def runner_scores(task: Task, output: str, split: str) -> list[float]:
+    """Every ``<split> <metric>: x`` that the runner printed, in order, in percent."""
+    # No anchor at the start of the line: tqdm's bar and the runner's prints share a terminal line.
+    pattern = re.compile(rf"(?<![\w-]){re.escape(split)} {task.metric}: ([0-9.]+(?:e-?\d+)?|nan)")
+    return [task.runner_scale * float(value) for value in pattern.findall(output)]
+
+
+def best(task: Task, values: list[float]) -> float | None:
+    """The value that the runner would keep a checkpoint for; ``None`` of none."""
+    if not values:
+        return None
+    return min(values) if task.lower_is_better else max(values)
+
+
+def agrees(ours: float, runners: float) -> bool:
+    """Whether two scores in percent are the same number up to rounding."""
+    return abs(ours - runners) <= TOLERANCE
+
+
+def _edit_rate(hypotheses: dict[str, str], references: dict[str, str], process) -> float:
+    errors = tokens = 0
+    for name, reference in references.items():
+        hypothesis = hypotheses.get(name, "")
+        if not reference:
+            # jiwer refuses an empty reference; every hypothesised token is then one insertion.
+            errors += len(hypothesis.split() if process is jiwer.process_words else hypothesis)
+            continue
+        result = process(reference, hypothesis)
+        errors += result.substitutions + result.deletions + result.insertions
+        tokens += result.substitutions + result.deletions + result.hits
+    if tokens == 0:
+        raise EkdError("error rate: every reference is empty")
+    return 100.0 * errors / tokens

@@ -1,0 +1,160 @@
+"""Model cards: what a README.md says about an exported student. Text only; nothing is computed or measured here.
+
+A card states what the checkpoint knows (teachers, targets, shape) and what the caller hands in (scores, sizes). It
+never quotes a number from elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.version import __version__
+
+PAPER = "[Ensemble knowledge distillation of self-supervised speech models](https://arxiv.org/abs/2302.12757)"
+_MODES = {
+    "multi_head": "one head set per teacher (multi_head)",
+    "layerwise_average": "the layerwise average of the teachers",
+    "layerwise_concat": "the layerwise concatenation of the teachers",
+}
+_TITLES = {"pr": "PR (PER %)", "sid": "SID (acc %)", "er": "ER (acc %)", "asr": "ASR (WER %)"}
+
+
+def superb_card(
+    part: Mapping[str, Any], shape: EncoderShape, names: Sequence[str], task_states: Mapping[str, Sequence[int]]
+) -> str:
+    """README.md of a SUPERB submission folder.
+
+    Args:
+        part: the checkpoint's ``EKD`` part.
+        shape: the encoder's.
+        names: what each hidden state is.
+        task_states: task -> the states it gets, where a choice was made.
+    """
+    rows = "\n".join(f"| {number} | {name} |" for number, name in enumerate(names))
+    chosen = "".join(
+        f"\n`{task}` gets the states {', '.join(map(str, states))}." for task, states in task_states.items()
+    )
+    return f"""# Distilled speech encoder: SUPERB upstream
+
+{_origin(part)}
+
+`expert.py` holds the model (PyTorch only), `model.pt` its weights and numbers.
+
+```python
+from expert import UpstreamExpert
+upstream = UpstreamExpert(ckpt="model.pt").eval()
+hidden_states = upstream([waveform])["hidden_states"]  # list of (1, frames, {shape.width}); 16 kHz, 20 ms a frame
+```
+
+| hidden state | what it is |
+| --- | --- |
+{rows}
+{chosen}
+
+{_method(part, shape)}
+"""
+
+
+def huggingface_card(
+    part: Mapping[str, Any],
+    shape: EncoderShape,
+    parameters: int,
+    data: str | None = None,
+    licence: str = "mit",
+    scores: Mapping[str, Any] | None = None,
+) -> str:
+    """README.md of a transformers folder, with the hub's YAML header.
+
+    Args:
+        part: the checkpoint's ``EKD`` part.
+        shape: the encoder's.
+        parameters: of the exported model.
+        data: what the student was trained on, in the user's words.
+        licence: identifier of the weights' licence.
+        scores: a record of ``s3prl-ekd evaluate`` (scores.json).
+    """
+    return f"""---
+license: {licence}
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- speech
+- hubert
+- knowledge-distillation
+- s3prl-ekd
+---
+
+# Distilled speech encoder
+
+{_origin(part)}
+
+```python
+from transformers import AutoFeatureExtractor, AutoModel
+extractor, model = AutoFeatureExtractor.from_pretrained(FOLDER), AutoModel.from_pretrained(FOLDER)
+inputs = extractor(waveform, sampling_rate=16000, return_tensors="pt")
+states = model(**inputs, output_hidden_states=True).hidden_states  # {shape.layers + 1} x (1, frames, {shape.width})
+```
+
+`hidden_states[0]` is the input of the first transformer layer; s3prl's `ekd_student` upstream gives the projected conv
+features there. All later states are the same.
+
+## Training data
+
+{data or "Not recorded by the exporter: the checkpoint does not name its corpus."}
+
+{_method(part, shape, parameters)}
+{_scores(scores)}"""
+
+
+def _origin(part: Mapping[str, Any]) -> str:
+    if part.get("config") is None:
+        return "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
+    teachers = part["config"]["ekd"]["teachers"]
+    listed = ", ".join(f"{teacher['name']} (`{teacher['source']}`)" for teacher in teachers)
+    return (
+        f"A small student distilled from {len(teachers)} teacher{'s' * (len(teachers) > 1)}: {listed}, after {PAPER}."
+    )
+
+
+def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None = None) -> str:
+    lines = [
+        "## Model",
+        "",
+        f"- {len(shape.conv_layers)} convolutions, {shape.layers} transformer layers of width {shape.width} "
+        f"({shape.heads} attention heads, feed-forward {shape.ffn_width})",
+    ]
+    if parameters is not None:
+        lines.append(f"- {parameters:,} parameters")
+    if part.get("config") is not None:
+        ekd = part["config"]["ekd"]
+        layers = "; ".join(f"{teacher['name']} {teacher['layers']}" for teacher in ekd["teachers"])
+        lines += [
+            f"- targets: {_MODES[ekd['mode']]}; teacher layers: {layers}",
+            f"- loss: L1 + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads",
+            f"- started from: {ekd['initialise_from'] or 'random weights'}",
+        ]
+    return "\n".join([*lines, f"- made with s3prl-ekd {__version__}"])
+
+
+def _scores(record: Mapping[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    tasks = record["tasks"]
+    rows = []
+    for name, title in _TITLES.items():
+        if name in tasks:
+            metric = "per" if name == "pr" else "wer" if name == "asr" else "acc"
+            rows.append(f"| {title} | {tasks[name][metric]:.2f} | {tasks[name].get('n_utterances', '')} |")
+    table = "\n".join(rows)
+    return f"""
+## Scores
+
+Measured with s3prl's own downstream runner (`{record["label"]}`, preset `{record.get("preset")}`) on the data of its
+`scores.json`. They are comparable with the SUPERB leaderboard only where that data is SUPERB's.
+
+| task | test | utterances |
+| --- | --- | --- |
+{table}
+"""

@@ -1,0 +1,51 @@
+"""Folders that exports write into, and the licence text that goes with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s3prl_ekd.errors import EkdError
+
+_MIT = """MIT License
+
+Copyright (c) 2026 the s3prl-ekd authors
+
+Permission is hereby granted, free of charge, to any person obtaining a copy
+of this software and associated documentation files (the "Software"), to deal
+in the Software without restriction, including without limitation the rights
+to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+copies of the Software, and to permit persons to whom the Software is
+furnished to do so, subject to the following conditions:
+
+The above copyright notice and this permission notice shall be included in all
+copies or substantial portions of the Software.
+
+THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+SOFTWARE.
+"""
+
+
+def output_folder(folder: Path, marker: str) -> Path:
+    """Make ``folder``; refuse one that holds other things than an earlier export (told by the file ``marker``).
+
+    Raises:
+        EkdError: a file of that name, or a folder of somebody else's files.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise EkdError(f"--out {folder}: is a file; expected a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
+        raise EkdError(f"--out {folder}: is not empty and holds no earlier export (no {marker}); name another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_license(folder: Path) -> Path:
+    """The licence of the model code; a user who wants another one for the weights replaces the file."""
+    path = folder / "LICENSE"
+    path.write_text(_MIT)
+    return path

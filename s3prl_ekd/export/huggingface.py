@@ -1,0 +1,99 @@
+"""A student as a Hugging Face model: a folder that transformers loads as ``HubertModel``, and its upload.
+
+Weights are renamed, never changed; the format's details are ``teachers/mapping.py``'s and ``teachers/tiny.py``'s. The
+way back (such a folder as student or teacher) is ``model/student.py: load_student`` and ``teachers/sources.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.results import read_scores
+from s3prl_ekd.export import cards
+from s3prl_ekd.export.files import output_folder, write_license
+from s3prl_ekd.model.encoder import Encoder, count_parameters
+from s3prl_ekd.model.student import load_student
+from s3prl_ekd.teachers.tiny import write_transformers
+
+
+def export_huggingface(
+    checkpoint: Path, out: Path, data: str | None = None, licence: str = "mit", scores: Path | None = None
+) -> Path:
+    """Write config.json, model.safetensors, preprocessor_config.json, README.md and LICENSE into ``out``.
+
+    Args:
+        checkpoint: a student: ``states-N.ckpt``, an experiment folder, or a transformers folder.
+        out: a new or empty folder, or one that such an export wrote before.
+        data: what the student was trained on, for the card.
+        licence: identifier of the weights' licence, for the card; with "mit" the LICENSE file is written too.
+        scores: ``scores.json`` of ``s3prl-ekd evaluate``, for the card.
+
+    Raises:
+        EkdError: a shape that HubertModel does not have, or an unreadable file.
+    """
+    encoder, _, part = load_student(checkpoint)
+    record = None if scores is None else _student_scores(scores)
+    _check(encoder, checkpoint)
+    write_transformers(encoder, output_folder(out, marker="config.json"))
+    file = out / "config.json"
+    config = json.loads(file.read_text()) | _training_settings(part)
+    file.write_text(json.dumps(config, indent=2) + "\n")
+    card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), data, licence, record)
+    (out / "README.md").write_text(card)
+    if licence == "mit":
+        write_license(out)
+    return out
+
+
+def push(folder: Path, repository: str, private: bool = False) -> str:
+    """Upload an exported folder to the hub, with the token that ``hf auth login`` stored; returns what was done.
+
+    Raises:
+        EkdError: the hub refused, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    hub = HfApi()
+    try:
+        hub.create_repo(repository, private=private, exist_ok=True)
+        commit = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="s3prl-ekd export")
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EkdError(f"--push {repository}: {reason} ({folder} is written; log in with: hf auth login)") from error
+    return f"uploaded to {repository} ({getattr(commit, 'oid', commit)})"
+
+
+def _student_scores(path: Path) -> dict[str, Any]:
+    """The record of an evaluation; another upstream's scores do not belong on a student's card."""
+    record = read_scores(path)
+    if not str(record.get("upstream", "")).startswith("ekd_student"):
+        raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
+    return record
+
+
+def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:
+    """Dropout as the student was trained with, for those who fine-tune; never layer drop: there are few layers."""
+    student = (part.get("config") or {}).get("student", {})
+    return {
+        "hidden_dropout": student.get("dropout", 0.0),
+        "attention_dropout": student.get("attention_dropout", 0.0),
+        "activation_dropout": student.get("activation_dropout", 0.0),
+        "feat_proj_dropout": 0.0,
+        "final_dropout": 0.0,
+        "layerdrop": 0.0,
+    }
+
+
+def _check(encoder: Encoder, checkpoint: Path) -> None:
+    shape = encoder.shape
+    if shape.attention != "plain" or shape.padding_rule != "conv":
+        raise EkdError(f"{checkpoint}: only students with plain attention are exported as HubertModel")
+    if encoder.projection is None:
+        raise EkdError(
+            f"{checkpoint}: width {shape.width} is that of the conv channels: no projection, but HubertModel has one"
+        )

@@ -1,0 +1,171 @@
+"""The organisers' checks of a submission folder, run alone in a process of its own: ``python -I isolated.py FOLDER``.
+
+Not imported by the package: this script must run where neither s3prl-ekd nor s3prl can be reached, so it uses PyTorch
+and the standard library only, refuses both packages, and refuses the network. It prints one JSON line a check, and
+exits with 1 at the first that fails. ``validate.py`` starts it and shows what it says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+
+BLOCKED = ("s3prl", "s3prl_ekd")
+TASKS = ("PR", "SID", "ER", "ASR", "QbE", "ASV", "SD", "ST", "SE", "SS", "secret")
+RATE = 16_000
+SECONDS = (2.0, 1.8, 3.7)  # the template's cli.py: three clips, not sorted, on the CPU, in train mode
+NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto")
+
+
+class Refused(Exception):
+    """A check that the folder does not pass; its text says what was expected."""
+
+
+class _Blocker:
+    """A finder that comes first and finds nothing: importing a blocked package fails, wherever it is installed."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is not available to a submission")
+        return None
+
+
+def _no_network(event, args):
+    if event in NETWORK:
+        raise PermissionError(f"a submission may not use the network ({event})")
+
+
+def main(argv: list[str]) -> int:
+    """argv: the folder, then folders to import PyTorch from where the interpreter was started without any."""
+    folder, sites = argv[0], argv[1:]
+    sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))] + sites
+    sys.meta_path.insert(0, _Blocker())
+    sys.addaudithook(_no_network)
+    state: dict = {}
+    checks: tuple[tuple[str, Callable], ...] = (
+        ("files are there", _files),
+        ("model.pt holds tensors and plain values only", _plain_values),
+        ("the three callers build the same model", _callers),
+        ("every task gets a list of 3-D tensors of one shape, in step with the audio", _forward),
+        ("train and eval mode agree; the order of clips is kept", _modes),
+        ("clips from 50 ms up pass", _short),
+    )
+    for title, check in checks:
+        try:
+            detail = check(folder, state) or ""
+        except Exception as error:  # whatever the folder's own code raises is the answer to report
+            text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+            print(json.dumps({"check": title, "passed": False, "detail": text}), flush=True)  # noqa: T201
+            return 1
+        print(json.dumps({"check": title, "passed": True, "detail": detail}), flush=True)  # noqa: T201
+    return 0
+
+
+def _files(folder, state):
+    for name in ("expert.py", "model.pt", "requirements.txt"):
+        if not os.path.isfile(os.path.join(folder, name)):
+            raise Refused(f"{name} is missing")
+    missing = [name for name in ("README.md", "LICENSE") if not os.path.isfile(os.path.join(folder, name))]
+    return f"no {', '.join(missing)} (optional)" if missing else ""
+
+
+def _plain_values(folder, state):
+    import torch
+
+    path = os.path.join(folder, "model.pt")
+    torch.load(path, map_location="cpu", weights_only=True)
+    return f"{os.path.getsize(path) / 2**20:.1f} MiB"
+
+
+def _callers(folder, state):
+    import torch
+
+    os.chdir(folder)
+    sys.path.append(os.getcwd())  # the runner appends the snapshot and imports `expert` as a top-level module
+    before = set(sys.modules)
+    from expert import UpstreamExpert
+
+    path = os.path.join(os.getcwd(), "model.pt")
+    experts = [
+        UpstreamExpert(ckpt="model.pt"),  # the template's cli.py
+        UpstreamExpert(path),  # the MACs profiler
+        UpstreamExpert(ckpt=path, model_config=None, refresh=False).to("cpu"),  # s3prl's runner
+    ]
+    if not isinstance(experts[0], torch.nn.Module):
+        raise Refused("UpstreamExpert is not a torch.nn.Module")
+    imported = {name.split(".")[0] for name in set(sys.modules) - before} - {"expert"}
+    foreign = sorted(name for name in imported if name not in sys.stdlib_module_names and not name.startswith("_"))
+    state["expert"] = experts[0]
+    wavs = [torch.zeros(RATE)]
+    with torch.no_grad():
+        results = [expert.eval()(wavs)["hidden_states"] for expert in experts]
+    if any(not torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other)):  # noqa: B905
+        raise Refused("they do not give the same hidden states")
+    parameters = sum(parameter.numel() for parameter in experts[0].parameters())
+    return f"{parameters:,} parameters" + (f"; expert.py imports {', '.join(foreign)}" if foreign else "")
+
+
+def _forward(folder, state):
+    import torch
+
+    expert = state["expert"].train()  # the validator never calls eval()
+    torch.manual_seed(0)
+    samples = [round(seconds * RATE) for seconds in SECONDS]
+    state["wavs"] = [torch.rand(count) for count in samples]
+    results = expert(state["wavs"])
+    if not isinstance(results, dict):
+        raise Refused(f"forward gives a {type(results).__name__}, not a dict")
+    shapes = set()
+    for task in TASKS:
+        value = results[task] if task in results else results.get("hidden_states")
+        if not isinstance(value, list) or not value:
+            raise Refused(f"{task}: {type(value).__name__} instead of a list of hidden states")
+        if any(not isinstance(one, torch.Tensor) or one.dim() != 3 or one.shape != value[0].shape for one in value):
+            raise Refused(f"{task}: the hidden states are not all 3-D tensors of one shape")
+        batch, frames, _ = value[0].shape
+        rate = expert.get_downsample_rates(task)
+        if not isinstance(rate, int):
+            raise Refused(f"{task}: get_downsample_rates gives a {type(rate).__name__}, not an int")
+        if batch != len(samples) or abs(round(max(samples) / rate) - frames) >= 5:
+            raise Refused(
+                f"{task}: {batch} x {frames} frames for {len(samples)} clips, the longest {max(samples)} samples"
+            )
+        if not all(bool(torch.isfinite(one).all()) for one in value):
+            raise Refused(f"{task}: hidden states hold NaN or infinity")
+        shapes.add((len(value), *value[0].shape))
+    return "; ".join(
+        f"{count} states of {batch} x {frames} x {width}" for count, batch, frames, width in sorted(shapes)
+    )
+
+
+def _modes(folder, state):
+    import torch
+
+    expert, wavs = state["expert"], state["wavs"]
+    with torch.no_grad():
+        trained = expert.train()(wavs)["hidden_states"]
+        kept = expert.eval()(wavs)["hidden_states"]
+        turned = expert(wavs[::-1])["hidden_states"]
+    if len(trained) != len(kept):
+        raise Refused(f"{len(trained)} hidden states in train mode, {len(kept)} in eval mode")
+    change = max(float((a - b.flip(0)).abs().max()) for a, b in zip(kept, turned))  # noqa: B905
+    if change > 1e-3:
+        raise Refused(f"reversing the batch changes a clip's states by {change:.2g}")
+    dropout = max(float((a - b).abs().max()) for a, b in zip(trained, kept))  # noqa: B905
+    return f"train mode differs by {dropout:.2g} (dropout)" if dropout > 1e-3 else ""
+
+
+def _short(folder, state):
+    import torch
+
+    with torch.no_grad():
+        for count in (800, 1600):
+            states = state["expert"].eval()([torch.rand(count)])["hidden_states"]
+            if not bool(torch.isfinite(states[-1]).all()):
+                raise Refused(f"a clip of {count} samples gives NaN or infinity")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""``s3prl-ekd macs X``: find out what X is, and show its parameters and MACs; the counting is in ``macs.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from s3prl_ekd.checkpoints import read_torch_file
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.macs import HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint
+from s3prl_ekd.teachers import sources
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Parameters, and multiply-accumulates over the challenge's 32 utterances in four buckets of length, as the "
+        "SUPERB leaderboard shows them."
+    )
+    parser.add_argument(
+        "model", nargs="?",
+        help="a student's checkpoint or experiment folder, a teacher's hub name, file or folder, a submission folder",
+    )  # fmt: skip
+    parser.add_argument("--shape", choices=list(SHAPES), help="instead: a published model's shape (random weights)")
+    parser.add_argument("--heads", action="store_true", help="count a student's heads too")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the cost; returns 0."""
+    if (args.model is None) == (args.shape is None):
+        raise EkdError("macs: give either a model or --shape")
+    if args.shape is not None:
+        preset = SHAPES[args.shape]
+        found = cost(preset.shape, preset.heads, preset.unused)
+    else:
+        found = model_cost(args.model, args.heads)
+    if args.json:
+        sys.stdout.write(json.dumps(found.to_dict()) + "\n")
+        return 0
+    table = Table(title=args.shape or args.model)
+    table.add_column("")
+    table.add_column("as counted", justify="right")
+    table.add_column("", justify="right")
+    table.add_row("parameters", str(found.params), f"{found.params / 1e6:.2f} M")
+    for name, macs in {"MACs": found.macs, **found.buckets}.items():
+        table.add_row(name, str(macs), f"{macs / 1e9:.1f} G")
+    Console().print(table)
+    return 0
+
+
+def model_cost(model: str, heads: bool = False) -> Cost:
+    """Cost of whatever ``model`` names; no weights are downloaded.
+
+    Raises:
+        EkdError: nothing of that name, or nothing whose arithmetic is known.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() and (path / "expert.py").is_file():
+        return submission_cost(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = newest_checkpoint(path)
+    if path.is_file() and "EKD" in read_torch_file(path):
+        part = read_checkpoint(path)
+        sets = [(len(one["labels"]), one["width"]) for one in part["head_sets"]] if heads else []
+        return cost(EncoderShape.from_dict(part["shape"]), sets)
+    if heads:
+        raise EkdError(f"--heads: {model} is no student checkpoint")
+    if not path.exists() and model in HUB_SHAPES:
+        preset = HUB_SHAPES[model]
+        return cost(preset.shape, preset.heads, preset.unused)
+    return cost(sources.describe(str(path) if path.exists() else model, "macs").shape)
+
+
+def submission_cost(folder: Path) -> Cost:
+    """Cost of a submission folder: from the shape in our own model.pt, else by running its expert.py."""
+    saved = _own_model(folder / "model.pt")
+    if saved is not None:
+        shape = EncoderShape.from_dict(saved["shape"])
+        return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
+    script = str(Path(__file__).with_name("macs_folder.py"))
+    command = [sys.executable, "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise EkdError(f"{folder}: its expert.py cannot be run: {reason}")
+    counted = json.loads(lines[-1])
+    return Cost(counted["params"], counted["buckets"])
+
+
+def _own_model(path: Path) -> dict | None:
+    try:
+        saved = read_torch_file(path)
+    except EkdError:
+        return None  # somebody else's file; whether it is readable shows when their code is run
+    return saved if {"format", "shape", "head_sets", "task_states"} <= set(saved) else None

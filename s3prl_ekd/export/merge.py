@@ -1,0 +1,143 @@
+"""``s3prl-ekd merge``: one student by interpolating the weights of several that started from the same weights.
+
+``theta = sum_i w_i * theta_i`` with ``sum_i w_i = 1``: distil one student per teacher from one initialisation, then
+merge. It is the baseline that multi-teacher training has to beat. (Task arithmetic for speech students: arXiv
+2505.13270.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.model.student import CHECKPOINT_KEY, read_checkpoint
+
+logger = logging.getLogger(__name__)
+
+KINSHIP = 0.5
+"""Cosine of two students' weights below which they hardly began as one: independent random weights have about 0.1."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "ckpt", type=Path, nargs="+", metavar="CKPT", help="students: states-N.ckpt files or their experiment folders"
+    )
+    parser.add_argument("--weights", type=float, nargs="+", help="one for each, scaled to add to 1 (default: equal)")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out; returns 0."""
+    merge_checkpoints(args.ckpt, args.out, args.weights)
+    return 0
+
+
+def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float] | None = None) -> Path:
+    """Merge checkpoints into one that loads wherever a student's does.
+
+    Args:
+        files: two or more students.
+        out: file to write.
+        weights: one for each file, not negative; scaled to add to 1. None: equal.
+
+    Raises:
+        EkdError: unreadable files, unfitting weights, or students of different shapes.
+    """
+    shares = _shares(files, weights)
+    if out.is_dir():
+        raise EkdError(f"--out: {out} is a folder; name the file to write")
+    merged = merge([read_checkpoint(file) for file in files], shares, [str(file) for file in files])
+    merged["merged"] = [{"file": str(file), "weight": share} for file, share in zip(files, shares, strict=True)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({CHECKPOINT_KEY: merged}, out)
+    for file, share in zip(files, shares, strict=True):
+        logger.info("%.3f x %s", share, file)
+    kept = ", ".join(s["name"] for s in merged["head_sets"]) or "none"
+    logger.info("%s: written; head sets kept: %s", out, kept)
+    return out
+
+
+def merge(parts: Sequence[dict[str, Any]], shares: Sequence[float], names: Sequence[str]) -> dict[str, Any]:
+    """The ``EKD`` part of a checkpoint whose tensors are interpolated.
+
+    Head sets that all students have are interpolated too; others are left out, since their encoder is gone.
+
+    Raises:
+        EkdError: encoders of different shapes.
+    """
+    first = parts[0]
+    shapes = [EncoderShape.from_dict(part["shape"]).to_dict() for part in parts]  # fills in what old files lack
+    for part, shape, name in zip(parts[1:], shapes[1:], names[1:], strict=True):
+        differing = [key for key, value in shapes[0].items() if shape[key] != value]
+        if differing:
+            key = differing[0]
+            raise EkdError(
+                f"{name}: {key} is {shape[key]}, in {names[0]} {shapes[0][key]}; "
+                "only students of one shape and one start can be merged"
+            )
+        kinship = _cosine(first["encoder"], part["encoder"])
+        if kinship < KINSHIP:
+            logger.warning(
+                "%s and %s do not look like students of one initialisation (cosine of their weights %.2f); "
+                "interpolating them is unlikely to work", names[0], name, kinship,
+            )  # fmt: skip
+    common = [s for s in first["head_sets"] if all(s in part["head_sets"] for part in parts)]
+    prefixes = tuple(f"{s['name']}." for s in common)
+    heads = [{k: v for k, v in part["heads"].items() if prefixes and k.startswith(prefixes)} for part in parts]
+    return {
+        **first,
+        "config": _config([part.get("config") for part in parts]),
+        "encoder": _interpolate([part["encoder"] for part in parts], shares),
+        "heads": _interpolate(heads, shares),
+        "head_sets": common,
+        "mask": {},
+    }
+
+
+def _config(configs: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
+    """The first student's configuration with the teachers of all: a model card must name every one."""
+    if any(config is None for config in configs):
+        return None
+    teachers: list[dict[str, Any]] = []
+    for config in configs:
+        for teacher in config["ekd"]["teachers"]:
+            if any(teacher["source"] == known["source"] for known in teachers):
+                continue
+            name, names = teacher["name"], [known["name"] for known in teachers]
+            teachers.append(teacher | {"name": f"{name}_{len(teachers) + 1}" if name in names else name})
+    return configs[0] | {"ekd": configs[0]["ekd"] | {"teachers": teachers}}
+
+
+def _shares(files: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
+    if len(files) < 2:
+        raise EkdError("merge: expected two checkpoints or more")
+    if weights is None:
+        return [1.0 / len(files)] * len(files)
+    if len(weights) != len(files) or min(weights) < 0 or sum(weights) <= 0:
+        raise EkdError(f"--weights: expected {len(files)} numbers, none negative and not all 0, not {list(weights)}")
+    return [weight / sum(weights) for weight in weights]
+
+
+def _interpolate(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    """In fp64, so that merging a student with itself gives its very weights."""
+    return {
+        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)).to(value.dtype)
+        for name, value in states[0].items()
+    }
+
+
+def _cosine(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    """Cosine of all matrices taken as one vector; norms' gains and biases, alike in any student, left out."""
+    names = [name for name, value in a.items() if value.dim() > 1]
+    dot = sum(float((a[name].double() * b[name].double()).sum()) for name in names)
+    norms = [sum(float(state[name].double().square().sum()) for name in names) ** 0.5 for state in (a, b)]
+    return dot / max(norms[0] * norms[1], 1e-30)

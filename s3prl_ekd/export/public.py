@@ -1,0 +1,173 @@
+"""The SUPERB public-set submission: ``predict.zip`` from the experiment folders of ``s3prl-ekd evaluate``.
+
+The site scores only the utterances that a prediction file holds and silently leaves a task out when one is unknown or a
+fold of ER is missing. So everything is compared with the runner's own reference files first, and the site's scoring is
+repeated here. Which file of s3prl goes where in the zip: [s3] submit/submit.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import editdistance
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.results import read_scores
+from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
+
+log = logging.getLogger(__name__)
+
+FOLDS = tuple(f"fold{number}" for number in range(1, 6))
+# Utterances of SUPERB's public test sets: test-clean, VoxCeleb1's identification split, IEMOCAP's five sessions
+FULL = {"pr": 2620, "sid": 8251, "er": 1085 + 1023 + 1151 + 1031 + 1241, "asr": 2620}
+LIMIT = 50 * 10**6  # bytes: the site's form takes no larger file
+# The site's name of a task's predictions below predict/
+PLACES = {
+    "pr": "pr_public/predict.ark",
+    "sid": "sid_public/predict.txt",
+    "er": "er_{fold}_public/predict.txt",
+    "asr": "asr_public/predict.ark",
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One file of the submission, checked."""
+
+    task: Task
+    source: Path
+    place: str
+    """Its path in the zip."""
+    score: float
+    """As the site computes it: a fraction, an error rate for PR and ASR, an accuracy for SID and ER."""
+    utterances: int
+
+
+def export_public(runs: Path, out: Path, tasks: str | None = None) -> tuple[Path, dict[str, float]]:
+    """Collect, check, score and zip the predictions below ``runs``.
+
+    Args:
+        runs: the ``--out`` folder of ``s3prl-ekd evaluate`` (or its ``runs`` folder).
+        out: the zip file.
+        tasks: e.g. ``pr,sid``; None for every task that has a run.
+
+    Returns:
+        the zip file, and the site's score by task (ER: mean of its five folds).
+
+    Raises:
+        EkdError: no runs, a missing or double utterance, a missing fold, a label the site does not know, or too large.
+    """
+    if out.suffix != ".zip":
+        raise EkdError(f"--out {out}: expected a file name ending in .zip")
+    root = runs / "runs" if (runs / "runs").is_dir() else runs
+    found = [task for task in TASKS.values() if any(folder.is_dir() for folder in _folders(task, root).values())]
+    chosen = found if tasks is None else parse_tasks(tasks)
+    if not chosen:
+        raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
+    predictions = [one for task in chosen for one in _collect(task, root)]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for one in predictions:
+            archive.write(one.source, f"predict/{one.place}")
+    size = out.stat().st_size
+    if size >= LIMIT:
+        raise EkdError(f"{out}: {size / 1e6:.0f} MB; the site takes less than {LIMIT / 1e6:.0f} MB")
+    scores = {}
+    for task in chosen:
+        parts = [one for one in predictions if one.task is task]
+        scores[task.name] = sum(one.score for one in parts) / len(parts)
+        count = sum(one.utterances for one in parts)
+        if count != FULL[task.name]:
+            log.warning(
+                "%s: %d utterances, SUPERB's test set has %d: no SUPERB score", task.name, count, FULL[task.name]
+            )
+    _agree_with_record(runs, scores)
+    return out, scores
+
+
+def score_lines(scores: Mapping[str, float]) -> list[str]:
+    """A line a task: the site's score, a fraction, and in percent."""
+    return [f"{name} {TASKS[name].metric}: {score:.6f} ({100 * score:.2f} %)" for name, score in scores.items()]
+
+
+def site_score(task: Task, predictions: Mapping[str, str], references: Mapping[str, str]) -> float:
+    """The site's scoring (backend/calculate.py) of one prediction file, as a fraction.
+
+    PR and ASR: edit distance over ``split(" ")`` summed, by the references' tokens summed; SID and ER: exact matches.
+    """
+    if task.metric == "acc":
+        return sum(predictions[name] == references[name] for name in predictions) / len(predictions)
+    errors = tokens = 0
+    for name, text in predictions.items():
+        reference = references[name].split(" ")
+        errors += editdistance.eval(text.split(" "), reference)
+        tokens += len(reference)
+    return errors / tokens
+
+
+def _folders(task: Task, root: Path) -> dict[str | None, Path]:
+    """Fold (None without folds) -> experiment folder, as evaluate/plan.py names them."""
+    if task.folded:
+        return {fold: root / f"{task.name}-{fold}" for fold in FOLDS}
+    return {None: root / task.name}
+
+
+def _collect(task: Task, root: Path) -> list[Prediction]:
+    predictions = []
+    for fold, folder in _folders(task, root).items():
+        if not folder.is_dir():
+            rest = ": the site scores ER only with all five folds" if task.folded else ""
+            raise EkdError(f"{folder}: no run of {task.name}{f' {fold}' if fold else ''} there{rest}")
+        source = folder / task.hypothesis.format(fold=fold)
+        ours, truth = _read(source), _read(folder / task.reference.format(fold=fold))
+        missing, unknown = sorted(truth.keys() - ours.keys()), sorted(ours.keys() - truth.keys())
+        if missing:
+            raise EkdError(f"{source}: {len(missing)} of {len(truth)} utterances are missing, such as {missing[0]}")
+        if unknown:
+            raise EkdError(f"{source}: {unknown[0]} is no utterance of the test set; the site would not score the task")
+        if task.name == "er":
+            strange = sorted(set(ours.values()) - {"neu", "hap", "ang", "sad"})
+            if strange:
+                raise EkdError(f"{source}: label {strange[0]!r}; the site knows neu, hap, ang, sad")
+        place = PLACES[task.name].format(fold=fold)
+        predictions.append(Prediction(task, source, place, site_score(task, ours, truth), len(truth)))
+    return predictions
+
+
+def _read(path: Path) -> dict[str, str]:
+    """``{utterance: text}``: the first space separates, as on the site; the text is kept as it is."""
+    if not path.is_file():
+        raise EkdError(f"{path}: not found; s3prl's runner writes it when it tests a checkpoint (-m evaluate)")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise EkdError(f"{path}: is not plain text, which the site asks for") from error
+    table: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        name, _, text = line.partition(" ")
+        if not name:
+            raise EkdError(f"{path}:{number}: expected an utterance's name, a space, and its prediction")
+        if name in table:
+            raise EkdError(f"{path}:{number}: utterance {name} appears twice")
+        table[name] = text
+    if not table:
+        raise EkdError(f"{path}: holds no utterance")
+    return table
+
+
+def _agree_with_record(runs: Path, scores: Mapping[str, float]) -> None:
+    """Where evaluate left its scores.json, the same predictions must give the same score there."""
+    if not (runs / "scores.json").is_file():
+        return
+    tasks = read_scores(runs)["tasks"]
+    for name, score in scores.items():
+        recorded = tasks.get(name, {}).get(TASKS[name].metric)
+        if recorded is not None and abs(recorded - 100 * score) > 0.05:
+            raise EkdError(
+                f"{runs / 'scores.json'}: {name} {TASKS[name].metric} is {recorded:.2f}, but the prediction files give "
+                f"{100 * score:.2f}; they are of another run"
+            )

@@ -1,0 +1,1 @@
+"""The encoder that teachers and student share, prediction heads, and the student."""

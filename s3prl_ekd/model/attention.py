@@ -1,0 +1,85 @@
+"""Self-attention: plain, and WavLM's gated relative position bias.
+
+Shapes: B clips, T frames, D width, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.model.shape import EncoderShape
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one fused projection for queries, keys and values.
+
+    With ``attention: gated_relative`` (WavLM, arXiv 2110.13900 section 3.1) the score of query q and key k gains
+    ``gate[b,h,q] * bias[h, k - q]``. The bias table is shared by all layers; the gate is this layer's, read from its
+    input x split into heads: ``a, b = sigmoid(W x_h + c)`` (the 8 outputs summed in two fours),
+    ``gate = a * (b * scale_h - 1) + 2``.
+    """
+
+    def __init__(self, shape: EncoderShape, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = shape.heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(shape.width, 3 * shape.width)
+        self.out = nn.Linear(shape.width, shape.width)
+        if shape.attention == "gated_relative":
+            self.gate = nn.Linear(shape.width // shape.heads, 8)
+            self.gate_scale = nn.Parameter(torch.ones(shape.heads))
+        else:
+            self.gate = None
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (B, T, D), mask bool (B, T) True for speech or None, bias (H, T, T) or None -> (B, T, D)."""
+        batch, frames, width = x.shape
+        query, key, value = (
+            part.view(batch, frames, self.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
+        )  # each (B, H, T, d)
+        dropout = self.dropout if self.training else 0.0
+        scores_add = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T) bool
+        if self.gate is not None and bias is not None:
+            scores_add = self._gated_bias(x, bias, mask).to(query.dtype)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=scores_add, dropout_p=dropout)
+        return self.out(out.transpose(1, 2).reshape(batch, frames, width))
+
+    def _gated_bias(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """(B, H, T, T): this layer's gate times the shared bias, -inf where the key is padding."""
+        batch, frames, _ = x.shape
+        by_head = x.view(batch, frames, self.heads, -1).transpose(1, 2)  # (B, H, T, d)
+        a, b = torch.sigmoid(self.gate(by_head).view(batch, self.heads, frames, 2, 4).sum(-1)).unbind(-1)  # (B, H, T)
+        gate = a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0
+        gated = gate.unsqueeze(-1) * bias
+        return gated if mask is None else gated.masked_fill(~mask[:, None, None, :], float("-inf"))
+
+
+class RelativeBias(nn.Module):
+    """The learned table of WavLM's relative positions: one number per (head, bucket of distance)."""
+
+    def __init__(self, shape: EncoderShape) -> None:
+        super().__init__()
+        self.buckets = shape.relative_buckets
+        self.max_distance = shape.relative_max_distance
+        self.table = nn.Embedding(shape.relative_buckets, shape.heads)
+
+    def forward(self, frames: int) -> Tensor:
+        """(H, T, T): the bias of (query, key), a function of key - query only."""
+        device = self.table.weight.device
+        distance = torch.arange(1 - frames, frames, device=device)  # (2T - 1,) key - query
+        by_distance = self.table(self._bucket(distance)).t()  # (H, 2T - 1)
+        # row q of the (T, T) matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor
+        return by_distance.unfold(1, frames, 1).flip(1)
+
+    def _bucket(self, distance: Tensor) -> Tensor:
+        """T5's buckets: half for each sign; the nearer half of each exact, the rest logarithmic up to max_distance."""
+        half = self.buckets // 2
+        exact = half // 2
+        absolute = distance.abs()
+        logarithmic = torch.log(absolute.float().clamp(min=1) / exact) / math.log(self.max_distance / exact)
+        far = (exact + (logarithmic * (half - exact)).long()).clamp(max=half - 1)
+        return (distance > 0).long() * half + torch.where(absolute < exact, absolute, far)

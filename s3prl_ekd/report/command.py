@@ -1,0 +1,45 @@
+"""``s3prl-ekd report RESULT_DIR...``: the page, the PNG files beside it, the score table in the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.table import score_table
+from s3prl_ekd.report.curves import write_pngs
+from s3prl_ekd.report.page import write_page
+from s3prl_ekd.report.sources import read_results
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "results",
+        nargs="+",
+        type=Path,
+        metavar="RESULT_DIR",
+        help="experiment folders of run_pretrain.py -u ekd and --out folders of s3prl-ekd evaluate",
+    )
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="default: %(default)s")
+    parser.add_argument("--title", default="Ensemble knowledge distillation: report")
+    parser.add_argument("--note", action="append", default=[], help="a sentence shown on top of the page; repeatable")
+    parser.add_argument(
+        "--reference", action="store_true", help="add published SUPERB scores of other systems, set apart"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the report; returns 0."""
+    if args.out.is_dir():
+        raise EkdError(f"--out {args.out}: is a folder; expected the name of an HTML file")
+    pretrainings, evaluations = read_results(args.results)
+    console = Console()
+    if evaluations:
+        console.print(score_table([one.scores for one in evaluations]))
+    page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference)
+    figures = write_pngs(args.out.with_suffix(""), pretrainings, evaluations)
+    console.print(f"{page} [dim]and {len(figures)} figures in {args.out.with_suffix('')}/[/]", highlight=False)
+    return 0

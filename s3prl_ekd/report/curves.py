@@ -1,0 +1,156 @@
+"""The report's figures as PNG bytes: loss per teacher and layer, total loss and learning rate, layer weights.
+
+Data comes from ``sources.py``, colours from ``style.py``; the page that holds the figures is ``page.py``.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from s3prl_ekd.report.sources import Evaluation, Pretraining, split_head
+from s3prl_ekd.report.style import DARK, LIGHT, Theme, drawing, shade
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COSINE_FLOOR = math.log1p(math.exp(-1.0))  # -log sigmoid(1) = 0.313: the term where prediction and target are parallel
+_TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"))
+
+
+def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
+    """One column a teacher, one row a loss term, one line a layer; a row shares its scale, so teachers compare."""
+    import matplotlib.pyplot as plt
+
+    heads = run.heads()
+    teachers = list(dict.fromkeys(split_head(head)[0] for head in heads))
+    with drawing(theme):
+        columns = max(len(teachers), 1)
+        figure, axes = plt.subplots(
+            2, columns, figsize=(max(3.1 * columns, 4.6), 4.7), sharex=True, sharey="row", squeeze=False
+        )
+        for column, teacher in enumerate(teachers):
+            layers = [head for head in heads if split_head(head)[0] == teacher]
+            hue = theme.teachers[column % len(theme.teachers)]
+            for row, (term, _) in enumerate(_TERMS):
+                for rank, head in enumerate(layers):
+                    colour = shade(hue, rank / max(len(layers) - 1, 1), theme)
+                    steps, values = series(run, head, term)
+                    axes[row][column].plot(steps, values, color=colour, label=f"layer {split_head(head)[1]}")
+            axes[0][column].set_title(teacher)
+            axes[0][column].legend(loc="upper right", handlelength=1.4, labelspacing=0.25)
+            axes[1][column].axhline(COSINE_FLOOR, color=theme.muted, linewidth=0.9, linestyle=(0, (2, 3)))
+            axes[1][column].set_xlabel("step")
+        axes[1][0].annotate(
+            "parallel", (0.01, COSINE_FLOOR), xycoords=("axes fraction", "data"), xytext=(0, 2),
+            textcoords="offset points", fontsize=7.5, color=theme.muted, va="bottom",
+        )  # fmt: skip
+        for row, (_, label) in enumerate(_TERMS):
+            axes[row][0].set_ylabel(label)
+        return _png(figure)
+
+
+def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
+    """Total loss over the steps and, where it was logged, the learning rate beside it."""
+    import matplotlib.pyplot as plt
+
+    with drawing(theme):
+        if not any("lr" in line for line in run.metrics):
+            figure, axis = plt.subplots(figsize=(9.3, 2.7))
+            _line(axis, run, "loss", theme.accent, "loss, mean over heads")
+            return _png(figure)
+        figure, (left, right) = plt.subplots(1, 2, figsize=(9.3, 2.7), width_ratios=(2, 1))
+        _line(left, run, "loss", theme.accent, "loss, mean over heads")
+        _line(right, run, "lr", theme.muted, "learning rate")
+        # Powers of ten at each tick: matplotlib's common factor above the axis would push the title up.
+        right.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
+        return _png(figure)
+
+
+def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> bytes | None:
+    """How much of each hidden state each task uses: one panel an upstream; ``None`` when no task mixes states."""
+    import matplotlib.pyplot as plt
+
+    shown = [one for one in evaluations if one.layer_weights]
+    if not shown:
+        return None
+    with drawing(theme):
+        states = max(len(row) for one in shown for row in one.layer_weights.values())
+        tasks = max(len(one.layer_weights) for one in shown)
+        across = 1 if states > 6 else min(2, len(shown))
+        down = math.ceil(len(shown) / across)
+        figure, axes = plt.subplots(
+            down, across, figsize=(9.3 if states > 4 or across > 1 else 5.5, down * (0.9 + 0.42 * tasks)), squeeze=False
+        )
+        for axis in axes.flat[len(shown) :]:
+            axis.set_visible(False)
+        for axis, one in zip(axes.flat, shown, strict=False):
+            _heat(axis, one, theme)
+        return _png(figure)
+
+
+def write_pngs(
+    folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
+) -> list[Path]:
+    """All figures as files (light), beside the page; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures: dict[str, bytes | None] = {}
+    for run in pretrainings:
+        figures[f"{run.name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
+        figures[f"{run.name}-loss.png"] = overview_png(run, theme)
+    figures["layer-weights.png"] = layer_weights_png(evaluations, theme)
+    written = []
+    for name, data in figures.items():
+        if data is not None:
+            (folder / name).write_bytes(data)
+            written.append(folder / name)
+    return written
+
+
+def series(run: Pretraining, head: str, term: str) -> tuple[list[int], list[float]]:
+    """Steps and values of one loss term of one head, where it was logged."""
+    lines = [line for line in run.metrics if term in line.get("heads", {}).get(head, {})]
+    return [line["step"] for line in lines], [line["heads"][head][term] for line in lines]
+
+
+def _line(axis: Axes, run: Pretraining, key: str, colour: str, title: str) -> None:
+    lines = [line for line in run.metrics if key in line]
+    marker = "o" if len(lines) == 1 else None
+    axis.plot([line["step"] for line in lines], [line[key] for line in lines], color=colour, marker=marker)
+    axis.set_title(title)
+    axis.set_xlabel("step")
+
+
+def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
+    tasks = list(one.layer_weights)
+    values = [one.layer_weights[task] for task in tasks]
+    states = len(values[0])
+    # From 0: the same colour is the same weight in every panel; 2/n leaves room above the uniform 1/n.
+    top = max(2.0 / states, max(max(row) for row in values))
+    image = axis.imshow(values, aspect="auto", cmap=theme.heat, vmin=0.0, vmax=top)
+    for row, weights in enumerate(values):
+        for column, weight in enumerate(weights):
+            red, green, blue, _ = image.cmap(image.norm(weight))
+            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "#ffffff"
+            axis.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
+    axis.set_xticks(range(states), ["input"] + [f"layer {index}" for index in range(1, states)])
+    axis.set_yticks(range(len(tasks)), [task.upper() for task in tasks])
+    axis.grid(False)
+    axis.spines[:].set_visible(False)
+    axis.set_title(one.scores["label"])
+
+
+def _png(figure: Figure) -> bytes:
+    import matplotlib.pyplot as plt
+
+    figure.tight_layout(pad=0.6, w_pad=1.4)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=144)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+THEMES = (LIGHT, DARK)

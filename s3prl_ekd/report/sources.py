@@ -1,0 +1,114 @@
+"""What a report is made of: pretraining folders (``metrics.jsonl``) and evaluation folders (``scores.json``), read.
+
+Nothing is drawn or written here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.results import FILE_NAME, read_scores
+from s3prl_ekd.evaluate.run import load_downstream_checkpoint
+
+METRICS = "metrics.jsonl"
+
+
+@dataclass
+class Pretraining:
+    """One experiment folder of ``run_pretrain.py -u ekd``."""
+
+    folder: Path
+    metrics: list[dict[str, Any]]  # one a log step, see below
+    configs: dict[str, str] = field(default_factory=dict)  # file name -> YAML text
+
+    @property
+    def name(self) -> str:
+        """The experiment's name: its folder's."""
+        return self.folder.name
+
+    def heads(self) -> list[str]:
+        """``<teacher>.<layer>`` of every prediction head, teachers in the order they were given, layers ascending."""
+        names = list(dict.fromkeys(name for line in self.metrics for name in line.get("heads", {})))
+        order = {teacher: rank for rank, teacher in enumerate(dict.fromkeys(split_head(name)[0] for name in names))}
+        return sorted(names, key=lambda name: (order[split_head(name)[0]], split_head(name)[1]))
+
+
+@dataclass
+class Evaluation:
+    """One output folder of ``s3prl-ekd evaluate``."""
+
+    folder: Path
+    scores: dict[str, Any]
+    layer_weights: dict[str, list[float]] = field(default_factory=dict)  # task -> softmax weight of each hidden state
+
+
+def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluation]]:
+    """Sort result folders by what they hold; :class:`EkdError` for one that holds neither kind."""
+    pretrainings, evaluations = [], []
+    for folder in folders:
+        found = False
+        if (folder / METRICS).is_file():
+            pretrainings.append(read_pretraining(folder))
+            found = True
+        if (folder / FILE_NAME).is_file():
+            evaluations.append(read_evaluation(folder))
+            found = True
+        if not found:
+            raise EkdError(f"{folder}: holds neither {METRICS} (run_pretrain.py) nor {FILE_NAME} (s3prl-ekd evaluate)")
+    return pretrainings, evaluations
+
+
+def read_pretraining(folder: Path) -> Pretraining:
+    """Metrics and configuration copies of an experiment folder. Steps repeated by a resume are kept once, the last."""
+    lines: dict[int, dict[str, Any]] = {}
+    path = folder / METRICS
+    for number, text in enumerate(path.read_text().splitlines(), start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            lines[int(line["step"])] = line
+        except (ValueError, KeyError, TypeError) as error:
+            raise EkdError(f"{path}:{number}: expected a JSON object with a step: {error}") from error
+    if not lines:
+        raise EkdError(f"{path}: no log step yet; pretraining writes one line every runner.log_step")
+    configs = {
+        file.name: file.read_text() for file in sorted(folder.glob("*.y*ml")) if not file.name.startswith("args")
+    }
+    return Pretraining(folder, [lines[step] for step in sorted(lines)], configs)
+
+
+def read_evaluation(folder: Path) -> Evaluation:
+    """Scores of an evaluation folder, and the layer weights that its downstream checkpoints learned."""
+    scores = read_scores(folder)
+    weights: dict[str, list[float]] = {}
+    for name, record in scores["tasks"].items():
+        runs = record["folds"] if "folds" in record else {None: record}
+        found = []
+        for fold, part in runs.items():
+            path = Path(part["checkpoint"])
+            # The folder may have been moved since: look beside scores.json first.
+            here = folder / "runs" / (name if fold is None else f"{name}-{fold}") / path.name
+            path = here if here.is_file() else path
+            if path.is_file():
+                found.append(layer_weights(path))
+        found = [row for row in found if row]
+        if found:
+            weights[name] = [sum(column) / len(found) for column in zip(*found, strict=True)]
+    return Evaluation(folder, scores, weights)
+
+
+def layer_weights(checkpoint: Path) -> list[float]:
+    """Softmax weight of each hidden state in a downstream checkpoint; empty where there is a single state."""
+    weights = load_downstream_checkpoint(checkpoint)["Featurizer"].get("weights")
+    return [] if weights is None else weights.float().softmax(-1).tolist()
+
+
+def split_head(name: str) -> tuple[str, int]:
+    """``"hubert.4"`` as ``("hubert", 4)``; a name without a layer gets layer 0."""
+    teacher, _, layer = name.rpartition(".")
+    return (teacher, int(layer)) if teacher and layer.isdigit() else (name, 0)

@@ -1,0 +1,100 @@
+"""Colours and matplotlib settings of the report, once for a light page and once for a dark one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours that a figure and the page around it share."""
+
+    name: str
+    page: str
+    card: str
+    text: str
+    muted: str
+    grid: str
+    accent: str
+    teachers: tuple[str, ...]  # one hue a teacher; layers are its shades
+    heat: str  # matplotlib colour map of the layer weights
+
+
+LIGHT = Theme(
+    name="light",
+    page="#f6f7f9",
+    card="#ffffff",
+    text="#1c2430",
+    muted="#667085",
+    grid="#e4e7ec",
+    accent="#2563eb",
+    teachers=("#2563eb", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"),
+    heat="Blues",
+)
+DARK = Theme(
+    name="dark",
+    page="#0f1319",
+    card="#171d26",
+    text="#e6eaf0",
+    muted="#98a2b3",
+    grid="#2b3441",
+    accent="#7aa7ff",
+    teachers=("#7aa7ff", "#ff9e64", "#4fd1c5", "#b794f6", "#f687b3", "#a3d977"),
+    heat="Blues_r",
+)
+
+
+@contextmanager
+def drawing(theme: Theme) -> Iterator[None]:
+    """Matplotlib without a screen, in the theme's colours."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.use("Agg", force=True)
+        matplotlib.rcParams.update(
+            {
+                "figure.facecolor": theme.card,
+                "axes.facecolor": theme.card,
+                "savefig.facecolor": theme.card,
+                "text.color": theme.text,
+                "axes.labelcolor": theme.muted,
+                "axes.titlecolor": theme.text,
+                "axes.edgecolor": theme.grid,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+                "axes.grid": True,
+                "axes.axisbelow": True,
+                "axes.titlesize": 11,
+                "axes.titleweight": "bold",
+                "axes.titlelocation": "left",
+                "axes.labelsize": 9,
+                "grid.color": theme.grid,
+                "grid.linewidth": 0.8,
+                "xtick.color": theme.muted,
+                "ytick.color": theme.muted,
+                "xtick.labelsize": 8.5,
+                "ytick.labelsize": 8.5,
+                "xtick.major.size": 0,
+                "ytick.major.size": 0,
+                "legend.frameon": False,
+                "legend.fontsize": 8.5,
+                "font.family": ["DejaVu Sans"],
+                "font.size": 9.5,
+                "lines.linewidth": 1.9,
+                "lines.solid_capstyle": "round",
+                "figure.dpi": 144,
+            }
+        )
+        yield
+
+
+def shade(colour: str, position: float, theme: Theme) -> tuple[float, float, float]:
+    """A teacher's hue for one of its layers: 0 (shallow) fades towards the card, 1 (deep) is the full hue."""
+    from matplotlib.colors import to_rgb
+
+    strength = 0.42 + 0.58 * position
+    return tuple(
+        strength * full + (1 - strength) * back for full, back in zip(to_rgb(colour), to_rgb(theme.card), strict=True)
+    )

@@ -1,0 +1,58 @@
+"""The page's style sheet: system fonts, one column, colours of ``style.py`` for light and for dark."""
+
+from __future__ import annotations
+
+from s3prl_ekd.report.style import DARK, LIGHT, Theme
+
+
+def _colours(theme: Theme) -> str:
+    return (
+        f"--page:{theme.page};--card:{theme.card};--text:{theme.text};--muted:{theme.muted};"
+        f"--grid:{theme.grid};--accent:{theme.accent}"
+    )
+
+
+STYLESHEET = (
+    f":root{{color-scheme:light dark;{_colours(LIGHT)}}}"
+    f"@media (prefers-color-scheme:dark){{:root{{{_colours(DARK)}}}}}"
+    """
+*{box-sizing:border-box}
+body{margin:0;background:var(--page);color:var(--text);
+ font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue","DejaVu Sans",sans-serif;
+ font-variant-numeric:tabular-nums}
+main{max-width:980px;margin:0 auto;padding:40px 20px 72px}
+h1{font-size:1.75rem;line-height:1.2;letter-spacing:-.015em;margin:0}
+h2{font-size:1.05rem;margin:0 0 14px;letter-spacing:-.005em}
+.sub{color:var(--muted);margin:6px 0 0}
+.notes{margin:16px 0 0;padding:10px 14px 10px 30px;border-left:3px solid var(--accent);background:var(--card);
+ border-radius:0 8px 8px 0}
+.facts{display:flex;flex-wrap:wrap;gap:12px 40px;margin:24px 0 28px}
+.facts b{display:block;font-size:1.3rem;line-height:1.3;font-weight:650}
+.facts span{color:var(--muted);font-size:.85rem}
+section{background:var(--card);border:1px solid var(--grid);border-radius:12px;padding:20px 22px;margin:0 0 18px}
+.scroll{overflow-x:auto}
+table{border-collapse:collapse;width:100%}
+.scores th,.scores td{padding:9px 12px;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
+.scores tr:last-child>*{border-bottom:0}
+.scores tr:first-child th{color:var(--muted);font-weight:500;font-size:.86rem}
+.scores th:first-child{text-align:left;padding-left:0;font-weight:600}
+.scores small{display:block;color:var(--muted);font-weight:400;font-size:.78rem}
+.scores .best{font-weight:700;color:var(--accent)}
+.others{color:var(--muted)}
+.others th:first-child{font-weight:500}
+.plain{width:auto;font-size:.9rem}
+.plain th{text-align:left;color:var(--muted);font-weight:500;padding:2px 24px 2px 0;vertical-align:top}
+.note{color:var(--muted);font-size:.86rem;margin:12px 0 0}
+figure{margin:0 0 18px}
+figure:last-child{margin-bottom:0}
+img{display:block;max-width:100%;height:auto}
+figcaption{color:var(--muted);font-size:.84rem;margin-top:6px}
+details{border-top:1px solid var(--grid);padding:9px 0}
+details:first-of-type{border-top:0}
+.plain+details{margin-top:10px}
+summary{cursor:pointer;font-size:.92rem}
+pre{overflow-x:auto;font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;
+ background:var(--page);border-radius:8px;padding:12px 14px;margin:10px 0 4px}
+@media print{section{break-inside:avoid}body{background:none}}
+"""
+)

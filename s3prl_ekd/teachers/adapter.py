@@ -1,0 +1,149 @@
+"""Any other s3prl upstream as a teacher, through its own expert: ``s3prl:NAME`` or ``s3prl:NAME:CKPT``.
+
+s3prl builds the expert from its hub (``NAME_local`` upstreams need the checkpoint file). Such an expert is code of
+s3prl's that reads its files its own way: the promise that no file is unpickled freely holds for our own readers only.
+
+Layers, width and frame rate are found by one dry forward of a second of noise. State l is the expert's l-th hidden
+state. Upstreams with a finer frame (10 ms: 160 samples) are average-pooled to 20 ms.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import EncoderOutput
+from s3prl_ekd.model.shape import EncoderShape
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "s3prl:"
+HOP = 320  # samples from one frame of a teacher to the next: 20 ms
+_SECOND = 16_000
+_SLACK = 5  # frames by which an upstream may differ from ours: s3prl's own tolerance in its interface tests
+_FAMILY = EncoderShape()  # its convolutions say how many frames a clip has
+
+
+@dataclass(frozen=True)
+class UpstreamShape:
+    """What :class:`EncoderShape` is to our encoders, as far as an upstream can be asked."""
+
+    layers: int
+    """Index of the last hidden state."""
+    width: int
+    """Channels of every hidden state."""
+    pool: int
+    """Frames of the upstream averaged into one of 20 ms; 1 for an upstream of 20 ms."""
+    hop: int = HOP
+    """Samples from one frame to the next, after pooling."""
+    normalize: bool = False
+    """Always False: an expert normalises its waveforms itself where its model expects that."""
+    normalize_eps: float = 1e-5
+    """Unused, as ``normalize`` is False."""
+    attention: str = "unknown"
+    """Never ``plain``: the student cannot start from an upstream of unknown architecture."""
+
+
+class S3prlUpstream(nn.Module):
+    """An s3prl expert with the interface of our encoders: ``shape`` and ``forward(wave, lengths, states)``.
+
+    It computes in fp32 whatever precision the ensemble is moved to: experts build fp32 inputs inside.
+    """
+
+    def __init__(self, name: str, expert: nn.Module, shape: UpstreamShape) -> None:
+        super().__init__()
+        self.name = name
+        self.expert = expert
+        self.shape = shape
+
+    @torch.no_grad()
+    def forward(
+        self, wave: Tensor, lengths: Tensor | None = None, states: Collection[int] | None = None
+    ) -> EncoderOutput:
+        """wave (B, N) 16 kHz, lengths (B,) samples or None -> state l (B, T, D) fp32 for each l asked for.
+
+        T is what the family's convolutions make of N samples; a frame or two that the upstream lacks at the end are
+        filled with its last one.
+        """
+        counts = [wave.shape[1]] * len(wave) if lengths is None else lengths.tolist()
+        found = _hidden_states(self.expert, [clip[:count].float() for clip, count in zip(wave, counts, strict=True)])
+        frames = max(_FAMILY.frames(wave.shape[1]), 1)
+        wanted = range(self.shape.layers + 1) if states is None else states
+        fitted = {layer: _fit(found[layer], self.shape.pool, frames) for layer in wanted}
+        return EncoderOutput(fitted[min(fitted)], fitted)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> S3prlUpstream:
+        def device_only(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(device_only, recurse)
+
+
+@functools.lru_cache(maxsize=8)
+def load_upstream(source: str, where: str = "source") -> S3prlUpstream:
+    """Build the expert that a source names and measure it; the result is kept, since describing needs it already.
+
+    Raises:
+        EkdError: s3prl has no such upstream, it could not be built, or it cannot serve as a teacher.
+    """
+    name, _, checkpoint = source.removeprefix(PREFIX).partition(":")
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl import hub
+
+    factory = getattr(hub, name, None)
+    if not callable(factory) or name.startswith("_"):
+        raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
+    if name.endswith(("_local", "_custom")) and not checkpoint:
+        raise EkdError(f"{where}: {name} needs a checkpoint: {PREFIX}{name}:FILE")
+    arguments: dict[str, Any] = {"ckpt": checkpoint} if checkpoint else {}
+    try:
+        expert = factory(**arguments).eval()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            states = _hidden_states(expert, [0.1 * torch.randn(_SECOND)])
+            rate = int(expert.get_downsample_rates("hidden_states"))
+    except Exception as error:  # an expert is foreign code: it raises what it likes
+        reason = " ".join(str(error).split())[:200]
+        raise EkdError(
+            f"{where}: s3prl's upstream {name!r} could not be built and run ({type(error).__name__}: {reason})"
+        ) from error
+    if rate < 1 or HOP % rate:
+        raise EkdError(f"{where}: {name} has a frame every {rate} samples, which does not divide {HOP} (20 ms)")
+    widths = sorted({state.shape[-1] for state in states})
+    if len(widths) != 1:
+        raise EkdError(f"{where}: the hidden states of {name} have different widths {widths}, expected one")
+    pool = HOP // rate
+    shape = UpstreamShape(layers=len(states) - 1, width=widths[0], pool=pool)
+    for state in states:
+        if abs(state.shape[1] // pool - _FAMILY.frames(_SECOND)) > _SLACK:
+            raise EkdError(f"{where}: {name} gives {state.shape[1]} frames a second, not the {_SECOND // rate} it says")
+    if pool > 1:
+        logger.info("[ekd] %s: %d frames of %g ms are averaged into one of 20 ms", source, pool, rate / 16)
+    return S3prlUpstream(name, expert, shape)
+
+
+def _hidden_states(expert: nn.Module, clips: list[Tensor]) -> list[Tensor]:
+    result = expert(clips)
+    states = result["hidden_states"]
+    return [state for state in states]
+
+
+def _fit(state: Tensor, pool: int, frames: int) -> Tensor:
+    """Average groups of ``pool`` frames, then exactly ``frames`` of them. state (B, T', D) -> (B, frames, D)."""
+    if pool > 1:
+        state = F.avg_pool1d(state.transpose(1, 2), pool, ceil_mode=True).transpose(1, 2)
+    missing = frames - state.shape[1]
+    if missing > 0:
+        state = torch.cat([state, state[:, -1:].expand(-1, missing, -1)], dim=1)
+    return state[:, :frames]

@@ -1,0 +1,106 @@
+"""From the configuration to teachers: first a check that costs nothing, then the frozen ensemble.
+
+``check_teachers`` runs before anything is downloaded; ``load_teachers`` loads, ``freeze`` makes the ensemble.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from s3prl_ekd.config import ModelConfig
+from s3prl_ekd.distill.residual import plan_residuals
+from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, plan_targets
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.student import check_start, start_layers, student_shape
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
+
+logger = logging.getLogger(__name__)
+
+FILE = "config_model.yaml"
+
+
+@dataclass(frozen=True)
+class TeacherPlan:
+    """What the configuration asks for, known to be possible."""
+
+    sources: dict[str, sources.TeacherSource]
+    """Teacher name -> its source."""
+    target_sets: list[TargetSet]
+    layers: list[TeacherLayers]
+    """What the targets need to know of each teacher."""
+    initialiser: sources.TeacherSource | None
+    """Where the student's first weights come from; one of ``sources`` or another one."""
+    file: str = FILE
+    """The configuration's name, for messages."""
+
+
+def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
+    """Check every teacher's name, layers and width against what its source has.
+
+    Args:
+        config: the checked model configuration.
+        file: its name, for messages.
+
+    Raises:
+        EkdError: file and key, and what was expected.
+    """
+    found: dict[str, sources.TeacherSource] = {}
+    for index, teacher in enumerate(config.ekd.teachers):
+        key = f"{file}: ekd.teachers[{index}]"
+        source = sources.describe(teacher.source, f"{key}.source")
+        too_deep = [layer for layer in teacher.layers if layer > source.shape.layers]
+        if too_deep:
+            raise EkdError(f"{key}.layers: {too_deep[0]} > {source.shape.layers}, the layers of {teacher.source}")
+        if config.ekd.targets.tap == "ffn" and source.kind == "s3prl":
+            raise EkdError(f"{key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
+        if source.shape.hop != student_shape(config.student).hop:
+            raise EkdError(
+                f"{key}.source: {teacher.source} has a frame every {source.shape.hop} samples, "
+                f"the student every {student_shape(config.student).hop}"
+            )
+        found[teacher.name] = source
+    layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in config.ekd.teachers]
+    try:
+        target_sets = plan_targets(config.ekd.mode, layers) + plan_residuals(config.ekd.residual_heads, layers)
+    except EkdError as error:
+        raise EkdError(f"{file}: {error}") from error
+    start = config.ekd.initialise_from
+    where = f"{file}: ekd.initialise_from"
+    initialiser = None if start is None else found.get(start) or sources.describe(start, where)
+    if initialiser is not None and initialiser.kind == "s3prl":
+        raise EkdError(f"{where}: {start} is an s3prl expert; the student can start from our own encoders only")
+    if initialiser is not None:
+        check_start(student_shape(config.student), initialiser.shape, where)
+        start_layers(config.ekd.initialise_layers, config.student.layers, initialiser.shape.layers, where)
+    return TeacherPlan(found, target_sets, layers, initialiser, file)
+
+
+def load_teachers(config: ModelConfig, plan: TeacherPlan) -> dict[str, TeacherEncoder]:
+    """Load every teacher's encoder, in fp32 on the CPU."""
+    encoders = {}
+    for index, (name, source) in enumerate(plan.sources.items()):
+        encoders[name] = sources.load(source, f"{plan.file}: ekd.teachers[{index}].source")
+        shape = source.shape
+        logger.info(
+            "[ekd] teacher %s: %s (%s, %d layers of %d)", name, source.source, source.family, shape.layers, shape.width
+        )
+    return encoders
+
+
+def freeze(config: ModelConfig, encoders: dict[str, TeacherEncoder]) -> FrozenTeachers:
+    """The ensemble, in its configured precision. Takes the encoders over: read their weights before."""
+    layers = {teacher.name: teacher.layers for teacher in config.ekd.teachers}
+    return FrozenTeachers(encoders, layers, config.ekd.teacher_precision, config.ekd.targets.tap)
+
+
+def load_initialiser(config: ModelConfig, plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Encoder | None:
+    """The encoder that starts the student: a teacher already loaded, or one loaded for this alone."""
+    if plan.initialiser is None:
+        return None
+    start = config.ekd.initialise_from
+    if start in encoders:
+        return encoders[start]
+    return sources.load(plan.initialiser, f"{plan.file}: ekd.initialise_from")

@@ -1,0 +1,166 @@
+"""``s3prl-ekd teachers``: list what can be named as a teacher; load one and show what it is and does.
+
+s3prl-ekd teachers
+s3prl-ekd teachers hubert_base --audio clip.flac --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import count_parameters
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.adapter import S3prlUpstream
+from s3prl_ekd.teachers.ensemble import FrozenTeachers, Precision, TeacherEncoder
+from s3prl_ekd.teachers.hub import HUB
+from s3prl_ekd.teachers.shapes import TRANSFORMERS_FAMILIES
+
+MIB = 2**20
+SYNTHETIC_SECONDS = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("source", nargs="?", help="what a config's ekd.teachers[].source may say; omit for a list")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="a clip to listen to; default: 2 s made up")
+    parser.add_argument("--precision", choices=("bf16", "fp16"), help="compare this arithmetic with fp32, by layer")
+    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the list, or one teacher's facts."""
+    # tables keep their columns when piped into a file
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    if args.source is None:
+        if args.audio is not None or args.precision is not None:
+            raise EkdError("--audio and --precision need a teacher: s3prl-ekd teachers SOURCE")
+        _list(console)
+        return 0
+    wave, heard = _clip(args.audio)
+    device = _device(args.device)
+    described = sources.describe(args.source, "teachers")
+    encoder = sources.load(described, "teachers")
+    if not isinstance(encoder, S3prlUpstream) and wave.shape[1] < encoder.shape.receptive_field:
+        raise EkdError(
+            f"{args.audio}: {wave.shape[1]} samples, shorter than one frame ({encoder.shape.receptive_field})"
+        )
+    for key, value in facts(described, encoder):
+        console.print(f"{key:<14} {value}")
+    layers = list(range(encoder.shape.layers + 1))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    exact = _states(encoder, layers, "fp32", wave, device)
+    if device.type == "cuda":
+        console.print(f"{'peak memory':<14} {torch.cuda.max_memory_allocated(device) / MIB:.0f} MiB on {device}, fp32")
+    other = None
+    if args.precision is not None:
+        other = _states(sources.load(described, "teachers"), layers, args.precision, wave, device)
+    console.print(f"{'clip':<14} {heard}, {wave.shape[1] / SAMPLE_RATE:.2f} s, {exact[0].shape[1]} frames\n")
+    console.print(_table(exact, other, args.precision))
+    return 0
+
+
+def facts(described: sources.TeacherSource, encoder: TeacherEncoder) -> list[tuple[str, str]]:
+    """What a loaded teacher is, as (label, text) pairs."""
+    shape = encoder.shape
+    parameters = count_parameters(encoder)
+    rows = [
+        ("source", described.source),
+        ("kind", f"{described.family} ({described.kind})"),
+        ("layers", f"{shape.layers}, so that hidden states 0..{shape.layers} can be named"),
+        ("width", str(shape.width)),
+        ("parameters", f"{parameters:,}"),
+        ("memory", f"{parameters * 4 / MIB:.0f} MiB of weights in fp32, {parameters * 2 / MIB:.0f} MiB in bf16"),
+    ]
+    if isinstance(encoder, S3prlUpstream):
+        rows[-1] = ("memory", f"{parameters * 4 / MIB:.0f} MiB of weights, always fp32")
+        pooled = f", pool {shape.pool}: frames of {20 / shape.pool:g} ms averaged" if shape.pool > 1 else ""
+        return [*rows, ("normalisation", "the expert's own"), ("frame", f"20 ms{pooled}")]
+    normalisation = "each clip to zero mean, unit variance" if shape.normalize else "none, waveform as it is"
+    arrangement = "pre-norm" if shape.pre_norm else "post-norm"
+    return [
+        *rows,
+        ("normalisation", normalisation),
+        ("frame", f"{shape.hop / SAMPLE_RATE * 1000:g} ms ({shape.hop} samples)"),
+        ("architecture", f"{arrangement}, {shape.conv_norm} norm front end, {shape.attention} attention"),
+    ]
+
+
+def synthetic_clip(seconds: float = SYNTHETIC_SECONDS) -> Tensor:
+    """(1, N): a gliding, pulsing harmonic tone with a little noise; the same one each time."""
+    time = torch.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    pitch = 2 * math.pi * (110 * time + 20 * time.square())
+    tone = sum(torch.sin(k * pitch) / k for k in range(1, 9)) * (0.6 + 0.4 * torch.sin(2 * math.pi * 3 * time))
+    noise = torch.randn(time.shape, generator=torch.Generator().manual_seed(0))
+    return (0.1 * tone + 0.005 * noise).unsqueeze(0)
+
+
+def _clip(file: Path | None) -> tuple[Tensor, str]:
+    if file is None:
+        return synthetic_clip(), "synthetic"
+    return torch.from_numpy(read_audio(file)).unsqueeze(0), str(file)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
+        raise EkdError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
+    return device
+
+
+def _states(
+    encoder: TeacherEncoder, layers: list[int], precision: Precision, wave: Tensor, device: torch.device
+) -> dict[int, Tensor]:
+    teachers = FrozenTeachers({"teacher": encoder}, {"teacher": layers}, precision).to(device)
+    return {layer: state.float().cpu() for layer, state in teachers(wave.to(device))["teacher"].items()}
+
+
+def _table(exact: dict[int, Tensor], other: dict[int, Tensor] | None, precision: str | None) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("state", "norm", "std", "largest"):
+        table.add_column(column, justify="right")
+    if other is not None:
+        table.add_column(f"cosine {precision}", justify="right")
+        table.add_column("worst frame", justify="right")
+    for layer, state in exact.items():
+        row = [str(layer), f"{state.norm(dim=-1).mean():.3f}", f"{state.std():.4f}", f"{state.abs().max():.3f}"]
+        if other is not None:
+            cosine = F.cosine_similarity(state, other[layer], dim=-1)
+            row += [f"{cosine.mean():.6f}", f"{cosine.min():.6f}"]
+        table.add_row(*row)
+    table.caption = "norm: mean over frames of a state's length"
+    return table
+
+
+def _list(console: Console) -> None:
+    table = Table(box=None, pad_edge=False, title="s3prl hub names that our own encoder computes", title_justify="left")
+    for column, justify in (("family", "left"), ("name", "left"), ("layers", "right"), ("width", "right")):
+        table.add_column(column, justify=justify)
+    for name, entry in HUB.items():
+        table.add_row(entry.family, name, str(entry.shape.layers), str(entry.shape.width))
+    console.print(table)
+    rows = [
+        (
+            "FILE",
+            "a checkpoint: s3prl's converted format, WavLM's, a distiller's, or a fairseq .pt; also gzip'ed",
+        ),
+        ("FOLDER", f"a transformers model: {', '.join(TRANSFORMERS_FAMILIES)}; safetensors or .bin, whole or sharded"),
+        ("s3prl:NAME", "any other s3prl upstream through its own expert, e.g. s3prl:fbank (10 ms frames are pooled)"),
+        ("s3prl:NAME:CKPT", "the same with a checkpoint file, e.g. s3prl:tera_local:states.ckpt"),
+        ("random:NAME", "a hub name's shape with random weights, for benchmarks"),
+    ]
+    console.print("\nOther sources")
+    for kind, meaning in rows:
+        console.print(f"  {kind:<16} {meaning}", markup=False, soft_wrap=True)

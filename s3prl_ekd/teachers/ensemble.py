@@ -1,0 +1,115 @@
+"""The frozen ensemble: waveforms in, every teacher's wanted hidden states out.
+
+It stays in eval mode whatever the runner calls, holds no gradients, and lives beside the trained model, not under it:
+s3prl's runner clips, optimises and saves everything under ``.model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s3prl_ekd.distill.targets import TeacherStates
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.teachers.adapter import S3prlUpstream
+
+Precision = Literal["fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+TeacherEncoder = Encoder | S3prlUpstream
+"""What a teacher is made of: ``shape`` (layers, width, hop, normalize) and ``forward(wave, lengths, states)``."""
+
+
+class FrozenTeachers(nn.Module):
+    """Several encoders that are only ever read.
+
+    Args:
+        encoders: teacher name -> encoder with weights.
+        layers: teacher name -> hidden states to return; layers above the highest are never computed.
+        precision: arithmetic of the teachers. Their norms stay fp32. bf16 halves memory and is several times faster
+            on a GPU; on random weights every hidden state keeps cosine 0.9999 with fp32's.
+        tap: hidden gives hidden states; ffn the output of each layer's feed-forward block, before its residual and
+            norm (data2vec's targets, arXiv 2202.03555; in distillation USAD, arXiv 2506.18843).
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, TeacherEncoder],
+        layers: Mapping[str, Sequence[int]],
+        precision: Precision = "fp32",
+        tap: Literal["hidden", "ffn"] = "hidden",
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.wanted = {name: tuple(layers[name]) for name in encoders}
+        self.precision = precision
+        self.requires_grad_(False)
+        self.to(DTYPES[precision])
+        super().train(False)
+        self._tapped: dict[int, Tensor] = {}
+        self.tap = tap
+        for name, encoder in self.encoders.items() if tap == "ffn" else ():
+            if not isinstance(encoder, Encoder):
+                raise EkdError(
+                    f"config_model.yaml: ekd.targets.tap: ffn cannot look into s3prl's upstream behind {name!r}"
+                )
+            if 0 in self.wanted[name]:
+                raise EkdError(f"ekd.targets.tap: ffn has no state 0, which teacher {name!r} is asked for")
+            for layer in self.wanted[name]:
+                encoder.layers[layer - 1].ffn_out.register_forward_hook(self._keep(layer))
+
+    def train(self, mode: bool = True) -> FrozenTeachers:
+        """Keep eval mode: s3prl's runner calls ``upstream.train()``, which would turn the teachers' dropout on."""
+        return self
+
+    @torch.no_grad()
+    def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherStates:
+        """wave (B, N) 16 kHz, lengths (B,) or None -> teacher -> layer -> (B, T, D) in the teachers' precision."""
+        states: TeacherStates = {}
+        # an fp16 run of s3prl's runner must not reach in here: precision is the ensemble's own
+        with torch.autocast(wave.device.type, enabled=False), _tf32(wave.is_cuda and self.precision == "fp32"):
+            for name, encoder in self.encoders.items():
+                shape = encoder.shape
+                heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
+                states[name] = encoder(heard, lengths, self.wanted[name]).states
+                if self.tap == "ffn":
+                    states[name] = {layer: self._tapped.pop(layer) for layer in self.wanted[name]}
+        return states
+
+    def _keep(self, layer: int) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            self._tapped[layer] = output
+
+        return hook
+
+
+@contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    """TF32 matrix products inside the block: torch leaves them off, and fp32 proper costs several times as much."""
+    if not enabled:
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float = 1e-5) -> Tensor:
+    """Zero mean and unit variance per clip over its own samples; padding stays zero. wave (B, N), lengths (B,)."""
+    if lengths is None:
+        return F.layer_norm(wave, wave.shape[-1:], eps=eps)
+    inside = torch.arange(wave.shape[1], device=wave.device) < lengths.unsqueeze(1)
+    count = lengths.unsqueeze(1).to(wave.dtype)
+    mean = (wave * inside).sum(1, keepdim=True) / count
+    variance = ((wave - mean).square() * inside).sum(1, keepdim=True) / count
+    return (wave - mean) / (variance + eps).sqrt() * inside

@@ -1,0 +1,162 @@
+"""Teacher files and folders, read: gzip'ed or not, sharded or not, and what kind of teacher a file holds.
+
+Names and shapes of models are in ``mapping.py`` and ``shapes.py``; which sources exist, in ``sources.py``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from s3prl_ekd.checkpoints import read_torch_file
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.teachers import shapes
+from s3prl_ekd.teachers.fairseq_file import fairseq_configs, is_fairseq, read_checkpoint_with_shells
+
+logger = logging.getLogger(__name__)
+
+_GZIP = b"\x1f\x8b"
+
+
+def read_teacher_file(path: Path) -> dict[str, Any]:
+    """A checkpoint's dictionary, unpacked first where the file is gzip'ed.
+
+    Raises:
+        EkdError: unreadable, cut off, no checkpoint, or in need of running code from the file.
+    """
+    try:
+        with path.open("rb") as stream:
+            packed = stream.read(2) == _GZIP
+        if not packed:
+            return read_checkpoint_with_shells(path)
+        with tempfile.TemporaryDirectory() as folder:
+            unpacked = Path(folder) / path.name.removesuffix(".gz")
+            with gzip.open(path) as source, unpacked.open("wb") as target:
+                shutil.copyfileobj(source, target)
+            try:
+                return read_checkpoint_with_shells(unpacked)
+            except EkdError as error:
+                raise EkdError(str(error).replace(str(unpacked), str(path))) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise EkdError(f"{path}: gzip'ed, but cut off or damaged ({error})") from error
+    except PermissionError as error:
+        raise EkdError(f"{path}: no permission to read it") from error
+
+
+def kind_of_file(
+    checkpoint: Mapping[str, Any], path: Path
+) -> tuple[Literal["converted", "fairseq"], str, EncoderShape, Mapping[str, Tensor]]:
+    """(kind, family, shape, weights) of a checkpoint file in fairseq's names.
+
+    Raises:
+        EkdError: none of the layouts that we know, or a variant that our encoder does not compute.
+    """
+    keys = ", ".join(map(str, list(checkpoint)[:6]))
+    if "EKD" in checkpoint:
+        raise EkdError(f"{path}: is an EKD student, not a teacher")
+    if "model_weight" in checkpoint and "model_cfg" in checkpoint:
+        config = _mapping(checkpoint, "model_cfg", path)
+        weights = _mapping(checkpoint, "model_weight", path)
+        task = checkpoint.get("task_cfg") or {}
+        normalize = bool(task.get("normalize", False)) if isinstance(task, Mapping) else False
+        family = "hubert" if "dictionaries_symbols" in checkpoint else _wav2vec2_or_data2vec(weights)
+        return "converted", family, shapes.from_fairseq(config, path, normalize, _padding_rule(family)), weights
+    if "Distiller" in checkpoint and isinstance(checkpoint.get("Config"), Mapping):
+        config = _mapping(checkpoint["Config"], "distiller", path)
+        return "converted", "distilhubert", shapes.from_distiller(config, path), _mapping(checkpoint, "Distiller", path)
+    if is_fairseq(checkpoint):
+        model, task = fairseq_configs(checkpoint, path)
+        weights = _mapping(checkpoint, "model", path)
+        family = "hubert" if _is_hubert(model, weights) else _wav2vec2_or_data2vec(weights)
+        normalize = task.get("normalize", False)
+        if not isinstance(normalize, bool):  # e.g. "${task.normalize}": guess what the front end's kind implies
+            normalize = model.get("extractor_mode") == "layer_norm"
+            logger.warning("%s: its task.normalize is not readable; taken to be %s", path, normalize)
+        return "fairseq", family, shapes.from_fairseq(model, path, normalize, _padding_rule(family)), weights
+    if "cfg" in checkpoint and "model" in checkpoint:
+        config = _mapping(checkpoint, "cfg", path)
+        shape = shapes.from_fairseq(config, path, bool(config.get("normalize", False)))
+        family = "wavlm" if shape.attention == "gated_relative" else "unispeech_sat"
+        return "converted", family, shape, _mapping(checkpoint, "model", path)
+    raise EkdError(
+        f"{path}: not a teacher file: neither s3prl's converted format (model_cfg + model_weight, WavLM's cfg + model, "
+        f"the distiller's Config + Distiller) nor fairseq's (cfg or args + model); its keys: {keys}"
+    )
+
+
+def transformers_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of a transformers folder: one file or shards, safetensors or ``.bin``.
+
+    Raises:
+        EkdError: none there, a shard is missing, or a file is damaged.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return _read_shard(folder / name)
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        shards = folder / name
+        if shards.is_file():
+            weights: dict[str, Tensor] = {}
+            for shard in sorted(set(_mapping(read_json(shards, str(folder)), "weight_map", shards).values())):
+                if not (folder / shard).is_file():
+                    raise EkdError(f"{folder / shard}: missing, though {shards.name} names it")
+                weights |= _read_shard(folder / shard)
+            return weights
+    raise EkdError(f"{folder}: no weights in it (model.safetensors or pytorch_model.bin)")
+
+
+def read_json(path: Path, where: str) -> dict[str, Any]:
+    """A JSON file of a transformers folder; ``where`` is the configuration key, for messages."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise EkdError(
+            f"{where}: the folder {path.parent} has no {path.name}, so it is no transformers model"
+        ) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise EkdError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise EkdError(f"{path}: holds a {type(content).__name__}, expected a JSON object")
+    return content
+
+
+def _read_shard(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        return read_torch_file(path)
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise EkdError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def _mapping(content: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
+    value = content.get(key)
+    if not isinstance(value, Mapping):
+        raise EkdError(f"{path}: {key} is a {type(value).__name__}, expected a dictionary")
+    return value
+
+
+def _is_hubert(model: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+    name = str(model.get("_name") or model.get("arch") or "")
+    return name.startswith("hubert") or any("label_embs_concat" in key for key in weights)
+
+
+def _wav2vec2_or_data2vec(weights: Mapping[str, Any]) -> str:
+    return "data2vec" if any(key.endswith("encoder.pos_conv.0.0.weight") for key in weights) else "wav2vec2"
+
+
+def _padding_rule(family: str) -> Literal["conv", "fairseq"]:
+    return "fairseq" if family == "hubert" else "conv"

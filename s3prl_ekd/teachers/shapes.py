@@ -1,0 +1,172 @@
+"""Other implementations' configurations -> :class:`EncoderShape`; what our encoder cannot compute is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.shape import BASE_CONV, EncoderShape, conv_layers
+
+TRANSFORMERS_FAMILIES = ("hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
+
+
+def from_transformers(config: Mapping[str, Any], folder: Path) -> tuple[str, EncoderShape]:
+    """Family and shape of a transformers ``config.json``: one of TRANSFORMERS_FAMILIES, bare or with a task head.
+
+    Raises:
+        EkdError: another model type, or a variant that our encoder does not compute.
+    """
+    file = folder / "config.json"
+    family = config.get("model_type")
+    if family not in TRANSFORMERS_FAMILIES:
+        raise EkdError(
+            f"{file}: model_type {family!r} is not supported as a teacher ({', '.join(TRANSFORMERS_FAMILIES)})"
+        )
+    data2vec = family == "data2vec-audio"
+    _require(file, config, "hidden_act", "gelu")
+    _require(file, config, "feat_extract_activation", "gelu")
+    _require(file, config, "layer_norm_eps", 1e-5)
+    for unsupported in ("conv_pos_batch_norm", "add_adapter"):
+        _require(file, config, unsupported, False)
+    stable = bool(config.get("do_stable_layer_norm", False))
+    norm = "layer" if data2vec else config.get("feat_extract_norm", "group")
+    position = (
+        (_integer(file, config, "conv_pos_kernel_size", 19), _integer(file, config, "num_conv_pos_embeddings", 5))
+        if data2vec
+        else (_integer(file, config, "num_conv_pos_embeddings", 128), 1)
+    )
+    dims = config.get("conv_dim", [channels for channels, _, _ in BASE_CONV])
+    kernels = config.get("conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
+    strides = config.get("conv_stride", [stride for _, _, stride in BASE_CONV])
+    return family, EncoderShape(
+        conv_layers=conv_layers(list(zip(dims, kernels, strides, strict=True))),
+        conv_norm=norm,
+        conv_bias=bool(config.get("conv_bias", False)),
+        feature_norm=bool(config.get("feat_proj_layer_norm", True)),
+        width=_integer(file, config, "hidden_size", 768),
+        layers=_integer(file, config, "num_hidden_layers", 12),
+        ffn_width=_integer(file, config, "intermediate_size", 3072),
+        heads=_integer(file, config, "num_attention_heads", 12),
+        pre_norm=stable,
+        pos_conv_kernel=position[0],
+        pos_conv_depth=position[1],
+        pos_conv_groups=_integer(file, config, "num_conv_pos_embedding_groups", 16),
+        attention="gated_relative" if family == "wavlm" else "plain",
+        padding_rule="conv",
+        normalize=_do_normalize(folder, default=norm == "layer"),
+        normalize_eps=1e-7,
+        **(_relative(config, "max_bucket_distance", 800) if family == "wavlm" else {}),
+    )
+
+
+def _relative(config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, int]:
+    return {
+        "relative_buckets": config.get("num_buckets", 320),
+        "relative_max_distance": config.get(distance_key, distance),
+    }
+
+
+def _do_normalize(folder: Path, default: bool) -> bool:
+    import json
+
+    file = folder / "preprocessor_config.json"
+    if not file.is_file():
+        return default
+    try:
+        return bool(json.loads(file.read_text()).get("do_normalize", default))
+    except ValueError as error:
+        raise EkdError(f"{file}: not valid JSON ({error})") from error
+
+
+def from_fairseq(
+    config: Mapping[str, Any], file: Path, normalize: bool, padding_rule: Literal["conv", "fairseq"] = "fairseq"
+) -> EncoderShape:
+    """Shape of a fairseq ``model`` configuration: s3prl's ``model_cfg``, WavLM's ``cfg``, a fairseq file's.
+
+    Args:
+        config: the configuration's plain values.
+        file: for messages.
+        normalize: the task's ``normalize``.
+        padding_rule: fairseq's HubertModel and WavLM count frames one way, its Wav2Vec2Model and data2vec the other.
+
+    Raises:
+        EkdError: a variant that our encoder does not compute.
+    """
+    _require(file, config, "activation_fn", "gelu")
+    _require(file, config, "layer_type", "transformer")
+    _require(file, config, "quantize_input", False)
+    _require(file, config, "crop_seq_to_multiple", 1)
+    depth = _integer(file, config, "pos_conv_depth", 1)
+    position = _integer(file, config, "conv_pos", 128)
+    relative = bool(config.get("relative_position_embedding", False))
+    if relative:
+        _require(file, config, "gru_rel_pos", True)
+    return EncoderShape(
+        conv_layers=parse_conv_layers(str(config.get("conv_feature_layers", "")), file),
+        conv_norm="layer" if config.get("extractor_mode", "default") == "layer_norm" else "group",
+        conv_bias=bool(config.get("conv_bias", False)),
+        width=_integer(file, config, "encoder_embed_dim", 768),
+        layers=_integer(file, config, "encoder_layers", 12),
+        ffn_width=_integer(file, config, "encoder_ffn_embed_dim", 3072),
+        heads=_integer(file, config, "encoder_attention_heads", 12),
+        pre_norm=bool(config.get("layer_norm_first", False)),
+        pos_conv_kernel=position if depth == 1 else max(3, position // depth),
+        pos_conv_depth=depth,
+        pos_conv_groups=_integer(file, config, "conv_pos_groups", 16),
+        attention="gated_relative" if relative else "plain",
+        padding_rule=padding_rule,
+        normalize=normalize,
+        **(_relative(config, "max_distance", 1280) if relative else {}),  # WavLM.py's default; its checkpoints say 800
+    )
+
+
+def from_distiller(config: Mapping[str, Any], file: Path) -> EncoderShape:
+    """Shape of an s3prl distiller checkpoint's ``Config: distiller`` (DistilHuBERT), without its prediction heads.
+
+    Raises:
+        EkdError: a variant that our encoder does not compute.
+    """
+    _require(file, config, "activation_fn", "gelu")
+    _require(file, config, "attention_type", "original")
+    _require(file, config, "layer_norm_first", False)
+    if config.get("task_emb_type", "expand-last") not in {"expand-last", "self-hidden", "none"}:
+        raise EkdError(f"{file}: task_emb_type {config['task_emb_type']!r} changes the encoder's input; not supported")
+    renamed = {**config, "conv_feature_layers": config.get("extractor_conv_feature_layers", "")}
+    renamed.setdefault("encoder_layers", 1)
+    return from_fairseq(renamed, file, normalize=False, padding_rule="conv").with_(feature_norm=False)
+
+
+def parse_conv_layers(text: str, file: Path | str) -> tuple[tuple[int, int, int], ...]:
+    """Read fairseq's ``[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2`` without evaluating it.
+
+    Raises:
+        EkdError: anything but sums of repeated lists of triples.
+    """
+    if not text:
+        return BASE_CONV
+    layers: list[tuple[int, int, int]] = []
+    triple = r"\(\s*\d+\s*,\s*\d+\s*,\s*\d+\s*\)"
+    for term in text.split("+"):
+        match = re.fullmatch(rf"\s*\[\s*({triple}(?:\s*,\s*{triple})*)\s*,?\s*\]\s*(?:\*\s*(\d+))?\s*", term)
+        if match is None:
+            raise EkdError(f"{file}: conv_feature_layers {text!r} is not of the form [(512,10,5)] + [(512,3,2)] * 4")
+        numbers = [int(number) for number in re.findall(r"\d+", match[1])]
+        triples = list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
+        layers += triples * int(match[2] or 1)
+    return conv_layers(layers)
+
+
+def _integer(file: Path, config: Mapping[str, Any], key: str, default: int) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise EkdError(f"{file}: {key} is {value!r}, expected a positive whole number")
+    return value
+
+
+def _require(file: Path, config: Mapping[str, Any], key: str, expected: Any) -> None:
+    value = config.get(key, expected)
+    if value != expected:
+        raise EkdError(f"{file}: {key} is {value!r}; teachers need {expected!r}")

@@ -1,0 +1,127 @@
+"""Where teachers come from: a hub name, a checkpoint file, a transformers folder, or any s3prl upstream.
+
+Two steps, so that mistakes show before anything is downloaded: :func:`describe` says what a source is (layers, width)
+from its name or header; :func:`load` gives the encoder with its weights. No file is ever unpickled freely.
+"""
+
+from __future__ import annotations
+
+import difflib
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.teachers import adapter, mapping, shapes
+from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
+from s3prl_ekd.teachers.files import kind_of_file, read_json, read_teacher_file, transformers_weights
+from s3prl_ekd.teachers.hub import HUB
+
+__all__ = ["HUB", "TeacherSource", "describe", "load"]
+
+
+@dataclass(frozen=True)
+class TeacherSource:
+    """What a source is, known without its weights."""
+
+    source: str
+    """As the user wrote it."""
+    kind: Literal["hub", "converted", "fairseq", "transformers", "random", "s3prl"]
+    family: str
+    """hubert, wavlm, wav2vec2, ...: for messages and model cards."""
+    shape: EncoderShape | UpstreamShape
+    path: Path | None
+    """File or folder; None for a hub name that is not downloaded yet."""
+
+
+def describe(source: str, where: str = "source") -> TeacherSource:
+    """Say what a source is without loading or downloading weights.
+
+    The exception is ``s3prl:NAME``: nothing but a forward pass tells an upstream's layers and width, so that its
+    checkpoint is downloaded and loaded here.
+
+    Args:
+        source: an s3prl hub name, a file, a folder, ``random:NAME``, or ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
+        where: the configuration key, for messages.
+
+    Raises:
+        EkdError: nothing of that name; a folder or file that is no teacher we know.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        try:
+            return _describe_path(source, path, where)
+        except EkdError:
+            raise
+        except (TypeError, ValueError) as error:  # e.g. a width that its heads do not divide, unequal conv lists
+            raise EkdError(f"{where}: the configuration in {path} describes no encoder ({error})") from error
+    if source.startswith(adapter.PREFIX):
+        upstream = adapter.load_upstream(source, where)
+        return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
+    name = source.removeprefix("random:")
+    if name in HUB:
+        kind = "hub" if name == source else "random"
+        return TeacherSource(source, kind, HUB[name].family, HUB[name].shape, None)
+    if "conformer" in source:
+        raise EkdError(f"{where}: {source!r} has conformer layers, which have no mapping here; try 's3prl:{source}'")
+    close = difflib.get_close_matches(source, HUB, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "`s3prl-ekd teachers` lists what can be named"
+    raise EkdError(f"{where}: {source!r} is no s3prl hub name, checkpoint file or transformers folder; {hint}")
+
+
+def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstream:
+    """Build the encoder of a described teacher and load its weights, in fp32 on the CPU, in eval mode.
+
+    Raises:
+        EkdError: the download failed, or weights do not fit the shape.
+    """
+    if teacher.kind == "s3prl":
+        return adapter.load_upstream(teacher.source, where)
+    if teacher.kind == "random":  # shapes for benchmarks and memory checks; the seed makes runs comparable
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(zlib.crc32(teacher.source.encode()))
+            return Encoder(teacher.shape).eval()
+    if teacher.kind == "transformers":
+        assert teacher.path is not None
+        path, shape = teacher.path, teacher.shape
+        weights, scheme = transformers_weights(path), mapping.TRANSFORMERS
+    else:
+        path = teacher.path or _download(teacher.source, where)
+        _, family, shape, weights = kind_of_file(read_teacher_file(path), path)
+        promised = teacher.shape  # of a hub name: the file's own configuration decides all but these
+        if (shape.layers, shape.width, shape.hop) != (promised.layers, promised.width, promised.hop):
+            raise EkdError(
+                f"{where}: {path} holds a {family} of another shape than {teacher.source} should have: "
+                f"{shape.layers} layers of {shape.width}, expected {promised.layers} of {promised.width}"
+            )
+        scheme = mapping.FAIRSEQ
+    encoder = Encoder(shape)
+    mapping.load_into(encoder, mapping.to_ours(weights, scheme, str(path)), str(path))
+    return encoder.eval()
+
+
+def _describe_path(source: str, path: Path, where: str) -> TeacherSource:
+    if path.is_dir():
+        config = read_json(path / "config.json", where)
+        return TeacherSource(source, "transformers", *shapes.from_transformers(config, path), path)
+    kind, family, shape, _ = kind_of_file(read_teacher_file(path), path)
+    return TeacherSource(source, kind, family, shape, path)
+
+
+def _download(name: str, where: str) -> Path:
+    """The checkpoint file of a hub name, through s3prl's own cache (~/.cache/s3prl/download)."""
+    from s3prl.util.download import _urls_to_filepaths
+
+    url = HUB[name].url
+    try:
+        return Path(_urls_to_filepaths(url))
+    except Exception as error:  # the downloader raises whatever its HTTP library raises
+        raise EkdError(
+            f"{where}: the checkpoint of {name!r} could not be downloaded from {url} ({type(error).__name__}); "
+            "without a network, download it elsewhere and give the file's path instead of the name"
+        ) from error

@@ -1,0 +1,146 @@
+"""Teachers written to disk in the real checkpoint formats, from any encoder.
+
+The demo's stand-ins and the tests' fixtures: small, with RANDOM weights, in the formats that real teachers come in.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.teachers import mapping
+
+# The family's 20 ms frame with a narrow conv stack: 0.9 M parameters, fast enough for two CPU cores
+TINY = EncoderShape(
+    conv_layers=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2),
+    width=96,
+    layers=6,
+    ffn_width=256,
+    heads=4,
+    pos_conv_kernel=32,
+    pos_conv_groups=8,
+)
+
+
+def random_encoder(shape: EncoderShape, seed: int) -> Encoder:
+    """An encoder with random weights whose norms and gates are not at their trivial start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        encoder = Encoder(shape).eval()
+        with torch.no_grad():
+            for parameter in encoder.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return encoder
+
+
+def write_converted(encoder: Encoder, file: Path) -> Path:
+    """s3prl's converted format: task_cfg, model_cfg, model_weight, dictionaries_symbols; for WavLM cfg and model."""
+    shape = encoder.shape
+    config = {
+        "extractor_mode": "layer_norm" if shape.conv_norm == "layer" else "default",
+        "encoder_layers": shape.layers,
+        "encoder_embed_dim": shape.width,
+        "encoder_ffn_embed_dim": shape.ffn_width,
+        "encoder_attention_heads": shape.heads,
+        "activation_fn": "gelu",
+        "layer_norm_first": shape.pre_norm,
+        "conv_feature_layers": "[" + ", ".join(map(str, shape.conv_layers)) + "]",
+        "conv_bias": shape.conv_bias,
+        "conv_pos": shape.pos_conv_kernel,
+        "conv_pos_groups": shape.pos_conv_groups,
+    }
+    weights = mapping.from_ours(encoder.state_dict(), mapping.FAIRSEQ, shape.conv_norm)
+    weights["mask_emb"] = torch.zeros(shape.width)
+    if shape.attention == "gated_relative":
+        relative = {
+            "relative_position_embedding": True,
+            "gru_rel_pos": True,
+            "num_buckets": shape.relative_buckets,
+            "max_distance": shape.relative_max_distance,
+            "normalize": shape.normalize,
+        }
+        content = {"cfg": config | relative, "model": weights}
+    else:
+        symbols = [str(unit) for unit in range(8)]
+        weights["final_proj.weight"] = torch.zeros(shape.width, shape.width)
+        weights["final_proj.bias"] = torch.zeros(shape.width)
+        weights["label_embs_concat"] = torch.zeros(len(symbols) + 4, shape.width)
+        content = {
+            "task_cfg": {"normalize": shape.normalize, "sample_rate": 16000},
+            "model_cfg": config | {"label_rate": 50.0},
+            "model_weight": weights,
+            "dictionaries_symbols": [["<s>", "<pad>", "</s>", "<unk>", *symbols]],
+        }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, file)
+    return file
+
+
+def write_transformers(encoder: Encoder, folder: Path, model_type: str = "hubert") -> Path:
+    """A transformers folder: config.json, model.safetensors, preprocessor_config.json."""
+    shape = encoder.shape
+    architecture = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}[model_type]
+    dims, kernels, strides = (list(column) for column in zip(*shape.conv_layers, strict=True))
+    config = {
+        "model_type": model_type,
+        "architectures": [architecture],
+        "hidden_size": shape.width,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.ffn_width,
+        "hidden_act": "gelu",
+        "conv_dim": dims,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "conv_bias": shape.conv_bias,
+        "num_feat_extract_layers": len(dims),
+        "feat_extract_norm": shape.conv_norm,
+        "feat_extract_activation": "gelu",
+        "do_stable_layer_norm": shape.pre_norm,
+        "num_conv_pos_embeddings": shape.pos_conv_kernel,
+        "num_conv_pos_embedding_groups": shape.pos_conv_groups,
+    }
+    if model_type == "hubert":  # only HubertModel can leave the norm before its projection out
+        config["feat_proj_layer_norm"] = shape.feature_norm
+    if model_type == "wavlm":
+        config |= {"num_buckets": shape.relative_buckets, "max_bucket_distance": shape.relative_max_distance}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    preprocessor = {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": 16000,
+        "padding_value": 0.0,
+        "do_normalize": shape.normalize,
+        "return_attention_mask": shape.conv_norm == "layer",
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
+    weights = mapping.from_ours(encoder.state_dict(), mapping.TRANSFORMERS, shape.conv_norm)
+    weights["masked_spec_embed"] = torch.zeros(shape.width)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def write_demo_teachers(folder: Path) -> dict[str, Path]:
+    """Three small teachers with random weights, one of each kind: name -> source for ``ekd.teachers``.
+
+    The robust one is the HuBERT with a little noise on its weights, as RobustHuBERT is tuned from HuBERT.
+    """
+    hubert = random_encoder(TINY.with_(padding_rule="fairseq"), seed=1)
+    robust = Encoder(TINY)
+    robust.load_state_dict(hubert.state_dict())
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(2)
+        for parameter in robust.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    wavlm = random_encoder(TINY.with_(attention="gated_relative"), seed=3)
+    return {
+        "hubert": write_converted(hubert, folder / "hubert.pt"),
+        "robust_hubert": write_transformers(robust, folder / "robust_hubert"),
+        "wavlm": write_transformers(wavlm, folder / "wavlm", "wavlm"),
+    }

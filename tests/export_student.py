@@ -1,0 +1,33 @@
+"""A student checkpoint as `run_pretrain.py -u ekd` writes it, never trained; for the export tests only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from s3prl_ekd.config import load_model_config, packaged
+from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
+from s3prl_ekd.model.student import Student, student_state
+from s3prl_ekd.teachers.tiny import TINY
+
+SMALL = {
+    "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads, "pos_conv_kernel": 32, "pos_conv_groups": 8,
+    "conv_layers": [list(layer) for layer in TINY.conv_layers],
+}  # fmt: skip
+
+
+def write_student(file: Path, teacher_width: int = TINY.width, full_size: bool = False) -> Path:
+    """A checkpoint of three teachers' heads with random weights, whose norms are not at their trivial start."""
+    values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
+    config = load_model_config(values | ({} if full_size else {"student": values["student"] | SMALL}))
+    layers = [TeacherLayers(t.name, tuple(t.layers), teacher_width) for t in config.ekd.teachers]
+    targets = plan_targets(config.ekd.mode, layers)
+    torch.manual_seed(1)
+    student = Student(config.student, targets)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"EKD": student_state(student, config, targets), "Step": 10}, file)
+    return file

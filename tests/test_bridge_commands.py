@@ -1,0 +1,204 @@
+"""The two console commands as a user runs them: from an empty folder, on tiny made audio, on the CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from bridge_corpora import BIN, command, environment, iemocap, librispeech, overrides, tera, voxceleb
+
+from s3prl_ekd.bridge import checkpoints
+from s3prl_ekd.bridge.modules import s3prl_folder
+
+pytestmark = pytest.mark.slow
+CPU = ("--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    root = tmp_path_factory.mktemp("corpora")
+    libri = librispeech(root / "libri")
+    return {"ctc": libri, "asr": libri, "voxceleb1": voxceleb(root / "vox"), "emotion": iemocap(root / "iem")}
+
+
+def package_files() -> set[Path]:
+    return {path for path in s3prl_folder().rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.mark.parametrize("task", ["ctc", "voxceleb1", "emotion", "asr"])
+def test_train_then_evaluate(corpora: dict, tmp_path: Path, task: str) -> None:
+    before = package_files()
+    train = ("-m", "train", "-n", "x", "-u", "fbank", "-d", task, *CPU, "-o", overrides(task, corpora[task]))
+    done = command("run_downstream.py", *train, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = tmp_path / "result" / "downstream" / "x"
+    assert [path.name for path in folder.glob("states-*")] == ["states-2.ckpt"]  # max_keep: 1
+
+    split = "test-clean" if task == "asr" else "test"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    best = folder / "states-2.ckpt"
+    done = command("run_downstream.py", "-m", "evaluate", "-e", best, "-t", split, *CPU, cwd=elsewhere)
+    assert done.returncode == 0, done.stderr[-2000:]
+    hypotheses = {
+        "ctc": "test-hyp.ark",
+        "voxceleb1": "test_predict.txt",
+        "emotion": "test_fold1_predict.txt",
+        "asr": "test-clean-noLM-hyp.ark",
+    }
+    assert (folder / hypotheses[task]).is_file()
+    assert not list(elsewhere.iterdir())
+    assert package_files() == before
+
+
+def test_pretrain_tera_resumes_past_a_broken_checkpoint(corpora: dict, tmp_path: Path) -> None:
+    runner, model = tera(tmp_path, corpora["ctc"])
+    work = tmp_path / "work"
+    work.mkdir()
+    start = ("-u", "tera", "-n", "t", "-c", "../runner.yaml", "-g", "../model.yaml", *CPU)
+    done = command("run_pretrain.py", *start, cwd=work)
+    assert done.returncode == 0, done.stderr[-2000:]
+    folder = work / "result" / "pretrain" / "t"
+    assert {path.name for path in folder.iterdir() if path.suffix != ".vm" and "tfevents" not in path.name} == {
+        "config_runner.yaml",
+        "config_model.yaml",
+        "states-epoch-1.ckpt",
+    }
+    whole = (folder / "states-epoch-1.ckpt").read_bytes()
+    (folder / "states-9.ckpt").write_bytes(whole[:-2000])
+    more = ("-a", "-o", "config.runner.total_steps=5,,config.runner.max_keep=9")
+    done = command("run_pretrain.py", *start, *more, cwd=work)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "skipped: result/pretrain/t/states-9.ckpt: cannot be read" in done.stderr
+    assert "states-epoch-1.ckpt" in done.stdout  # resumed from
+    last = checkpoints.read(folder / "states-epoch-1.ckpt")
+    assert last["Step"] == 4 and last["Optimizer"]["param_groups"][0]["schedule"].t_total == 5
+
+
+def test_help_is_s3prls_own(tmp_path: Path) -> None:
+    done = command("run_pretrain.py", "-h", cwd=tmp_path)
+    assert done.returncode == 0 and "--auto_resume" in done.stdout and "ekd" in done.stdout
+    done = command("run_downstream.py", "-h", cwd=tmp_path)
+    assert done.returncode == 0 and "ekd_student" in done.stdout and "--upstream_layer_selection" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+MISTAKES = {
+    "downstream": [
+        ("-m train -u fbnk -d ctc -n x", "-u fbnk: s3prl's hub has no such upstream (did you mean fbank"),
+        ("-m train -u fbank -d pr -n x", "-d pr: s3prl calls this task -d ctc"),
+        ("-m train -u fbank -d emotoin -n x", "-d emotoin: s3prl has no such downstream task (did you mean emotion"),
+        ("-m train -u fbank -d ctc", "-n NAME is missing"),
+        ("-m train -d ctc -n x", "-u UPSTREAM is missing"),
+        ("-m train -u fbank -n x", "-d TASK is missing"),
+        ("-m train -u ekd_student -k none.ckpt -d ctc -n x", "-k none.ckpt: no such checkpoint"),
+        ("-m train -u fbank -d ctc -n x -c none.yaml", "-c none.yaml: no such config file"),
+        ("-m train -u fbank -d ctc -n x -o runner=1", "-o 'runner=1': the key must start with config."),
+        ("-m evaluate -e none.ckpt", "-e none.ckpt: no such checkpoint or experiment folder"),
+        ("-m evaluate -e text.ckpt", "text.ckpt: cannot be read"),
+        ("-m evaluate -d ctc -u fbank -n x", "-m evaluate -d ctc: no trained model"),
+        ("-m train -u fbank -d ctc -n x", "corpus.lexicon: /path/to/"),
+    ],
+    "pretrain": [
+        ("-u ekd", "-n NAME is missing"),
+        ("-n x", "-u TASK is missing"),
+        ("-u tera -n x", "-c FILE is missing"),
+        ("-u tera -n x -c none.yaml", "-c none.yaml: no such config file"),
+        ("-u tera -e none.ckpt", "-e none.ckpt: no such checkpoint or experiment folder"),
+        ("-u tera -e text.ckpt", "text.ckpt: cannot be read"),
+    ],
+}
+
+# One process for all mistakes of a command: importing s3prl takes longer than all of them.
+SCRIPT = """
+import sys
+from s3prl_ekd.bridge import launch
+name, *lines = sys.argv[1:]
+for line in lines:
+    sys.argv = [f"run_{name}.py", *line.split(), "--device", "cpu"]
+    sys.stderr.write("\\nCASE\\n")
+    status = getattr(launch, f"run_{name}")()
+    sys.stderr.write(f"status {status}\\n")
+"""
+
+
+@pytest.mark.parametrize("name", ["downstream", "pretrain"])
+def test_mistakes_are_one_line_each(tmp_path: Path, name: str) -> None:
+    if name == "pretrain" and (s3prl_folder() / "pretrain/tera/config_runner.yaml").is_file():
+        pytest.skip("a git checkout of s3prl: it has the config that the wheel lacks")
+    (tmp_path / "text.ckpt").write_text("hello")
+    words = [sys.executable, "-c", SCRIPT, name, *(line for line, _ in MISTAKES[name])]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    blocks = done.stderr.split("\nCASE\n")[1:]
+    for (line, expected), block in zip(MISTAKES[name], blocks, strict=True):
+        *_, message, status = block.strip().splitlines()
+        assert status == "status 2" and message.startswith("error: ") and expected in message, f"{line}\n{block}"
+        assert "Traceback" not in block
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_in_one_line(corpora: dict, tmp_path: Path, number: signal.Signals) -> None:
+    text = overrides("emotion", corpora["emotion"], steps=100_000) + ",,config.runner.save_step=5"
+    args = ["-m", "train", "-n", "x", "-u", "fbank", "-d", "emotion", *CPU, "-o", text]
+    with open(tmp_path / "err", "w") as err:
+        run = subprocess.Popen(
+            [sys.executable, str(BIN / "run_downstream.py"), *args],
+            cwd=tmp_path,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=err,
+        )
+        folder = tmp_path / "result" / "downstream" / "x"
+        deadline = time.time() + 120
+        while not list(folder.glob("states-*.ckpt")) and run.poll() is None and time.time() < deadline:
+            time.sleep(0.2)
+        run.send_signal(number)
+        assert run.wait(60) == 128 + number
+    text = (tmp_path / "err").read_text()
+    assert "Traceback" not in text
+    last = text.strip().splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name}; continue with: run_downstream.py -m train -n x")
+    assert last.endswith(" -a")
+    (saved,) = folder.glob("states-*.ckpt")
+    assert checkpoints.read(saved)["Step"] % 5 == 0
+
+
+def test_torchrun_on_two_processes(corpora: dict, tmp_path: Path) -> None:
+    args = ("-m", "train", "-n", "x", "-u", "fbank", "-d", "emotion", *CPU, "--backend", "gloo")
+    text = overrides("emotion", corpora["emotion"])
+    launcher = ("--nproc_per_node", 2, "--master_port", 29_500 + os.getpid() % 1000, BIN / "run_downstream.py")
+    done = command("torchrun", *launcher, *args, "-o", text, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = checkpoints.read(tmp_path / "result/downstream/x/states-2.ckpt")
+    assert saved["WorldSize"] == 2
+
+
+def test_a_git_checkout_of_s3prl(corpora: dict, tmp_path: Path) -> None:
+    checkout = os.environ.get("S3PRL_CHECKOUT")
+    if not checkout:
+        pytest.skip("S3PRL_CHECKOUT names no git checkout of s3prl")
+    data = corpora["ctc"]
+    train = ("-m", "train", "-n", "x", "-u", "fbank", "-d", "ctc", "-c", "downstream/ctc/libriphone.yaml", *CPU)
+    done = command("run_downstream.py", *train, "-o", overrides("ctc", data), cwd=tmp_path, PYTHONPATH=checkout)
+    assert done.returncode == 0, done.stderr[-2000:]
+    settings = {
+        "pretrain_expert.datarc.libri_root": data["root"],
+        "pretrain_expert.datarc.file_path": data["tables"],
+        "pretrain_expert.datarc.sets": ["train-clean-100"],
+        "pretrain_expert.datarc.max_timestep": 0,
+        "pretrain_expert.datarc.num_workers": 0,
+        "pretrain_expert.datarc.train_batch_size": 2,
+        "runner.total_steps": 2,
+        "runner.log_step": 1,
+        "runner.save_step": 1,
+        "runner.gradient_accumulate_steps": 1,
+    }
+    text = ",,".join(f"config.{key}={value}" for key, value in settings.items())
+    done = command("run_pretrain.py", "-u", "tera", "-n", "t", *CPU, "-o", text, cwd=tmp_path, PYTHONPATH=checkout)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,172 @@
+"""Both YAML files: what ships is right, and every mistake is one line that names file and key."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import yaml
+
+from s3prl_ekd.config import check_runner_config, load_model_config, packaged, read_yaml
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.build import check_teachers
+
+VARIANTS = sorted(packaged("variants").glob("*.yaml"))
+
+
+def test_the_default_is_the_papers_recipe() -> None:
+    config = load_model_config(packaged("config_model.yaml"))
+    assert config.ekd.mode == "multi_head"
+    assert [t.source for t in config.ekd.teachers] == ["hubert_base", "hubert_base_robust_mgr", "wavlm_base_plus"]
+    assert all(t.layers == [4, 8, 12] for t in config.ekd.teachers)
+    assert (config.ekd.initialise_from, config.ekd.cosine_weight) == ("hubert", 1.0)
+    assert (config.student.layers, config.student.width, config.student.feature_grad_mult) == (2, 768, 0.1)
+    assert config.task.sequence_length == 250_000
+    runner = check_runner_config(read_yaml(packaged("config_runner.yaml")), "config_runner.yaml")
+    assert (runner.runner.total_steps, runner.runner.gradient_clipping) == (200_000, 5.0)
+    assert (runner.optimizer.lr, runner.optimizer.model_extra["betas"]) == (2e-4, [0.9, 0.98])
+    assert runner.pretrain_expert.datarc.train_batch_size == 24
+
+
+@pytest.mark.parametrize("file", VARIANTS, ids=lambda file: file.stem)
+def test_every_variant_is_a_few_lines_and_fits_its_teachers(file: Path) -> None:
+    lines = [line for line in file.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 9
+    config = load_model_config(file)
+    plan = check_teachers(config)
+    heads = sum(len(target.labels) for target in plan.target_sets)
+    assert heads == 3 * (len(config.ekd.teachers) if config.ekd.mode == "multi_head" else 1)
+
+
+def test_there_is_a_variant_for_each_mode_pair_and_single_teacher() -> None:
+    seen = set()
+    for file in VARIANTS:
+        config = load_model_config(file)
+        seen.add((config.ekd.mode, tuple(sorted(t.name for t in config.ekd.teachers))))
+    every = ("hubert", "robust_hubert", "wavlm")
+    assert {("layerwise_average", every), ("layerwise_concat", every)} <= seen
+    for teachers in [(a,) for a in every] + [(a, b) for a in every for b in every if a < b]:
+        assert ("multi_head", teachers) in seen
+
+
+def test_a_copy_in_an_experiment_folder_still_finds_its_base(tmp_path: Path) -> None:
+    copied = tmp_path / "config_model.yaml"  # the name under which s3prl's runner copies it
+    copied.write_text(packaged("variants/average.yaml").read_text())
+    assert load_model_config(copied) == load_model_config(packaged("variants/average.yaml"))
+
+
+def test_a_checkpoints_dictionary_reads_back() -> None:
+    config = load_model_config(packaged("config_model.yaml"))
+    assert load_model_config(config.model_dump(mode="json")) == config
+
+
+BASE = yaml.safe_load(packaged("config_model.yaml").read_text())
+MODEL_MISTAKES = {
+    "ekd.cosine_weigth: unknown key; did you mean 'cosine_weight'": ("ekd", "cosine_weigth", 1.0),
+    "ekd.mode: input should be": ("ekd", "mode", "average"),
+    "ekd.teachers[0].layer: unknown key; did you mean 'layers'": (
+        "ekd", "teachers", [{"name": "a", "source": "b", "layer": [1]}]
+    ),
+    "ekd.teachers[0].source: required key is missing": ("ekd", "teachers", [{"name": "a"}]),
+    "ekd.teachers[0]: layers [4, 4] must be distinct": (
+        "ekd", "teachers", [{"name": "a", "source": "b", "layers": [4, 4]}]
+    ),
+    "two teachers are called 'a'": ("ekd", "teachers", [{"name": "a", "source": "b"}, {"name": "a", "source": "c"}]),
+    "student.layers: input should be a valid integer, found 'two'": ("student", "layers", "two"),
+    "student.dropout: input should be less than 1": ("student", "dropout", 1.5),
+    "task: sequence_length: 100 samples; expected 4000": ("task", "sequence_length", 100),
+    "ekd.cosine_weight: '1e-1' is text to YAML; write 1.0e-1": ("ekd", "cosine_weight", "1e-1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", MODEL_MISTAKES)
+def test_model_mistakes_name_file_and_key(expected: str, tmp_path: Path) -> None:
+    section, key, value = MODEL_MISTAKES[expected]
+    values = copy.deepcopy(BASE)
+    values[section][key] = value
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with pytest.raises(EkdError) as caught:
+        load_model_config(file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ") and expected in message and "\n" not in message
+
+
+TEACHER_MISTAKES = {
+    "config_model.yaml: ekd.teachers[1].layers: 14 > 12": ("layers", [4, 14]),
+    "config_model.yaml: ekd.teachers[1].source: 'hubert_bas' is no s3prl hub name": ("source", "hubert_bas"),
+}
+
+
+@pytest.mark.parametrize("expected", TEACHER_MISTAKES)
+def test_teacher_mistakes_show_before_any_download(expected: str) -> None:
+    key, value = TEACHER_MISTAKES[expected]
+    values = copy.deepcopy(BASE)
+    values["ekd"]["teachers"][1][key] = value
+    with pytest.raises(EkdError) as caught:
+        check_teachers(load_model_config(values))
+    assert expected in str(caught.value)
+
+
+def test_average_of_different_widths_and_start_from_wavlm_are_refused() -> None:
+    values = copy.deepcopy(BASE)
+    values["ekd"]["mode"] = "layerwise_average"
+    values["ekd"]["teachers"][1]["source"] = "hubert_large_ll60k"
+    with pytest.raises(EkdError, match="config_model.yaml: ekd.mode: layerwise_average needs teachers of one width"):
+        check_teachers(load_model_config(values))
+    values = copy.deepcopy(BASE)
+    values["ekd"]["initialise_from"] = "wavlm"
+    with pytest.raises(EkdError, match="ekd.initialise_from: WavLM's gated attention"):
+        check_teachers(load_model_config(values))
+
+
+def test_a_student_that_cannot_start_from_its_teacher_is_refused_before_any_download() -> None:
+    values = copy.deepcopy(BASE)
+    values["student"] |= {"width": 96, "heads": 4, "ffn_width": 64}
+    with pytest.raises(EkdError, match="my.yaml: ekd.initialise_from: width is 96 in the student, 768 in the teacher"):
+        check_teachers(load_model_config(values), "my.yaml")
+    values["ekd"]["initialise_from"] = None
+    assert check_teachers(load_model_config(values)).initialiser is None
+
+
+def test_paths_of_teachers_become_absolute_and_names_stay_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("models/one", "hubert"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "mine.yaml").write_text(
+        "base: config_model.yaml\nekd:\n  teachers:\n    - {name: hubert, source: models/one}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = load_model_config("mine.yaml")
+    assert config.ekd.teachers[0].source == str(tmp_path / "models/one")
+    assert config.ekd.initialise_from == "hubert"  # the teacher of that name, not the folder
+
+
+def test_runner_mistakes_name_file_and_key() -> None:
+    base = read_yaml(packaged("config_runner.yaml"))
+    for expected, path, value in (
+        ("runner.total_step: unknown key; did you mean 'total_steps'", ("runner", "total_step"), 1),
+        ("runner: save_step: 10000 must be below total_steps: 100", ("runner", "total_steps"), 100),
+        ("optimizer.lr: '2e-4' is text to YAML; write 2.0e-4", ("optimizer", "lr"), "2e-4"),
+        ("pretrain_expert.datarc.sets: list should have at least 1 item", ("pretrain_expert", "datarc", "sets"), []),
+    ):
+        values = copy.deepcopy(base)
+        target = values
+        for key in path[:-1]:
+            target = target[key]
+        target[path[-1]] = value
+        with pytest.raises(EkdError) as caught:
+            check_runner_config(values, "my.yaml")
+        assert str(caught.value).startswith("my.yaml: ") and expected in str(caught.value)
+
+
+def test_files_that_are_no_yaml(tmp_path: Path) -> None:
+    for name, text, expected in (("a.yaml", "a: [", "line"), ("b.yaml", "- 1", "expected a mapping"),
+                                 ("c.yaml", "base: nothing.yaml", "base: no file 'nothing.yaml'")):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        with pytest.raises(EkdError, match=expected):
+            load_model_config(tmp_path / name)
+    with pytest.raises(EkdError, match="no such configuration file"):
+        load_model_config(tmp_path / "none.yaml")

@@ -1,0 +1,108 @@
+"""Manifests: where audio is found, which tasks are chosen, and errors that name file and line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import soundfile
+
+from s3prl_ekd.corpora.lengths import probe
+from s3prl_ekd.corpora.manifest import check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.errors import EkdError
+
+
+def write(file, header, *rows):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join("\t".join(row) for row in (header, *rows)) + "\n", encoding="utf-8")
+    return file
+
+
+def tone(file, seconds=0.5, rate=16000, channels=1):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * np.sin(np.arange(int(seconds * rate)) * 0.05)
+    soundfile.write(file, np.stack([wave] * channels, axis=1), rate)
+    return file
+
+
+def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path):
+    here = tone(tmp_path / "set" / "a.flac")
+    above = tone(tmp_path / "set" / "sub" / "b.flac")
+    elsewhere = tone(tmp_path / "other" / "c.flac")
+    file = write(tmp_path / "set" / "manifest.tsv", ["path"], ["a.flac"], ["set/sub/b.flac"], [str(elsewhere)])
+    assert [row.audio for row in read_manifest(file).rows] == [here, above, elsewhere]
+    assert [row.line for row in read_manifest(file.parent).rows] == [2, 3, 4]
+    moved = write(tmp_path / "x" / "y" / "manifest.tsv", ["path"], ["a.flac"])
+    assert read_manifest(moved, root=here.parent).rows[0].audio == here
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "tasks"),
+    [
+        (["path", "fold", "speaker", "emotion"], [["a", "1", "s", "sad"]], ("er",)),
+        (["path", "split", "speaker", "text"], [["a", "train", "s", "x"], ["b", "test", "t", "x"]], ("pr", "asr")),
+        (
+            ["path", "split", "speaker", "text"],
+            [["a", "train", "s", "x"], ["b", "train", "t", "x"], ["c", "test", "t", "x"]],
+            ("sid",),
+        ),
+        (
+            ["path", "split", "speaker", "text", "phones"],
+            [["a", "train", "s", "x", ""], ["b", "train", "t", "x", ""], ["c", "test", "t", "x", ""]],
+            ("pr", "asr"),
+        ),
+        (["path", "split", "speaker", "text"], [["a", "train", "s", "x"], ["c", "test", "s", "x"]], ("pr", "asr")),
+        (["path", "speaker"], [["a", "s"]], ("pretrain",)),
+    ],
+)
+def test_tasks_follow_from_columns_and_speakers(tmp_path, columns, rows, tasks):
+    manifest = read_manifest(write(tmp_path / "manifest.tsv", columns, *rows))
+    chosen, why = choose_tasks(manifest)
+    assert chosen == tasks
+    assert why
+
+
+@pytest.mark.parametrize(
+    ("text", "task", "message"),
+    [
+        ("path\n", "pretrain", "no rows"),
+        ("file\tsplit\na\ttrain\n", "pretrain", "no column 'path'"),
+        ("path\tsplit\na\ttrain\n", "sid", "needs column speaker"),
+        ("path\tsplit\tspeaker\na\teval\ts\n", "sid", "manifest.tsv:2: split 'eval'"),
+        ("path\tsplit\tspeaker\na\ttrain\t\n", "sid", "manifest.tsv:2: speaker is empty"),
+        ("path\tsplit\tspeaker\na\ttrain\ts\nb\ttest\ts\n", "sid", "no utterance in split dev"),
+        ("path\tsplit\n\ttrain\n", "sid", "manifest.tsv:2: path is empty"),
+        ("path\tkind\na.wav\tnoise\n", "pretrain", "list of noises"),
+    ],
+)
+def test_errors_name_the_line(tmp_path, text, task, message):
+    (tmp_path / "manifest.tsv").write_text(text)
+    with pytest.raises(EkdError, match=message) as caught:
+        check_tasks(read_manifest(tmp_path / "manifest.tsv"), [task])
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(tmp_path, caplog):
+    good = tone(tmp_path / "good.flac", seconds=2)
+    cut = tmp_path / "cut.flac"
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])  # sound header, half the data
+    (tmp_path / "empty.wav").write_bytes(b"")
+    tone(tmp_path / "blip.wav", seconds=0.02)
+    names = ["good.flac", "cut.flac", "empty.wav", "gone.wav", "blip.wav", "good.flac"]
+    file = write(tmp_path / "manifest.tsv", ["path"], *([name] for name in names))
+    for bad, reason in [
+        ("cut.flac", "damaged"), ("empty.wav", "empty"), ("gone.wav", "no such"), ("blip.wav", "0.05 s is the least")
+    ]:  # fmt: skip
+        one = write(tmp_path / "one.tsv", ["path"], ["good.flac"], [bad])
+        with pytest.raises(EkdError, match=rf"one.tsv:3: .*{bad}.*{reason}"):
+            probe(read_manifest(one))
+    with pytest.raises(EkdError, match="4 more rows"):
+        probe(read_manifest(file))
+    clips = probe(read_manifest(file), skip_bad=True)
+    assert [clip.row.path for clip in clips] == ["good.flac"]
+    assert "5 of 6 rows left out" in caplog.text
+
+
+def test_nothing_readable_is_an_error(tmp_path):
+    file = write(tmp_path / "manifest.tsv", ["path"], ["gone.wav"])
+    with pytest.raises(EkdError, match="no readable audio"):
+        probe(read_manifest(file), skip_bad=True)

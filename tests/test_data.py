@@ -1,0 +1,155 @@
+"""Batches: equal length, deterministic whatever the workers, resumable; audio converted, bad files survived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from s3prl_ekd.audio import AudioError, audio_info, read_audio
+from s3prl_ekd.config import DataConfig
+from s3prl_ekd.data.batches import BatchPlan, CropDataset, make_loader
+from s3prl_ekd.data.lengths import LengthTable, read_lengths
+from s3prl_ekd.errors import EkdError
+
+SAMPLES = np.random.default_rng(0).integers(8_000, 200_000, 103)
+
+
+def write_corpus(folder: Path, clips: int = 11) -> DataConfig:
+    rows = []
+    for i in range(clips):
+        wave = np.full(16_000 + 1_000 * i, (i + 1) / 100, dtype=np.float32)  # a constant says which file it was
+        soundfile.write(folder / f"{i}.wav", wave, 16_000, subtype="FLOAT")
+        rows.append(f"{i},{i}.wav,{len(wave)},")
+    (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
+    return DataConfig(num_workers=0, train_batch_size=4, libri_root=str(folder), file_path=str(folder), sets=["train"])
+
+
+def test_each_epoch_has_every_utterance_once_in_a_new_order() -> None:
+    plan = BatchPlan(SAMPLES, batch_size=8)
+    first, second = list(plan), list(plan)
+    for epoch in (first, second):
+        assert sorted(item for spec in epoch for item in spec.items) == list(range(103))
+    assert [spec.items for spec in first] != [spec.items for spec in second]
+    assert len(plan) == len(first) == 13
+
+
+def test_crops_are_equal_length_inside_their_files_and_no_longer_than_asked() -> None:
+    for spec in BatchPlan(SAMPLES, batch_size=8, sequence_length=50_000):
+        shortest = min(50_000, SAMPLES[list(spec.items)].min())
+        assert shortest - 3_200 < spec.samples <= shortest
+        for item, start in zip(spec.items, spec.starts, strict=True):
+            assert 0 <= start <= SAMPLES[item] - spec.samples
+
+
+def test_there_are_few_lengths_and_the_longest_crop_is_kept() -> None:
+    samples = np.random.default_rng(1).integers(4_000, 400_000, 3_000)
+    lengths = {spec.samples for spec in BatchPlan(samples, batch_size=2, sequence_length=250_000)}
+    assert 250_000 in lengths
+    assert len(lengths) <= 250_000 // 3_200 + 16_000 // 320
+
+
+def test_cropping_loses_little_audio() -> None:
+    """Batches gather like lengths, so cutting to the shortest keeps most of the audio."""
+    plan = BatchPlan(np.random.default_rng(0).integers(16_000, 250_000, 5_000), batch_size=24)
+    kept = sum(spec.samples * len(spec.items) for spec in plan)
+    assert kept > 0.9 * plan.samples.sum()
+
+
+def test_a_seconds_budget_is_filled_and_never_exceeded() -> None:
+    budget = 40.0
+    specs = list(BatchPlan(SAMPLES, batch_size=1, batch_seconds=budget))
+    seconds = [spec.samples * len(spec.items) / 16_000 for spec in specs]
+    assert max(seconds) <= budget
+    assert np.mean(seconds) > 0.75 * budget
+    assert sorted(item for spec in specs for item in spec.items) == list(range(103))
+
+
+def test_resuming_gives_the_batches_that_would_have_come() -> None:
+    whole = [spec for plan in [BatchPlan(SAMPLES, 8, seed=3)] for _ in range(2) for spec in plan]
+    for stop in (0, 5, 12, 13, 20):
+        resumed = BatchPlan(SAMPLES, 8, seed=3)
+        resumed.resume_after(whole[stop].epoch, whole[stop].index)
+        rest = [*resumed, *resumed][: len(whole) - stop - 1]
+        assert rest == whole[stop + 1 :]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_do_not_change_what_is_read(tmp_path: Path, workers: int) -> None:
+    config = write_corpus(tmp_path).model_copy(update={"num_workers": workers})
+    loader, _ = make_loader(read_lengths(config), config, sequence_length=12_000)
+    found = [(batch.epoch, batch.index, batch.wave) for _ in range(2) for batch in loader]
+    specs = [
+        spec for plan in [BatchPlan(read_lengths(config).samples, 4, None, 12_000)] for _ in range(2) for spec in plan
+    ]
+    assert [(epoch, index) for epoch, index, _ in found] == [(spec.epoch, spec.index) for spec in specs]
+    for (_, _, wave), spec in zip(found, specs, strict=True):
+        assert wave.shape == (len(spec.items), spec.samples)
+        assert [round(float(value) * 100) - 1 for value in wave[:, 0]] == list(spec.items)
+
+
+def test_a_file_that_breaks_during_training_is_skipped_and_named(tmp_path: Path) -> None:
+    config = write_corpus(tmp_path, clips=4)
+    table = read_lengths(config)
+    (tmp_path / "2.wav").write_bytes(b"not audio")
+    plan = BatchPlan(table.samples, 4)
+    batch = CropDataset(table, plan)[next(iter(plan))]
+    assert batch.wave.shape[0] == 3
+    assert len(batch.skipped) == 1 and "2.wav" in batch.skipped[0]
+    for i in range(4):
+        (tmp_path / f"{i}.wav").write_bytes(b"")
+    with pytest.raises(EkdError, match="not one of the 4 files"):
+        CropDataset(table, plan)[next(iter(plan))]
+
+
+def test_stereo_and_other_rates_are_converted(tmp_path: Path) -> None:
+    time = np.arange(44_100) / 44_100
+    tone = np.sin(2 * np.pi * 440 * time)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([tone, 0.5 * tone], axis=1), 44_100)
+    assert audio_info(tmp_path / "stereo.wav").samples == 16_000
+    wave = read_audio(tmp_path / "stereo.wav")
+    expected = 0.75 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
+    assert wave.shape == (16_000,) and wave.dtype == np.float32
+    assert np.abs(wave - expected)[200:-200].max() < 5e-3
+    crop = read_audio(tmp_path / "stereo.wav", start=4_000, samples=2_000)
+    assert len(crop) == 2_000 and np.abs(crop - expected[4_000:6_000])[200:-200].max() < 5e-3
+
+
+def test_unreadable_audio_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.flac").write_bytes(b"")
+    (tmp_path / "corrupt.flac").write_bytes(b"fLaC" + b"\0" * 100)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(0), 16_000)
+    for name, reason in (("empty.flac", "empty"), ("corrupt.flac", "cannot be read"), ("none.flac", "no such"),
+                         ("silent.wav", "no samples")):  # fmt: skip
+        for read in (audio_info, read_audio):
+            with pytest.raises(AudioError, match=rf"{name}.*{reason}"):
+                read(tmp_path / name)
+
+
+def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> None:
+    config = write_corpus(tmp_path)
+
+    def message(**changes: object) -> str:
+        with pytest.raises(EkdError) as caught:
+            read_lengths(config.model_copy(update=changes))
+        return str(caught.value)
+
+    assert "datarc.file_path: no folder" in message(file_path=str(tmp_path / "no"))
+    assert "datarc.libri_root: no folder" in message(libri_root=str(tmp_path / "no"))
+    assert "train.csv" not in message(sets=["dev"]) and "dev.csv" in message(sets=["dev"])
+    assert "none left" in message(max_timestep=100)
+    (tmp_path / "0.wav").unlink()
+    assert "0.wav" in message()
+    (tmp_path / "train.csv").write_text("a,b\n1,2\n")
+    assert "file_path and length" in message()
+    (tmp_path / "train.csv").write_text(",file_path,length,label\n0,1.wav,long,\n")
+    assert "line 2" in message()
+
+
+def test_s3prls_length_filter(tmp_path: Path) -> None:
+    config = write_corpus(tmp_path)
+    assert read_lengths(config.model_copy(update={"max_timestep": 20_000})).samples.max() < 20_000
+    assert read_lengths(config.model_copy(update={"max_timestep": -20_000})).samples.min() > 20_000
+    assert isinstance(read_lengths(config), LengthTable)

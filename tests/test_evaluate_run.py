@@ -1,0 +1,181 @@
+"""Running a plan: resumption, failures and scores.json, with a stand-in for the native runner; then the real one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+
+import pytest
+import torch
+from rich.console import Console
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate import plan as planning
+from s3prl_ekd.evaluate import process
+from s3prl_ekd.evaluate.nursery import Nursery
+from s3prl_ekd.evaluate.plan import Upstream, make_plan
+from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.results import collect, read_scores, write_scores
+from s3prl_ekd.evaluate.run import run_all
+from s3prl_ekd.evaluate.table import score_markdown
+from s3prl_ekd.evaluate.tasks import TASKS
+
+# Prints and writes what s3prl's runner prints and writes, for two utterances, and counts its calls in calls.txt.
+STAND_IN = """
+import argparse, pathlib, shutil, sys
+p = argparse.ArgumentParser()
+for a in ("-m", "-p", "-u", "-d", "-c", "-o", "-e", "-t", "--seed", "--device"):
+    p.add_argument(a)
+p.add_argument("-a", action="store_true")
+a = p.parse_args()
+if a.m == "train":
+    out = pathlib.Path(a.p)
+    with (out.parent / "calls.txt").open("a") as f: f.write(out.name + chr(10))
+    if (out.parent / "broken").exists():
+        print("Traceback", flush=True); print("RuntimeError: boom"); sys.exit(1)
+    print("\\roverall:  50%|#####     | 1/2 [00:01<00:01]", end="", file=sys.stderr)
+    split = "dev-clean" if a.d == "asr" else "dev"
+    metric, best = {"ctc": ("per", 0.5), "asr": ("wer", 120.0)}.get(a.d, ("acc", 0.5))
+    print(f"{split} {metric}: {best}")
+    name = "states-2.ckpt" if a.d == "asr" else "dev-best.ckpt"
+    shutil.copy(pathlib.Path(__file__).with_name("saved.ckpt"), out / name)
+    (out / "task").write_text(a.d)
+else:
+    out = pathlib.Path(a.e).parent
+    d = (out / "task").read_text()
+    if d == "ctc":
+        names, hyp, ref, line = ("test-hyp.ark", "test-ref.ark"), ("A B", "C"), ("A B", "D"), f"test per: {1 / 3}"
+    elif d == "asr":
+        names, hyp, ref = ("test-clean-noLM-hyp.ark", "test-clean-noLM-ref.ark"), ("HI", "YOU"), ("HI", "YO")
+        line = "test-clean wer: 50.0"
+    else:
+        fold = out.name.split("-")[-1] + "_" if d == "emotion" else ""
+        names = (f"test_{fold}predict.txt", f"test_{fold}truth.txt")
+        hyp, ref, line = ("x", "y"), ("x", "z"), "test acc: 0.5"
+    for name, texts in zip(names, (hyp, ref)):
+        (out / name).write_text("".join(f"u{i} {t}" + chr(10) for i, t in enumerate(texts)))
+    print(line)
+"""
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "DATA"
+    (folder / "er").mkdir(parents=True)
+    (folder / "er" / "folds.json").write_text(json.dumps(["fold1", "fold2"]))
+    (folder / "split.txt").write_text("1 id10001/a/1.wav\n3 id10002/a/1.wav\n")
+    for name in TASKS:
+        config = {"runner": {"total_steps": 2, "eval_step": 2}}
+        config["downstream_expert"] = {"datarc": {"meta_data": str(folder / "split.txt")}}
+        (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
+    return folder
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    script = tmp_path / "run_downstream.py"
+    script.write_text(STAND_IN)
+    state = {"Featurizer": {"weights": torch.zeros(3)}, "Step": 2, "Args": argparse.Namespace(), "Config": {}}
+    torch.save(state, tmp_path / "saved.ckpt")
+    monkeypatch.setattr(planning, "downstream_program", lambda: [sys.executable, str(script)])
+    monkeypatch.setattr(Nursery, "possible", lambda device: False)  # it would fork the real runner
+
+
+@pytest.fixture
+def board():
+    with Board(Console(quiet=True)) as board:
+        yield board
+
+
+def plan(data, tmp_path, tasks=tuple(TASKS), **more):
+    chosen = [TASKS[name] for name in tasks]
+    return make_plan(chosen, data, tmp_path / "out", Upstream("fbank", "fbank"), more.pop("overrides", {}), **more)
+
+
+def test_scores_resume_and_table(data, tmp_path, stand_in, board):
+    runs = plan(data, tmp_path)
+    results = run_all(runs, board, jobs=2)
+    record = read_scores(write_scores(collect(runs[0].upstream, runs, results, "tiny"), tmp_path / "out"))
+    tasks = record["tasks"]
+    assert tasks["pr"]["per"] == pytest.approx(100 / 3)
+    assert tasks["asr"]["wer"] == 50.0
+    assert tasks["asr"]["rescored"]["cer"] == pytest.approx(25.0)  # one insertion over HI and YO
+    assert tasks["asr"]["checkpoint"].endswith("states-2.ckpt")  # a dev WER over 100 keeps no best checkpoint
+    assert tasks["asr"]["dev"] == 120.0
+    assert set(tasks["er"]["folds"]) == {"fold1", "fold2"}
+    assert tasks["er"]["n_utterances"] == 4
+    assert (tasks["sid"]["chance"], tasks["er"]["chance"]) == (50.0, 50.0)
+    assert all(task["rescored"]["agrees"] for task in tasks.values())
+    assert all("-m train" in task["commands"][0] for task in tasks.values())
+    calls = (tmp_path / "out" / "runs" / "calls.txt").read_text().split()
+    assert sorted(calls) == ["asr", "er-fold1", "er-fold2", "pr", "sid"]
+
+    assert run_all(plan(data, tmp_path, device="cuda"), board) == results  # finished: not run again, on any device
+    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == calls
+
+    other = {**record, "label": "other", "tasks": {"pr": {**tasks["pr"], "per": 12.5}}}
+    text = score_markdown([record, other])
+    assert "| other | **12.50** | – | – | – | – |" in text
+    assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
+    assert "SID 50.00 (one speaker in all)" in text
+
+
+def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, board):
+    run_all(plan(data, tmp_path, ["pr"]), board)
+    changed = plan(data, tmp_path, ["pr"], seed=2)
+    with pytest.raises(EkdError, match="another seed .1337, now 2.*--overwrite"):
+        run_all(changed, board)
+    run_all(changed, board, overwrite=True)
+    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["pr", "pr"]
+
+
+def test_a_failure_names_the_log_and_then_continues(data, tmp_path, stand_in, board):
+    broken = tmp_path / "out" / "runs" / "broken"
+    broken.parent.mkdir(parents=True)
+    broken.touch()
+    with pytest.raises(EkdError) as caught:
+        run_all(plan(data, tmp_path, ["pr"]), board)
+    assert "train.log" in str(caught.value)
+    assert "RuntimeError: boom" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    broken.unlink()
+    assert run_all(plan(data, tmp_path, ["pr"]), board)["pr"]["per"] == pytest.approx(100 / 3)
+
+
+def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, monkeypatch):
+    from s3prl_ekd.evaluate import run as running
+
+    monkeypatch.setattr(running, "runner_scores", lambda task, output, split: [99.0])
+    runs = plan(data, tmp_path, ["pr"])
+    record = collect(runs[0].upstream, runs, run_all(runs, board), "tiny")
+    assert record["tasks"]["pr"]["per"] == 99.0  # the number of record stays the runner's
+    assert "fbank, pr: the prediction files do not give the runner's number" in score_markdown([record])
+
+
+def test_progress_is_read_from_bars_and_prints(tmp_path):
+    seen = []
+    code = textwrap.dedent(
+        """
+        import sys
+        sys.stderr.write("\\roverall:   0%|          | 0/40 [00:00<?, ?it/s]")
+        sys.stderr.write("\\roverall:  25%|##5       | 10/40 [00:10<00:30,  1.00s/it]")
+        sys.stderr.write("\\n\\rtrain:  50%|#####     | 2/4 [00:00<00:00]\\x1b[A")
+        sys.stderr.flush()
+        print("dev per: 0.75", flush=True)
+        """
+    )
+    (tmp_path / "x.py").write_text(code)
+    output, _ = process.run_logged(
+        [sys.executable, str(tmp_path / "x.py")], tmp_path / "x.log", lambda p: seen.append((p.step, p.total, p.news))
+    )
+    assert seen[-1] == (10, 40, "dev per 0.75")
+    assert output == "dev per: 0.75"
+    assert "%|" not in (tmp_path / "x.log").read_text()
+
+
+def test_our_own_error_line_is_the_message(tmp_path):
+    code = "import sys; print('noise'); sys.stderr.write('error: config_model.yaml: ekd.mode: bad\\n'); sys.exit(2)"
+    with pytest.raises(EkdError, match=r"x\.log: config_model\.yaml: ekd\.mode: bad$"):
+        process.run_logged([sys.executable, "-c", code], tmp_path / "x.log")

@@ -1,0 +1,160 @@
+"""The Hugging Face folder: transformers computes what we compute; it comes back as student and teacher; the upload."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from export_student import write_student
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.huggingface import export_huggingface
+from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
+from s3prl_ekd.model.student import load_student
+from s3prl_ekd.teachers import sources
+
+SAMPLES = (16_000, 11_111, 9_000)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_student(tmp_path_factory.mktemp("run") / "states-10.ckpt")
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf") / "student"
+    assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(folder), "--data", "train-clean-100"]) == 0
+    return folder
+
+
+def test_transformers_computes_the_same(checkpoint: Path, exported: Path) -> None:
+    from transformers import AutoFeatureExtractor, AutoModel
+
+    model, report = AutoModel.from_pretrained(exported, output_loading_info=True)
+    assert type(model).__name__ == "HubertModel"
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    extractor = AutoFeatureExtractor.from_pretrained(exported)
+    wavs = [torch.randn(count).numpy() for count in SAMPLES]
+    inputs = extractor(wavs, sampling_rate=16_000, padding=True, return_tensors="pt", return_attention_mask=True)
+    encoder, _, _ = load_student(checkpoint)
+    with torch.no_grad():
+        theirs = model.eval()(**inputs, output_hidden_states=True).hidden_states
+        ours = encoder(inputs["input_values"], torch.tensor(SAMPLES))
+        expert = UpstreamExpert(str(checkpoint)).eval()([torch.from_numpy(wav) for wav in wavs])["hidden_states"]
+    assert len(theirs) == len(ours.states) == len(expert) == 3
+    speech = ours.mask
+    for layer in range(3):  # state 0 is the input of layer 1 in both
+        torch.testing.assert_close(theirs[layer][speech], ours.states[layer][speech], atol=1e-5, rtol=0)
+    for layer in (1, 2):
+        torch.testing.assert_close(theirs[layer][speech], expert[layer][speech], atol=1e-5, rtol=0)
+
+
+def test_comes_back_as_student_and_teacher(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    wavs = [torch.randn(count) for count in SAMPLES]
+    with torch.no_grad():
+        expected = UpstreamExpert(str(checkpoint)).eval()(wavs)["hidden_states"]
+        found = UpstreamExpert(str(exported)).eval()(wavs)["hidden_states"]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+    teacher = sources.describe(str(exported))
+    assert teacher.family == "hubert" and not teacher.shape.feature_norm
+    weights, own = sources.load(teacher).state_dict(), load_student(checkpoint)[0].state_dict()
+    assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in own)
+
+    again = tmp_path / "again"
+    assert main(["export", "hf", "--ckpt", str(exported), "--out", str(again)]) == 0
+    assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert "Converted from a transformers model" in (again / "README.md").read_text()
+    assert main(["export", "superb", "--ckpt", str(exported), "--out", str(tmp_path / "superb")]) == 0
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_distilhubert_folder_by_transformers_own_hand(tmp_path: Path, normalize: bool) -> None:
+    """As published: a HubertModel saved by transformers, two layers, no norm before the projection."""
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, conv_dim=[32] * 7,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, feat_proj_layer_norm=False,
+    )  # fmt: skip
+    model = HubertModel(config).eval()
+    model.save_pretrained(tmp_path)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=normalize, return_attention_mask=False)
+    extractor.save_pretrained(tmp_path)
+    clip = 0.001 * torch.randn(12_345) + 0.5  # normalising shows: the group norm's epsilon is near this variance
+    wave = extractor(clip.numpy(), sampling_rate=16_000, return_tensors="pt").input_values
+    assert main(["export", "superb", "--ckpt", str(tmp_path), "--out", str(tmp_path / "superb")]) == 0
+    with torch.no_grad():
+        theirs = model(wave, output_hidden_states=True).hidden_states
+        student = UpstreamExpert(str(tmp_path)).eval()([clip])["hidden_states"]
+        submitted = SubmittedExpert(str(tmp_path / "superb" / "model.pt"))([clip])["hidden_states"]
+        teacher = sources.load(sources.describe(str(tmp_path)))(wave).states
+    for layer in range(3):
+        torch.testing.assert_close(teacher[layer], theirs[layer], atol=1e-5, rtol=0)
+        torch.testing.assert_close(student[layer], submitted[layer], atol=1e-5, rtol=0)
+        if layer:
+            torch.testing.assert_close(student[layer], theirs[layer], atol=1e-4 if normalize else 1e-5, rtol=0)
+
+
+def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    config = json.loads((exported / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["feat_proj_layer_norm"], config["hidden_dropout"]) == (2, False, 0.1)
+    card = (exported / "README.md").read_text()
+    for word in ("license: mit", "wavlm_base_plus", "train-clean-100", "284,000 parameters", "multi_head"):
+        assert word in card
+    assert "## Scores" not in card
+    scores = tmp_path / "scores.json"
+    record = {
+        "label": "mine",
+        "upstream": "ekd_student",
+        "preset": "quick",
+        "tasks": {"pr": {"per": 51.25, "n_utterances": 7}},
+    }
+    scores.write_text(json.dumps(record))
+    assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(tmp_path / "x"), "--scores", str(scores),
+                 "--licence", "cc-by-4.0"]) == 0  # fmt: skip
+    card = (tmp_path / "x" / "README.md").read_text()
+    assert "| PR (PER %) | 51.25 | 7 |" in card and "license: cc-by-4.0" in card
+    assert not (tmp_path / "x" / "LICENSE").exists()
+    scores.write_text(json.dumps(record | {"label": "fbank", "upstream": "fbank"}))
+    with pytest.raises(EkdError, match="scores of 'fbank'"):
+        export_huggingface(checkpoint, tmp_path / "y", scores=scores)
+
+
+def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(EkdError, match="no config.json"):
+        UpstreamExpert(str(tmp_path / "empty"))
+    assert main(["export", "hf", "--ckpt", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_push_only_when_asked(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    calls: list[tuple] = []
+
+    class Hub:
+        def create_repo(self, repository, **options):
+            calls.append(("create", repository, options))
+
+        def upload_folder(self, **options):
+            calls.append(("upload", options["repo_id"], sorted(file.name for file in options["folder_path"].iterdir())))
+            if options["repo_id"] == "me/refused":
+                raise OSError("no network")
+            return SimpleNamespace(oid="abc123")
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    words = ["export", "hf", "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
+    assert main(words) == 0 and calls == []
+    assert main([*words, "--push", "me/student", "--private"]) == 0
+    assert "uploaded to me/student (abc123)" in capfd.readouterr().out
+    assert calls[0] == ("create", "me/student", {"private": True, "exist_ok": True})
+    assert calls[1][2] == ["LICENSE", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
+    assert main([*words, "--push", "me/refused"]) == 2
+    assert "no network" in capfd.readouterr().err

@@ -1,0 +1,42 @@
+"""The ONNX file gives our hidden states in onnxruntime, for batches and lengths other than those it was traced with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from export_student import write_student
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ekd.cli import main
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+pytest.importorskip("onnxscript")
+
+
+@pytest.mark.slow
+def test_dynamic_batch_and_length(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint, file = write_student(tmp_path / "states-1.ckpt"), tmp_path / "student.onnx"
+    assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(file)]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 2
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert [one.shape[:2] for one in session.get_inputs()] == [["batch", "samples"], ["batch"]]
+    assert [one.name for one in session.get_outputs()] == ["hidden_state_0", "hidden_state_1", "hidden_state_2"]
+    student = UpstreamExpert(str(checkpoint)).eval()
+    for samples in ((32_000, 28_800, 59_200), (12_345,), (640,) * 5):
+        wavs = [torch.randn(count) for count in samples]
+        with torch.no_grad():
+            expected = student(wavs)["hidden_states"]
+        wave = pad_sequence(wavs, batch_first=True).numpy()
+        found = session.run(None, {"waveform": wave, "lengths": torch.tensor(samples).numpy()})
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-4, rtol=0)
+
+
+def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_student(tmp_path / "states-1.ckpt")
+    assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(tmp_path / "student")]) == 2
+    assert ".onnx" in capfd.readouterr().err

@@ -1,0 +1,116 @@
+"""predict.zip: the site's layout and scoring, and everything that it would silently leave unscored."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.export.public import FOLDS, export_public, site_score
+
+LAYOUT = {
+    "predict/pr_public/predict.ark",
+    "predict/sid_public/predict.txt",
+    *(f"predict/er_fold{number}_public/predict.txt" for number in range(1, 6)),
+    "predict/asr_public/predict.ark",
+}
+
+
+def write(path: Path, lines: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{name} {text}\n" for name, text in lines.items()))
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Experiment folders with the files that s3prl's runner leaves after -m evaluate."""
+    root = tmp_path / "out" / "runs"
+    write(root / "pr" / "test-ref.ark", {"1-1-0": "HH IY1 Z", "1-1-1": "AH0"})
+    write(root / "pr" / "test-hyp.ark", {"1-1-1": "AH0", "1-1-0": "HH IY1"})
+    write(root / "asr" / "test-clean-noLM-ref.ark", {"1-1-0": "HE HOPED", "1-1-1": "YES"})
+    write(root / "asr" / "test-clean-noLM-hyp.ark", {"1-1-0": "HE HOPES SO", "1-1-1": ""})
+    write(root / "sid" / "test_truth.txt", {"id10001-a-1": "id10001", "id10002-a-1": "id10002"})
+    write(root / "sid" / "test_predict.txt", {"id10001-a-1": "id10001", "id10002-a-1": "id10001"})
+    for number, fold in enumerate(FOLDS):
+        write(root / f"er-{fold}" / f"test_{fold}_truth.txt", {f"Ses{number}_{i}": "neu" for i in range(4)})
+        guesses = {f"Ses{number}_{i}": "neu" if i < number else "sad" for i in range(4)}
+        write(root / f"er-{fold}" / f"test_{fold}_predict.txt", guesses)
+    return root.parent
+
+
+def test_layout_and_scores(runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "predict.zip"
+    assert main(["export", "public", "--runs", str(runs), "--out", str(out)]) == 0
+    printed = capfd.readouterr().out
+    with zipfile.ZipFile(out) as archive:
+        assert set(archive.namelist()) == LAYOUT
+        assert archive.read("predict/pr_public/predict.ark").decode() == (runs / "runs/pr/test-hyp.ark").read_text()
+    scores = export_public(runs, out)[1]
+    assert scores["pr"] == pytest.approx(1 / 4)  # one deletion over four phonemes
+    assert scores["asr"] == pytest.approx(3 / 3)  # a substitution, an insertion, and "" against YES
+    assert scores["sid"] == 0.5
+    assert scores["er"] == pytest.approx((0 + 0.25 + 0.5 + 0.75 + 1) / 5)
+    assert "sid acc: 0.500000 (50.00 %)" in printed
+    assert export_public(runs / "runs", out, "sid")[1] == {"sid": 0.5}
+    with zipfile.ZipFile(out) as archive:
+        assert archive.namelist() == ["predict/sid_public/predict.txt"]
+
+
+def test_error_rate_equals_jiwer() -> None:
+    import jiwer
+
+    references = {"a": "ONE TWO THREE FOUR", "b": "FIVE SIX", "c": "SEVEN"}
+    guesses = {"a": "ONE THREE FOUR FIVE", "b": "FIVE SIX SIX", "c": "EIGHT"}
+    expected = jiwer.wer(list(references.values()), list(guesses.values()))
+    assert site_score(TASKS["asr"], guesses, references) == pytest.approx(expected)
+
+
+def drop_fold(runs: Path) -> None:
+    for file in (runs / "er-fold3").iterdir():
+        file.unlink()
+    (runs / "er-fold3").rmdir()
+
+
+# what happened -> how, and what the message says
+MISHAPS = {
+    "a fold is missing": (drop_fold, r"er fold3 .*all five folds"),
+    "an utterance is missing": (
+        lambda runs: write(runs / "pr" / "test-hyp.ark", {"1-1-0": "HH"}), "1 of 2 utterances are missing, such as 1-",
+    ),
+    "an utterance is unknown": (
+        lambda runs: write(runs / "sid" / "test_predict.txt", {"id10001-a-1": "x", "id10002-a-1": "x", "id9": "x"}),
+        "id9 is no utterance",
+    ),
+    "an utterance is there twice": (
+        lambda runs: (runs / "sid" / "test_predict.txt").write_text("a b\na b\n"), ":2: utterance a appears twice",
+    ),
+    "a label is unknown": (
+        lambda runs: write(runs / "er-fold1/test_fold1_predict.txt", {f"Ses0_{i}": "exc" for i in range(4)}), "'exc'",
+    ),
+    "nothing was tested": (lambda runs: (runs / "asr" / "test-clean-noLM-hyp.ark").unlink(), "-m evaluate"),
+    "bytes": (lambda runs: (runs / "pr" / "test-hyp.ark").write_bytes(b"\xff\xfe\x00"), "not plain text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MISHAPS))
+def test_what_the_site_would_leave_unscored(name: str, runs: Path, tmp_path: Path) -> None:
+    change, message = MISHAPS[name]
+    change(runs / "runs")
+    with pytest.raises(EkdError, match=message):
+        export_public(runs, tmp_path / "predict.zip")
+    assert not (tmp_path / "predict.zip").exists()
+
+
+def test_no_runs_and_other_runs(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(EkdError, match="holds no run"):
+        export_public(tmp_path, tmp_path / "predict.zip")
+    with pytest.raises(EkdError, match=r"\.zip"):
+        export_public(runs, tmp_path / "predict")
+    (runs / "scores.json").write_text(json.dumps({"label": "x", "tasks": {"sid": {"acc": 75.0}}}))
+    with pytest.raises(EkdError, match="they are of another run"):
+        export_public(runs, tmp_path / "predict.zip")

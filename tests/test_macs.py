@@ -1,0 +1,105 @@
+"""Parameters and MACs: equal to the leaderboard's published rows, to PyTorch's FLOP counter, and from every source."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from export_student import write_student
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.export.macs import LENGTHS, challenge_macs, cost, matrix_macs
+from s3prl_ekd.export.superb import export_superb
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE
+from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_transformers
+
+# The SUPERB hidden-set leaderboard: parameters, MACs of short, medium, long, longer
+PUBLISHED = {
+    "hubert_base": (94697600, 149255103040, 261280279552, 422366359296, 836254280960),
+    "wavlm_base_plus": (94381936, 149332591168, 261414317056, 422579285760, 836657278208),
+    "hubert_large": (316609408, 386052797568, 676078942208, 1093669977600, 2167758912000),
+    "distilhubert": (27034752, 7.623e10, 1.323e11, 2.113e11, 4.058e11),
+}
+WAVLM_LARGE_MACS = (386259432576, 676436375552, 1094237781504, 2168833571328)
+
+
+def counted(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, int]:
+    capsys.readouterr()
+    assert main(["macs", "--json", *words]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("name", list(PUBLISHED))
+def test_published_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    params, *buckets = PUBLISHED[name]
+    found = counted(capsys, "--shape", name)
+    assert list(found) == ["params", "macs", "short", "medium", "long", "longer"]
+    assert found["params"] == params
+    digits = 1e-3 if name == "distilhubert" else 0.0  # that row is known to four digits only
+    for bucket, macs in zip(LENGTHS, buckets, strict=True):
+        assert found[bucket] == pytest.approx(macs, rel=digits)
+    assert found["macs"] == sum(found[bucket] for bucket in LENGTHS)
+
+
+def test_hub_names(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that the two fitted numbers were not read from."""
+    found = counted(capsys, "wavlm_large")
+    assert found["params"] == 315453120 and tuple(found[bucket] for bucket in LENGTHS) == WAVLM_LARGE_MACS
+    found = counted(capsys, "wav2vec2_base_960")
+    assert found["params"] == 95044608 and found["macs"] == 1669156022848
+    assert counted(capsys, "hubert_base_robust_mgr")["macs"] == 1669156022848
+
+
+@pytest.mark.parametrize("shape", [DISTILHUBERT, TINY, HUBERT_LARGE.with_(layers=2), WAVLM_BASE.with_(layers=2)])
+def test_against_torchs_counter(shape) -> None:
+    """An independent count: PyTorch's own, of our encoder run on tensors without data."""
+    with torch.device("meta"):
+        encoder = Encoder(shape).eval()
+        for samples in (20560, 21000, 55120):
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+                encoder(torch.zeros(1, samples))
+            assert counter.get_total_flops() == 2 * matrix_macs(shape, samples)
+            assert challenge_macs(shape, samples) == pytest.approx(matrix_macs(shape, samples), rel=0.02)
+
+
+def test_every_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write_student(tmp_path / "run" / "states-10.ckpt")
+    plain = counted(capsys, str(file))
+    assert plain == counted(capsys, str(file.parent))
+    folder = export_superb(file, tmp_path / "submission")
+    assert plain == counted(capsys, str(folder))
+    encoder = torch.load(file, weights_only=True)["EKD"]["encoder"]
+    assert plain["params"] == sum(value.numel() for value in encoder.values())
+
+    heads = counted(capsys, str(file), "--heads")
+    assert heads == counted(capsys, str(export_superb(file, tmp_path / "with_heads", keep_heads=True)))
+    assert heads["params"] > plain["params"] and heads["macs"] > plain["macs"]
+
+    teacher = write_transformers(random_encoder(TINY, 0), tmp_path / "teacher")
+    assert counted(capsys, str(teacher))["macs"] == cost(TINY).macs
+    assert counted(capsys, "hubert_base") == counted(capsys, "--shape", "hubert_base")
+
+
+@pytest.mark.slow
+def test_a_folder_of_other_code_is_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export_superb(write_student(tmp_path / "states-1.ckpt"), tmp_path / "submission")
+    known = counted(capsys, str(folder))
+    saved = torch.load(folder / "model.pt", weights_only=True)
+    code = (folder / "expert.py").read_text()
+    (folder / "expert.py").write_text(code.replace('saved["shape"]', 'saved["numbers"]'))
+    torch.save({"numbers": saved["shape"], **{key: saved[key] for key in saved if key != "shape"}}, folder / "model.pt")
+    found = counted(capsys, str(folder))
+    assert found["params"] == known["params"]
+    assert found["macs"] == pytest.approx(known["macs"], rel=0.03)
+
+
+def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["macs"]) == 2
+    assert main(["macs", "hubert_bas"]) == 2
+    assert "hubert_base" in capfd.readouterr().err
+    assert main(["macs", str(tmp_path)]) == 2

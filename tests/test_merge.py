@@ -1,0 +1,89 @@
+"""``s3prl-ekd merge``: interpolated students load as students; what cannot be merged is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from export_student import write_student
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.model.student import load_student, read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def students(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Two students of one start, of which the second went another way; a third one of another start."""
+    folder = tmp_path_factory.mktemp("students")
+    files = [write_student(folder / name / "states-10.ckpt") for name in ("a", "b", "c")]
+    for file, scale in zip(files[1:], (0.01, 10.0), strict=True):
+        content = torch.load(file, weights_only=True)
+        torch.manual_seed(7)
+        for state in (content["EKD"]["encoder"], content["EKD"]["heads"]):
+            for value in state.values():
+                value += scale * torch.randn_like(value)
+        torch.save(content, file)
+    return files
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_student_merged_with_itself_is_itself(students: list[Path], tmp_path: Path, copies: int) -> None:
+    out = tmp_path / "new" / "merged.ckpt"
+    assert main(["merge", *[str(students[0])] * copies, "--out", str(out)]) == 0
+    before, after = read_checkpoint(students[0]), read_checkpoint(out)
+    for section in ("encoder", "heads"):
+        assert before[section].keys() == after[section].keys()
+        assert all(torch.equal(after[section][name], value) for name, value in before[section].items())
+
+
+def test_weights_interpolate_and_the_result_is_a_student(students: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "merged.ckpt"
+    folders = [str(students[0].parent), str(students[1])]  # an experiment folder stands for its newest checkpoint
+    assert main(["merge", *folders, "--weights", "3", "1", "--out", str(out)]) == 0
+    encoder, heads, part = load_student(out)
+    a, b = (read_checkpoint(file)["encoder"] for file in students[:2])
+    for name, value in encoder.state_dict().items():
+        assert torch.allclose(value, torch.lerp(a[name], b[name], 0.25), atol=1e-6)
+    assert list(heads) == ["hubert", "robust_hubert", "wavlm"]
+    assert [item["weight"] for item in part["merged"]] == [0.75, 0.25]
+    assert encoder(0.1 * torch.randn(1, 4_000)).states[2].isfinite().all()
+
+
+def test_students_of_other_teachers_keep_no_foreign_heads(students: list[Path], tmp_path: Path) -> None:
+    content = torch.load(students[1], weights_only=True)
+    part = content["EKD"]
+    part["head_sets"] = part["head_sets"][:1]
+    part["heads"] = {name: value for name, value in part["heads"].items() if name.startswith("hubert.")}
+    part["config"]["ekd"]["teachers"] = [{"name": "hubert", "source": "another", "layers": [4]}]
+    torch.save(content, tmp_path / "one.ckpt")
+    out = tmp_path / "merged.ckpt"
+    assert main(["merge", str(students[0]), str(tmp_path / "one.ckpt"), "--out", str(out)]) == 0
+    _, heads, merged = load_student(out)
+    assert list(heads) == ["hubert"]
+    named = [(t["name"], t["source"]) for t in merged["config"]["ekd"]["teachers"]]
+    assert len(named) == 4 and named[-1] == ("hubert_4", "another")
+
+
+def test_what_cannot_be_merged_is_one_line(
+    students: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    content = torch.load(students[1], weights_only=True)
+    content["EKD"]["shape"]["heads"] = 2
+    other = tmp_path / "other.ckpt"
+    torch.save(content, other)
+    good, out = str(students[0]), str(tmp_path / "merged.ckpt")
+    for arguments, expected in (
+        ([good, "--out", out], "expected two checkpoints"),
+        ([good, str(other), "--out", out], f"error: {other}: heads is 2, in {good} 4"),
+        ([good, good, "--weights", "1", "--out", out], "--weights: expected 2 numbers"),
+        ([good, good, "--weights", "1", "-1", "--out", out], "--weights: expected 2 numbers"),
+        ([good, str(tmp_path / "none.ckpt"), "--out", out], "none.ckpt: no such checkpoint"),
+        ([good, good, "--out", str(tmp_path)], "is a folder"),
+    ):
+        assert main(["merge", *arguments]) == 2
+        message = capsys.readouterr().err
+        assert expected in message and message.count("\n") == 1
+    assert not Path(out).exists()
+    assert main(["merge", good, str(students[2]), "--out", out]) == 0
+    assert "do not look like students of one initialisation" in caplog.text

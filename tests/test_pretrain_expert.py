@@ -1,0 +1,217 @@
+"""The pretrain task through s3prl's contract: in process with the runner's calls, and by the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from s3prl_ekd.checkpoints import read_torch_file
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+
+STUDENT = {
+    "layers": 2, "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
+    "conv_layers": [list(layer) for layer in TINY.conv_layers],
+    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with made audio, its length CSV, three teachers, and both configuration files."""
+    folder = tmp_path_factory.mktemp("lab")
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(12):
+        time_axis = np.arange(8_000 + 300 * i) / 16_000
+        tone = np.sin(2 * np.pi * (120 + 30 * i) * time_axis) * np.sin(2 * np.pi * 3 * time_axis) ** 2
+        soundfile.write(folder / f"{i}.flac", 0.3 * tone + 0.01 * rng.standard_normal(len(tone)), 16_000)
+        rows.append(f"{i},{i}.flac,{len(tone)},")
+    (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
+    teachers = write_demo_teachers(folder / "teachers")
+    model = {
+        "base": "config_model.yaml",
+        "ekd": {
+            "teachers": [{"name": n, "source": str(p), "layers": [2, 4, 6]} for n, p in teachers.items()],
+            "initialise_from": "hubert",
+        },
+        "student": STUDENT,
+    }
+    runner = {
+        "runner": {"n_epochs": -1, "total_steps": 12, "gradient_clipping": 5.0, "gradient_accumulate_steps": 1,
+                   "log_step": 2, "save_step": 4, "max_keep": 5, "fp16": False},
+        "optimizer": {"name": "AdamW_with_schedule", "lr": 1.0e-3, "warmup_proportion": 0.07,
+                      "betas": [0.9, 0.98], "eps": 1.0e-6},
+        "pretrain_expert": {"datarc": {"num_workers": 1, "train_batch_size": 4, "libri_root": str(folder),
+                                       "file_path": str(folder), "sets": ["train"]}},
+    }  # fmt: skip
+    (folder / "model.yaml").write_text(yaml.safe_dump(model))
+    (folder / "runner.yaml").write_text(yaml.safe_dump(runner))
+    return folder
+
+
+def make_expert(lab: Path, **changes: object):
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | {"num_workers": 0}
+    model = yaml.safe_load((lab / "model.yaml").read_text())
+    for key, value in changes.items():
+        model["ekd"][key] = value
+    (lab / "changed.yaml").write_text(yaml.safe_dump(model))
+    torch.manual_seed(0)
+    return UpstreamPretrainExpert(datarc, str(lab / "changed.yaml"), device="cpu")
+
+
+class Logger:
+    """Enough of tensorboardX's SummaryWriter."""
+
+    def __init__(self, folder: Path) -> None:
+        self.logdir, self.tags = str(folder), set()
+
+    def add_scalar(self, tag: str, value: float, global_step: int) -> None:
+        assert np.isfinite(value)
+        self.tags.add(tag)
+
+
+@pytest.mark.parametrize("mode", ["multi_head", "layerwise_average", "layerwise_concat"])
+def test_the_loss_of_every_head_falls(lab: Path, mode: str, tmp_path: Path) -> None:
+    expert = make_expert(lab, mode=mode).train()
+    optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
+    logger, step = Logger(tmp_path), 0
+    for _ in range(8):
+        for batch in expert.get_train_dataloader():
+            step += 1
+            loss, records = expert(batch, records={}, global_step=step, log_step=1)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            expert.log_records(records, logger, "ekd/train-", step)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, step + 1))
+    assert len(lines[0]["heads"]) == (9 if mode == "multi_head" else 3)
+    for head in lines[0]["heads"]:
+        first, last = (np.mean([line["heads"][head]["l1"] for line in part]) for part in (lines[:3], lines[-3:]))
+        assert last < first, head
+    assert lines[-1]["loss"] < 0.9 * lines[0]["loss"]
+    assert "ekd/train-audio-seconds-per-second" in logger.tags
+
+
+def test_teachers_are_frozen_and_outside_the_model(lab: Path) -> None:
+    expert = make_expert(lab).train()
+    assert expert.model.training and not any(module.training for module in expert.teachers.modules())
+    trained = {id(parameter) for parameter in expert.model.parameters()}
+    assert not trained & {id(parameter) for parameter in expert.teachers.parameters()}
+    before = {name: value.clone() for name, value in expert.teachers.state_dict().items()}
+    loss, _ = expert(next(iter(expert.loader)), records={}, global_step=1, log_step=10)
+    loss.backward()
+    assert all(parameter.grad is None for parameter in expert.teachers.parameters())
+    assert all(torch.equal(before[name], value) for name, value in expert.teachers.state_dict().items())
+
+
+def test_the_student_starts_from_the_named_teacher(lab: Path) -> None:
+    expert = make_expert(lab, teacher_precision="bf16")  # the start must be copied before teachers are halved
+    source = read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
+    student = expert.model.encoder
+    assert torch.equal(student.frontend.convs[3].weight, source["feature_extractor.conv_layers.3.0.weight"])
+    assert torch.equal(student.projection.weight, source["post_extract_proj.weight"])
+    assert torch.equal(student.layers[1].ffn_in.weight, source["encoder.layers.1.fc1.weight"])
+    query = student.layers[0].attention.qkv.weight[: TINY.width]
+    assert torch.equal(query, source["encoder.layers.0.self_attn.q_proj.weight"])
+    assert not torch.equal(student.norm.weight, source["encoder.layer_norm.weight"])  # as in s3prl's distiller
+    scratch = make_expert(lab, initialise_from=None).model.encoder
+    assert not torch.equal(scratch.projection.weight, source["post_extract_proj.weight"])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_precisions_agree(lab: Path, precision: str) -> None:
+    exact = make_expert(lab).eval()
+    other = make_expert(lab, precision=precision, teacher_precision=precision).eval()
+    batch = next(iter(exact.loader))
+    values = [float(expert(batch, records={}, global_step=1, log_step=10)[0].detach()) for expert in (exact, other)]
+    assert values[1] == pytest.approx(values[0], rel=1e-2)
+
+
+def test_multi_gpu_and_other_checkpoints_are_refused(lab: Path) -> None:
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    with pytest.raises(EkdError, match="--multi_gpu"):
+        UpstreamPretrainExpert({}, str(lab / "model.yaml"), "cpu", multi_gpu=True)
+    with pytest.raises(EkdError, match="not written by"):
+        make_expert(lab).load_model({"Distiller": {}})
+
+
+def command(lab: Path, *arguments: str) -> list[str]:
+    script = Path(sys.executable).with_name("run_pretrain.py")
+    return [str(script), *arguments, "--device", "cpu"]
+
+
+def run(lab: Path, cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command(lab, *arguments), cwd=cwd, capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+def new_run(lab: Path, folder: str) -> list[str]:
+    return ["-u", "ekd", "-n", folder, "-p", folder, "-g", str(lab / "model.yaml"), "-c", str(lab / "runner.yaml")]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = max(folder.glob("states-*.ckpt"), key=lambda file: file.stat().st_mtime)
+    return read_torch_file(newest)["EKD"]["encoder"]
+
+
+@pytest.mark.slow
+def test_a_stopped_run_continues_to_the_same_weights(lab: Path, tmp_path: Path) -> None:
+    """SIGINT, SIGTERM, SIGKILL; then -a or -e: the end is bit for bit the end of a run that never stopped."""
+    whole = run(lab, tmp_path, *new_run(lab, "whole"))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    expected = final_weights(tmp_path / "whole")
+    for stop, resume in ((signal.SIGINT, ["-a"]), (signal.SIGTERM, ["-e"]), (signal.SIGKILL, ["-a"])):
+        name = stop.name
+        process = subprocess.Popen(
+            command(lab, *new_run(lab, name)), cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        deadline = time.monotonic() + 200
+        while not (tmp_path / name / "states-4.ckpt").is_file():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-2000:]
+            time.sleep(0.02)
+        process.send_signal(stop)
+        output, _ = process.communicate(timeout=100)
+        assert process.returncode != 0, "the run was over before it could be stopped"
+        assert "Traceback" not in output
+        if resume == ["-e"]:
+            again = run(lab, tmp_path, "-u", "ekd", "-e", name)
+        else:
+            again = run(lab, tmp_path, *new_run(lab, name), "-a")
+        assert again.returncode == 0, again.stderr[-2000:]
+        found = final_weights(tmp_path / name)
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
+        steps = [json.loads(line)["step"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        assert set(range(2, 13, 2)) <= set(steps)
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_line_and_a_status(lab: Path, tmp_path: Path) -> None:
+    base = new_run(lab, "x")
+    for override, expected in (
+        ("config.pretrain_expert.datarc.libri_root='/nowhere'", "datarc.libri_root: no folder /nowhere"),
+        ("config.runner.total_steps=4", "must be below total_steps"),
+        ("config.pretrain_expert.datarc.set=['a']", "unknown key; did you mean 'sets'"),
+    ):
+        result = run(lab, tmp_path, *base, "-o", override)
+        assert result.returncode == 2
+        assert "Traceback" not in result.stderr
+        assert expected in result.stderr.strip().splitlines()[-1]

@@ -1,0 +1,124 @@
+"""The report: what it reads, that its page needs nothing but itself, and the command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.report import command
+from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
+from s3prl_ekd.report.page import page
+from s3prl_ekd.report.sources import read_evaluation, read_pretraining, read_results
+from s3prl_ekd.report.style import DARK, LIGHT
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def pretraining(tmp_path):
+    folder = tmp_path / "ekd <demo>"
+    folder.mkdir()
+    lines = []
+    for step in (10, 20, 30, 20, 30, 40):  # 20 and 30 again: the run was resumed from step 10
+        heads = {
+            f"{teacher}.{layer}": {"l1": 1 / step + layer / 100, "cosine": 0.5, "target_norm": 1.0}
+            for teacher in ("wavlm", "hubert") for layer in (12, 4, 8)
+        }  # fmt: skip
+        lines.append({"step": step, "loss": 100.0 / step, "lr": 1e-4, "heads": heads})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config_model.yaml").write_text("ekd: {mode: multi_head}  # </pre><script>\n")
+    (folder / "args_1.yaml").write_text("expname: x\n")
+    return folder
+
+
+@pytest.fixture
+def evaluation(tmp_path):
+    folder = tmp_path / "student"
+    weights = {"pr": [0.0, 0.0, math.log(2)], "er-fold1": [0.0, 0.0, 0.0], "er-fold2": [math.log(4), 0.0, 0.0]}
+
+    def part(name, metric, value, **more):
+        run = folder / "runs" / name
+        run.mkdir(parents=True)
+        state = {"Featurizer": {"weights": torch.tensor(weights[name])}, "Args": argparse.Namespace(x=1), "Step": 5}
+        torch.save(state, run / "dev-best.ckpt")
+        return {
+            metric: value, "rescored": {metric: value, "agrees": True, **more}, "dev": value, "seconds": 75.0,
+            "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt", "commands": ["run_downstream.py -m train"],
+        }  # fmt: skip
+
+    folds = {fold: part(f"er-{fold}", "acc", 50.0, majority=40.0) for fold in ("fold1", "fold2")}
+    tasks = {
+        "pr": {**part("pr", "per", 12.5), "chance": None},
+        "er": {"acc": 50.0, "rescored": {"acc": 50.0, "agrees": True}, "dev": 1.0, "seconds": 1.0, "folds": folds,
+               "commands": [], "chance": 40.0},
+    }  # fmt: skip
+    record = {"label": "student & co", "upstream": "ekd_student", "preset": "tiny", "seed": 1, "tasks": tasks}
+    record |= {"versions": {"torch": "2.11"}, "machine": {"cpu_cores": 2}}
+    (folder / "scores.json").write_text(json.dumps(record))
+    return folder
+
+
+def test_a_resumed_runs_steps_are_read_once(pretraining):
+    run = read_pretraining(pretraining)
+    assert [line["step"] for line in run.metrics] == [10, 20, 30, 40]
+    assert run.heads() == ["wavlm.4", "wavlm.8", "wavlm.12", "hubert.4", "hubert.8", "hubert.12"]
+    assert list(run.configs) == ["config_model.yaml"]
+
+
+def test_layer_weights_are_softmaxed_and_averaged_over_folds(evaluation):
+    weights = read_evaluation(evaluation).layer_weights
+    assert weights["pr"] == pytest.approx([0.25, 0.25, 0.5])
+    third, sixth = 1 / 3, 1 / 6
+    assert weights["er"] == pytest.approx([(third + 4 * sixth) / 2, (third + sixth) / 2, (third + sixth) / 2])
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_figures_are_png(pretraining, evaluation, theme):
+    run = read_pretraining(pretraining)
+    assert head_losses_png(run, theme).startswith(PNG)
+    assert overview_png(run, theme).startswith(PNG)
+    assert layer_weights_png([read_evaluation(evaluation)], theme).startswith(PNG)
+    assert layer_weights_png([], theme) is None
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_the_page_needs_nothing_but_itself(pretraining, evaluation, reference):
+    text = page(*read_results([pretraining, evaluation]), "a <title>", ["a note & more"], reference)
+    targets = re.findall(r'(?:src|href|srcset)\s*=\s*"([^"]*)"', text) + re.findall(r"url\(([^)]*)\)", text)
+    assert len(targets) == 6  # three figures, light and dark
+    assert all(target.startswith("data:image/png;base64,") for target in targets)
+    assert not re.search(r"<(?:script|link|iframe)|@import", text)
+    assert "a &lt;title&gt;" in text
+    assert "student &amp; co" in text
+    assert "&lt;/pre&gt;&lt;script&gt;" in text
+    assert "12.50" in text
+    assert ("DPHuBERT" in text) == reference
+    if reference:
+        assert "Other people" in text
+
+
+def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = tmp_path / "out" / "report.html"
+    assert command.run(parser.parse_args([str(pretraining), str(evaluation), "--out", str(out)])) == 0
+    assert out.read_text().startswith("<!doctype html>")
+    assert {file.suffix for file in (tmp_path / "out" / "report").iterdir()} == {".png"}
+    assert "student & co" in capsys.readouterr().out
+
+
+def test_folders_that_hold_no_results(tmp_path):
+    with pytest.raises(EkdError, match="holds neither metrics.jsonl .* nor scores.json"):
+        read_results([tmp_path])
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(EkdError, match="metrics.jsonl:1: expected a JSON object with a step"):
+        read_results([tmp_path])
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.raises(EkdError, match="no log step yet"):
+        read_results([tmp_path])

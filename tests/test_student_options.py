@@ -1,0 +1,127 @@
+"""Other students and other targets: masks, depth, where a student starts; residual heads, FFN outputs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import test_pretrain_expert as pretraining
+import torch
+import torch.nn.functional as F
+from distill_lab import TEACHERS
+
+from s3prl_ekd.checkpoints import read_torch_file
+from s3prl_ekd.config import load_model_config, packaged
+from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.distill.residual import plan_residuals
+from s3prl_ekd.distill.targets import TeacherLayers
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import count_parameters
+from s3prl_ekd.model.masking import SpanMask
+from s3prl_ekd.model.student import Student, load_student, start_layers, student_shape, student_state
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.tiny import TINY, random_encoder
+
+lab = pretraining.lab
+
+
+def test_residual_heads_predict_the_difference_of_two_teachers() -> None:
+    labelled = {n: {l: torch.full((2, 3, 4), 100.0 * t + l) for l in range(13)} for t, n in enumerate("abc")}
+    teachers = [TeacherLayers("a", (4, 8), 4), TeacherLayers("b", (4, 12), 4), TeacherLayers("c", (4, 8), 4)]
+    first, second = plan_residuals([["c", "a"], ["b", "a"]], teachers)
+    assert (first.name, first.labels) == ("c_minus_a", ("4", "8"))
+    assert first.gather(labelled).unique().tolist() == [200.0]
+    assert (second.name, second.labels) == ("b_minus_a", ("4", "12-8"))
+    assert [second.gather(labelled)[:, i].unique().tolist() for i in range(2)] == [[100.0], [104.0]]
+
+
+@pytest.mark.parametrize(("pairs", "message"), [
+    ([["a", "x"]], r"residual_heads\[0\]: \['a', 'x'\] must be two of the teachers a, b, c"),
+    ([["a", "b"], ["c", "c"]], r"residual_heads\[1\]"),
+    ([["a", "b"], ["a", "b"]], "a_minus_b is listed twice"),
+])  # fmt: skip
+def test_residual_mistakes(pairs: list[list[str]], message: str) -> None:
+    with pytest.raises(EkdError, match=message):
+        plan_residuals(pairs, TEACHERS)
+
+
+@pytest.mark.parametrize("attention", ["plain", "gated_relative"])
+def test_ffn_targets_are_the_feed_forward_output_before_its_residual(attention: str) -> None:
+    encoder = random_encoder(TINY.with_(attention=attention, layers=3), seed=4)
+    wave = 0.1 * torch.randn(2, 4_000)
+    with torch.no_grad():
+        full = encoder(wave)
+        found = FrozenTeachers({"t": encoder}, {"t": [1, 3]}, tap="ffn")(wave)["t"]
+        for l in (1, 3):
+            layer, x = encoder.layers[l - 1], full.states[l - 1]
+            bias = encoder.relative_bias(x.shape[1]) if encoder.relative_bias is not None else None
+            x = layer.attention_norm(x + layer.attention(x, None, bias))
+            assert torch.allclose(found[l], layer.ffn_out(F.gelu(layer.ffn_in(x))), atol=1e-5)
+            assert torch.allclose(layer.ffn_norm(x + found[l]), full.states[l], atol=1e-5)
+
+
+def test_ffn_targets_of_a_foreign_upstream_are_refused() -> None:
+    with pytest.raises(EkdError, match="cannot look into"):
+        FrozenTeachers({"t": torch.nn.Identity()}, {"t": [1]}, tap="ffn")
+
+
+@pytest.mark.parametrize(("choice", "count", "expected"), [
+    ("first", 2, [1, 2]), ("spread", 2, [1, 7]), ("spread", 3, [1, 5, 9]), ("spread", 12, list(range(1, 13))),
+    ([1, 12], 2, [1, 12]),
+])  # fmt: skip
+def test_layers_that_start_the_student(choice: str | list[int], count: int, expected: list[int]) -> None:
+    assert start_layers(choice, count, 12) == expected
+
+
+def test_a_student_starts_from_the_chosen_layers(lab: Path) -> None:
+    source = read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
+    for choice, layers in (("spread", [1, 4]), ([6, 2], [6, 2])):
+        student = pretraining.make_expert(lab, initialise_layers=choice).model.encoder
+        for ours, theirs in zip(student.layers, layers, strict=True):
+            assert torch.equal(ours.ffn_in.weight, source[f"encoder.layers.{theirs - 1}.fc1.weight"])
+    with pytest.raises(EkdError, match=r"ekd.initialise_layers: \[7, 1\]: expected 2 layers .* from 1 to 6"):
+        pretraining.make_expert(lab, initialise_layers=[7, 1])
+
+
+def test_the_deep_thin_student_has_the_papers_size() -> None:
+    config = load_model_config(packaged("variants/deep_thin.yaml"))
+    assert student_shape(config.student).layers == 12
+    count = count_parameters(Student(config.student).encoder)
+    assert count == 23_328_384 and abs(count / 23_491_200 - 1) < 0.01
+
+
+def test_masked_spans_are_as_long_and_as_many_as_they_should_be() -> None:
+    mask = SpanMask(4, MaskConfig(probability=0.065, length=10)).train()
+    torch.manual_seed(0)
+    drawn = mask.draw(200, 500, torch.device("cpu"))
+    assert float(drawn[:, 10:].float().mean()) == pytest.approx(1 - (1 - 0.065) ** 10, abs=0.01)
+    for clip in drawn[:20]:
+        runs = torch.tensor_split(clip, (clip[1:] != clip[:-1]).nonzero().flatten() + 1)
+        inner = [run for run in runs[:-1] if run[0]]
+        assert all(len(run) >= 10 for run in inner)
+    features = torch.randn(2, 300, 4)
+    torch.manual_seed(1)
+    out = mask(features)
+    changed = (out != features).any(-1)
+    assert torch.equal(out[changed], mask.vector.expand_as(out[changed])) and changed.any() and not changed.all()
+    torch.manual_seed(1)
+    assert torch.equal(out, mask(features))
+    assert mask.eval()(features) is features
+
+
+def test_a_masked_student_trains_its_vector_and_loads_without_it(lab: Path, tmp_path: Path) -> None:
+    config = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
+    config["student"] |= pretraining.STUDENT | {"mask": {"probability": 0.2, "length": 3}}
+    config = load_model_config(config)
+    student = Student(config.student).train()
+    wave = 0.1 * torch.randn(2, 8_000)
+    out, _ = student(wave)
+    assert not torch.isnan(out.states[2]).any()
+    out.states[2].square().mean().backward()
+    assert student.mask.vector.grad.abs().sum() > 0
+    file = tmp_path / "states-1.ckpt"
+    torch.save({"EKD": student_state(student, config, [])}, file)
+    encoder, _, part = load_student(file)
+    assert torch.equal(part["mask"]["vector"], student.mask.vector)
+    with torch.no_grad():
+        assert torch.equal(encoder(wave).states[2], student.eval()(wave)[0].states[2])

@@ -1,0 +1,133 @@
+"""The student as an s3prl upstream: contract, clip lengths, checkpoint in and out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
+
+from s3prl_ekd.config import load_model_config, packaged
+from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.student import Student, student_state
+from s3prl_ekd.teachers.tiny import TINY
+
+SMALL = {
+    "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads, "pos_conv_kernel": 32, "pos_conv_groups": 8,
+    "conv_layers": [list(layer) for layer in TINY.conv_layers],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as `run_pretrain.py -u ekd` writes it, of a student never trained."""
+    values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
+    config = load_model_config(values | {"student": values["student"] | SMALL})
+    targets = plan_targets(config.ekd.mode, [TeacherLayers(t.name, tuple(t.layers), 96) for t in config.ekd.teachers])
+    torch.manual_seed(1)
+    file = tmp_path_factory.mktemp("run") / "states-10.ckpt"
+    torch.save({"EKD": student_state(Student(config.student, targets), config, targets), "Step": 10}, file)
+    return file
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_s3prls_contract(checkpoint: Path, training: bool) -> None:
+    expert = UpstreamExpert(str(checkpoint)).train(training)
+    for seconds in ([2.0, 1.8, 3.7], [1.0], [0.05, 0.06], [0.05], [0.01]):
+        wavs = [torch.rand(int(16_000 * s)) for s in seconds]
+        with torch.no_grad():
+            result = expert(wavs)
+        states = result["hidden_states"]
+        assert isinstance(states, list) and len(states) == 3
+        assert len({state.shape for state in states}) == 1 and states[0].dim() == 3
+        assert abs(states[0].shape[1] - round(max(map(len, wavs)) / expert.get_downsample_rates("x"))) < 5
+        assert result["paper"] is result["last_hidden_state"] is states[-1]
+
+
+def test_a_long_clip(checkpoint: Path) -> None:
+    with torch.no_grad():
+        states = UpstreamExpert(str(checkpoint)).eval()([torch.randn(60 * 16_000)])["hidden_states"]
+    assert states[0].shape == (1, 2_999, 96) and torch.isfinite(states[-1]).all()
+
+
+def test_order_is_kept_and_padding_is_masked(checkpoint: Path) -> None:
+    expert = UpstreamExpert(str(checkpoint)).eval()
+    wavs = [torch.randn(n) for n in (8_000, 16_000, 12_000)]
+    with torch.no_grad():
+        forward, backward = expert(wavs)["hidden_states"], expert(wavs[::-1])["hidden_states"]
+    for state, other in zip(forward, backward, strict=True):
+        assert torch.allclose(state, other.flip(0), atol=1e-5)
+
+
+def test_s3prls_featurizer_takes_it(checkpoint: Path) -> None:
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl.nn import Featurizer, S3PRLUpstream
+
+    upstream = S3PRLUpstream("ekd_student", path_or_url=str(checkpoint)).eval()
+    assert upstream.num_layers == 3
+    lengths = torch.tensor([16_000, 9_000])
+    with torch.no_grad():
+        states, frames = upstream(torch.randn(2, 16_000), lengths)
+        pooled, _ = Featurizer(upstream)(states, frames)
+    assert pooled.shape == (2, 50, 96)
+
+
+def test_predictions_when_asked(checkpoint: Path) -> None:
+    with torch.no_grad():
+        result = UpstreamExpert(str(checkpoint), heads=True).eval()([torch.randn(16_000)])
+    expected = [f"{t}.{l}" for t in ("hubert", "robust_hubert", "wavlm") for l in (4, 8, 12)]
+    assert list(result["predictions"]) == expected
+    assert all(value.shape == (1, 49, 96) for value in result["predictions"].values())
+
+
+def test_the_untrained_student_is_always_the_same(tmp_path: Path) -> None:
+    config = tmp_path / "model.yaml"
+    config.write_text(f"base: config_model.yaml\nstudent: {SMALL}\n".replace("'", ""))
+    wave = [torch.randn(8_000)]
+    outputs = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            outputs.append(UpstreamExpert(None, model_config=str(config)).eval()(wave)["hidden_states"][-1])
+    assert torch.equal(*outputs)
+
+
+def test_a_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
+    folder = UpstreamExpert(str(checkpoint.parent)).encoder.state_dict()
+    file = UpstreamExpert(str(checkpoint)).encoder.state_dict()
+    assert all(torch.equal(value, folder[name]) for name, value in file.items())
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, tmp_path: Path) -> None:
+    """Not the youngest file (copying a folder shuffles times), nor the highest number (the last is states-epoch-N)."""
+    from s3prl_ekd.model.student import newest_checkpoint
+
+    for step, name in ((30, "states-epoch-3.ckpt"), (20, "states-20.ckpt")):
+        torch.save(torch.load(checkpoint, weights_only=True) | {"Step": step}, tmp_path / name)
+    (tmp_path / "states-40.ckpt").write_bytes(checkpoint.read_bytes()[:1_000])
+    assert newest_checkpoint(tmp_path).name == "states-epoch-3.ckpt"
+
+
+def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:
+    def message(path: object) -> str:
+        with pytest.raises(EkdError) as caught:
+            UpstreamExpert(str(path))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "no such checkpoint" in message(tmp_path / "none.ckpt")
+    assert "no states-" in message(tmp_path)
+    torch.save({"Distiller": {}, "Config": {}}, tmp_path / "other.ckpt")
+    assert "`run_pretrain.py -u ekd` (it holds Distiller, Config" in message(tmp_path / "other.ckpt")
+    (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:1_000])
+    assert "cut.ckpt: not a readable" in message(tmp_path / "cut.ckpt")
+    states = torch.load(checkpoint, weights_only=True)
+    states["EKD"]["encoder"].pop("norm.weight")
+    torch.save(states, tmp_path / "damaged.ckpt")
+    assert "damaged" in message(tmp_path / "damaged.ckpt")
+    with pytest.raises(EkdError, match="-k CKPT"):
+        UpstreamExpert(None)

@@ -1,0 +1,95 @@
+"""Targets land where they should: teachers whose states say who they are pass through every mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from s3prl_ekd.distill.losses import head_losses, mean_over_heads
+from s3prl_ekd.distill.targets import TeacherLayers, align_frames, plan_targets
+from s3prl_ekd.errors import EkdError
+
+NAMES = ("hubert", "robust", "wavlm")
+
+
+def labelled_states(width: int = 4) -> dict[str, dict[int, torch.Tensor]]:
+    """Three teachers of 13 states each; teacher t's state l is 100 * t + l everywhere."""
+    return {name: {l: torch.full((2, 5, width), 100.0 * t + l) for l in range(13)} for t, name in enumerate(NAMES)}
+
+
+def plan(mode: str, widths: tuple[int, ...] = (4, 4, 4), layers: tuple[tuple[int, ...], ...] = ((4, 8, 12),) * 3):
+    teachers = [TeacherLayers(n, l, w) for n, l, w in zip(NAMES, layers, widths, strict=True)]
+    return plan_targets(mode, teachers)  # type: ignore[arg-type]
+
+
+def test_multi_head_predicts_each_teachers_own_state() -> None:
+    sets = plan("multi_head")
+    assert [(s.name, s.labels, s.width) for s in sets] == [(n, ("4", "8", "12"), 4) for n in NAMES]
+    for t, target_set in enumerate(sets):
+        target = target_set.gather(labelled_states())
+        assert target.shape == (2, 3, 5, 4)
+        assert [target[:, i].unique().tolist() for i in range(3)] == [[100.0 * t + l] for l in (4, 8, 12)]
+
+
+def test_layerwise_average_averages_the_same_layer_of_every_teacher() -> None:
+    (target_set,) = plan("layerwise_average")
+    target = target_set.gather(labelled_states())
+    assert [target[:, i].unique().tolist() for i in range(3)] == [[100.0 + l] for l in (4, 8, 12)]
+
+
+def test_layerwise_concat_joins_the_same_layer_of_every_teacher() -> None:
+    (target_set,) = plan("layerwise_concat", widths=(4, 4, 4))
+    assert target_set.width == 12
+    target = target_set.gather(labelled_states())
+    for i, l in enumerate((4, 8, 12)):
+        assert target[0, i, 0].tolist() == [l] * 4 + [100.0 + l] * 4 + [200.0 + l] * 4
+
+
+def test_teachers_may_differ_in_depth_and_width() -> None:
+    layers = ((4, 8, 12), (8, 16, 24), (4, 8, 12))
+    assert [s.labels for s in plan("multi_head", (4, 6, 4), layers)][1] == ("8", "16", "24")
+    (joined,) = plan("layerwise_concat", (4, 6, 4), layers)
+    assert (joined.width, joined.labels) == (14, ("4+8+4", "8+16+8", "12+24+12"))
+
+
+def test_what_cannot_be_put_together_is_an_error() -> None:
+    with pytest.raises(EkdError, match="one width, not hubert 4, robust 6, wavlm 4"):
+        plan("layerwise_average", (4, 6, 4))
+    with pytest.raises(EkdError, match="equally many"):
+        plan("layerwise_concat", layers=((4, 8, 12), (4, 12), (4, 8, 12)))
+
+
+@pytest.mark.parametrize("difference", [-2, -1, 0, 1, 2])
+def test_frames_are_trimmed_to_the_shorter(difference: int) -> None:
+    prediction, target = torch.randn(2, 3, 50, 4), torch.randn(2, 3, 50 + difference, 4)
+    ours, theirs, _ = align_frames(prediction, target, None)
+    assert ours.shape == theirs.shape == (2, 3, 50 + min(difference, 0), 4)
+    assert torch.equal(theirs, target[:, :, : ours.shape[2]])
+
+
+def test_more_than_two_frames_is_an_error_with_both_shapes() -> None:
+    with pytest.raises(EkdError, match=r"\(2, 3, 50, 4\).*\(2, 3, 53, 4\)"):
+        align_frames(torch.zeros(2, 3, 50, 4), torch.zeros(2, 3, 53, 4), None)
+
+
+def test_masked_loss_is_the_loss_of_the_valid_frames() -> None:
+    prediction, target = torch.randn(2, 3, 10, 8), torch.randn(2, 3, 10, 8)
+    mask = torch.arange(10) < torch.tensor([[10], [6]])
+    masked = head_losses(prediction, target, mask)
+    first, second = (head_losses(prediction[i : i + 1, :, :n], target[i : i + 1, :, :n]) for i, n in ((0, 10), (1, 6)))
+    for part in ("l1", "cosine"):
+        expected = (10 * getattr(first, part) + 6 * getattr(second, part)) / 16
+        assert torch.allclose(getattr(masked, part), expected, atol=1e-6)
+
+
+def test_the_loss_is_the_unweighted_mean_over_heads_and_teachers() -> None:
+    losses = {name: head_losses(torch.randn(1, n, 5, 4), torch.randn(1, n, 5, 4)) for name, n in (("a", 3), ("b", 1))}
+    values = [float(l1 + 0.5 * cos) for s in losses.values() for l1, cos in zip(s.l1, s.cosine, strict=True)]
+    assert float(mean_over_heads(losses, 0.5)) == pytest.approx(sum(values) / 4)
+
+
+def test_a_perfect_prediction_costs_only_the_cosine_floor() -> None:
+    target = torch.randn(1, 2, 5, 4)
+    loss = head_losses(target, target)
+    assert loss.l1.abs().max() == 0
+    assert torch.allclose(loss.cosine, torch.log1p(torch.exp(torch.tensor(-1.0))).expand(2), atol=1e-5)

@@ -1,0 +1,175 @@
+"""Every hidden state of our encoder equals the source implementation's, on unequal-length input.
+
+Oracles: s3prl's own experts (HubertModel, WavLM) and transformers' classes, reading files in their real formats.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ekd.model.frontend import frame_mask
+from s3prl_ekd.model.shape import HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted, write_transformers
+
+LARGE = {"conv_norm": "layer", "pre_norm": True, "normalize": True}
+SMALL_SHAPES = {
+    "hubert-base": TINY,
+    "hubert-large": TINY.with_(**LARGE, conv_bias=True),
+    "wavlm-base": TINY.with_(attention="gated_relative"),
+    "wavlm-large": TINY.with_(**LARGE, attention="gated_relative"),
+}
+FULL_SHAPES = {
+    "hubert-base": HUBERT_BASE,
+    "hubert-large": HUBERT_LARGE,
+    "wavlm-base": WAVLM_BASE,
+    "wavlm-large": WAVLM_LARGE,
+}
+LENGTHS = (16_000, 12_345, 7_003, 3_200)
+TOLERANCE = 1e-5  # relative
+
+
+def waves() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [0.1 * torch.randn(length, generator=generator) for length in LENGTHS]
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+def our_states(source: Path, wavs: list[Tensor]) -> tuple[dict[int, Tensor], Tensor, EncoderShape]:
+    described = sources.describe(str(source))
+    teachers = FrozenTeachers({"t": sources.load(described)}, {"t": range(described.shape.layers + 1)})
+    wave, lengths = pad_sequence(wavs, batch_first=True), torch.tensor([len(wav) for wav in wavs])
+    states = teachers(wave, lengths)["t"]
+    return states, frame_mask(lengths, wave.shape[1], states[0].shape[1], described.shape), described.shape
+
+
+def check_against_s3prl(shape: EncoderShape, folder: Path) -> None:
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl import hub
+
+    file = write_converted(random_encoder(shape.with_(padding_rule="fairseq"), seed=0), folder / "teacher.pt")
+    expert = (hub.wavlm_local if shape.attention == "gated_relative" else hub.hubert_local)(ckpt=str(file)).eval()
+    wavs = waves()
+    with torch.no_grad():
+        expected = expert(list(wavs))["hidden_states"]
+    states, mask, described = our_states(file, wavs)
+    assert described == shape.with_(padding_rule="fairseq")
+    assert len(expected) == shape.layers + 1
+    for layer, theirs in enumerate(expected):
+        assert relative(states[layer][mask], theirs[mask]) < TOLERANCE, layer
+
+
+def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
+    from transformers import AutoModel, Wav2Vec2FeatureExtractor
+
+    kind = "wavlm" if shape.attention == "gated_relative" else "hubert"
+    write_transformers(random_encoder(shape, seed=0), folder, kind)
+    model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+    wavs = waves()
+    extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
+    inputs = extractor(
+        [wav.numpy() for wav in wavs],
+        sampling_rate=16_000,
+        padding=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
+    with torch.no_grad():
+        output = model(**inputs, output_hidden_states=True)
+    states, mask, described = our_states(folder, wavs)
+    assert described == shape.with_(normalize_eps=1e-7)
+    # transformers 5 lists the last state of pre-norm models before their final norm; like s3prl we mean the output
+    expected = [*output.hidden_states[:-1], output.last_hidden_state]
+    assert len(expected) == shape.layers + 1
+    for layer, theirs in enumerate(expected):
+        assert relative(states[layer][mask], theirs[mask]) < TOLERANCE, layer
+
+
+@pytest.mark.parametrize("name", SMALL_SHAPES)
+def test_equals_s3prl(name: str, tmp_path: Path) -> None:
+    check_against_s3prl(SMALL_SHAPES[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", SMALL_SHAPES)
+def test_equals_transformers(name: str, tmp_path: Path) -> None:
+    check_against_transformers(SMALL_SHAPES[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SHAPES)
+def test_full_shapes_equal_s3prl(name: str, tmp_path: Path) -> None:
+    check_against_s3prl(FULL_SHAPES[name], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FULL_SHAPES)
+def test_full_shapes_equal_transformers(name: str, tmp_path: Path) -> None:
+    check_against_transformers(FULL_SHAPES[name], tmp_path)
+
+
+def test_wav2vec2_equals_transformers(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    write_transformers(random_encoder(TINY, seed=0), tmp_path, "wav2vec2")
+    model = AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
+    wave = torch.stack([wav[:3_200] for wav in waves()])
+    with torch.no_grad():
+        expected = model(wave, output_hidden_states=True).hidden_states
+    states, _, _ = our_states(tmp_path, list(wave))
+    for layer, theirs in enumerate(expected):
+        assert relative(states[layer], theirs) < TOLERANCE, layer
+
+
+@pytest.mark.parametrize("name", SMALL_SHAPES)
+def test_a_clip_alone_and_in_an_equal_length_batch_gives_the_same(name: str) -> None:
+    encoder = random_encoder(SMALL_SHAPES[name], seed=0)
+    wave = torch.stack([wav[:3_200] for wav in waves()])
+    with torch.no_grad():
+        together = encoder(wave).states
+        alone = encoder(wave[1:2]).states
+    for layer in together:
+        assert relative(together[layer][1:2], alone[layer]) < TOLERANCE
+
+
+def test_only_the_states_asked_for_are_kept_and_layers_above_are_not_run() -> None:
+    encoder = random_encoder(TINY, seed=0)
+    ran: list[int] = []
+    for index, layer in enumerate(encoder.layers, start=1):
+        layer.register_forward_hook(lambda *_, index=index: ran.append(index))
+    wave = waves()[3].unsqueeze(0)
+    with torch.no_grad():
+        all_states = encoder(wave).states
+        ran.clear()
+        some = encoder(wave, states=[0, 3]).states
+    assert ran == [1, 2, 3]
+    assert sorted(some) == [0, 3]
+    assert torch.equal(some[3], all_states[3])
+
+
+@pytest.mark.parametrize("shape", [HUBERT_BASE, HUBERT_LARGE])
+def test_frames_and_hop(shape: EncoderShape) -> None:
+    assert (shape.hop, shape.receptive_field) == (320, 400)
+    assert [shape.frames(n) for n in (399, 400, 719, 720, 16_000)] == [0, 1, 1, 2, 49]
+
+
+def test_parameter_counts() -> None:
+    from transformers import HubertConfig, HubertModel
+
+    from s3prl_ekd.model.encoder import Encoder, count_parameters
+    from s3prl_ekd.model.shape import DISTILHUBERT
+
+    with torch.device("meta"):
+        assert count_parameters(Encoder(DISTILHUBERT)) == 23_491_200
+        theirs = HubertModel(HubertConfig())
+        assert count_parameters(Encoder(HUBERT_BASE)) == theirs.num_parameters() - 768  # its vector for masked frames

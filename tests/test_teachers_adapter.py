@@ -1,0 +1,186 @@
+"""Any s3prl upstream as a teacher, and the command that shows teachers."""
+
+from __future__ import annotations
+
+import wave as wave_file
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.config import load_model_config
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.frontend import frame_mask
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
+from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted
+
+LENGTHS = (8_000, 6_123, 3_200)
+
+
+def clips() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [0.1 * torch.randn(length, generator=generator) for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def hub():
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl import hub
+
+    return hub
+
+
+def test_a_10_ms_upstream_is_pooled_to_20_ms(hub, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    described = sources.describe("s3prl:fbank")
+    assert (described.kind, described.shape.layers, described.shape.pool, described.shape.hop) == ("s3prl", 0, 2, 320)
+    wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)
+    states = FrozenTeachers({"t": sources.load(described)}, {"t": [0]})(wave, lengths)["t"][0]
+    with torch.no_grad():
+        theirs = hub.fbank().eval()(clips())["hidden_states"][0]
+    assert states.shape == (3, 24, theirs.shape[-1])
+    whole = theirs.shape[1] // 2
+    assert torch.equal(states[:, :whole], ((theirs[:, 0::2][:, :whole] + theirs[:, 1::2]) / 2)[:, :24])
+    assert "averaged into one of 20 ms" in caplog.text
+
+
+def write_tera(file: Path) -> Path:
+    """A TERA checkpoint as s3prl writes it: 10 ms mel frames, three transformer layers, random weights."""
+    from s3prl.upstream.mockingjay.model import TransformerConfig, TransformerModel
+
+    transformer = {
+        "input_dim": -1, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 32,
+        "hidden_act": "gelu", "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "initializer_range": 0.02, "layer_norm_eps": 1e-12, "share_layer": False, "pre_layer_norm": False,
+    }  # fmt: skip
+    feature = {"feat_type": "mel", "channel": 0, "log": True, "delta": 0, "cmvn": True}
+    audio = {"target_level": -25, "win_ms": 25, "hop_ms": 10, "n_freq": 201, "n_mels": 16, "n_mfcc": 13,
+             "input": feature, "target": feature | {"channel": 1}}  # fmt: skip
+    config = {"transformer": transformer, "task": {"sequence_length": 0}, "audio": audio}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        weights = TransformerModel(TransformerConfig(transformer), 16).state_dict()
+    torch.save({"Config": config, "Transformer": weights}, file)
+    return file
+
+
+def test_tera_is_pooled_layer_by_layer(hub, tmp_path: Path) -> None:
+    source = f"s3prl:tera_local:{write_tera(tmp_path / 'states-1.ckpt')}"
+    described = sources.describe(source)
+    assert (described.shape.layers, described.shape.width, described.shape.pool) == (3, 24, 2)
+    wave = torch.stack([clip[:3_200] for clip in clips()])
+    states = FrozenTeachers({"t": sources.load(described)}, {"t": [0, 1, 2, 3]})(wave)["t"]
+    with torch.no_grad():
+        theirs = hub.tera_local(ckpt=str(tmp_path / "states-1.ckpt")).eval()(list(wave))["hidden_states"]
+    for layer, state in states.items():
+        assert state.shape == (3, 9, 24)
+        pooled = (theirs[layer][:, 0:18:2] + theirs[layer][:, 1:19:2]) / 2
+        assert (state - pooled).norm() / pooled.norm() < 1e-5, layer
+
+
+def test_an_experts_states_are_those_of_our_own_reader(hub, tmp_path: Path) -> None:
+    file = write_converted(random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0), tmp_path / "hubert.pt")
+    wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)
+    states = {}
+    for source in (str(file), f"s3prl:hubert_local:{file}"):
+        described = sources.describe(source)
+        assert (described.shape.layers, described.shape.width) == (2, 96)
+        states[source] = FrozenTeachers({"t": sources.load(described)}, {"t": [1, 2]})(wave, lengths)["t"]
+    ours, adapted = states.values()
+    mask = frame_mask(lengths, wave.shape[1], ours[1].shape[1], sources.describe(str(file)).shape)
+    for layer in (1, 2):
+        assert (ours[layer] - adapted[layer])[mask].norm() / ours[layer][mask].norm() < 1e-5
+
+
+def test_an_adapted_teacher_computes_in_fp32_whatever_the_ensemble_does() -> None:
+    class Expert(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(320, 8)
+
+        def forward(self, wavs: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+            frames = pad_sequence(wavs, batch_first=True).unfold(1, 320, 320)
+            return {"hidden_states": [self.linear(frames), 2 * self.linear(frames)]}
+
+    expert = Expert()
+    expected = expert.linear.weight.clone()
+    teachers = FrozenTeachers({"t": S3prlUpstream("x", expert, UpstreamShape(1, 8, 1))}, {"t": [0, 1]}, "bf16")
+    states = teachers(torch.randn(2, 3_200))["t"]
+    assert states[1].dtype == torch.float32
+    assert states[0].shape == (2, 9, 8)
+    assert torch.equal(states[1], 2 * states[0])
+    assert torch.equal(expert.linear.weight, expected)
+
+
+def model_config(tmp_path: Path, **ekd: object) -> object:
+    file = write_converted(random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0), tmp_path / "hubert.pt")
+    teachers = [{"name": "hubert", "source": str(file), "layers": [1, 2]},
+                {"name": "fbank", "source": "s3prl:fbank", "layers": [0]}]  # fmt: skip
+    student = {"width": 96, "ffn_width": 256, "heads": 4, "conv_layers": [list(layer) for layer in TINY.conv_layers],
+               "pos_conv_kernel": 32, "pos_conv_groups": 8}  # fmt: skip
+    return load_model_config({"student": student, "ekd": {"teachers": teachers, "mode": "multi_head",
+                                                          "initialise_from": "hubert", **ekd}})  # fmt: skip
+
+
+def test_teachers_of_different_kind_width_and_depth_mix(hub, tmp_path: Path) -> None:
+    config = model_config(tmp_path)
+    plan = check_teachers(config)
+    teachers = freeze(config, load_teachers(config, plan))
+    states = teachers(torch.stack([clip[:3_200] for clip in clips()]))
+    assert {name: sorted(found) for name, found in states.items()} == {"hubert": [1, 2], "fbank": [0]}
+    assert states["hubert"][2].shape[:2] == states["fbank"][0].shape[:2]
+    with pytest.raises(EkdError, match="student can start from our own encoders only"):
+        check_teachers(model_config(tmp_path, initialise_from="fbank"))
+    with pytest.raises(EkdError, match="no feed-forward blocks"):
+        check_teachers(model_config(tmp_path, targets={"tap": "ffn"}))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("s3prl:no_such_thing", "no upstream 'no_such_thing'"),
+        ("s3prl:hubert_local", "needs a checkpoint"),
+        ("s3prl:hubert_local:/no/file.pt", "could not be built and run"),
+    ],
+)
+def test_what_s3prl_cannot_build_is_one_line(hub, source: str, message: str) -> None:
+    with pytest.raises(EkdError, match=message) as caught:
+        sources.describe(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_lists_and_shows(hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["teachers"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in sources.HUB)
+    assert "s3prl:NAME:CKPT" in listed
+
+    encoder = random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0)
+    file = write_converted(encoder, tmp_path / "hubert.pt")
+    with wave_file.open(str(tmp_path / "clip.wav"), "wb") as out:
+        out.setparams((1, 2, 16_000, 0, "NONE", ""))
+        out.writeframes((clips()[0] * 20_000).short().numpy().tobytes())
+    assert main(["teachers", str(file), "--audio", str(tmp_path / "clip.wav"), "--precision", "bf16"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{sum(p.numel() for p in encoder.parameters()):,}" in shown
+    assert "0.50 s, 24 frames" in shown
+    table = [line.split() for line in shown.splitlines() if line.strip()[:1] in {"0", "1", "2"}]
+    assert [row[0] for row in table] == ["0", "1", "2"]
+    with torch.no_grad():
+        wave = (clips()[0] * 20_000).short().float().unsqueeze(0) / 32_768
+        state = encoder(wave).states[2]
+    assert float(table[2][1]) == pytest.approx(float(state.norm(dim=-1).mean()), abs=2e-3)
+    assert 0.99 < float(table[2][4]) <= 1.0
+
+    assert main(["teachers", "s3prl:fbank"]) == 0
+    assert "pool 2: frames of 10 ms averaged" in capsys.readouterr().out
+    assert main(["teachers", str(tmp_path / "missing.pt")]) == 2
+    assert main(["teachers", "--audio", "x.wav"]) == 2

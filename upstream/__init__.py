@@ -1,0 +1,1 @@
+"""s3prl upstreams (a mirror of s3prl/upstream)."""

@@ -68,13 +68,15 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, g
     channels and the kernel 32 taps or more (relative error 1.0 to 1.2, measured). No published model is that narrow,
     small students and teachers are. There it computes in fp32.
     """
-    half = x.dtype == torch.bfloat16 or (
-        torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type) == torch.bfloat16
-    )
-    if not (half and x.device.type == "cpu" and weight.shape[1] < 16):
+    if x.device.type != "cpu" or weight.shape[1] >= 16 or not _is_bf16_on_cpu(x):
         return F.conv1d(x, weight, bias, padding=padding, groups=groups)
     with torch.autocast("cpu", enabled=False):
         full = F.conv1d(
             x.float(), weight.float(), None if bias is None else bias.float(), padding=padding, groups=groups
         )
     return full.to(torch.bfloat16)
+
+
+def _is_bf16_on_cpu(x: Tensor) -> bool:
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return autocast or x.dtype == torch.bfloat16

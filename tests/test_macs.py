@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from convolutions import by_convolutions
 from export_student import write_student
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,6 +16,7 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.export.macs import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.model.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE
 from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_transformers
 
@@ -56,8 +58,9 @@ def test_hub_names(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("shape", [DISTILHUBERT, TINY, HUBERT_LARGE.with_(layers=2), WAVLM_BASE.with_(layers=2)])
-def test_against_torchs_counter(shape) -> None:
-    """An independent count: PyTorch's own, of our encoder run on tensors without data."""
+def test_against_torchs_counter(shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An independent count: PyTorch's own, of our encoder with plain convolutions, run on tensors without data."""
+    monkeypatch.setattr(ConvFrontEnd, "forward", by_convolutions)
     with torch.device("meta"):
         encoder = Encoder(shape).eval()
         for samples in (20560, 21000, 55120):

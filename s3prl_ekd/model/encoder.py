@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.model.arithmetic import gelu, layer_norm_fp32, scale_gradient
 from s3prl_ekd.model.attention import RelativeBias, SelfAttention
-from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask, layer_norm_fp32, scale_gradient
+from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask
 from s3prl_ekd.model.position import PositionalConv, PositionalConvStack
 from s3prl_ekd.model.shape import EncoderShape
 
@@ -145,7 +146,7 @@ class TransformerLayer(nn.Module):
         return layer_norm_fp32(self.ffn_norm, x + self._feed_forward(x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(F.gelu(self.ffn_in(x)), self.dropout.activation, self.training)
+        x = F.dropout(gelu(self.ffn_in(x)), self.dropout.activation, self.training)
         return self._drop(self.ffn_out(x))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.model.arithmetic import gelu, layer_norm_fp32
 from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
 
 
 class ConvFrontEnd(nn.Module):
@@ -18,10 +20,14 @@ class ConvFrontEnd(nn.Module):
     GroupNorm has one group per channel and averages over TIME: a clip padded with zeros gets other features than the
     same clip alone. That is why training batches are cut to equal length and never padded.
     Norms compute in fp32 whatever the precision of the rest.
+
+    ``convs`` and ``norms`` hold the weights under the family's names; what computes is ``strided_conv.py``, channels
+    last from end to end, and the first layer's own way (:meth:`_first`).
     """
 
     def __init__(self, shape: EncoderShape) -> None:
         super().__init__()
+        self.shape = shape
         self.group_norm = shape.conv_norm == "group"
         self.convs = nn.ModuleList()
         self.norms = nn.ModuleList()
@@ -29,6 +35,7 @@ class ConvFrontEnd(nn.Module):
         for index, (width, kernel, stride) in enumerate(shape.conv_layers):
             conv = nn.Conv1d(channels, width, kernel, stride, bias=shape.conv_bias)
             nn.init.kaiming_normal_(conv.weight)  # as fairseq, hence s3prl's distiller
+            conv.weight.data = channels_innermost(conv.weight.data)
             self.convs.append(conv)
             if self.group_norm and index == 0:
                 self.norms.append(nn.GroupNorm(width, width))
@@ -37,45 +44,71 @@ class ConvFrontEnd(nn.Module):
             channels = width
 
     def forward(self, wave: Tensor) -> Tensor:
-        """wave (B, N) -> features (B, T, C)."""
-        x = wave.to(self.convs[0].weight.dtype).unsqueeze(1)  # (B, 1, N)
-        for index, conv in enumerate(self.convs):
-            x = conv(x)  # (B, C, samples of this level)
-            if self.group_norm and index == 0:
-                norm = self.norms[0]
-                x = F.group_norm(x.float(), norm.num_groups, norm.weight.float(), norm.bias.float(), norm.eps).to(
-                    x.dtype
-                )
-            elif not self.group_norm:
-                x = layer_norm_fp32(self.norms[index], x.transpose(1, 2)).transpose(1, 2)
-            x = F.gelu(x)
-        return x.transpose(1, 2)
+        """wave (B, N) -> features (B, T, C).
+
+        Raises:
+            ValueError: the clips are too short for a single frame.
+        """
+        batch, samples = wave.shape
+        frames = self.shape.frames(samples)
+        if frames < 1:
+            raise ValueError(f"{samples} samples give no frame; {self.shape.receptive_field} do")
+        hop = self.shape.hop
+        wave = F.pad(wave, (0, -samples % hop))  # whole frames, so that every stride divides a clip's rows
+        x = gelu(self._first(wave, samples))
+        for index, conv in enumerate(self.convs[1:], start=1):
+            bias = None if conv.bias is None else conv.bias.to(x.dtype)
+            x = strided_conv(x, conv.weight.to(x.dtype), bias, conv.stride[0])  # (B * samples of this level, C)
+            if not self.group_norm:
+                x = layer_norm_fp32(self.norms[index], x)
+            x = gelu(x)
+        return x.view(batch, -1, x.shape[1])[:, :frames]
+
+    def _first(self, wave: Tensor, samples: int) -> Tensor:
+        """The first convolution and its norm: wave (B, N') of N samples and padding -> (B * N' / stride, C).
+
+        Its output is the largest tensor of the whole model, so GroupNorm does not get to read it: a channel's mean and
+        variance over time follow from those of the windows. With window u, weight w, mean m = E[u], S = Cov[u]::
+
+            (w u - E[w u]) / sqrt(Var[w u] + eps) * gamma + beta = (a w) (u - m) + beta,  a = gamma / sqrt(w S w + eps)
+
+        S is 10 x 10, in float64. What remains is one matrix product a clip, of centred windows: a constant offset in
+        the recording costs no precision.
+        """
+        conv, dtype = self.convs[0], _compute_dtype(wave, self.convs[0].weight)
+        kernel, stride = conv.kernel_size[0], conv.stride[0]
+        with torch.autocast(wave.device.type, enabled=False):
+            windows = F.pad(wave.float(), (0, max(kernel - stride, 0))).unfold(1, kernel, stride)  # (B, T', k)
+            weight = conv.weight.squeeze(1)  # (C, k)
+            if not self.group_norm:
+                bias = None if conv.bias is None else conv.bias.to(dtype)
+                x = F.linear(windows.to(dtype), weight.to(dtype), bias)
+                return layer_norm_fp32(self.norms[0], x).flatten(0, 1)
+            norm = self.norms[0]  # it takes the convolution's bias away again
+            count = (samples - kernel) // stride + 1  # windows that lie inside the clip
+            mean, covariance = _moments(windows[:, :count])
+            variance = ((weight.double() @ covariance) * weight.double()).sum(-1)  # (B, C)
+            scale = norm.weight.double() * (variance.clamp(min=0) + norm.eps).rsqrt()
+            scaled = scale.unsqueeze(-1) * weight.double()  # (B, C, k)
+            rounded = mean.float().unsqueeze(1)  # (B, 1, k); what rounding leaves of the mean goes into the bias
+            shift = norm.bias.double() + (rounded - mean.unsqueeze(1)) @ scaled.transpose(1, 2)  # (B, 1, C)
+            centred = (windows - rounded).to(dtype)
+            x = torch.baddbmm(shift.to(dtype), centred, scaled.to(dtype).transpose(1, 2))
+            return x.flatten(0, 1)
 
 
-def layer_norm_fp32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
-    """LayerNorm in fp32, returned in the dtype of ``x``: bf16 statistics over 768 channels lose too much."""
-    if x.dtype == torch.float32 and norm.weight.dtype == torch.float32:
-        return norm(x)
-    out = F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-    return out.to(x.dtype)
+def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (B, k) and covariance (B, k, k) over time of windows (B, T, k), in float64."""
+    windows = windows.double()
+    mean = windows.mean(1)
+    centred = windows - mean.unsqueeze(1)
+    return mean, centred.transpose(1, 2) @ centred / windows.shape[1]
 
 
-class _ScaleGradient(torch.autograd.Function):
-    """Identity forward; multiplies the gradient by a constant on the way back (fairseq's GradMultiply)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
-        return grad * ctx.scale, None
-
-
-def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """``feature_grad_mult``: slow the conv stack down against the transformer above it."""
-    return x if scale == 1.0 else _ScaleGradient.apply(x, scale)
+def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """What a matrix product of the two would be computed in: autocast's choice, else the weight's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def frame_mask(lengths: Tensor, samples: int, frames: int, shape: EncoderShape) -> Tensor:

@@ -127,7 +127,7 @@ def from_ours(weights: Mapping[str, Tensor], scheme: tuple[tuple[str, str], ...]
             tensor = tensor.view(1, 1, -1)
         elif name.endswith("gate_scale"):
             tensor = tensor.view(1, -1, 1, 1)
-        renamed[theirs] = tensor.clone()
+        renamed[theirs] = tensor.clone(memory_format=torch.contiguous_format)  # safetensors takes nothing else
     return renamed
 
 

@@ -1,0 +1,86 @@
+"""Strided convolutions as plain matrix products over a batch laid end to end.
+
+With channels last, the samples that a stride steps over are one row of a matrix, so a convolution of kernel k and
+stride s is ceil(k / s) products with slices of one and the same matrix: no window is copied, no layout is changed, and
+the work runs at the speed of a matrix product. s = 2, k = 3::
+
+    y[t] = [x[2t], x[2t + 1]] W_01 + x[2t + 2] W_2        rows of x.view(R / 2, 2C), then the same one row further on
+
+Clips lie end to end in one such matrix, each with as many rows as its padded length; a window that reaches over the end
+of its clip gives a row that nobody reads (``ConvFrontEnd`` cuts them off).
+Shapes: R rows of all clips, C input and O output channels, k taps, s stride.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """Convolve rows; the same numbers as ``F.conv1d`` on (1, C, R), zeros after the last row.
+
+    Args:
+        x: (R, C) contiguous; R a multiple of ``stride``.
+        weight: (O, C, k), fastest where channels lie innermost in memory (:func:`channels_innermost`).
+        bias: (O,) or None.
+        stride: s.
+
+    Returns:
+        (R / s, O) in the dtype of ``x``.
+    """
+    taps = weight.permute(0, 2, 1).reshape(weight.shape[0], -1)  # (O, k C)
+    return _StridedConv.apply(x, taps, bias, stride)
+
+
+def channels_innermost(weight: Tensor) -> Tensor:
+    """(O, C, k) of the same numbers, laid out in memory as (O, k, C): what :func:`strided_conv` reads in place."""
+    return weight.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+
+
+class _StridedConv(torch.autograd.Function):
+    """The products and their gradients, each written into the slice where it belongs: no temporary of the size of x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, taps)
+        ctx.stride, ctx.bias = stride, bias is not None
+        blocks = _blocks(x.shape[1], taps.shape[1], stride)
+        rows = x.reshape(-1, stride * x.shape[1])
+        (_, start, stop), *later = blocks
+        first, weight = rows[:, : stop - start], taps[:, start:stop].t()
+        out = first @ weight if bias is None else torch.addmm(bias, first, weight)
+        for shift, start, stop in later:
+            out[:-shift].addmm_(rows[shift:, : stop - start], taps[:, start:stop].t())
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[override]
+        x, taps = ctx.saved_tensors
+        grad = grad.contiguous()
+        rows = x.reshape(-1, ctx.stride * x.shape[1])
+        blocks = _blocks(x.shape[1], taps.shape[1], ctx.stride)
+        grad_x = grad_taps = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            _, start, stop = blocks[0]
+            whole = stop - start == rows.shape[1]
+            grad_rows = grad @ taps[:, start:stop] if whole else torch.zeros_like(rows)
+            if not whole:  # a kernel shorter than its stride leaves samples unread
+                torch.mm(grad, taps[:, start:stop], out=grad_rows[:, : stop - start])
+            for shift, start, stop in blocks[1:]:
+                grad_rows[shift:, : stop - start].addmm_(grad[:-shift], taps[:, start:stop])
+            grad_x = grad_rows.view_as(x)
+        if ctx.needs_input_grad[1]:
+            grad_taps = torch.empty_like(taps)
+            for shift, start, stop in blocks:
+                kept = len(grad) - shift
+                grad_taps[:, start:stop] = grad[:kept].t() @ rows[shift:, : stop - start]
+        if ctx.bias and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_x, grad_taps, grad_bias, None
+
+
+def _blocks(channels: int, taps: int, stride: int) -> list[tuple[int, int, int]]:
+    """(rows further on, first and last column of the weight) of each product."""
+    width = stride * channels
+    return [(index, start, min(start + width, taps)) for index, start in enumerate(range(0, taps, width))]

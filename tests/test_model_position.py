@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from s3prl_ekd.model.position import grouped_conv
+from s3prl_ekd.model.position import PositionalConv, grouped_conv
+from s3prl_ekd.teachers.tiny import TINY
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -25,3 +26,24 @@ def test_bf16_is_fp32_within_its_precision(channels: int, kernel: int, autocast:
         half = grouped_conv(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), kernel // 2, groups)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).norm() < 0.01 * exact.norm()
+
+
+def test_the_kept_weight_follows_every_change() -> None:
+    conv, x = PositionalConv(TINY), torch.randn(2, 30, TINY.width)
+    with torch.no_grad():
+        before = conv(x)
+        assert torch.equal(conv(x), before)
+        conv.v[0].mul_(2)  # in place, as an optimizer
+        changed = conv(x)
+        assert not torch.allclose(changed, before)
+        conv.load_state_dict({name: value.clone() for name, value in PositionalConv(TINY).state_dict().items()})
+        fresh = conv(x)
+    assert not torch.allclose(fresh, changed)
+    assert torch.equal(fresh, conv(x).detach())  # with gradients the weight is made anew each time
+    with torch.inference_mode():
+        assert torch.equal(conv(x), fresh)
+    loss = conv(x).sum()  # a weight kept in inference mode must not reach a graph
+    loss.backward()
+    assert conv.v.grad is not None
+    with torch.no_grad():
+        assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.teachers import mapping, sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, normalize_wave
 from s3prl_ekd.teachers.shapes import parse_conv_layers
@@ -25,6 +26,25 @@ def test_teachers_stay_frozen_whatever_the_runner_calls() -> None:
     states = teachers(torch.randn(2, 3_200, requires_grad=True))["t"]
     assert sorted(states) == [2, 6]
     assert not states[6].requires_grad
+
+
+def test_teachers_with_one_conv_stack_compute_it_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other, apart = (random_encoder(TINY, seed=seed) for seed in (0, 1, 2))
+    other.frontend.load_state_dict(one.frontend.state_dict())
+    wave, layers = 0.1 * torch.randn(2, 8_000), {"one": [2], "apart": [2], "other": [6]}
+    alone = {name: FrozenTeachers({name: encoder}, {name: layers[name]})(wave)[name]
+             for name, encoder in (("one", one), ("apart", apart), ("other", other))}  # fmt: skip
+    teachers = FrozenTeachers({"one": one, "apart": apart, "other": other}, layers)
+    passes = []
+    forward = ConvFrontEnd.forward
+    monkeypatch.setattr(ConvFrontEnd, "forward", lambda self, wave: passes.append(1) or forward(self, wave))
+    together = teachers(wave)
+    assert len(passes) == 2
+    for name, states in alone.items():
+        assert all(torch.equal(state, together[name][layer]) for layer, state in states.items())
+    normalised = random_encoder(TINY.with_(normalize=True), seed=0)
+    FrozenTeachers({"one": one, "normalised": normalised}, {"one": [1], "normalised": [1]})(wave)
+    assert len(passes) == 4  # same weights, but it hears another waveform
 
 
 def test_bf16_teachers_stay_close_and_keep_their_norms_in_fp32() -> None:

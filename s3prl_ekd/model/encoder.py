@@ -76,6 +76,7 @@ class Encoder(nn.Module):
         lengths: Tensor | None = None,
         states: Collection[int] | None = None,
         replace: Callable[[Tensor], Tensor] | None = None,
+        conv_features: Tensor | None = None,
     ) -> EncoderOutput:
         """Encode a batch.
 
@@ -84,6 +85,7 @@ class Encoder(nn.Module):
             lengths: (B,) samples of each clip; None when all have N samples (the fast path: no masks anywhere).
             states: which hidden states to keep, 0..layers; None keeps all. Layers above the last one are not run.
             replace: what the transformer sees instead of the projected features (masking.py); None: the features.
+            conv_features: (B, T, C) what ``frontend(wave)`` gives, where that is known already.
 
         Raises:
             ValueError: a state beyond the last layer is asked for.
@@ -92,7 +94,9 @@ class Encoder(nn.Module):
         last = max(wanted, default=0)
         if last > self.shape.layers or min(wanted, default=0) < 0:
             raise ValueError(f"states {sorted(wanted)} asked of an encoder with states 0..{self.shape.layers}")
-        features = scale_gradient(self.frontend(wave), self.feature_grad_mult)  # (B, T, C)
+        if conv_features is None:
+            conv_features = self.frontend(wave)
+        features = scale_gradient(conv_features, self.feature_grad_mult)  # (B, T, C)
         mask = None
         if lengths is not None:
             mask = frame_mask(lengths, wave.shape[1], features.shape[1], self.shape)

@@ -28,16 +28,30 @@ class PositionalConv(nn.Module):
         nn.init.normal_(self.v, std=math.sqrt(4.0 / (kernel * shape.width)))
         self.g = nn.Parameter(self.v.detach().norm(dim=(0, 1)))
         self.bias = nn.Parameter(torch.zeros(shape.width))
+        self._kept: tuple[tuple, Tensor] | None = None  # (what it was made of, the weight), for :meth:`_weight`
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
         kernel = self.v.shape[-1]
-        v = self.v.float()
-        weight = (v * (self.g.float() / v.norm(dim=(0, 1)))).to(x.dtype)
-        out = grouped_conv(x.transpose(1, 2), weight, self.bias.to(x.dtype), kernel // 2, self.groups)
+        weight, bias = self._weight(x.dtype), self.bias.to(x.dtype)
+        out = grouped_conv(x.transpose(1, 2), weight, bias, kernel // 2, self.groups)
         if kernel % 2 == 0:
             out = out[:, :, :-1]  # an even kernel with symmetric padding makes one frame too many
         return F.gelu(out).transpose(1, 2)
+
+    def _weight(self, dtype: torch.dtype) -> Tensor:
+        """(D, D / groups, k), in ``dtype``. Without gradients it is kept until v or g change."""
+        if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.v.requires_grad):
+            return self._normalised().to(dtype)
+        made_of = [(p.data_ptr(), p._version, p.dtype, p.device) for p in (self.v, self.g)]
+        key = (*made_of, dtype, torch.is_inference_mode_enabled())
+        if self._kept is None or self._kept[0] != key:
+            self._kept = key, self._normalised().to(dtype)
+        return self._kept[1]
+
+    def _normalised(self) -> Tensor:
+        v = self.v.float()
+        return v * (self.g.float() / v.norm(dim=(0, 1)))
 
 
 class PositionalConvStack(nn.Module):

@@ -6,6 +6,7 @@ s3prl's runner clips, optimises and saves everything under ``.model``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -18,6 +19,8 @@ from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.teachers.adapter import S3prlUpstream
+
+logger = logging.getLogger(__name__)
 
 Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -48,6 +51,7 @@ class FrozenTeachers(nn.Module):
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
+        self._listens_with = _share_front_ends(self.encoders)
         self.wanted = {name: tuple(layers[name]) for name in encoders}
         self.precision = precision
         self.requires_grad_(False)
@@ -73,12 +77,22 @@ class FrozenTeachers(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherStates:
         """wave (B, N) 16 kHz, lengths (B,) or None -> teacher -> layer -> (B, T, D) in the teachers' precision."""
         states: TeacherStates = {}
+        shared: dict[str, Tensor] = {}  # conv features that several teachers read
         # an fp16 run of s3prl's runner must not reach in here: precision is the ensemble's own
         with torch.autocast(wave.device.type, enabled=False), _tf32(wave.is_cuda and self.precision == "fp32"):
             for name, encoder in self.encoders.items():
                 shape = encoder.shape
                 heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
-                states[name] = encoder(heard, lengths, self.wanted[name]).states
+                if isinstance(encoder, Encoder):
+                    first = self._listens_with[name]
+                    conv = shared.get(first)
+                    if conv is None:
+                        conv = encoder.frontend(heard)
+                    if list(self._listens_with.values()).count(first) > 1:
+                        shared[first] = conv
+                    states[name] = encoder(heard, lengths, self.wanted[name], conv_features=conv).states
+                else:
+                    states[name] = encoder(heard, lengths, self.wanted[name]).states
                 if self.tap == "ffn":
                     states[name] = {layer: self._tapped.pop(layer) for layer in self.wanted[name]}
         return states
@@ -88,6 +102,32 @@ class FrozenTeachers(nn.Module):
             self._tapped[layer] = output
 
         return hook
+
+
+def _share_front_ends(encoders: nn.ModuleDict) -> dict[str, str]:
+    """Let teachers with equal conv stacks use one of them: teacher -> the first teacher that has its stack.
+
+    A third of a Base teacher is its conv stack, and a teacher tuned from another one with a frozen front end has the
+    same. Weights are compared bit by bit; the waveform normalisation must agree too.
+    """
+    listens_with: dict[str, str] = {}
+    for name, encoder in encoders.items():
+        if not isinstance(encoder, Encoder):
+            continue
+        firsts = [first for first in dict.fromkeys(listens_with.values()) if _same_front_end(encoder, encoders[first])]
+        listens_with[name] = firsts[0] if firsts else name
+        if firsts:
+            encoder.frontend = encoders[firsts[0]].frontend
+            logger.info("[ekd] teacher %s has the conv stack of %s: computed once for both", name, firsts[0])
+    return listens_with
+
+
+def _same_front_end(one: Encoder, other: Encoder) -> bool:
+    fields = ("conv_layers", "conv_norm", "conv_bias", "normalize", "normalize_eps")
+    if any(getattr(one.shape, field) != getattr(other.shape, field) for field in fields):
+        return False
+    theirs = other.frontend.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in one.frontend.state_dict().items())
 
 
 @contextmanager

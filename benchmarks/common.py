@@ -12,6 +12,19 @@ from typing import Any
 
 import torch
 
+from s3prl_ekd.model.shape import HUBERT_BASE
+from s3prl_ekd.teachers.tiny import TINY
+
+SIZES = {"full": HUBERT_BASE, "tiny": TINY}
+LAYERS = {"full": (4, 8, 12), "tiny": (2, 4, 6)}
+
+
+def clips(count: int, seconds: float, device: str) -> list[torch.Tensor]:
+    """Clips of one length, the same ones each time."""
+    generator = torch.Generator().manual_seed(0)
+    samples = int(seconds * 16_000)
+    return [0.1 * torch.randn(samples, generator=generator).to(device) for _ in range(count)]
+
 
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):

@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import scipy
@@ -109,24 +110,14 @@ def machine() -> dict[str, object]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--seconds", type=float, default=15.0, help="length of a clip (the recipe crops to 15.6)")
-    parser.add_argument("--noise", help="folder or table of noise")
-    parser.add_argument("--rooms", help="folder or table of room responses")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    result: dict[str, object] = {
-        "machine": machine(),
-        "clip_seconds": arguments.seconds,
-        "audio_seconds_per_second": {},
-    }
+def measure(seconds: float, noise: str | None = None, rooms: str | None = None) -> dict[str, dict[str, float]]:
+    """Audio seconds per second of every case; ``noise`` and ``rooms`` are folders or tables, made here if None."""
+    figures: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        table = make_corpus(folder, arguments.seconds)
-        noise = arguments.noise or str(make_noise(folder / "noise"))
-        rooms = arguments.rooms or str(make_rooms(folder / "rooms"))
+        table = make_corpus(folder, seconds)
+        noise = noise or str(make_noise(folder / "noise"))
+        rooms = rooms or str(make_rooms(folder / "rooms"))
         additive, other = AdditiveConfig(noise=[noise]), NonAdditiveConfig(reverb=[rooms])
         mixture = Distorter(DistortionConfig(additive=additive, non_additive=other))
         alone = AdditiveConfig(noise=[noise], gaussian=False, clean=False)
@@ -157,9 +148,28 @@ def main() -> None:
             "pitch alone": work(CLEAN, PITCH, read=False),
             "band reject alone": work(CLEAN, BAND_REJECT, read=False),
         }
-        figures = {name: speed(case, arguments.seconds) for name, case in cases.items()}
+        figures |= {name: speed(case, seconds) for name, case in cases.items()}
         for label, distorter in (("no distortion", None), ("noise from files", always_noise), ("mixture", mixture)):
             figures[f"2 workers, loader: {label}"] = loader_speed(table, distorter, workers=2)
+    return figures
+
+
+def run(options: Any) -> dict[str, Any]:
+    """(d) For ``make bench``: clips of ``options.clip_seconds``."""
+    torch.set_num_threads(1)
+    return measure(options.clip_seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--seconds", type=float, default=15.0, help="length of a clip (the recipe crops to 15.6)")
+    parser.add_argument("--noise", help="folder or table of noise")
+    parser.add_argument("--rooms", help="folder or table of room responses")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    result: dict[str, object] = {"machine": machine(), "clip_seconds": arguments.seconds}
+    figures = measure(arguments.seconds, arguments.noise, arguments.rooms)
     result["audio_seconds_per_second"] = figures
     print(json.dumps(result["machine"]))
     for name, figure in figures.items():

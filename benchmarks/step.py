@@ -7,52 +7,48 @@ its DistillerModel student with nine heads, zero-padded batches and the attentio
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from benchmarks import common
+from benchmarks.models import s3prl_expert
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.distill.losses import head_losses, mean_over_heads
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import BASE_CONV, HUBERT_BASE, EncoderShape
+from s3prl_ekd.model.shape import BASE_CONV, EncoderShape
 from s3prl_ekd.model.student import Student
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, write_converted
 
-SIZES = {"full": HUBERT_BASE, "tiny": TINY}
-LAYERS = {"full": (4, 8, 12), "tiny": (2, 4, 6)}
 # GFLOP of one second of audio in a full-size step of three teachers and nine heads (docs/performance.md)
 FULL_STEP_GFLOP = 70.5
 
 
-def teachers_of(shape: EncoderShape) -> dict[str, Encoder]:
+def teachers_of(shape: EncoderShape, count: int = 3) -> dict[str, Encoder]:
+    """The paper's three with random weights, or the first ``count`` of them."""
     fairseq = shape.with_(padding_rule="fairseq")
     torch.manual_seed(0)
-    return {
-        "hubert": Encoder(fairseq).eval(),
-        "robust_hubert": Encoder(fairseq).eval(),
-        "wavlm": Encoder(fairseq.with_(attention="gated_relative")).eval(),
-    }
+    shapes = {"hubert": fairseq, "robust_hubert": fairseq, "wavlm": fairseq.with_(attention="gated_relative")}
+    return {name: Encoder(shapes[name]).eval() for name in list(shapes)[:count]}
 
 
-def ours(size: str, wave: torch.Tensor, precision: str, device: str) -> Callable[[], float]:
-    """A training step of this project."""
-    shape, layers = SIZES[size], LAYERS[size]
-    teachers = FrozenTeachers(teachers_of(shape), {n: layers for n in ("hubert", "robust_hubert", "wavlm")}, precision)
-    teachers.to(device)
-    targets = plan_targets("multi_head", [TeacherLayers(name, layers, shape.width) for name in teachers.wanted])
+def ours(
+    size: str, wave: torch.Tensor, precision: str, device: str, student_precision: str, teachers: int = 3
+) -> Callable[[], float]:
+    """A training step of this project: ``precision`` of the teachers, ``student_precision`` of the student."""
+    shape, layers = common.SIZES[size], common.LAYERS[size]
+    encoders = teachers_of(shape, teachers)
+    frozen = FrozenTeachers(encoders, {name: layers for name in encoders}, precision).to(device)
+    targets = plan_targets("multi_head", [TeacherLayers(name, layers, shape.width) for name in encoders])
     student = Student(student_config(shape), targets).to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4)
-    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=precision == "bf16")
+    autocast = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=student_precision == "bf16")
 
     def step() -> float:
-        states = teachers(wave)
+        states = frozen(wave)
         with autocast:
             _, predictions = student(wave)
         losses = {t.name: head_losses(predictions[t.name], t.gather(states)) for t in targets}
@@ -82,16 +78,13 @@ def s3prl_way(size: str, clips: list[torch.Tensor], device: str) -> Callable[[],
     import s3prl_ekd
 
     s3prl_ekd.register()
-    from s3prl import hub
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
-    shape, layers = SIZES[size], LAYERS[size]
-    experts = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, encoder in teachers_of(shape).items():
-            file = write_converted(encoder, Path(folder) / f"{name}.pt")
-            load = hub.wavlm_local if name == "wavlm" else hub.hubert_local
-            experts.append(load(ckpt=str(file)).eval().requires_grad_(False).to(device))
+    shape, layers = common.SIZES[size], common.LAYERS[size]
+    experts = [
+        s3prl_expert(encoder, name).eval().requires_grad_(False).to(device)
+        for name, encoder in teachers_of(shape).items()
+    ]
     conv = str([tuple(layer) for layer in shape.conv_layers] if shape.conv_layers != BASE_CONV else list(BASE_CONV))
     student = DistillerModel(
         DistillerConfig(
@@ -113,10 +106,9 @@ def s3prl_way(size: str, clips: list[torch.Tensor], device: str) -> Callable[[],
     )
     student = student.to(device).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=2e-4)
-    lengths = torch.tensor([len(clip) for clip in clips])
+    lengths = torch.tensor([len(clip) for clip in clips], device=device)
     wave = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
-    pad_mask = (torch.arange(wave.shape[1]) < lengths.unsqueeze(1)).float().to(device)
-    wave, clips = wave.to(device), [clip.to(device) for clip in clips]
+    pad_mask = (torch.arange(wave.shape[1], device=device) < lengths.unsqueeze(1)).float()
 
     def step() -> float:
         _, _, prediction, _ = student(wave, pad_mask)
@@ -136,17 +128,13 @@ def s3prl_way(size: str, clips: list[torch.Tensor], device: str) -> Callable[[],
 
 
 def run(options: Any) -> dict[str, Any]:
-    """Measure; ``options``: device, size, batch, clip_seconds, precision, pairs."""
+    """Measure; ``options``: device, size, batch, clip_seconds, precision, student_precision, pairs."""
     logging.disable(logging.INFO)
-    device, samples = options.device, int(options.clip_seconds * 16_000)
-    generator = torch.Generator().manual_seed(0)
+    device, precision = options.device, options.precision
     # equal clips for both: what padding costs s3prl on unequal ones comes on top
-    clips = [0.1 * torch.randn(samples, generator=generator) for _ in range(options.batch)]
-    precision = options.precision
-    mine = ours(options.size, torch.stack(clips).to(device), precision, device)
+    clips = common.clips(options.batch, options.clip_seconds, device)
+    mine = ours(options.size, torch.stack(clips), precision, device, options.student_precision)
     theirs = s3prl_way(options.size, clips, device)
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats()
     result = common.interleaved(mine, theirs, device, options.pairs)
     audio = options.batch * options.clip_seconds
     values: dict[str, Any] = {
@@ -157,6 +145,7 @@ def run(options: Any) -> dict[str, Any]:
         "audio_seconds": audio,
         "audio_seconds_per_second": audio / result["first_s"],
         "precision": precision,
+        "student_precision": options.student_precision,
         "size": options.size,
         "batch": options.batch,
         "clip_seconds": options.clip_seconds,
@@ -167,6 +156,4 @@ def run(options: Any) -> dict[str, Any]:
         ceiling = common.matmul_ceiling(device, dtype)
         values["matmul_ceiling_flops"] = ceiling
         values["matmul_fraction"] = FULL_STEP_GFLOP * 1e9 * audio / result["first_s"] / ceiling
-    if device.startswith("cuda"):
-        values["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return values

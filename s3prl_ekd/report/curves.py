@@ -1,17 +1,17 @@
 """The report's figures as PNG bytes: loss per teacher and layer, total loss and learning rate, layer weights.
 
-Data comes from ``sources.py``, colours from ``style.py``; the page that holds the figures is ``page.py``.
+Figures of scores are in ``score_figures.py``. Data comes from ``sources.py``, colours from ``style.py``; the page that
+holds the figures is ``page.py``.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3prl_ekd.report.sources import Evaluation, Pretraining, split_head
-from s3prl_ekd.report.style import DARK, LIGHT, Theme, drawing, shade
+from s3prl_ekd.report.style import LIGHT, Theme, drawing, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
         )  # fmt: skip
         for row, (_, label) in enumerate(_TERMS):
             axes[row][0].set_ylabel(label)
-        return _png(figure)
+        return png(figure)
 
 
 def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
@@ -61,13 +61,13 @@ def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
         if not any("lr" in line for line in run.metrics):
             figure, axis = plt.subplots(figsize=(9.3, 2.7))
             _line(axis, run, "loss", theme.accent, "loss, mean over heads")
-            return _png(figure)
+            return png(figure)
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.3, 2.7), width_ratios=(2, 1))
         _line(left, run, "loss", theme.accent, "loss, mean over heads")
         _line(right, run, "lr", theme.muted, "learning rate")
         # Powers of ten at each tick: matplotlib's common factor above the axis would push the title up.
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
-        return _png(figure)
+        return png(figure)
 
 
 def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> bytes | None:
@@ -89,25 +89,7 @@ def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> by
             axis.set_visible(False)
         for axis, one in zip(axes.flat, shown, strict=False):
             _heat(axis, one, theme)
-        return _png(figure)
-
-
-def write_pngs(
-    folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
-) -> list[Path]:
-    """All figures as files (light), beside the page; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, bytes | None] = {}
-    for run in pretrainings:
-        figures[f"{run.name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
-        figures[f"{run.name}-loss.png"] = overview_png(run, theme)
-    figures["layer-weights.png"] = layer_weights_png(evaluations, theme)
-    written = []
-    for name, data in figures.items():
-        if data is not None:
-            (folder / name).write_bytes(data)
-            written.append(folder / name)
-    return written
+        return png(figure)
 
 
 def series(run: Pretraining, head: str, term: str) -> tuple[list[int], list[float]]:
@@ -143,14 +125,13 @@ def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
     axis.set_title(one.scores["label"])
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure's bytes; it is closed. Those without a layout of their own get a tight one."""
     import matplotlib.pyplot as plt
 
-    figure.tight_layout(pad=0.6, w_pad=1.4)
+    if figure.get_layout_engine() is None:
+        figure.tight_layout(pad=0.6, w_pad=1.4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
     plt.close(figure)
     return buffer.getvalue()
-
-
-THEMES = (LIGHT, DARK)

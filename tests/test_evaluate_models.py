@@ -6,16 +6,20 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 from evaluate_stand_in import evaluate, install_stand_in, make_data
+from export_student import SMALL, write_student
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
 from s3prl_ekd.evaluate.models import Upstream, choose_models, labelled
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.export.macs_command import model_cost
 
 
 @pytest.fixture
@@ -80,6 +84,17 @@ def test_which_models_are_meant(tmp_path, monkeypatch):
     assert listed[0].checkpoint == tmp_path / "x.ckpt"
 
 
+def test_a_student_is_not_handed_to_another_upstream_unasked(tmp_path):
+    file = str(write_student(tmp_path / "x" / "states-10.ckpt"))
+    for given in (file, str(tmp_path / "x")):
+        with pytest.raises(EkdError, match="a student, which s3prl's fbank does not read; .*--ckpt LABEL="):
+            choose_models([("ckpt", given), ("upstream", "fbank")])
+    both = choose_models([("ckpt", f"mine={file}"), ("upstream", "fbank")])
+    assert [one.name for one in both] == ["ekd_student", "fbank"]
+    [ours] = choose_models([("ckpt", file), ("upstream", "ekd_student")])
+    assert ours.arguments() == ["-u", "ekd_student", "-k", file]
+
+
 MISTAKES = {
     "preset": (["--preset", "huge"], "no preset 'huge'; expected one of superb, superb_grid, hidden, small, tiny"),
     "rate that is no number": (["--lr", "pr:0.1,fast"], "--lr pr:0.1,fast: learning rate 'fast': expected a positive"),
@@ -128,3 +143,16 @@ def test_devices_by_default(monkeypatch):
     check_devices(["cuda", "cuda:1"])
     with pytest.raises(EkdError, match="--devices cuda:2: torch sees 2 CUDA GPUs here"):
         check_devices(["cuda:0", "cuda:2"])
+
+
+def test_cost_of_what_is_evaluated(tmp_path):
+    """The same numbers as ``s3prl-ekd macs``: a checkpoint, the untrained student of its configuration, a hub name."""
+    checkpoint = write_student(tmp_path / "x" / "states-10.ckpt")
+    config = tmp_path / "config_model.yaml"
+    config.write_text(yaml.safe_dump({"base": "config_model.yaml", "student": SMALL}))
+    counted = model_cost(str(checkpoint))
+    expected = {"params": counted.params, "macs": counted.macs}
+    assert upstream_cost("ekd_student", checkpoint=checkpoint) == expected
+    assert upstream_cost("ekd_student", model_config=config) == expected
+    assert upstream_cost("hubert_base")["macs"] == model_cost("hubert_base").macs
+    assert upstream_cost("wav2vec2_local", checkpoint=checkpoint) is None

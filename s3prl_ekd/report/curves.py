@@ -82,9 +82,7 @@ def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> by
         tasks = max(len(one.layer_weights) for one in shown)
         across = 1 if states > 6 else min(2, len(shown))
         down = math.ceil(len(shown) / across)
-        figure, axes = plt.subplots(
-            down, across, figsize=(9.3 if states > 4 or across > 1 else 5.5, down * (0.9 + 0.42 * tasks)), squeeze=False
-        )
+        figure, axes = plt.subplots(down, across, figsize=(9.3, down * (0.9 + 0.42 * tasks)), squeeze=False)
         for axis in axes.flat[len(shown) :]:
             axis.set_visible(False)
         for axis, one in zip(axes.flat, shown, strict=False):
@@ -107,16 +105,19 @@ def _line(axis: Axes, run: Pretraining, key: str, colour: str, title: str) -> No
 
 
 def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
     tasks = list(one.layer_weights)
     values = [one.layer_weights[task] for task in tasks]
     states = len(values[0])
     # From 0: the same colour is the same weight in every panel; 2/n leaves room above the uniform 1/n.
     top = max(2.0 / states, max(max(row) for row in values))
-    image = axis.imshow(values, aspect="auto", cmap=theme.heat, vmin=0.0, vmax=top)
+    colours = LinearSegmentedColormap.from_list("heat", theme.heat)
+    image = axis.imshow(values, aspect="auto", cmap=colours, vmin=0.0, vmax=top)
     for row, weights in enumerate(values):
         for column, weight in enumerate(weights):
             red, green, blue, _ = image.cmap(image.norm(weight))
-            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "#ffffff"
+            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.46 else "#ffffff"
             axis.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
     axis.set_xticks(range(states), ["input"] + [f"layer {index}" for index in range(1, states)])
     axis.set_yticks(range(len(tasks)), [task.upper() for task in tasks])

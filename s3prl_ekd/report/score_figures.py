@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_LEGEND_LINE = 88  # characters of all names together that fit into one line under a figure
+_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+_WIDTH = 9.3  # inches: the page's column, so that all letters are of one size
+_LEGEND_LINE = 14  # characters of names, handles and gaps in an inch under a figure
+_LEGEND_ROW = 0.19  # inches
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn: hues repeat after six models, with another marker."""
+    """How a model is drawn: hues repeat after six models, with another marker and line."""
 
     colour: str
     marker: str
+    line: str | tuple[float, tuple[float, ...]]
 
 
 def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
@@ -37,7 +41,11 @@ def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
     hues = theme.teachers
     labels = dict.fromkeys(record["label"] for record in records)
     return {
-        label: Look(hues[number % len(hues)], _MARKERS[number // len(hues) % len(_MARKERS)])
+        label: Look(
+            hues[number % len(hues)],
+            _MARKERS[number // len(hues) % len(_MARKERS)],
+            _LINES[number // len(hues) % len(_LINES)],
+        )  # fmt: skip
         for number, label in enumerate(labels)
     }
 
@@ -89,7 +97,8 @@ def _grid_panel(axis: Axes, grid: GridOfTask, look: dict[str, Look], theme: Them
             known = [row.dev[rate] for row in rows if row.dev.get(rate) is not None]
             if known:
                 means[rate] = fmean(known)
-        axis.plot([place[rate] for rate in means], list(means.values()), color=colour, zorder=2)
+        line = look[label].line
+        axis.plot([place[rate] for rate in means], list(means.values()), color=colour, linestyle=line, zorder=2)
         for row in rows:
             points = {rate: value for rate, value in row.dev.items() if value is not None}
             axis.plot(
@@ -133,9 +142,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
     across = min(count, 2)
     down = math.ceil(count / across)
-    figure, axes = plt.subplots(
-        down, across, figsize=(9.3 if across > 1 else 6.2, 2.75 * down + 0.35), squeeze=False, layout="constrained"
-    )
+    figure, axes = plt.subplots(down, across, figsize=(_WIDTH, 2.6 * down + 0.1), squeeze=False, layout="constrained")
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -146,7 +153,14 @@ def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: The
 
     names = list(dict.fromkeys(labels))
     handles = [
-        Line2D([], [], color=look[name].colour, marker=look[name].marker, linestyle="-" if ring else "", label=name)
+        Line2D(
+            [],
+            [],
+            color=look[name].colour,
+            marker=look[name].marker,
+            linestyle=look[name].line if ring else "",
+            label=name,
+        )
         for name in names
     ]
     if ring:
@@ -163,5 +177,7 @@ def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: The
             )  # fmt: skip
         )
     longest = max(len(handle.get_label()) for handle in handles) + 7
-    room = _LEGEND_LINE if figure.get_figwidth() > 7 else _LEGEND_LINE * 2 // 3
-    figure.legend(handles=handles, loc="outside lower left", ncols=max(1, min(len(handles), room // longest)))
+    columns = max(1, min(len(handles), int(_WIDTH * _LEGEND_LINE) // longest))
+    # The legend must not take its room from the panels.
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns)

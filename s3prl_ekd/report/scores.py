@@ -195,4 +195,4 @@ def _trained(record: dict[str, Any], task: str) -> str:
     rates = dict.fromkeys(f"{part['lr']:g}" for part in parts if isinstance(part.get("lr"), int | float))
     steps = found.get("steps")
     size = f"{steps:,} steps" if isinstance(steps, int) else ""
-    return escape(", ".join(filter(None, [size, "lr " + " / ".join(rates) if rates else ""])) or MISSING)
+    return escape(size or MISSING) + (f"<small>lr {escape(' / '.join(rates))}</small>" if rates else "")

@@ -11,7 +11,8 @@ import yaml
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import command
-from s3prl_ekd.evaluate.plan import Upstream, make_plan, numbered_checkpoints
+from s3prl_ekd.evaluate.models import Upstream, choose_upstream
+from s3prl_ekd.evaluate.plan import make_plan, numbered_checkpoints
 from s3prl_ekd.evaluate.presets import apply_overrides, literal, parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
@@ -71,7 +72,7 @@ def test_every_preset_trains_and_chooses_on_dev(data, tmp_path, name):
 
 def test_commands_are_what_s3prl_expects(data, tmp_path):
     overrides = preset("tiny")["tasks"]
-    for run in plan(data, tmp_path, overrides=overrides, device="cpu", seed=7, normalize=True):
+    for run in plan(data, tmp_path, overrides=overrides, device="cpu", seeds=[7], normalize=True):
         args, pairs = native(run.train_command(["run_downstream.py"]))
         assert (args.mode, args.a, args.seed, args.device) == ("train", True, 7, "cpu")
         assert (args.downstream, args.upstream) == (run.task.downstream, "fbank")
@@ -113,9 +114,9 @@ def test_checkpoints_are_ordered_by_their_number(tmp_path):
 def test_upstream_arguments(tmp_path):
     model = tmp_path / "config_model.yaml"
     model.touch()
-    assert command.choose_upstream(None, None, model, "base").arguments() == ["-u", "ekd_student", "-g", str(model)]
-    assert command.choose_upstream(None, "fbank", None, None).arguments() == ["-u", "fbank"]
-    other = command.choose_upstream(model, "wav2vec2_local", None, "mine")
+    assert choose_upstream(None, None, model, "base").arguments() == ["-u", "ekd_student", "-g", str(model)]
+    assert choose_upstream(None, "fbank", None, None).arguments() == ["-u", "fbank"]
+    other = choose_upstream(model, "wav2vec2_local", None, "mine")
     assert (other.arguments(), other.label) == (["-u", "wav2vec2_local", "-k", str(model)], "mine")
 
 
@@ -140,13 +141,13 @@ def test_overrides_by_task():
         (lambda d, t: plan(t / "nowhere", t), "pr.yaml: not found; prepare the pr data first: s3prl-ekd prepare"),
         (lambda d, t: plan(d, t, folds=["fold9"]), "no fold 'fold9'"),
         (lambda d, t: plan(d, t, overrides={"pr": {"config.runner.total_steps": "10"}}), "eval_step: 1000 > total"),
-        (lambda d, t: preset("huge"), "no preset 'huge'; expected one of superb, small, tiny"),
+        (lambda d, t: preset("huge"), "no preset 'huge'; expected one of superb, superb_grid, hidden, small, tiny"),
         (lambda d, t: parse_overrides(["kws:config.a=1"]), "unknown task 'kws'"),
         (lambda d, t: parse_overrides(["pr:lr"]), "expected TASK:config.some.key=value"),
         (lambda d, t: literal("config.a", "a=b"), "cannot carry"),
-        (lambda d, t: command.choose_upstream(t / "no.ckpt", None, None, None), "no.ckpt: not found; expected a"),
-        (lambda d, t: command.choose_upstream(d, None, None, None), "no states-*.ckpt in this folder"),
-        (lambda d, t: command.choose_upstream(None, None, None, None), "nothing to evaluate"),
+        (lambda d, t: choose_upstream(t / "no.ckpt", None, None, None), "no.ckpt: not found; expected a"),
+        (lambda d, t: choose_upstream(d, None, None, None), "no states-*.ckpt in this folder"),
+        (lambda d, t: choose_upstream(None, None, None, None), "nothing to evaluate"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_clear_line(data, tmp_path, act, message):

@@ -1,86 +1,33 @@
-"""Running a plan: resumption, failures and scores.json, with a stand-in for the native runner; then the real one."""
+"""Running a plan: resumption, failures and scores.json, with a stand-in for the native runner."""
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import textwrap
 
 import pytest
-import torch
+from evaluate_stand_in import install_stand_in, make_data
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate import plan as planning
 from s3prl_ekd.evaluate import process
-from s3prl_ekd.evaluate.nursery import Nursery
-from s3prl_ekd.evaluate.plan import Upstream, make_plan
+from s3prl_ekd.evaluate.models import Upstream
+from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.results import collect, read_scores, write_scores
-from s3prl_ekd.evaluate.run import run_all
+from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
-
-# Prints and writes what s3prl's runner prints and writes, for two utterances, and counts its calls in calls.txt.
-STAND_IN = """
-import argparse, pathlib, shutil, sys
-p = argparse.ArgumentParser()
-for a in ("-m", "-p", "-u", "-d", "-c", "-o", "-e", "-t", "--seed", "--device"):
-    p.add_argument(a)
-p.add_argument("-a", action="store_true")
-a = p.parse_args()
-if a.m == "train":
-    out = pathlib.Path(a.p)
-    with (out.parent / "calls.txt").open("a") as f: f.write(out.name + chr(10))
-    if (out.parent / "broken").exists():
-        print("Traceback", flush=True); print("RuntimeError: boom"); sys.exit(1)
-    print("\\roverall:  50%|#####     | 1/2 [00:01<00:01]", end="", file=sys.stderr)
-    split = "dev-clean" if a.d == "asr" else "dev"
-    metric, best = {"ctc": ("per", 0.5), "asr": ("wer", 120.0)}.get(a.d, ("acc", 0.5))
-    print(f"{split} {metric}: {best}")
-    name = "states-2.ckpt" if a.d == "asr" else "dev-best.ckpt"
-    shutil.copy(pathlib.Path(__file__).with_name("saved.ckpt"), out / name)
-    (out / "task").write_text(a.d)
-else:
-    out = pathlib.Path(a.e).parent
-    d = (out / "task").read_text()
-    if d == "ctc":
-        names, hyp, ref, line = ("test-hyp.ark", "test-ref.ark"), ("A B", "C"), ("A B", "D"), f"test per: {1 / 3}"
-    elif d == "asr":
-        names, hyp, ref = ("test-clean-noLM-hyp.ark", "test-clean-noLM-ref.ark"), ("HI", "YOU"), ("HI", "YO")
-        line = "test-clean wer: 50.0"
-    else:
-        fold = out.name.split("-")[-1] + "_" if d == "emotion" else ""
-        names = (f"test_{fold}predict.txt", f"test_{fold}truth.txt")
-        hyp, ref, line = ("x", "y"), ("x", "z"), "test acc: 0.5"
-    for name, texts in zip(names, (hyp, ref)):
-        (out / name).write_text("".join(f"u{i} {t}" + chr(10) for i, t in enumerate(texts)))
-    print(line)
-"""
 
 
 @pytest.fixture
 def data(tmp_path):
-    folder = tmp_path / "DATA"
-    (folder / "er").mkdir(parents=True)
-    (folder / "er" / "folds.json").write_text(json.dumps(["fold1", "fold2"]))
-    (folder / "split.txt").write_text("1 id10001/a/1.wav\n3 id10002/a/1.wav\n")
-    for name in TASKS:
-        config = {"runner": {"total_steps": 2, "eval_step": 2}}
-        config["downstream_expert"] = {"datarc": {"meta_data": str(folder / "split.txt")}}
-        (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
-    return folder
+    return make_data(tmp_path / "DATA")
 
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    script = tmp_path / "run_downstream.py"
-    script.write_text(STAND_IN)
-    state = {"Featurizer": {"weights": torch.zeros(3)}, "Step": 2, "Args": argparse.Namespace(), "Config": {}}
-    torch.save(state, tmp_path / "saved.ckpt")
-    monkeypatch.setattr(planning, "downstream_program", lambda: [sys.executable, str(script)])
-    monkeypatch.setattr(Nursery, "possible", lambda device: False)  # it would fork the real runner
+    install_stand_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture
@@ -124,7 +71,7 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
 
 def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, board):
     run_all(plan(data, tmp_path, ["pr"]), board)
-    changed = plan(data, tmp_path, ["pr"], seed=2)
+    changed = plan(data, tmp_path, ["pr"], seeds=[2])
     with pytest.raises(EkdError, match="another seed .1337, now 2.*--overwrite"):
         run_all(changed, board)
     run_all(changed, board, overwrite=True)

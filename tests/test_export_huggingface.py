@@ -126,6 +126,11 @@ def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     card = (tmp_path / "x" / "README.md").read_text()
     assert "| PR (PER %) | 51.25 | 7 |" in card and "license: cc-by-4.0" in card
     assert not (tmp_path / "x" / "LICENSE").exists()
+    several = {"seeds": [1, 2], "tasks": {"pr": record["tasks"]["pr"] | {"standard_error": {"per": 0.5}}}}
+    scores.write_text(json.dumps(record | several))
+    export_huggingface(checkpoint, tmp_path / "z", scores=scores)
+    card = (tmp_path / "z" / "README.md").read_text()
+    assert "| PR (PER %) | 51.25 ± 0.50 | 7 |" in card and "Means over 2 seeds" in card
     scores.write_text(json.dumps(record | {"label": "fbank", "upstream": "fbank"}))
     with pytest.raises(EkdError, match="scores of 'fbank'"):
         export_huggingface(checkpoint, tmp_path / "y", scores=scores)

@@ -1,45 +1,79 @@
 """``s3prl-ekd evaluate``: train and test the four tasks with s3prl's runner and write one score table.
 
-This file is the command line only: it names the upstream, makes the plan, and hands it over.
+This file is the command line only: it reads what is asked, makes the plan, hands it over, and shows what came out.
 """
 
 from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.plan import Run, Upstream, make_plan
+from s3prl_ekd.evaluate.cost import upstream_cost
+from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
+from s3prl_ekd.evaluate.grid import searches
+from s3prl_ekd.evaluate.grid_table import grid_markdown, grid_tables
+from s3prl_ekd.evaluate.models import Upstream, check_names, choose_models
+from s3prl_ekd.evaluate.plan import Run, make_plan
 from s3prl_ekd.evaluate.presets import parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
 from s3prl_ekd.evaluate.results import collect, write_scores
-from s3prl_ekd.evaluate.run import run_all
+from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.table import score_markdown, score_table
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
-
-STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
         "Train and test the tasks with s3prl's own runner, score the predictions again independently, and write "
-        "OUT/scores.json, OUT/scores.md. Run the same command again to continue after an interruption."
+        "OUT/scores.json, OUT/scores.md. With several learning rates the one that is best on dev is tested. Several "
+        "models, each a folder OUT/LABEL, stand side by side. Run the same command again to continue after an "
+        "interruption."
     )
-    parser.add_argument("--ckpt", type=Path, help="a student: states-N.ckpt, or its experiment folder (newest)")
-    parser.add_argument("--upstream", help="instead: any upstream of s3prl's hub as a baseline (fbank, hubert_base)")
-    parser.add_argument("--untrained", type=Path, metavar="CONFIG_MODEL_YAML", help="instead: this student, untrained")
+    models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
+                                       "one model, s3prl's -u NAME -k FILE")  # fmt: skip
+    models.add_argument(
+        "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
+        help="a student: states-N.ckpt, or its experiment folder (newest)",
+    )  # fmt: skip
+    models.add_argument(
+        "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
+        help="any upstream of s3prl's hub as a baseline (fbank, hubert_base)",
+    )  # fmt: skip
+    models.add_argument(
+        "--untrained", action="append", dest="given", type=partial(_given, "untrained"),
+        metavar="[LABEL=]CONFIG_MODEL_YAML", help="this student, untrained",
+    )  # fmt: skip
+    models.add_argument(
+        "--models", type=Path, metavar="YAML", help="a list of models: mappings of label, ckpt, upstream, untrained"
+    )
+    models.add_argument("--label", help="name of a single model in tables (default: from the checkpoint or upstream)")
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
     parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
-    parser.add_argument("--label", help="name of this row in tables (default: from the checkpoint or upstream)")
     parser.add_argument("--preset", default="superb", help=f"one of {', '.join(preset_names())} (default: %(default)s)")
+    parser.add_argument(
+        "--lr", action="append", default=[], metavar="[TASK:]RATE,RATE,...",
+        help="learning rates to search, for one task or all (default: as the preset says); repeatable",
+    )  # fmt: skip
     parser.add_argument("--folds", help="ER folds, e.g. fold1,fold2 (default: all; the score is their mean)")
-    parser.add_argument("--seed", type=int, default=1337)
-    parser.add_argument("--device", help="cuda or cpu (default: cuda if there is one)")
+    parser.add_argument(
+        "--seeds", "--seed", default="1337", metavar="N,N,...",
+        help="the table shows mean and standard error of several (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--devices", "--device", metavar="DEVICE,...",
+        help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a device)")
     parser.add_argument(
         "--override", action="append", default=[], metavar="[TASK:]KEY=VALUE", help="s3prl's -o, for one task or all"
     )
@@ -49,90 +83,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="s3prl's option of that name (default: as the preset says)",
     )
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument("--overwrite", action="store_true", help="redo runs made with other settings in OUT")
-    parser.add_argument("--dry-run", action="store_true", help="print the native commands and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
+
+
+def _given(kind: str, text: str) -> tuple[str, str]:
+    """All ways to name a model fill one list, so that rows stand in the order of the command line."""
+    return kind, text
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out; returns 0. :class:`EkdError` for what the user can mend."""
-    tasks = parse_tasks(args.tasks)
-    chosen = preset(args.preset)
-    if not args.data.is_dir():
-        raise EkdError(f"--data {args.data}: no such folder; s3prl-ekd prepare ... --out {args.data} makes it")
-    if args.jobs < 1:
+    devices = parse_devices(args.devices)
+    jobs = len(devices) if args.jobs is None else args.jobs
+    if jobs < 1:
         raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
-    given = parse_overrides(args.override)
-    normalize = args.upstream_feature_normalize
-    runs = make_plan(
-        tasks,
-        data=args.data.resolve(),
-        out=args.out.resolve(),
-        upstream=choose_upstream(args.ckpt, args.upstream, args.untrained, args.label),
-        overrides={name: {**chosen["tasks"][name], **given[name]} for name in TASKS},
-        folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
-        seed=args.seed,
-        device=args.device or default_device(),
-        normalize=chosen["normalize"] if normalize is None else normalize,
-    )
+    plans = plan_models(args, devices)
+    runs = [one for _, own in plans for one in own]
     console = Console()
     if args.dry_run:
-        console.out(commands_text(runs), highlight=False)
+        console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
         return 0
-    args.out.mkdir(parents=True, exist_ok=True)
-    upstream = runs[0].upstream
-    console.print(f"[bold]{upstream.label}[/]: {len(runs)} runs of s3prl's runner on {runs[0].device} -> {args.out}")
-    with Board(console) as board:
-        results = run_all(runs, board, args.jobs, args.overwrite)
-    record = collect(upstream, runs, results, args.preset)
-    path = write_scores(record, args.out)
-    (args.out / "scores.md").write_text(score_markdown([record]))
-    console.print(score_table([record]))
+    check_devices(devices)
+    if len(plans) > 1:
+        check_names([own[0].upstream for _, own in plans])
+    costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in (own[0].upstream for _, own in plans)]
+    labels = ", ".join(own[0].upstream.label for _, own in plans)
+    where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
+    console.print(f"[bold]{labels}[/]: {where}", highlight=False)
+    with Board(console, max(10, *(len(one.key) for one in runs))) as board:
+        results = run_all(runs, board, jobs, args.overwrite, devices)
+    records = []
+    for (out, own), cost in zip(plans, costs, strict=True):
+        record = collect(own[0].upstream, own, results, args.preset, cost, devices)
+        records.append(record)
+        write_scores(record, out)
+        write_markdown([record], out)
+    path = args.out / "scores.json"
+    if len(plans) > 1:
+        entries = [{"folder": out.name, **record} for (out, _), record in zip(plans, records, strict=True)]
+        path = write_scores({"models": entries}, args.out)
+        write_markdown(records, args.out)
+    for table in [*grid_tables(records), score_table(records)]:
+        console.print(table)
     console.print(f"[dim]{path}[/]", highlight=False)
     return 0
 
 
-def choose_upstream(ckpt: Path | None, name: str | None, untrained: Path | None, label: str | None) -> Upstream:
-    """Exactly one thing to evaluate; ``--upstream NAME --ckpt FILE`` is s3prl's ``-u NAME -k FILE``."""
-    if untrained is not None and (ckpt is not None or name is not None):
-        raise EkdError("--untrained: stands alone, without --ckpt and --upstream")
-    if untrained is not None:
-        if not untrained.is_file():
-            raise EkdError(
-                f"--untrained {untrained}: not found; expected a config_model.yaml of run_pretrain.py -u ekd"
-            )
-        return Upstream(STUDENT, label or "untrained student", model_config=untrained.resolve())
-    if ckpt is not None:
-        if not ckpt.exists():
-            raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
-        path = ckpt.resolve() if name else student_checkpoint(ckpt)
-        return Upstream(name or STUDENT, label or f"{path.parent.name}/{path.stem}", checkpoint=path)
-    if name is None:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL_YAML")
-    return Upstream(name, label or name)
+def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[Path, list[Run]]]:
+    """Each model's folder and its runs; everything that can be wrong with the call is found here."""
+    tasks = parse_tasks(args.tasks)
+    chosen = preset(args.preset)
+    if not args.data.is_dir():
+        raise EkdError(f"--data {args.data}: no such folder; s3prl-ekd prepare ... --out {args.data} makes it")
+    given = parse_overrides(args.override)
+    rates = choose_rates(chosen["grid"], args.lr, given)
+    seeds = parse_seeds(args.seeds)
+    models = choose_models(args.given or [], args.models, args.label)
+    out = args.out.resolve()
+
+    def plan(model: Upstream, **where: Any) -> list[Run]:
+        return make_plan(
+            tasks,
+            data=args.data.resolve(),
+            upstream=model,
+            overrides={name: {**chosen["tasks"][name], **given[name]} for name in TASKS},
+            folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
+            seeds=seeds,
+            rates=rates,
+            device=devices[0],
+            normalize=chosen["normalize"]
+            if args.upstream_feature_normalize is None
+            else args.upstream_feature_normalize,
+            **where,
+        )
+
+    if len(models) == 1:
+        return [(out, plan(models[0], out=out))]
+    return [(out / one.folder, plan(one, out=out / one.folder, prefix=f"{one.folder}/")) for one in models]
 
 
-def student_checkpoint(path: Path) -> Path:
-    """The student's checkpoint file (a folder's newest), read once so that a wrong one fails here and not in a run."""
-    from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint  # torch: not needed for --help
-
-    file = newest_checkpoint(path).resolve()
-    read_checkpoint(file)
-    return file
+def write_markdown(records: list[dict[str, Any]], out: Path) -> None:
+    """Write ``OUT/scores.md``: the score table, then the grid."""
+    grid = grid_markdown(records)
+    (out / "scores.md").write_text(score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else ""))
 
 
-def commands_text(runs: list[Run]) -> str:
-    """The native commands of a plan, ready to paste into a shell."""
+def commands_text(runs: list[Run], places: Sequence[str] = ("cpu",)) -> str:
+    """The native commands of a plan, ready to paste into a shell; runs are dealt over ``places`` in turn."""
     lines = []
-    for one in runs:
-        lines.append(f"# {one.key}: {one.task.title}")
-        lines.append(shlex.join(one.train_command()))
-        lines.append(shlex.join(one.evaluate_command(one.expdir / one.task.best_checkpoint)))
+    number = 0
+    for search in searches(runs):
+        tests = []
+        for one in search.runs:
+            gpu = [f"{key}={value}" for key, value in visible(places[number % len(places)]).items()]
+            number += 1
+            lines += [f"# {one.key}: {one.task.title}", shlex.join([*gpu, *one.train_command()])]
+            test = shlex.join([*gpu, *one.evaluate_command(one.expdir / one.task.best_checkpoint)])
+            if len(search.rates) == 1:
+                lines.append(test)
+            else:
+                tests += [f"# {one.key}: if lr {one.rate:g} is the best on dev", test]
+        lines += tests
     return "\n".join(lines)
-
-
-def default_device() -> str:
-    """``cuda`` where PyTorch sees a GPU, else ``cpu``."""
-    import torch  # a --help needs no torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,70 +1,55 @@
 """From what the user asked to the exact native commands: which runs, in which folder, with which overrides.
 
-Nothing is executed here (see ``run.py``), so a plan can be printed (``--dry-run``), compared and tested. One
-:class:`Run` is one training of s3prl's runner and its test: a task, or one fold of ER.
+Nothing is executed here (see ``run.py``, ``schedule.py``), so a plan can be printed (``--dry-run``), compared, tested.
+One :class:`Run` is one training of s3prl's runner, and its test where it is picked: a model, a task (or a fold of ER),
+a seed and a learning rate.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
 import sys
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.devices import native_device
+from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
 from s3prl_ekd.evaluate.tasks import Task
 
-
-@dataclass(frozen=True)
-class Upstream:
-    """What is evaluated, as s3prl names it: ``-u name [-k checkpoint] [-g model_config]``."""
-
-    name: str
-    label: str
-    checkpoint: Path | None = None
-    model_config: Path | None = None
-
-    def arguments(self) -> list[str]:
-        """The upstream's part of a native command."""
-        words = ["-u", self.name]
-        if self.checkpoint is not None:
-            words += ["-k", str(self.checkpoint)]
-        if self.model_config is not None:
-            words += ["-g", str(self.model_config)]
-        return words
+MARKER = "run.json"  # in each run's folder: its settings, how far it came, and in the end its result
 
 
 @dataclass(frozen=True)
 class Run:
     """One native training and its test on the best-on-dev checkpoint, both in ``expdir``."""
 
+    key: str  # names the run among all of a call, e.g. student/er-fold1-lr0.001-seed2
+    group: str  # the same without fold and rate: the runs that share it compete (grid.py)
     task: Task
     expdir: Path
     config: Path  # DATA/<task>.yaml
     upstream: Upstream
     overrides: Overrides = field(default_factory=dict)
     fold: str | None = None
+    rate: float | None = None  # of a grid; None: the configuration's own
     seed: int = 1337
     device: str = "cpu"
     normalize: bool = False
-
-    @property
-    def key(self) -> str:
-        """Name of the run: the task, and the fold where there is one."""
-        return self.task.name if self.fold is None else f"{self.task.name}-{self.fold}"
 
     def train_command(self, program: list[str] | None = None) -> list[str]:
         """The native training command. ``-a`` continues where an earlier try of the same run stopped."""
         words = [*(program or downstream_program()), "-m", "train", "-a", "-p", str(self.expdir)]
         words += [*self.upstream.arguments(), "-d", self.task.downstream, "-c", str(self.config)]
-        words += ["--seed", str(self.seed), "--device", self.device]
+        words += ["--seed", str(self.seed), "--device", native_device(self.device)]
         if self.normalize:
             words.append("--upstream_feature_normalize")
         if self.overrides:
@@ -74,7 +59,7 @@ class Run:
     def evaluate_command(self, checkpoint: Path, program: list[str] | None = None) -> list[str]:
         """The native test command for one of the run's checkpoints."""
         words = [*(program or downstream_program()), "-m", "evaluate", "-t", self.task.test_split]
-        words += ["-e", str(checkpoint), "--device", self.device]
+        words += ["-e", str(checkpoint), "--device", native_device(self.device)]
         workers = self.overrides.get(self.task.workers_key)
         if workers is not None:
             # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint
@@ -116,11 +101,19 @@ def make_plan(
     upstream: Upstream,
     overrides: dict[str, Overrides],
     folds: list[str] | None = None,
-    seed: int = 1337,
+    seeds: Sequence[int] = (1337,),
+    rates: Mapping[str, Sequence[float]] | None = None,
     device: str = "cpu",
     normalize: bool = False,
+    prefix: str = "",
 ) -> list[Run]:
-    """All runs for ``tasks``, checked before anything starts; :class:`EkdError` names what is missing."""
+    """All runs of one model for ``tasks``, checked before anything starts; :class:`EkdError` names what is missing.
+
+    Args:
+        out: the model's folder; its runs are in ``out/runs``.
+        rates: learning rates by task; a task without any is trained at its configuration's own.
+        prefix: what begins the keys of this model's runs, where there are several models.
+    """
     runs: list[Run] = []
     for task in tasks:
         config = data / f"{task.name}.yaml"
@@ -128,15 +121,53 @@ def make_plan(
             raise EkdError(
                 f"{config}: not found; prepare the {task.name} data first: s3prl-ekd prepare ... --out {data}"
             )
-        for fold in _task_folds(task, data, folds):
+        task_rates = (rates or {}).get(task.name) or [None]
+        for seed, rate, fold in itertools.product(seeds, task_rates, list(_task_folds(task, data, folds))):
             items = dict(overrides.get(task.name, {}))
+            if rate is not None:
+                items["config.optimizer.lr"] = repr(rate)
             if fold is not None:
                 items["config.downstream_expert.datarc.test_fold"] = repr(fold)
-            name = task.name if fold is None else f"{task.name}-{fold}"
-            run = Run(task, out / "runs" / name, config, upstream, items, fold, seed, device, normalize)
+            base = task.name if fold is None else f"{task.name}-{fold}"
+            names = _names(base, rate, seed, several_seeds=len(seeds) > 1)
+            group = f"{prefix}{task.name}" + (f"-seed{seed}" if len(seeds) > 1 else "")
+            run = Run(
+                f"{prefix}{names[0]}", group, task, out / "runs" / names[0], config, upstream, items, fold, rate, seed,
+                device, normalize,
+            )  # fmt: skip
             run.effective_config()
-            runs.append(run)
+            runs.append(_where_it_ran(run, names))
     return runs
+
+
+def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> list[str]:
+    """Folder names of a run: its own, then those that another call (one seed, no grid) would have given it."""
+    lr = "" if rate is None else f"-lr{rate!r}"
+    own = base + lr + (f"-seed{seed}" if several_seeds else "")
+    return list(dict.fromkeys([own, base + lr + f"-seed{seed}", base + lr, f"{base}-seed{seed}", base]))
+
+
+def _where_it_ran(run: Run, names: list[str]) -> Run:
+    """The run in the folder where an earlier call did the very same thing, so that it is not done again."""
+    root = run.expdir.parent
+    if (run.expdir / MARKER).is_file():
+        return run
+    for name in names[1:]:
+        marker = read_marker(root / name)
+        if marker is not None and marker.get("settings") == run.settings():
+            return replace(run, expdir=root / name)
+    return run
+
+
+def read_marker(expdir: Path) -> dict[str, Any] | None:
+    """The run's ``run.json``, or ``None`` where nothing ran yet."""
+    path = expdir / MARKER
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise EkdError(f"{path}: not readable ({error}); delete {expdir} to run it again") from error
 
 
 def downstream_program() -> list[str]:

@@ -1,7 +1,7 @@
-"""Presets: how long and how each task trains, as data (``presets.yaml``), and the ``key=value`` overrides they become.
+"""Presets: how long, how and at which rates each task trains, as data (``presets.yaml``); and what they become.
 
-An override is s3prl's own ``-o`` item (``config.optimizer.lr=0.01``). s3prl evaluates its value as Python; here values
-are only ever literals, and they are read back with ``ast.literal_eval`` when a run's effective configuration is needed.
+That is overrides: s3prl's own ``-o`` items (``config.optimizer.lr=0.01``). s3prl evaluates a value as Python; here they
+are only ever literals, and are read back with ``ast.literal_eval`` when a run's effective configuration is needed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ def preset_names() -> list[str]:
 
 
 def preset(name: str) -> dict[str, Any]:
-    """One preset: ``{"about": str, "normalize": bool, "tasks": {task: Overrides}}``; :class:`EkdError` if unknown."""
+    """One preset: ``{"about": str, "normalize": bool, "tasks": {task: Overrides}, "grid": {task: [rate, ...]}}``.
+
+    :class:`EkdError` for a name that is not in the table.
+    """
     table = _table()
     if name not in table:
         raise EkdError(f"--preset: no preset {name!r}; expected one of {', '.join(table)}")
@@ -38,7 +41,12 @@ def preset(name: str) -> dict[str, Any]:
         if workers is not None:
             items[TASKS[task].workers_key] = workers
         tasks[task] = {key: literal(key, value) for key, value in items.items()}
-    return {"about": entry["about"], "normalize": bool(entry.get("upstream_feature_normalize", False)), "tasks": tasks}
+    return {
+        "about": entry["about"],
+        "normalize": bool(entry.get("upstream_feature_normalize", False)),
+        "tasks": tasks,
+        "grid": {task: [float(rate) for rate in rates] for task, rates in entry.get("lr", {}).items()},
+    }
 
 
 def literal(key: str, value: Any) -> str:

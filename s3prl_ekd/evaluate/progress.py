@@ -21,12 +21,16 @@ HEARTBEAT = 60.0  # seconds between two lines of one run where no live display i
 
 
 class Board:
-    """The status lines of several runs; use it as a context manager around :func:`run_all`."""
+    """The status lines of several runs; use it as a context manager around :func:`run_all`.
 
-    def __init__(self, console: Console | None = None) -> None:
+    ``width`` is the longest name of a run in characters.
+    """
+
+    def __init__(self, console: Console | None = None, width: int = 10) -> None:
         self.console = console or Console()
+        self.width = width
         self._live = Progress(
-            TextColumn("[bold]{task.fields[run]:<10}[/] {task.description:<5}"),
+            TextColumn(f"[bold]{{task.fields[run]:<{width}}}[/] {{task.description:<5}}"),
             BarColumn(bar_width=28),
             TextColumn("{task.completed:>5.0f}/{task.total:<5.0f}"),
             TimeElapsedColumn(),
@@ -68,16 +72,18 @@ class Board:
             self._live.remove_task(line)
         self.say(run, f"{name} done in {time.monotonic() - started:.0f} s")
 
-    def kept(self, run: str) -> None:
-        """Say that a finished run is not run again."""
-        self.say(run, "done before, kept")
+    def kept(self, run: str, state: str = "tested") -> None:
+        """Say that a run that was ``tested``, or only ``trained`` because its rate was not picked, is not run again."""
+        self.say(run, "done before, kept" if state == "tested" else "trained before, kept")
 
     def finished(self, run: str, result: dict[str, Any]) -> None:
         """Say a run's score."""
         metric = next(key for key in ("per", "wer", "acc") if key in result)
         cer = f", cer {result['rescored']['cer']:.2f} %" if "cer" in result["rescored"] else ""
-        self.console.print(f"[bold]{run:<10}[/] {metric} [bold green]{result[metric]:.2f} %[/]{cer}", highlight=False)
+        self.console.print(
+            f"[bold]{run:<{self.width}}[/] {metric} [bold green]{result[metric]:.2f} %[/]{cer}", highlight=False
+        )
 
     def say(self, run: str, text: str) -> None:
         """One line about a run."""
-        self.console.print(f"[bold]{run:<10}[/] [dim]{escape(text)}[/]", highlight=False)
+        self.console.print(f"[bold]{run:<{self.width}}[/] [dim]{escape(text)}[/]", highlight=False)

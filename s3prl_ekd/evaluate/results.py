@@ -1,7 +1,10 @@
 """``scores.json``: the results of all runs of one upstream as one record, with what made them.
 
 Percent everywhere. The number under a task's metric is the runner's; ``rescored`` holds ours from the prediction files.
-ER's is the mean over its folds, as published ER scores are.
+ER's is the mean over its folds, as published ER scores are. With several learning rates a task holds its ``grid``: the
+dev score of each, and which was picked and so tested. With several seeds a task's numbers are means, ``standard_error``
+holds what the name says, and ``seeds`` a whole record for each. Several models: one such file in each model's folder,
+and above them one with the list ``models``.
 """
 
 from __future__ import annotations
@@ -9,43 +12,123 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.plan import Run, Upstream, load_task_config
+from s3prl_ekd.evaluate.grid import Search, searches
+from s3prl_ekd.evaluate.models import Upstream
+from s3prl_ekd.evaluate.plan import Run, load_task_config
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 from s3prl_ekd.version import __version__
 
 FILE_NAME = "scores.json"
 
 
-def collect(upstream: Upstream, runs: list[Run], results: dict[str, dict[str, Any]], preset: str) -> dict[str, Any]:
-    """The record of one evaluation: scores by task, and where, when and with what they were made."""
+def collect(
+    upstream: Upstream,
+    runs: list[Run],
+    results: Mapping[str, Mapping[str, Any]],
+    preset: str,
+    cost: Mapping[str, int] | None = None,
+    devices: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The record of one model's evaluation: scores by task, and where, when and with what they were made.
+
+    Args:
+        runs: this model's runs; ``results`` may hold others' too.
+        cost: the upstream's ``params`` and ``macs`` (``cost.py``).
+        devices: where runs went, if not each to its own.
+    """
     tasks: dict[str, Any] = {}
     for task in TASKS.values():
-        mine = [run for run in runs if run.task is task]
+        mine = [search for search in searches(runs) if search.task is task]
         if mine:
-            folds = {run.fold: results[run.key] for run in mine if run.fold is not None}
-            tasks[task.name] = merge_folds(task, folds) if folds else dict(results[mine[0].key])
-            tasks[task.name]["chance"] = chance(task, mine[0], tasks[task.name])
+            seeds = {str(search.seed): search_record(search, results) for search in mine}
+            tasks[task.name] = merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
+            tasks[task.name]["chance"] = chance(task, mine[0].runs[0], tasks[task.name])
     return {
         "label": upstream.label,
         "upstream": upstream.name,
         "checkpoint": str(upstream.checkpoint) if upstream.checkpoint else None,
         "model_config": str(upstream.model_config) if upstream.model_config else None,
+        "cost": dict(cost) if cost else None,
         "preset": preset,
         "normalize": runs[0].normalize,
         "seed": runs[0].seed,
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "data": str(runs[0].config.parent),
         "tasks": tasks,
         "versions": versions(),
-        "machine": machine(runs[0].device),
+        "machine": machine(devices or [runs[0].device]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def search_record(search: Search, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """One task at one seed: the picked rate's scores and, where there was a choice, the whole grid.
+
+    ``seconds`` counts every training, picked or not.
+    """
+    task, rate = search.task, search.picked(results)
+    picked = search.at(rate)
+    parts = {run.fold: {**results[run.key], "folder": run.expdir.name} for run in picked}
+    folded = picked[0].fold is not None
+    record = merge_folds(task, parts) if folded else dict(parts[None])
+    record["seconds"] = round(sum(results[run.key]["seconds"] for run in search.runs), 1)
+    if len(search.rates) > 1:
+        record["grid"] = [
+            {
+                "lr": one,
+                "dev": search.dev(one, results),
+                "picked": one == rate,
+                **({"folds": {run.fold: results[run.key]["dev"] for run in search.at(one)}} if folded else {}),
+            }
+            for one in search.rates
+        ]
+    return record
+
+
+def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One record for a task at several seeds: means, their standard error, and every seed's own record."""
+    parts = list(seeds.values())
+    ours = [key for key in parts[0]["rescored"] if key in (task.metric, "cer", "majority")]
+    rescored: dict[str, Any] = {key: fmean(part["rescored"][key] for part in parts) for key in ours}
+    rescored["agrees"] = all(part["rescored"]["agrees"] for part in parts)
+    errors = {task.metric: standard_error([part[task.metric] for part in parts])}
+    if "cer" in rescored:
+        errors["cer"] = standard_error([part["rescored"]["cer"] for part in parts])
+    dev = [part["dev"] for part in parts if part["dev"] is not None]
+    rates = {part["lr"] for part in parts}
+    return {
+        task.metric: fmean(part[task.metric] for part in parts),
+        "standard_error": errors,
+        "rescored": rescored,
+        "dev": fmean(dev) if dev else None,
+        "seconds": round(sum(part["seconds"] for part in parts), 1),
+        "steps": parts[0]["steps"],
+        "lr": rates.pop() if len(rates) == 1 else None,  # None: not the same for all seeds
+        "n_utterances": parts[0]["n_utterances"],
+        "seeds": seeds,
+        "commands": [command for part in parts for command in part["commands"]],
+    }
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Of the mean of ``values``: their sample standard deviation over the square root of their number."""
+    return stdev(values) / math.sqrt(len(values))
+
+
+def by_seed(task: Mapping[str, Any], seed: int | None = None) -> dict[int | None, dict[str, Any]]:
+    """A task's record for each seed; under ``seed`` (the file's own) where there is one seed only."""
+    if "seeds" not in task:
+        return {seed: dict(task)}
+    return {int(name): part for name, part in task["seeds"].items()}
 
 
 def merge_folds(task: Task, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -83,8 +166,9 @@ def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
     return 100.0 / len(speakers) if speakers else None
 
 
-def write_scores(record: dict[str, Any], out: Path) -> Path:
+def write_scores(record: Mapping[str, Any], out: Path) -> Path:
     """Write ``OUT/scores.json`` whole or not at all; returns its path."""
+    out.mkdir(parents=True, exist_ok=True)
     path = out / FILE_NAME
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(record, indent=1) + "\n")
@@ -93,12 +177,32 @@ def write_scores(record: dict[str, Any], out: Path) -> Path:
 
 
 def read_scores(path: Path) -> dict[str, Any]:
-    """A ``scores.json`` (or the folder that holds it); :class:`EkdError` when it is not one."""
+    """A ``scores.json`` of one model (or the folder that holds it); :class:`EkdError` when it is not one."""
     path = path / FILE_NAME if path.is_dir() else path
+    record = _read(path)
+    if isinstance(record, dict) and isinstance(record.get("models"), list):
+        folders = ", ".join(str(path.parent / one["folder"]) for one in record["models"])
+        raise EkdError(f"{path}: holds several models; expected one of {folders}")
+    return _checked(path, record)
+
+
+def read_models(path: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Every model of a ``scores.json`` (or the folder that holds it), each with its own folder."""
+    path = path / FILE_NAME if path.is_dir() else path
+    record = _read(path)
+    if not isinstance(record, dict) or not isinstance(record.get("models"), list):
+        return [(path.parent, _checked(path, record))]
+    return [(path.parent / str(_checked(path, one).get("folder", "")), one) for one in record["models"]]
+
+
+def _read(path: Path) -> Any:
     try:
-        record = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: {error}") from error
+
+
+def _checked(path: Path, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("tasks"), dict) or "label" not in record:
         raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: expected the keys label and tasks")
     return record
@@ -115,12 +219,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: str) -> dict[str, Any]:
-    """The machine a run was on: cores, system, device (a GPU by its name)."""
-    facts: dict[str, Any] = {"system": platform.platform(), "cpu_cores": os.cpu_count(), "device": device}
-    if device.startswith("cuda"):
+def machine(devices: Sequence[str]) -> dict[str, Any]:
+    """The machine that runs were on: cores, system, devices (GPUs by their names)."""
+    facts: dict[str, Any] = {"system": platform.platform(), "cpu_cores": os.cpu_count(), "device": ", ".join(devices)}
+    if any(device.startswith("cuda") for device in devices):
         import torch  # only where there is a GPU to name
 
         if torch.cuda.is_available():
-            facts["gpu"] = torch.cuda.get_device_name(device)
+            names = [torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda")]
+            facts["gpu"] = ", ".join(dict.fromkeys(names))
     return facts

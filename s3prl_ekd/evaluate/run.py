@@ -1,58 +1,28 @@
-"""Carry out a plan: train and test each run natively, once; an unfinished one continues, a finished one is kept.
+"""One run: trained natively, and tested natively; an unfinished one continues, a finished one is kept.
 
 ``expdir/run.json`` remembers the settings, how far the run came and, at the end, its result. Commands come from
-``plan.py``, scores from ``score.py``; what the user sees meanwhile is in ``progress.py``.
+``plan.py``, scores from ``score.py``, which run is when from ``schedule.py``; what the user sees is in ``progress.py``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.nursery import Nursery
-from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
-from s3prl_ekd.evaluate.process import run_logged, stop_all
+from s3prl_ekd.evaluate.plan import MARKER, Run, downstream_program, numbered_checkpoints, read_marker
+from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
 
 log = logging.getLogger(__name__)
-MARKER = "run.json"
 _loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
-
-
-def run_all(runs: list[Run], board: Board, jobs: int = 1, overwrite: bool = False) -> dict[str, dict[str, Any]]:
-    """Results by run key, in the plan's order. ``jobs`` runs at a time share the machine's cores."""
-    for run in runs:
-        check_marker(run, overwrite)
-    # Threads that spin while they wait for one another slow runs side by side down.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
-    if jobs > 1:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    nursery = Nursery(environment) if all(Nursery.possible(run.device) for run in runs) else None
-    results: dict[str, dict[str, Any]] = {}
-    try:
-        with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-            futures = {pool.submit(run_one, run, board, environment, nursery): run for run in runs}
-            try:
-                for future in as_completed(futures):
-                    results[futures[future].key] = future.result()
-            except BaseException:
-                # Nothing that has not begun may begin, and what runs must not outlive us.
-                pool.shutdown(wait=False, cancel_futures=True)
-                stop_all()
-                raise
-    finally:
-        if nursery is not None:
-            nursery.close()
-    return {run.key: results[run.key] for run in runs}
 
 
 def check_marker(run: Run, overwrite: bool = False) -> None:
@@ -71,28 +41,42 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
     )
 
 
-def run_one(
-    run: Run, board: Board, environment: dict[str, str] | None = None, nursery: Nursery | None = None
-) -> dict[str, Any]:
-    """Train, choose the checkpoint, test and score one run; returns its result (see ``_result``)."""
-    program = len(downstream_program())
+def do_train(run: Run, board: Board, environment: dict[str, str], nursery: Nursery | None = None) -> dict[str, Any]:
+    """Train one run, unless that is done; returns what a learning rate is picked by.
+
+    ``{"dev": percent or None, "seconds", "steps", "lr"}``.
+    """
     marker = read_marker(run.expdir) or {"settings": run.settings(), "state": "started", "seconds": 0.0}
-    if marker["state"] == "finished":
-        board.kept(run.key)
-        return marker["result"]
-    run.expdir.mkdir(parents=True, exist_ok=True)
-    write_marker(run.expdir, marker)
     if marker["state"] == "started":
+        run.expdir.mkdir(parents=True, exist_ok=True)
+        write_marker(run.expdir, marker)
         with board.phase(run.key, "train") as watch:
-            _, seconds = run_logged(run.train_command(), run.expdir / "train.log", watch, environment, nursery, program)
+            _, seconds = run_logged(
+                run.train_command(), run.expdir / "train.log", watch, environment, nursery, len(downstream_program())
+            )
         marker["seconds"] += seconds
         marker["state"] = "trained"
         write_marker(run.expdir, marker)
+    else:
+        board.kept(run.key, "tested" if marker["state"] == "finished" else "trained")
+    if marker["state"] == "finished":
+        return {key: marker["result"][key] for key in ("dev", "seconds", "steps", "lr")}
+    return _trained(run, marker["seconds"])
+
+
+def do_test(run: Run, board: Board, environment: dict[str, str], nursery: Nursery | None = None) -> dict[str, Any]:
+    """Test a trained run on its best checkpoint and score it, unless that is done; returns its result."""
+    marker = read_marker(run.expdir)
+    if marker is None or marker["state"] == "started":
+        raise EkdError(f"{run.expdir}: cannot be tested before it is trained")
+    if marker["state"] == "finished":
+        return marker["result"]
     checkpoint = chosen_checkpoint(run)
     with board.phase(run.key, "test") as watch:
         output, seconds = run_logged(
-            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, nursery, program
-        )
+            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, nursery,
+            len(downstream_program()),
+        )  # fmt: skip
     marker["seconds"] += seconds
     marker["result"] = _result(run, checkpoint, output, marker["seconds"])
     marker["state"] = "finished"
@@ -128,19 +112,25 @@ def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> dict[str
             "%s: the runner says %s %.2f, its prediction files %.2f", run.key, run.task.metric, printed[-1],
             again[run.task.metric],
         )  # fmt: skip
-    config = run.effective_config()
-    dev = runner_scores(run.task, (run.expdir / "train.log").read_text(), run.task.dev_split)
     return {
         run.task.metric: printed[-1],
         "rescored": {**again, "agrees": same},
-        "dev": best(run.task, dev),
-        "seconds": round(seconds, 1),
-        "steps": config["runner"]["total_steps"],
+        **_trained(run, seconds),
         "checkpoint_step": checkpoint_step(checkpoint),
-        "lr": config.get("optimizer", {}).get("lr"),
         "n_utterances": again["n_utterances"],
         "checkpoint": str(checkpoint),
         "commands": [shlex.join(run.train_command()), shlex.join(run.evaluate_command(checkpoint))],
+    }
+
+
+def _trained(run: Run, seconds: float) -> dict[str, Any]:
+    config = run.effective_config()
+    dev = runner_scores(run.task, (run.expdir / "train.log").read_text(), run.task.dev_split)
+    return {
+        "dev": best(run.task, dev),
+        "seconds": round(seconds, 1),
+        "steps": config["runner"]["total_steps"],
+        "lr": config.get("optimizer", {}).get("lr"),
     }
 
 
@@ -160,17 +150,6 @@ def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
     if "Featurizer" not in state:
         raise EkdError(f"{path}: not a checkpoint of s3prl's downstream runner: no key 'Featurizer'")
     return state
-
-
-def read_marker(expdir: Path) -> dict[str, Any] | None:
-    """The run's ``run.json``, or ``None`` where nothing ran yet."""
-    path = expdir / MARKER
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise EkdError(f"{path}: not readable ({error}); delete {expdir} to run it again") from error
 
 
 def write_marker(expdir: Path, marker: dict[str, Any]) -> None:

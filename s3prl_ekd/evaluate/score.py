@@ -6,6 +6,7 @@ percent. The number of record stays the runner's own; this module says whether t
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from pathlib import Path
@@ -84,10 +85,11 @@ def runner_scores(task: Task, output: str, split: str) -> list[float]:
 
 
 def best(task: Task, values: list[float]) -> float | None:
-    """The value that the runner would keep a checkpoint for; ``None`` of none."""
-    if not values:
+    """The value that the runner would keep a checkpoint for; ``None`` of none. NaN (divergence) is no value."""
+    known = [value for value in values if not math.isnan(value)]
+    if not known:
         return None
-    return min(values) if task.lower_is_better else max(values)
+    return min(known) if task.lower_is_better else max(known)
 
 
 def agrees(ours: float, runners: float) -> bool:

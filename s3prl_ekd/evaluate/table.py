@@ -1,7 +1,8 @@
 """Score tables: several ``scores.json`` side by side, for the terminal (rich), Markdown, and the report page.
 
-One row an upstream, one column a metric, percent. A cell is the runner's number; the best of each column is marked
-when there is more than one row.
+One row an upstream, one column a metric, percent; before them parameters and MACs where they are known. A cell is the
+runner's number, with several seeds their mean ± its standard error; the best of each column is marked when there is
+more than one row.
 """
 
 from __future__ import annotations
@@ -10,7 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
+
+from s3prl_ekd.evaluate.results import by_seed
 
 MISSING = "–"
 
@@ -32,6 +37,15 @@ class Column:
         if self.metric == "cer":  # the runner reports no character error rate on text; ours is the only one
             return scores["rescored"].get("cer")
         return scores.get(self.metric)
+
+    def error(self, record: dict[str, Any]) -> float | None:
+        """The standard error of :meth:`value` over seeds; ``None`` of one seed."""
+        return record["tasks"].get(self.task, {}).get("standard_error", {}).get(self.metric)
+
+    def cell(self, record: dict[str, Any], between: str = " ") -> str:
+        """Value and error as they are shown."""
+        error = self.error(record)
+        return cell(self.value(record)) + ("" if error is None else f"{between}± {error:.2f}")
 
 
 COLUMNS = (
@@ -63,48 +77,83 @@ def cell(value: float | None) -> str:
     return MISSING if value is None else f"{value:.2f}"
 
 
+def costs(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
+    """Heading and a cell a record, for parameters and MACs; nothing where no record knows them."""
+    known = [record.get("cost") or {} for record in records]
+    if not any(known):
+        return []
+    return [
+        ("M params", [f"{cost['params'] / 1e6:.1f}" if cost else MISSING for cost in known]),
+        ("G MACs", [f"{cost['macs'] / 1e9:,.1f}" if cost else MISSING for cost in known]),
+    ]
+
+
 def score_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
     """The rich table of one or several records."""
     columns = columns_of(records)
-    table = Table(title=title or None, caption=footnote(records), caption_justify="left", title_justify="left")
-    table.add_column("upstream", no_wrap=True)
+    table = plain_table(title, footnote(records))
+    sizes = costs(records)
+    for heading, _ in sizes:
+        table.add_column(heading, justify="right", style="dim", no_wrap=True)
     for column in columns:
-        table.add_column(column.heading, justify="right")
+        table.add_column(column.heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
     best = {column: best_rows(records, column) for column in columns}
     for row, record in enumerate(records):
         cells = [
-            f"[bold green]{cell(column.value(record))}[/]" if row in best[column] else cell(column.value(record))
+            f"[bold green]{value}[/]{error}" if row in best[column] else value + error
             for column in columns
+            for value, error in [_two_lines(column, record)]
         ]
-        table.add_row(record["label"], *cells)
+        table.add_row(escape(record["label"]), *(size[row] for _, size in sizes), *cells)
     return table
+
+
+def plain_table(title: str = "", caption: str = "") -> Table:
+    """A table whose numbers stay whole on a narrow terminal: it is the names, its first column, that wrap."""
+    table = Table(
+        title=title or None, caption=caption or None, title_justify="left", caption_justify="left",
+        title_style="bold", caption_style="dim", box=SIMPLE_HEAD, pad_edge=False,
+    )  # fmt: skip
+    table.add_column("upstream", overflow="fold", min_width=12)
+    return table
+
+
+def _two_lines(column: Column, record: dict[str, Any]) -> tuple[str, str]:
+    value, _, error = column.cell(record, "\n").partition("\n")
+    return value, f"\n[dim]{error}[/]" if error else ""
 
 
 def score_markdown(records: Sequence[dict[str, Any]]) -> str:
     """The same table in Markdown, with what it was made with below."""
     columns = columns_of(records)
     best = {column: best_rows(records, column) for column in columns}
-    lines = ["| upstream | " + " | ".join(column.heading for column in columns) + " |"]
-    lines.append("|---|" + "---:|" * len(columns))
+    sizes = costs(records)
+    headings = [heading for heading, _ in sizes] + [column.heading for column in columns]
+    lines = ["| upstream | " + " | ".join(headings) + " |"]
+    lines.append("|---|" + "---:|" * len(headings))
     for row, record in enumerate(records):
-        cells = [
-            f"**{cell(column.value(record))}**" if row in best[column] else cell(column.value(record))
-            for column in columns
-        ]
+        cells = [size[row] for _, size in sizes]
+        cells += [f"**{column.cell(record)}**" if row in best[column] else column.cell(record) for column in columns]
         lines.append("| " + " | ".join([record["label"].replace("|", "\\|"), *cells]) + " |")
     lines += ["", footnote(records), ""]
     return "\n".join(lines)
 
 
 def footnote(records: Sequence[dict[str, Any]]) -> str:
-    """Units, folds, chance levels, and any disagreement between the runner and the prediction files."""
+    """Units, seeds, folds, chance levels, and any disagreement between the runner and the prediction files."""
     parts = ["Test scores in %."]
+    counts = {len(record["seeds"]) for record in records if len(record.get("seeds", [])) > 1}
+    if counts:
+        number = f"{counts.pop()} seeds" if len(counts) == 1 else "a model's seeds"
+        parts.append(f"±: standard error of the mean over {number}.")
     for record in records:
-        er = record["tasks"].get("er", {})
+        er = next(iter(by_seed(record["tasks"].get("er", {})).values()))
         if "folds" in er:
             count = len(er["folds"])
             parts.append(f"ER: mean of {count} folds." if count > 1 else f"ER: {next(iter(er['folds']))} alone.")
             break
+    if costs(records):
+        parts.append("MACs: over the challenge's 32 utterances.")
     levels = []
     for name, what in (("sid", "one speaker in all"), ("er", "the commonest emotion")):
         found = {cell(record["tasks"][name]["chance"]) for record in records if _chance(record, name) is not None}

@@ -146,13 +146,17 @@ def _scores(record: Mapping[str, Any] | None) -> str:
     for name, title in _TITLES.items():
         if name in tasks:
             metric = "per" if name == "pr" else "wer" if name == "asr" else "acc"
-            rows.append(f"| {title} | {tasks[name][metric]:.2f} | {tasks[name].get('n_utterances', '')} |")
+            error = tasks[name].get("standard_error", {}).get(metric)
+            spread = "" if error is None else f" ± {error:.2f}"
+            rows.append(f"| {title} | {tasks[name][metric]:.2f}{spread} | {tasks[name].get('n_utterances', '')} |")
     table = "\n".join(rows)
+    seeds = record.get("seeds", [])
+    means = f" Means over {len(seeds)} seeds ± their standard error." if len(seeds) > 1 else ""
     return f"""
 ## Scores
 
 Measured with s3prl's own downstream runner (`{record["label"]}`, preset `{record.get("preset")}`) on the data of its
-`scores.json`. They are comparable with the SUPERB leaderboard only where that data is SUPERB's.
+`scores.json`. They are comparable with the SUPERB leaderboard only where that data is SUPERB's.{means}
 
 | task | test | utterances |
 | --- | --- | --- |

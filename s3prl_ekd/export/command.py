@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     public.add_argument("--runs", type=Path, required=True, help="the --out folder of s3prl-ekd evaluate")
     public.add_argument("--out", type=Path, required=True, help="the zip file to write")
     public.add_argument("--tasks", default=None, help="default: every task that has a run")
+    public.add_argument("--seed", type=int, help="whose predictions, where --runs was evaluated with several seeds")
 
 
 def _common(parser: argparse.ArgumentParser, what: str) -> None:
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         from s3prl_ekd.export.public import export_public, score_lines
 
-        path, scores = export_public(args.runs, args.out, args.tasks)
+        path, scores = export_public(args.runs, args.out, args.tasks, args.seed)
         note = "\n".join(score_lines(scores))
     console.print(f"{path}", highlight=False, soft_wrap=True)
     if note:

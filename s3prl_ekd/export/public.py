@@ -12,11 +12,12 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import editdistance
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.results import read_scores
+from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 
 log = logging.getLogger(__name__)
@@ -47,28 +48,34 @@ class Prediction:
     utterances: int
 
 
-def export_public(runs: Path, out: Path, tasks: str | None = None) -> tuple[Path, dict[str, float]]:
+def export_public(
+    runs: Path, out: Path, tasks: str | None = None, seed: int | None = None
+) -> tuple[Path, dict[str, float]]:
     """Collect, check, score and zip the predictions below ``runs``.
 
     Args:
         runs: the ``--out`` folder of ``s3prl-ekd evaluate`` (or its ``runs`` folder).
         out: the zip file.
         tasks: e.g. ``pr,sid``; None for every task that has a run.
+        seed: whose predictions, where the evaluation has several seeds.
 
     Returns:
         the zip file, and the site's score by task (ER: mean of its five folds).
 
     Raises:
-        EkdError: no runs, a missing or double utterance, a missing fold, a label the site does not know, or too large.
+        EkdError: no runs, several seeds and none named, a missing or double utterance, a missing fold, a label the
+            site does not know, or too large.
     """
     if out.suffix != ".zip":
         raise EkdError(f"--out {out}: expected a file name ending in .zip")
     root = runs / "runs" if (runs / "runs").is_dir() else runs
-    found = [task for task in TASKS.values() if any(folder.is_dir() for folder in _folders(task, root).values())]
+    tested = _tested(runs, seed)
+    places = {name: _folders(task, root, tested.get(name, {})) for name, task in TASKS.items()}
+    found = [task for task in TASKS.values() if any(folder.is_dir() for folder in places[task.name].values())]
     chosen = found if tasks is None else parse_tasks(tasks)
     if not chosen:
         raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
-    predictions = [one for task in chosen for one in _collect(task, root)]
+    predictions = [one for task in chosen for one in _collect(task, places[task.name])]
     out.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for one in predictions:
@@ -85,7 +92,7 @@ def export_public(runs: Path, out: Path, tasks: str | None = None) -> tuple[Path
             log.warning(
                 "%s: %d utterances, SUPERB's test set has %d: no SUPERB score", task.name, count, FULL[task.name]
             )
-    _agree_with_record(runs, scores)
+    _agree_with_record(runs, scores, tested)
     return out, scores
 
 
@@ -109,16 +116,40 @@ def site_score(task: Task, predictions: Mapping[str, str], references: Mapping[s
     return errors / tokens
 
 
-def _folders(task: Task, root: Path) -> dict[str | None, Path]:
-    """Fold (None without folds) -> experiment folder, as evaluate/plan.py names them."""
+def _tested(runs: Path, seed: int | None) -> dict[str, dict[str, Any]]:
+    """Task -> what scores.json says of the run to submit: at one seed, and at the learning rate that was picked."""
+    if not (runs / FILE_NAME).is_file():
+        if seed is not None:
+            raise EkdError(f"--seed {seed}: {runs} holds no {FILE_NAME} that says which runs are of that seed")
+        return {}
+    record = read_scores(runs)
+    tested = {}
+    for name, scores in record["tasks"].items():
+        seeds = by_seed(scores, record.get("seed"))
+        if len(seeds) > 1 and seed is None:
+            raise EkdError(
+                f"{runs / FILE_NAME}: {name} was tested at the seeds {', '.join(map(str, seeds))}, and the site takes "
+                "one prediction; choose with --seed"
+            )
+        if seed is not None and seed not in seeds:
+            raise EkdError(
+                f"--seed {seed}: {name} was not tested at it; {runs / FILE_NAME} has {', '.join(map(str, seeds))}"
+            )
+        tested[name] = next(iter(seeds.values())) if seed is None else seeds[seed]
+    return tested
+
+
+def _folders(task: Task, root: Path, tested: Mapping[str, Any]) -> dict[str | None, Path]:
+    """Fold (None without folds) -> experiment folder: as scores.json names it, else as evaluate/plan.py does."""
     if task.folded:
-        return {fold: root / f"{task.name}-{fold}" for fold in FOLDS}
-    return {None: root / task.name}
+        parts = tested.get("folds", {})
+        return {fold: root / parts.get(fold, {}).get("folder", f"{task.name}-{fold}") for fold in FOLDS}
+    return {None: root / tested.get("folder", task.name)}
 
 
-def _collect(task: Task, root: Path) -> list[Prediction]:
+def _collect(task: Task, folders: Mapping[str | None, Path]) -> list[Prediction]:
     predictions = []
-    for fold, folder in _folders(task, root).items():
+    for fold, folder in folders.items():
         if not folder.is_dir():
             rest = ": the site scores ER only with all five folds" if task.folded else ""
             raise EkdError(f"{folder}: no run of {task.name}{f' {fold}' if fold else ''} there{rest}")
@@ -159,15 +190,12 @@ def _read(path: Path) -> dict[str, str]:
     return table
 
 
-def _agree_with_record(runs: Path, scores: Mapping[str, float]) -> None:
+def _agree_with_record(runs: Path, scores: Mapping[str, float], tested: Mapping[str, Mapping[str, Any]]) -> None:
     """Where evaluate left its scores.json, the same predictions must give the same score there."""
-    if not (runs / "scores.json").is_file():
-        return
-    tasks = read_scores(runs)["tasks"]
     for name, score in scores.items():
-        recorded = tasks.get(name, {}).get(TASKS[name].metric)
+        recorded = tested.get(name, {}).get(TASKS[name].metric)
         if recorded is not None and abs(recorded - 100 * score) > 0.05:
             raise EkdError(
-                f"{runs / 'scores.json'}: {name} {TASKS[name].metric} is {recorded:.2f}, but the prediction files give "
+                f"{runs / FILE_NAME}: {name} {TASKS[name].metric} is {recorded:.2f}, but the prediction files give "
                 f"{100 * score:.2f}; they are of another run"
             )

@@ -8,9 +8,10 @@ from pathlib import Path
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.table import score_table
-from s3prl_ekd.report.curves import write_pngs
 from s3prl_ekd.report.page import write_page
+from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.sources import read_results
 
 
@@ -38,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     pretrainings, evaluations = read_results(args.results)
     console = Console()
     if evaluations:
-        console.print(score_table([one.scores for one in evaluations]))
+        records = [one.scores for one in evaluations]
+        for table in [*grid_tables(records), score_table(records)]:
+            console.print(table)
     page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference)
     figures = write_pngs(args.out.with_suffix(""), pretrainings, evaluations)
     console.print(f"{page} [dim]and {len(figures)} figures in {args.out.with_suffix('')}/[/]", highlight=False)

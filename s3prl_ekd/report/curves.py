@@ -1,17 +1,17 @@
 """The report's figures as PNG bytes: loss per teacher and layer, total loss and learning rate, layer weights.
 
-Data comes from ``sources.py``, colours from ``style.py``; the page that holds the figures is ``page.py``.
+Figures of scores are in ``score_figures.py``. Data comes from ``sources.py``, colours from ``style.py``; the page that
+holds the figures is ``page.py``.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3prl_ekd.report.sources import Evaluation, Pretraining, split_head
-from s3prl_ekd.report.style import DARK, LIGHT, Theme, drawing, shade
+from s3prl_ekd.report.style import LIGHT, Theme, drawing, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +50,7 @@ def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
         )  # fmt: skip
         for row, (_, label) in enumerate(_TERMS):
             axes[row][0].set_ylabel(label)
-        return _png(figure)
+        return png(figure)
 
 
 def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
@@ -61,13 +61,13 @@ def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
         if not any("lr" in line for line in run.metrics):
             figure, axis = plt.subplots(figsize=(9.3, 2.7))
             _line(axis, run, "loss", theme.accent, "loss, mean over heads")
-            return _png(figure)
+            return png(figure)
         figure, (left, right) = plt.subplots(1, 2, figsize=(9.3, 2.7), width_ratios=(2, 1))
         _line(left, run, "loss", theme.accent, "loss, mean over heads")
         _line(right, run, "lr", theme.muted, "learning rate")
         # Powers of ten at each tick: matplotlib's common factor above the axis would push the title up.
         right.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
-        return _png(figure)
+        return png(figure)
 
 
 def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> bytes | None:
@@ -82,32 +82,12 @@ def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> by
         tasks = max(len(one.layer_weights) for one in shown)
         across = 1 if states > 6 else min(2, len(shown))
         down = math.ceil(len(shown) / across)
-        figure, axes = plt.subplots(
-            down, across, figsize=(9.3 if states > 4 or across > 1 else 5.5, down * (0.9 + 0.42 * tasks)), squeeze=False
-        )
+        figure, axes = plt.subplots(down, across, figsize=(9.3, down * (0.9 + 0.42 * tasks)), squeeze=False)
         for axis in axes.flat[len(shown) :]:
             axis.set_visible(False)
         for axis, one in zip(axes.flat, shown, strict=False):
             _heat(axis, one, theme)
-        return _png(figure)
-
-
-def write_pngs(
-    folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
-) -> list[Path]:
-    """All figures as files (light), beside the page; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figures: dict[str, bytes | None] = {}
-    for run in pretrainings:
-        figures[f"{run.name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
-        figures[f"{run.name}-loss.png"] = overview_png(run, theme)
-    figures["layer-weights.png"] = layer_weights_png(evaluations, theme)
-    written = []
-    for name, data in figures.items():
-        if data is not None:
-            (folder / name).write_bytes(data)
-            written.append(folder / name)
-    return written
+        return png(figure)
 
 
 def series(run: Pretraining, head: str, term: str) -> tuple[list[int], list[float]]:
@@ -125,16 +105,19 @@ def _line(axis: Axes, run: Pretraining, key: str, colour: str, title: str) -> No
 
 
 def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
     tasks = list(one.layer_weights)
     values = [one.layer_weights[task] for task in tasks]
     states = len(values[0])
     # From 0: the same colour is the same weight in every panel; 2/n leaves room above the uniform 1/n.
     top = max(2.0 / states, max(max(row) for row in values))
-    image = axis.imshow(values, aspect="auto", cmap=theme.heat, vmin=0.0, vmax=top)
+    colours = LinearSegmentedColormap.from_list("heat", theme.heat)
+    image = axis.imshow(values, aspect="auto", cmap=colours, vmin=0.0, vmax=top)
     for row, weights in enumerate(values):
         for column, weight in enumerate(weights):
             red, green, blue, _ = image.cmap(image.norm(weight))
-            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.55 else "#ffffff"
+            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.46 else "#ffffff"
             axis.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
     axis.set_xticks(range(states), ["input"] + [f"layer {index}" for index in range(1, states)])
     axis.set_yticks(range(len(tasks)), [task.upper() for task in tasks])
@@ -143,14 +126,13 @@ def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
     axis.set_title(one.scores["label"])
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure's bytes; it is closed. Those without a layout of their own get a tight one."""
     import matplotlib.pyplot as plt
 
-    figure.tight_layout(pad=0.6, w_pad=1.4)
+    if figure.get_layout_engine() is None:
+        figure.tight_layout(pad=0.6, w_pad=1.4)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=144)
     plt.close(figure)
     return buffer.getvalue()
-
-
-THEMES = (LIGHT, DARK)

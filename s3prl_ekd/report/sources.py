@@ -6,12 +6,14 @@ Nothing is drawn or written here.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.results import FILE_NAME, read_scores
+from s3prl_ekd.evaluate.cost import upstream_cost
+from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_models, read_scores
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
 
 METRICS = "metrics.jsonl"
@@ -39,7 +41,7 @@ class Pretraining:
 
 @dataclass
 class Evaluation:
-    """One output folder of ``s3prl-ekd evaluate``."""
+    """One model's output folder of ``s3prl-ekd evaluate``."""
 
     folder: Path
     scores: dict[str, Any]
@@ -55,7 +57,7 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
             pretrainings.append(read_pretraining(folder))
             found = True
         if (folder / FILE_NAME).is_file():
-            evaluations.append(read_evaluation(folder))
+            evaluations += [_evaluation(own, scores) for own, scores in read_models(folder)]
             found = True
         if not found:
             raise EkdError(f"{folder}: holds neither {METRICS} (run_pretrain.py) nor {FILE_NAME} (s3prl-ekd evaluate)")
@@ -83,23 +85,46 @@ def read_pretraining(folder: Path) -> Pretraining:
 
 
 def read_evaluation(folder: Path) -> Evaluation:
-    """Scores of an evaluation folder, and the layer weights that its downstream checkpoints learned."""
-    scores = read_scores(folder)
+    """Scores of one model's evaluation folder, and the layer weights that its downstream checkpoints learned."""
+    return _evaluation(folder, read_scores(folder))
+
+
+def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
+    if "cost" not in scores:
+        scores["cost"] = _cost(scores)
     weights: dict[str, list[float]] = {}
     for name, record in scores["tasks"].items():
-        runs = record["folds"] if "folds" in record else {None: record}
         found = []
-        for fold, part in runs.items():
-            path = Path(part["checkpoint"])
-            # The folder may have been moved since: look beside scores.json first.
-            here = folder / "runs" / (name if fold is None else f"{name}-{fold}") / path.name
-            path = here if here.is_file() else path
-            if path.is_file():
-                found.append(layer_weights(path))
-        found = [row for row in found if row]
+        for path in _checkpoints(folder, name, record):
+            row = layer_weights(path)
+            if row:
+                found.append(row)
         if found:
             weights[name] = [sum(column) / len(found) for column in zip(*found, strict=True)]
     return Evaluation(folder, scores, weights)
+
+
+def _checkpoints(folder: Path, task: str, record: dict[str, Any]) -> Iterator[Path]:
+    """The tested checkpoint of every seed and fold, as far as the files are still there."""
+    for part in by_seed(record).values():
+        for fold, run in part.get("folds", {None: part}).items():
+            path = Path(run["checkpoint"])
+            # The folder may have been moved since: look beside scores.json first.
+            here = folder / "runs" / (run.get("folder") or (task if fold is None else f"{task}-{fold}")) / path.name
+            path = here if here.is_file() else path
+            if path.is_file():
+                yield path
+
+
+def _cost(scores: dict[str, Any]) -> dict[str, int] | None:
+    """Parameters and MACs for a file from before evaluate wrote them, where the model is still there."""
+    files = [scores.get("checkpoint"), scores.get("model_config")]
+    if any(name is not None and not Path(name).exists() for name in files):
+        return None
+    try:
+        return upstream_cost(scores["upstream"], *(Path(name) if name is not None else None for name in files))
+    except EkdError:
+        return None  # a file of that name that is another one by now
 
 
 def layer_weights(checkpoint: Path) -> list[float]:

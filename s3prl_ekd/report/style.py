@@ -19,7 +19,7 @@ class Theme:
     grid: str
     accent: str
     teachers: tuple[str, ...]  # one hue a teacher; layers are its shades
-    heat: str  # matplotlib colour map of the layer weights
+    heat: tuple[str, ...]  # of the layer weights: from none, near the card, to most
 
 
 LIGHT = Theme(
@@ -31,7 +31,7 @@ LIGHT = Theme(
     grid="#e4e7ec",
     accent="#2563eb",
     teachers=("#2563eb", "#c2410c", "#0f766e", "#7c3aed", "#be185d", "#4d7c0f"),
-    heat="Blues",
+    heat=("#f2f6ff", "#8fb3f7", "#1d4ed8", "#172f7a"),
 )
 DARK = Theme(
     name="dark",
@@ -42,7 +42,7 @@ DARK = Theme(
     grid="#2b3441",
     accent="#7aa7ff",
     teachers=("#7aa7ff", "#ff9e64", "#4fd1c5", "#b794f6", "#f687b3", "#a3d977"),
-    heat="Blues_r",
+    heat=("#1b2330", "#24468a", "#5b8def", "#c3d8ff"),
 )
 
 

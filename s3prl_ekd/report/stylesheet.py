@@ -32,12 +32,24 @@ h2{font-size:1.05rem;margin:0 0 14px;letter-spacing:-.005em}
 section{background:var(--card);border:1px solid var(--grid);border-radius:12px;padding:20px 22px;margin:0 0 18px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%}
-.scores th,.scores td{padding:9px 12px;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
+.scores th,.scores td{padding:9px 10px;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap;
+ vertical-align:top}
 .scores tr:last-child>*{border-bottom:0}
 .scores tr:first-child th{color:var(--muted);font-weight:500;font-size:.86rem}
-.scores th:first-child{text-align:left;padding-left:0;font-weight:600}
+.scores th:first-child{text-align:left;padding-left:0;font-weight:600;white-space:normal;min-width:11rem;
+ max-width:19rem;overflow-wrap:break-word}
+.scores th:last-child,.scores td:last-child{padding-right:2px}
 .scores small{display:block;color:var(--muted);font-weight:400;font-size:.78rem}
 .scores .best{font-weight:700;color:var(--accent)}
+.scores .size{color:var(--muted)}
+.scores .picked{font-weight:700;color:var(--accent)}
+.scores .picked::before{content:"";display:inline-block;width:.42em;height:.42em;border-radius:50%;
+ background:var(--accent);margin-right:.45em;vertical-align:.12em}
+.grid th:first-child{font-weight:500}
+.grid th,.grid td{padding:6px 12px}
+.grid .test,.grid tr:first-child th:last-child{border-left:1px solid var(--grid)}
+.plainer td{color:var(--muted);font-size:.9rem}
+h3{font-size:.92rem;font-weight:600;margin:18px 0 4px}
 .others{color:var(--muted)}
 .others th:first-child{font-weight:500}
 .plain{width:auto;font-size:.9rem}

@@ -1,0 +1,37 @@
+"""Parameters and MACs of an upstream as the SUPERB challenge counts them, to set beside its scores.
+
+The counting is in ``export/macs.py``; here is only what an upstream of an evaluation is, and that it may be unknown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# The leaderboard's row of FBANK: no parameters, 21360 MACs a frame of 10 ms
+FBANK = {"params": 0, "macs": 479_126_160}
+
+
+def upstream_cost(name: str, checkpoint: Path | None = None, model_config: Path | None = None) -> dict[str, int] | None:
+    """``{"params", "macs"}`` over the challenge's 32 utterances; ``None`` where nobody here knows the model's shape.
+
+    Raises:
+        EkdError: our student's checkpoint or configuration is not readable.
+    """
+    from s3prl_ekd.export.macs import HUB_SHAPES, cost  # torch: not needed for --help
+
+    if name.startswith("ekd_student") and checkpoint is not None:
+        from s3prl_ekd.export.macs_command import model_cost
+
+        found = model_cost(str(checkpoint))
+    elif name.startswith("ekd_student") and model_config is not None:
+        from s3prl_ekd.model.student import untrained_student
+
+        found = cost(untrained_student(model_config).shape)
+    elif name == "fbank":
+        return dict(FBANK)
+    elif checkpoint is None and name in HUB_SHAPES:
+        shape = HUB_SHAPES[name]
+        found = cost(shape.shape, shape.heads, shape.unused)
+    else:
+        return None
+    return {"params": found.params, "macs": found.macs}

@@ -1,0 +1,78 @@
+"""Which learning rate is picked on dev.
+
+A :class:`Search` is what competes: one model, one task, one seed; a run for each rate and each fold. The rate with the
+best dev score wins, for ER the best mean over the folds, so that all folds are tested with one rate. Only the winner is
+ever tested (``schedule.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.plan import Run
+from s3prl_ekd.evaluate.tasks import Task
+
+
+@dataclass(frozen=True)
+class Search:
+    """The runs of one model, task and seed, which differ in rate and fold alone."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def task(self) -> Task:
+        """The task that all runs share."""
+        return self.runs[0].task
+
+    @property
+    def seed(self) -> int:
+        """The seed that all runs share."""
+        return self.runs[0].seed
+
+    @property
+    def key(self) -> str:
+        """Name of the search: its model where there are several, the task, the seed where there are several."""
+        return self.runs[0].group
+
+    @property
+    def rates(self) -> list[float | None]:
+        """The rates in the order they were given; ``[None]`` where the configuration's own is the only one."""
+        return list(dict.fromkeys(run.rate for run in self.runs))
+
+    def at(self, rate: float | None) -> list[Run]:
+        """The runs of one rate: one, or one a fold."""
+        return [run for run in self.runs if run.rate == rate]
+
+    def dev(self, rate: float | None, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """The rate's dev score in percent, the mean over folds; ``None`` where a run of it has none."""
+        scores = [results[run.key]["dev"] for run in self.at(rate)]
+        return None if any(score is None for score in scores) else fmean(scores)
+
+    def picked(self, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+        """The rate to test: best on dev; of equals the first given.
+
+        Raises:
+            EkdError: there is a choice, and no rate has a dev score.
+        """
+        if len(self.rates) == 1:
+            return self.rates[0]
+        scores = {rate: self.dev(rate, results) for rate in self.rates}
+        known = {rate: score for rate, score in scores.items() if score is not None}
+        if not known:
+            raise EkdError(
+                f"{self.key}: no learning rate of {', '.join(f'{rate:g}' for rate in self.rates)} gave a "
+                f"{self.task.dev_split} {self.task.metric}; see train.log in {self.runs[0].expdir}"
+            )
+        return (min if self.task.lower_is_better else max)(known, key=known.__getitem__)
+
+
+def searches(runs: Sequence[Run]) -> list[Search]:
+    """The runs of a plan by what competes, in the plan's order."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run.group, []).append(run)
+    return [Search(tuple(group)) for group in groups.values()]

@@ -1,0 +1,189 @@
+"""Which models are evaluated: ``--ckpt``, ``--upstream``, ``--untrained``, ``--models``, ``--label``, read and checked.
+
+Every one becomes an :class:`Upstream`, that is what s3prl's ``-u -k -g`` name; nothing is trained or drawn here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from s3prl_ekd.errors import EkdError
+
+STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
+_KEYS = ("label", "ckpt", "upstream", "untrained")
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """What is evaluated, as s3prl names it: ``-u name [-k checkpoint] [-g model_config]``."""
+
+    name: str
+    label: str
+    checkpoint: Path | None = None
+    model_config: Path | None = None
+
+    def arguments(self) -> list[str]:
+        """The upstream's part of a native command."""
+        words = ["-u", self.name]
+        if self.checkpoint is not None:
+            words += ["-k", str(self.checkpoint)]
+        if self.model_config is not None:
+            words += ["-g", str(self.model_config)]
+        return words
+
+    @property
+    def folder(self) -> str:
+        """Name of this model's folder below ``--out`` where several models are evaluated: its label, file-safe."""
+        return re.sub(r"[^\w.+-]+", "-", self.label).strip("-.") or "model"
+
+
+def choose_models(
+    given: Sequence[tuple[str, str]], listing: Path | None = None, label: str | None = None
+) -> list[Upstream]:
+    """The models of a command line in its order, those of ``--models`` first.
+
+    ``given`` holds kinds (``ckpt``, ``upstream``, ``untrained``), each with ``VALUE`` or ``LABEL=VALUE``. One ``ckpt``
+    and one ``upstream``, both without a label, are one model: s3prl's ``-u NAME -k FILE``.
+
+    Raises:
+        EkdError: no model, a file that is not there, two models of one label, ``--label`` beside several models.
+    """
+    models = [] if listing is None else read_listing(listing)
+    options = [(kind, *labelled(text)) for kind, text in given]
+    plain = {kind: value for kind, own, value in options if kind != "untrained" and own is None}
+    if len(plain) == 2 and sum(kind != "untrained" for kind, _, _ in options) == 2:
+        models.append(choose_upstream(_path(plain["ckpt"]), plain["upstream"], None, None))
+        options = [option for option in options if option[0] == "untrained"]
+    for kind, own, value in options:
+        parts = {name: value if kind == name else None for name in ("ckpt", "upstream", "untrained")}
+        models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], _path(parts["untrained"]), own))
+    if not models:
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL_YAML")
+    if label is not None and len(models) > 1:
+        raise EkdError(
+            f"--label {label}: names one model, and {len(models)} are given; write --ckpt LABEL=PATH instead"
+        )
+    if label is not None:
+        models = [replace(models[0], label=label)]
+    seen: dict[str, str] = {}  # folders by their names in lower case, as some file systems see them
+    for model in models:
+        other = seen.get(model.folder.lower())
+        if other is not None:
+            same = f"two models are called {other!r}" if other == model.label else f"{other!r} and {model.label!r}"
+            raise EkdError(f"{same}: their runs would share the folder {model.folder}; give each a label, LABEL=VALUE")
+        seen[model.folder.lower()] = model.label
+    return models
+
+
+def labelled(text: str) -> tuple[str | None, str]:
+    """``"LABEL=VALUE"`` taken apart; no label where the text is a path itself, or its ``=`` comes after a ``/``."""
+    label, equals, value = text.partition("=")
+    if not equals or "/" in label or Path(text).exists():
+        return None, text
+    if not label.strip() or not value:
+        raise EkdError(f"{text!r}: expected LABEL=VALUE")
+    return label.strip(), value
+
+
+def read_listing(path: Path) -> list[Upstream]:
+    """``--models FILE``: a YAML list of mappings with ``label`` and ``ckpt``, ``upstream``, both, or ``untrained``.
+
+    Paths are relative to the file.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise EkdError(f"--models {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(entries, list) or not entries:
+        raise EkdError(f"--models {path}: expected a list of models, each with some of {', '.join(_KEYS)}")
+    return [_entry(path, number, entry) for number, entry in enumerate(entries)]
+
+
+def _entry(path: Path, number: int, entry: Any) -> Upstream:
+    where = f"--models {path}: [{number}]"
+    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+        raise EkdError(f"{where}: expected a mapping of {', '.join(_KEYS)} to text")
+    unknown = [key for key in entry if key not in _KEYS]
+    if unknown:
+        raise EkdError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(_KEYS)}")
+    files = {
+        key: path.parent / Path(entry[key]).expanduser() if key in entry else None for key in ("ckpt", "untrained")
+    }
+    try:
+        return choose_upstream(files["ckpt"], entry.get("upstream"), files["untrained"], entry.get("label"))
+    except EkdError as error:
+        raise EkdError(f"{where}: {error}") from error
+
+
+def choose_upstream(ckpt: Path | None, name: str | None, untrained: Path | None, label: str | None) -> Upstream:
+    """Exactly one thing to evaluate; a name with a checkpoint is s3prl's ``-u NAME -k FILE``."""
+    if untrained is not None and (ckpt is not None or name is not None):
+        raise EkdError("untrained: one model, and so without a ckpt or upstream of its own")
+    if untrained is not None:
+        if not untrained.is_file():
+            raise EkdError(
+                f"--untrained {untrained}: not found; expected a config_model.yaml of run_pretrain.py -u ekd"
+            )
+        return Upstream(STUDENT, label or "untrained student", model_config=untrained.resolve())
+    if ckpt is not None:
+        if not ckpt.exists():
+            raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
+        if name is not None and not name.startswith(STUDENT) and _is_student(ckpt):
+            raise EkdError(
+                f"--ckpt {ckpt}: a student, which s3prl's {name} does not read; to set the two side by side, give them "
+                f"labels: --ckpt LABEL={ckpt} --upstream {name}"
+            )
+        path = ckpt.resolve() if name else student_checkpoint(ckpt)
+        return Upstream(name or STUDENT, label or f"{path.parent.name}/{path.stem}", checkpoint=path)
+    if name is None:
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL_YAML")
+    return Upstream(name, label or name)
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text).expanduser()
+
+
+def student_checkpoint(path: Path) -> Path:
+    """The student's checkpoint file (a folder's newest), read once so that a wrong one fails here and not in a run."""
+    from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint  # torch: not needed for --help
+
+    file = newest_checkpoint(path).resolve()
+    read_checkpoint(file)
+    return file
+
+
+def _is_student(path: Path) -> bool:
+    """Whether this is a checkpoint of ours; a transformers folder is not, other upstreams read those too."""
+    from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint
+
+    try:
+        file = newest_checkpoint(path)
+        return file.is_file() and bool(read_checkpoint(file))
+    except EkdError:
+        return False
+
+
+def check_names(models: Sequence[Upstream]) -> None:
+    """:class:`EkdError` for a name that s3prl's hub does not have.
+
+    Importing the hub takes seconds, so this is for calls whose later models would fail hours after the first began.
+    """
+    names = [model.name for model in models if model.name != STUDENT]
+    if not names:
+        return
+    from s3prl_ekd.bridge.arguments import close_names
+    from s3prl_ekd.bridge.register import register
+
+    register()
+    from s3prl import hub
+
+    for name in names:
+        if name not in hub.options():
+            raise EkdError(f"--upstream {name}: s3prl's hub has no such upstream{close_names(name, hub.options())}")

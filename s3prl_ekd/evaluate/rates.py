@@ -1,0 +1,69 @@
+"""Learning rates and seeds as the user writes them: ``--lr pr:0.1,0.01``, ``--seeds 1,2,3``. Nothing is picked here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import TASKS
+
+Grid = dict[str, list[float]]  # task -> learning rates; a task that is not there trains at its configuration's rate
+LR_KEY = "config.optimizer.lr"
+
+
+def choose_rates(by_preset: Grid, items: Sequence[str], overrides: Mapping[str, Mapping[str, str]]) -> Grid:
+    """The grid of a call: ``--lr`` where given, else the preset's unless ``--override`` sets that task's rate."""
+    given = parse_rates(items)
+    for task in given:
+        if LR_KEY in overrides[task]:
+            raise EkdError(f"--lr and --override both set the learning rate of {task}; drop one of them")
+    return {**{task: rates for task, rates in by_preset.items() if LR_KEY not in overrides[task]}, **given}
+
+
+def parse_rates(items: Sequence[str]) -> Grid:
+    """``["pr:0.1,0.01", "sid:1e-3"]`` by task; without a task the rates are for all four, a task's own win."""
+    common: list[float] | None = None
+    grid: Grid = {}
+    for item in items:
+        head, colon, rest = item.partition(":")
+        task, text = (head.strip().lower(), rest) if colon else (None, item)
+        if task is not None and task not in TASKS:
+            raise EkdError(f"--lr {item}: unknown task {head!r}; expected one of {', '.join(TASKS)}")
+        if task in grid or (task is None and common is not None):
+            raise EkdError(f"--lr {item}: given twice for {task or 'all tasks'}; list the rates with commas")
+        rates = check_rates(text.split(","), f"--lr {item}")
+        if task is None:
+            common = rates
+        else:
+            grid[task] = rates
+    return {task: grid.get(task, common) for task in TASKS if task in grid or common is not None}
+
+
+def check_rates(values: Sequence[Any], where: str) -> list[float]:
+    """Positive numbers, each once; :class:`EkdError` that begins with ``where`` for anything else."""
+    rates: list[float] = []
+    for value in values:
+        try:
+            rate = float(value)
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 < rate < math.inf:
+            raise EkdError(f"{where}: learning rate {str(value).strip()!r}: expected a positive number")
+        if rate in rates:
+            raise EkdError(f"{where}: learning rate {rate:g} is there twice")
+        rates.append(rate)
+    return rates
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``"1,2,3"`` as whole numbers, each once."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        if not part.strip().isascii() or not part.strip().isdigit():
+            raise EkdError(f"--seeds {text}: {part.strip()!r}: expected whole numbers with commas between, as 1,2,3")
+        seeds.append(int(part))
+    if len(set(seeds)) < len(seeds):
+        raise EkdError(f"--seeds {text}: a seed is there twice")
+    return seeds

@@ -1,0 +1,101 @@
+"""Carry out a plan: all trainings, dealt over the devices, and a test of each rate that is picked on dev.
+
+One thread for each run at a time; every thread waits for a native child process (``run.py``).
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import Any
+
+from s3prl_ekd.evaluate.devices import slots, visible
+from s3prl_ekd.evaluate.grid import Search, searches
+from s3prl_ekd.evaluate.nursery import Nursery
+from s3prl_ekd.evaluate.plan import Run
+from s3prl_ekd.evaluate.process import stop_all
+from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.run import check_marker, do_test, do_train
+
+Results = dict[str, dict[str, Any]]
+_Act = Callable[[Run, Board, dict[str, str], Nursery | None], dict[str, Any]]
+
+
+def run_all(
+    runs: list[Run], board: Board, jobs: int = 1, overwrite: bool = False, devices: Sequence[str] | None = None
+) -> Results:
+    """Results by run key, in the plan's order: of a tested run all of it, of the others what ``run.do_train`` returns.
+
+    ``jobs`` runs at a time share the machine's cores; each goes to the device that becomes free, or, without
+    ``devices``, to its own.
+    """
+    for run in runs:
+        check_marker(run, overwrite)
+    # Threads that spin while they wait for one another slow runs side by side down.
+    environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+    places = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
+    nursery = Nursery(environment) if all(Nursery.possible(place) for place in places) else None
+    try:
+        results = _Schedule(runs, board, environment, nursery).carry_out(
+            slots(devices, jobs) if devices else [None] * max(1, jobs)
+        )
+    finally:
+        if nursery is not None:
+            nursery.close()
+    return {run.key: results[run.key] for run in runs}
+
+
+class _Schedule:
+    """What is still to do, and what came out so far. Only the main thread touches it."""
+
+    def __init__(self, runs: list[Run], board: Board, environment: dict[str, str], nursery: Nursery | None) -> None:
+        self.board, self.environment, self.nursery = board, environment, nursery
+        self.results: Results = {}
+        self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
+        self.pending: deque[tuple[_Act, Run]] = deque((do_train, run) for run in runs)
+
+    def carry_out(self, free: list[str | None]) -> Results:
+        """Do it all, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
+        going: dict[Future[dict[str, Any]], tuple[_Act, Run, str | None]] = {}
+        with ThreadPoolExecutor(max_workers=len(free)) as pool:
+            try:
+                while self.pending or going:
+                    while self.pending and free:
+                        (act, run), device = self.pending.popleft(), free.pop(0)
+                        going[pool.submit(self._do, act, run, device)] = act, run, device
+                    done, _ = wait(going, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        act, run, device = going.pop(future)
+                        free.append(device)
+                        self.results[run.key] = future.result()
+                        if act is do_train:
+                            self._trained(run)
+            except BaseException:
+                # Nothing that has not begun may begin, and what runs must not outlive us.
+                pool.shutdown(wait=False, cancel_futures=True)
+                stop_all()
+                raise
+        return self.results
+
+    def _do(self, act: _Act, run: Run, device: str | None) -> dict[str, Any]:
+        run = run if device is None else replace(run, device=device)
+        return act(run, self.board, {**self.environment, **visible(run.device)}, self.nursery)
+
+    def _trained(self, run: Run) -> None:
+        """Put a run's test in front of the queue once nothing else can be picked instead."""
+        search = self.search_of[run.key]
+        if len(search.rates) == 1:
+            self.pending.appendleft((do_test, run))
+        elif all(one.key in self.results for one in search.runs):
+            rate = search.picked(self.results)
+            self._say_pick(search, rate)
+            self.pending.extendleft((do_test, one) for one in reversed(search.at(rate)))
+
+    def _say_pick(self, search: Search, rate: float | None) -> None:
+        score = search.dev(rate, self.results)
+        self.board.say(search.key, f"picked lr {rate:g}: {search.task.dev_split} {search.task.metric} {score:.2f} %")

@@ -1,0 +1,31 @@
+"""All figures of a report as PNG files beside the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
+from s3prl_ekd.report.score_figures import cost_png, grid_png
+from s3prl_ekd.report.sources import Evaluation, Pretraining
+from s3prl_ekd.report.style import LIGHT, Theme
+
+
+def write_pngs(
+    folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
+) -> list[Path]:
+    """Write them (light by default) into ``folder``; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [one.scores for one in evaluations]
+    figures: dict[str, bytes | None] = {}
+    for run in pretrainings:
+        figures[f"{run.name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
+        figures[f"{run.name}-loss.png"] = overview_png(run, theme)
+    figures["learning-rates.png"] = grid_png(records, theme)
+    figures["macs.png"] = cost_png(records, theme)
+    figures["layer-weights.png"] = layer_weights_png(evaluations, theme)
+    written = []
+    for name, data in figures.items():
+        if data is not None:
+            (folder / name).write_bytes(data)
+            written.append(folder / name)
+    return written

@@ -1,0 +1,183 @@
+"""Figures of evaluations as PNG bytes: dev score by learning rate, and test score against MACs.
+
+One panel a task, one colour a model, the same in both figures. Curves of pretraining are in ``curves.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from s3prl_ekd.evaluate.grid_table import GridOfTask, grids
+from s3prl_ekd.evaluate.table import COLUMNS, Column
+from s3prl_ekd.report.curves import png
+from s3prl_ekd.report.style import LIGHT, Theme, drawing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+_WIDTH = 9.3  # inches: the page's column, so that all letters are of one size
+_LEGEND_LINE = 14  # characters of names, handles and gaps in an inch under a figure
+_LEGEND_ROW = 0.19  # inches
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a model is drawn: hues repeat after six models, with another marker and line."""
+
+    colour: str
+    marker: str
+    line: str | tuple[float, tuple[float, ...]]
+
+
+def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
+    """A look for each label, in the records' order."""
+    hues = theme.teachers
+    labels = dict.fromkeys(record["label"] for record in records)
+    return {
+        label: Look(
+            hues[number % len(hues)],
+            _MARKERS[number // len(hues) % len(_MARKERS)],
+            _LINES[number // len(hues) % len(_LINES)],
+        )  # fmt: skip
+        for number, label in enumerate(labels)
+    }
+
+
+def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
+    """Dev score by learning rate; ``None`` when no task was searched.
+
+    A line is the mean over seeds, dots are seeds; a ring is a rate that a seed picked.
+    """
+    found = grids(records)
+    if not found:
+        return None
+    with drawing(theme):
+        look = looks(records, theme)
+        figure, axes = _panels(len(found))
+        for axis, grid in zip(axes, found, strict=True):
+            _grid_panel(axis, grid, look, theme)
+        _legend(figure, [row.label for grid in found for row in grid.rows], look, theme, ring=True)
+        return png(figure)
+
+
+def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
+    """Test score against MACs, a bar for the standard error over seeds; ``None`` when no model's MACs are known."""
+    shown = [record for record in records if record.get("cost")]
+    columns = [
+        column
+        for column in COLUMNS
+        if column.metric != "cer" and any(column.value(record) is not None for record in shown)
+    ]
+    if not columns:
+        return None
+    with drawing(theme):
+        look = looks(records, theme)
+        figure, axes = _panels(len(columns))
+        for axis, column in zip(axes, columns, strict=True):
+            _cost_panel(axis, column, shown, look)
+        _legend(figure, [record["label"] for record in shown], look, theme)
+        return png(figure)
+
+
+def _grid_panel(axis: Axes, grid: GridOfTask, look: dict[str, Look], theme: Theme) -> None:
+    rates = sorted(grid.rates)
+    place = {rate: number for number, rate in enumerate(rates)}  # evenly spaced: close rates keep readable names
+    for label in dict.fromkeys(row.label for row in grid.rows):
+        rows = [row for row in grid.rows if row.label == label]
+        colour, marker = look[label].colour, look[label].marker
+        means = {}
+        for rate in rates:
+            known = [row.dev[rate] for row in rows if row.dev.get(rate) is not None]
+            if known:
+                means[rate] = fmean(known)
+        line = look[label].line
+        axis.plot([place[rate] for rate in means], list(means.values()), color=colour, linestyle=line, zorder=2)
+        for row in rows:
+            points = {rate: value for rate, value in row.dev.items() if value is not None}
+            axis.plot(
+                [place[rate] for rate in points], list(points.values()), marker, color=colour, markersize=4.5, zorder=3
+            )
+        rings = [rate for rate in means if any(row.picked == rate for row in rows)]
+        axis.plot(
+            [place[rate] for rate in rings], [means[rate] for rate in rings], "o", markersize=11,
+            markerfacecolor="none", markeredgecolor=theme.text, markeredgewidth=1.1, zorder=4,
+        )  # fmt: skip
+    axis.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
+    axis.set_xlim(-0.35, len(rates) - 0.65)
+    axis.margins(y=0.16)
+    axis.set_xlabel("learning rate")
+    axis.set_title(grid.title.partition(" by ")[0])
+
+
+def _cost_panel(axis: Axes, column: Column, records: list[dict[str, Any]], look: dict[str, Look]) -> None:
+    macs = []
+    for record in records:
+        value = column.value(record)
+        if value is None:
+            continue
+        macs.append(record["cost"]["macs"] / 1e9)
+        one = look[record["label"]]
+        axis.errorbar(
+            macs[-1], value, yerr=column.error(record), fmt=one.marker, color=one.colour, markersize=6.5, capsize=4.5,
+            elinewidth=1.5, capthick=1.5,
+        )  # fmt: skip
+    # From 0 and linear: half the cost is half the way, and features without a model (fbank) stand at the axis.
+    axis.set_xlim(-0.05 * max(macs), 1.12 * max(macs))
+    axis.set_xlabel("G MACs over the challenge's 32 utterances")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value == int(value) else f"{value:g}")
+    axis.margins(y=0.18)
+    axis.set_title(column.heading)
+
+
+def _panels(count: int) -> tuple[Figure, list[Axes]]:
+    """``count`` panels, two side by side; an odd last one stands alone."""
+    import matplotlib.pyplot as plt
+
+    across = min(count, 2)
+    down = math.ceil(count / across)
+    figure, axes = plt.subplots(down, across, figsize=(_WIDTH, 2.6 * down + 0.1), squeeze=False, layout="constrained")
+    for axis in axes.flat[count:]:
+        axis.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: Theme, ring: bool = False) -> None:
+    from matplotlib.lines import Line2D
+
+    names = list(dict.fromkeys(labels))
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=look[name].colour,
+            marker=look[name].marker,
+            linestyle=look[name].line if ring else "",
+            label=name,
+        )
+        for name in names
+    ]
+    if ring:
+        handles.append(
+            Line2D(
+                [],
+                [],
+                marker="o",
+                markersize=10,
+                markerfacecolor="none",
+                markeredgecolor=theme.text,
+                linestyle="",
+                label="picked",
+            )  # fmt: skip
+        )
+    longest = max(len(handle.get_label()) for handle in handles) + 7
+    columns = max(1, min(len(handles), int(_WIDTH * _LEGEND_LINE) // longest))
+    # The legend must not take its room from the panels.
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * math.ceil(len(handles) / columns))
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns)

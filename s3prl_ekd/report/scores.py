@@ -1,0 +1,198 @@
+"""The report's sections about evaluations: scores, others' scores, cost, learning rates, layers, settings, environment.
+
+HTML fragments only; what they say comes from ``scores.json``, the figures from ``score_figures.py`` and ``curves.py``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
+from s3prl_ekd.evaluate.results import by_seed, versions
+from s3prl_ekd.evaluate.table import MISSING, best_rows, cell, columns_of, costs, footnote
+from s3prl_ekd.report.curves import layer_weights_png
+from s3prl_ekd.report.html import figure, fold, note, section
+from s3prl_ekd.report.reference import HIDDEN_SET, PUBLIC_SUPERB, Published
+from s3prl_ekd.report.score_figures import cost_png, grid_png
+from s3prl_ekd.report.sources import Evaluation
+
+Records = Sequence[dict[str, Any]]
+_OPEN_ROWS = 12  # more rows of a grid than this are folded away below its figure
+
+
+def scores(records: Records) -> str:
+    """The score table: one row a model, the best of each column marked."""
+    columns = columns_of(records)
+    best = {column: best_rows(records, column) for column in columns}
+    sizes = costs(records)
+    head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in sizes)
+    head += "".join(f"<th>{escape(column.heading)}</th>" for column in columns)
+    rows = []
+    for row, record in enumerate(records):
+        cells = "".join(f"<td class=size>{escape(size[row])}</td>" for _, size in sizes)
+        for column in columns:
+            error = column.error(record)
+            spread = "" if error is None else f"<small>± {error:.2f}</small>"
+            mark = " class=best" if row in best[column] else ""
+            cells += f"<td{mark}>{cell(column.value(record))}{spread}</td>"
+        seeds = record.get("seeds", [])
+        trials = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {record['seed']}"
+        detail = " · ".join([record["upstream"], f"preset {record['preset']}", trials])
+        rows.append(f"<tr><th>{escape(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
+    table = f"<div class=scroll><table class=scores><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    return section("Scores", table + note(footnote(records)))
+
+
+def reference() -> str:
+    """Other people's numbers, in a section of their own."""
+    body = (
+        "<h3>Public SUPERB test sets</h3>"
+        + _published(PUBLIC_SUPERB)
+        + "<h3>SUPERB challenge, hidden test set</h3>"
+        + _published(HIDDEN_SET)
+        + note(
+            "Other people's published numbers, in % (ASR without a language model). They were not measured here. The "
+            "first table compares only with scores made on the same corpora with s3prl's recipe, the second only with "
+            "the organisers' own evaluation of a submission."
+        )
+    )
+    return section("Published scores of other systems", body)
+
+
+def learning_rates(records: Records) -> str:
+    """The whole grid: figure and tables; empty where nothing was searched."""
+    found = grids(records)
+    if not found:
+        return ""
+    body = figure(
+        lambda theme: grid_png(records, theme),
+        "Dev score by learning rate: a line is a model's mean over seeds, dots are its seeds, a ring is the rate that "
+        "was picked (by any seed)",
+    )
+    tables = "".join(_grid_table(grid) for grid in found) + note(NOTE)
+    if sum(len(grid.rows) for grid in found) > _OPEN_ROWS:
+        tables = fold("The same as tables", tables)
+    return section("Learning rates", body + tables)
+
+
+def macs(records: Records) -> str:
+    """Test score against MACs; empty where no model's are known."""
+    unknown = [record["label"] for record in records if not record.get("cost")]
+    missing = f" Not known, and so not drawn: {', '.join(unknown)}." if unknown else ""
+    body = figure(
+        lambda theme: cost_png(records, theme),
+        "Test score against multiply-accumulates as the SUPERB challenge counts them; bars are the standard error over "
+        f"seeds, where there are several.{missing}",
+    )
+    return section("Score and cost", body) if body else ""
+
+
+def layer_weights(evaluations: list[Evaluation]) -> str:
+    """What each task's weighted sum learned; empty where no task mixes states."""
+    body = figure(
+        lambda theme: layer_weights_png(evaluations, theme),
+        "Weight of each hidden state in the sum that a task reads (softmax; averaged over seeds and ER's folds)",
+    )
+    return section("Layers that each task uses", body) if body else ""
+
+
+def settings(records: Records) -> str:
+    """How each model was evaluated, and its untrained student's configuration where that file is still there."""
+    if not records:
+        return ""
+    tasks = [name for name in ("pr", "sid", "er", "asr") if any(name in record["tasks"] for record in records)]
+    head = "".join(f"<th>{name.upper()}</th>" for name in tasks)
+    rows, files = [], []
+    for record in records:
+        normalize = "features normalised" if record.get("normalize") else "features as they are"
+        detail = " · ".join([f"preset {record['preset']}", _seeds(record), normalize])
+        cells = "".join(f"<td>{_trained(record, name)}</td>" for name in tasks)
+        rows.append(f"<tr><th>{escape(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
+        path = Path(record.get("model_config") or "")
+        if path.is_file():
+            files.append(fold(f"{record['label']}: {path.name}", f"<pre>{escape(path.read_text())}</pre>"))
+    table = f"<div class=scroll><table class='scores plainer'><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
+    text = "Training steps, and the learning rate that was tested."
+    return section("Evaluation settings", table + note(text) + "".join(files))
+
+
+def commands(records: Records) -> str:
+    """The native commands behind each score."""
+    blocks = []
+    for record in records:
+        lines = [command for task in record["tasks"].values() for command in task["commands"]]
+        text = f"<pre>{escape(chr(10).join(lines))}</pre>"
+        blocks.append(fold(f"{record['label']}: {len(lines)} native commands", text))
+    return section("Commands", "".join(blocks)) if blocks else ""
+
+
+def environment(records: Records) -> str:
+    """Versions and machines, a column for each that differs, and the raw records."""
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for record in records:
+        facts = {**record["versions"], **record["machine"]}
+        found.setdefault(json.dumps(facts, sort_keys=True), (facts, []))[1].append(record["label"])
+    columns = list(found.values()) or [(versions(), [])]
+    keys = dict.fromkeys(key for facts, _ in columns for key in facts)
+    head = ""
+    if len(columns) > 1:
+        head = "<tr><th></th>" + "".join(f"<td>{escape(', '.join(labels))}</td>" for _, labels in columns) + "</tr>"
+    rows = "".join(
+        f"<tr><th>{escape(str(key))}</th>"
+        + "".join(f"<td>{escape(str(facts.get(key, MISSING)))}</td>" for facts, _ in columns)
+        + "</tr>"
+        for key in keys
+    )
+    raw = "".join(
+        fold(f"{record['label']}: scores.json", f"<pre>{escape(json.dumps(record, indent=1))}</pre>")
+        for record in records
+    )
+    return section("Environment", f"<div class=scroll><table class=plain>{head}{rows}</table></div>{raw}")
+
+
+def _published(rows: Sequence[Published]) -> str:
+    lines = "".join(
+        f"<tr><th>{escape(row.name)}</th><td>{row.params:.1f}</td><td>{cell(row.pr)}</td><td>{cell(row.sid)}</td>"
+        f"<td>{cell(row.er)}</td><td>{cell(row.asr)}</td></tr>"
+        for row in rows
+    )
+    return (
+        "<div class=scroll><table class='scores others'><tr><th></th><th>M params</th><th>PR PER ↓</th>"
+        f"<th>SID acc ↑</th><th>ER acc ↑</th><th>ASR WER ↓</th></tr>{lines}</table></div>"
+    )
+
+
+def _grid_table(grid: GridOfTask) -> str:
+    seed = "<th>seed</th>" if grid.several_seeds else ""
+    head = seed + "".join(f"<th>{rate:g}</th>" for rate in grid.rates) + "<th>test</th>"
+    rows = []
+    for row in grid.rows:
+        cells = f"<td class=size>{row.seed}</td>" if grid.several_seeds else ""
+        for rate in grid.rates:
+            mark = " class=picked" if rate == row.picked else ""
+            cells += f"<td{mark}>{escape(row.cell(rate))}</td>"
+        rows.append(f"<tr><th>{escape(row.label)}</th>{cells}<td class=test>{cell(row.test)}</td></tr>")
+    return (
+        f"<h3>{escape(grid.title)}</h3><div class=scroll><table class='scores grid'><tr><th></th>{head}</tr>"
+        f"{''.join(rows)}</table></div>"
+    )
+
+
+def _seeds(record: dict[str, Any]) -> str:
+    seeds = record.get("seeds") or [record["seed"]]
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _trained(record: dict[str, Any], task: str) -> str:
+    found = record["tasks"].get(task)
+    if found is None:
+        return MISSING
+    parts = by_seed(found).values()
+    rates = dict.fromkeys(f"{part['lr']:g}" for part in parts if isinstance(part.get("lr"), int | float))
+    steps = found.get("steps")
+    size = f"{steps:,} steps" if isinstance(steps, int) else ""
+    return escape(size or MISSING) + (f"<small>lr {escape(' / '.join(rates))}</small>" if rates else "")

@@ -1,0 +1,158 @@
+"""Which models, rates, seeds and devices a call means, how runs are dealt over devices, and every mistake in a call."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from evaluate_stand_in import evaluate, install_stand_in, make_data
+from export_student import SMALL, write_student
+from rich.console import Console
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.cost import upstream_cost
+from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
+from s3prl_ekd.evaluate.models import Upstream, choose_models, labelled
+from s3prl_ekd.evaluate.plan import make_plan
+from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.export.macs_command import model_cost
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_data(tmp_path / "DATA")
+
+
+def test_runs_are_dealt_over_devices(data, tmp_path, monkeypatch):
+    install_stand_in(tmp_path, monkeypatch)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-5")
+    fbank = Upstream("fbank", "fbank")
+    runs = make_plan(
+        [TASKS["sid"]], data, tmp_path / "out", fbank, {}, rates={"sid": [0.1, 0.01, 1e-3, 1e-4]}, seeds=[1, 2]
+    )
+    with Board(Console(quiet=True)) as board:
+        run_all(runs, board, jobs=4, devices=["cuda:0", "cuda:1"])
+    used = (tmp_path / "out" / "runs" / "gpus.txt").read_text().splitlines()
+    assert set(used) == {"4 cuda", "GPU-5 cuda"}  # each saw one GPU, by the name it has outside
+    assert len(used) == 8
+    assert slots(["cuda:0", "cuda:1"], 4) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert (visible("cuda:3"), visible("cuda"), visible("cpu")) == ({"CUDA_VISIBLE_DEVICES": "3"}, {}, {})
+
+
+def test_dry_run_prints_the_whole_grid_and_makes_nothing(data, tmp_path, capsys):
+    assert evaluate(data, tmp_path, "--lr", "er:0.1,0.01", "--seeds", "1,2", "--dry-run", "--devices", "cuda:0,cuda:1",
+                    tasks="er,pr", upstream=("--upstream", "fbank", "--upstream", "a=mfcc")) == 0  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line) for line in lines if not line.startswith("#")]
+    trains = [words for words in commands if "train" in words]
+    assert len(trains) == 2 * (2 * 2 * 2 + 2)  # two models; ER: seeds x rates x folds; PR: seeds
+    assert len(commands) == 2 * len(trains)
+    assert {words[0] for words in commands} == {"CUDA_VISIBLE_DEVICES=0", "CUDA_VISIBLE_DEVICES=1"}
+    assert sum("if lr" in line for line in lines) == 2 * 2 * 2 * 2
+    assert len({words[words.index("-p") + 1] for words in trains}) == len(trains)
+    assert not (tmp_path / "out").exists()
+
+
+def models(*given):
+    return choose_models([tuple(one.split(":", 1)) for one in given])
+
+
+def test_which_models_are_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model.yaml").touch()
+    Path("lr=0.1").mkdir()
+    Path("x.ckpt").touch()
+    both = models("upstream:wav2vec2_local", "ckpt:x.ckpt", "untrained:model.yaml")
+    assert [one.arguments()[:3:2] for one in both] == [["-u", "-k"], ["-u", "-g"]]
+    assert [one.name for one in models("upstream:a=fbank", "upstream:b=fbank")] == ["fbank", "fbank"]
+    assert [one.label for one in models("upstream:mfcc", "untrained:u=model.yaml", "upstream:fbank")] == [
+        "mfcc", "u", "fbank"
+    ]  # fmt: skip
+    assert labelled("lr=0.1") == (None, "lr=0.1")
+    assert labelled("runs/lr=0.1/x") == (None, "runs/lr=0.1/x")
+    assert labelled("a=runs/lr=0.1") == ("a", "runs/lr=0.1")
+    Path("list.yaml").write_text(
+        "- {label: theirs, upstream: wav2vec2_local, ckpt: x.ckpt}\n- {untrained: model.yaml}\n"
+    )
+    listed = choose_models([("upstream", "fbank")], Path("list.yaml"))
+    assert [one.label for one in listed] == ["theirs", "untrained student", "fbank"]
+    assert listed[0].checkpoint == tmp_path / "x.ckpt"
+
+
+def test_a_student_is_not_handed_to_another_upstream_unasked(tmp_path):
+    file = str(write_student(tmp_path / "x" / "states-10.ckpt"))
+    for given in (file, str(tmp_path / "x")):
+        with pytest.raises(EkdError, match="a student, which s3prl's fbank does not read; .*--ckpt LABEL="):
+            choose_models([("ckpt", given), ("upstream", "fbank")])
+    both = choose_models([("ckpt", f"mine={file}"), ("upstream", "fbank")])
+    assert [one.name for one in both] == ["ekd_student", "fbank"]
+    [ours] = choose_models([("ckpt", file), ("upstream", "ekd_student")])
+    assert ours.arguments() == ["-u", "ekd_student", "-k", file]
+
+
+MISTAKES = {
+    "preset": (["--preset", "huge"], "no preset 'huge'; expected one of superb, superb_grid, hidden, small, tiny"),
+    "rate that is no number": (["--lr", "pr:0.1,fast"], "--lr pr:0.1,fast: learning rate 'fast': expected a positive"),
+    "rate of 0": (["--lr", "0"], "--lr 0: learning rate '0': expected a positive number"),
+    "empty rate": (["--lr", "pr:"], "--lr pr:: learning rate '': expected a positive number"),
+    "rate twice": (["--lr", "pr:0.1,1e-1"], "--lr pr:0.1,1e-1: learning rate 0.1 is there twice"),
+    "rates of an unknown task": (["--lr", "kws:0.1"], "--lr kws:0.1: unknown task 'kws'; expected one of pr, sid"),
+    "rates of a task twice": (["--lr", "pr:1", "--lr", "pr:2"], "--lr pr:2: given twice for pr"),
+    "seeds": (["--seeds", "1,two"], "--seeds 1,two: 'two': expected whole numbers"),
+    "a seed twice": (["--seeds", "1,1"], "--seeds 1,1: a seed is there twice"),
+    "no seed": (["--seeds", ""], "--seeds : '': expected whole numbers"),
+    "device": (["--devices", "gpu0"], "--devices: unknown device 'gpu0'; expected cpu, cuda, or some of cuda:0"),
+    "device twice": (["--devices", "cuda:1,cuda:1"], "a device is named twice; --jobs N"),
+    "device that is not there": (["--devices", "cuda:77"], "--devices cuda:77: torch sees "),
+    "jobs": (["--jobs", "0"], "--jobs 0: expected 1 or more"),
+    "two models of one label": (["--upstream", "fbank"], "two models are called 'fbank': their runs would share"),
+    "two labels of one folder": (["--upstream", "a b=fbank", "--upstream", "a-b=mfcc"], "'a b' and 'a-b': their runs"),
+    "one label for two models": (["--upstream", "mfcc", "--label", "x"], "--label x: names one model, and 2 are given"),
+    "empty label": (["--upstream", "=mfcc"], "'=mfcc': expected LABEL=VALUE"),
+    "upstream that s3prl lacks": (["--upstream", "fbnak"], "--upstream fbnak: s3prl's hub has no such upstream"),
+    "no list of models": (["--models", "DATA/pr.yaml"], "expected a list of models, each with some of label, ckpt"),
+    "list with a bad key": (["--models", "bad.yaml"], "bad.yaml: [1]: unknown key 'chkpt'; expected some of label"),
+    "list with a lost file": (["--models", "lost.yaml"], "lost.yaml: [0]: --ckpt "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(MISTAKES))
+def test_mistakes_are_one_clear_line(data, tmp_path, monkeypatch, capfd, name):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yaml").write_text("- {upstream: fbank}\n- {chkpt: x}\n")
+    Path("lost.yaml").write_text("- {ckpt: nowhere.ckpt}\n")
+    words, message = MISTAKES[name]
+    assert evaluate(data, tmp_path, *words) == 2
+    printed = capfd.readouterr().err.strip().splitlines()
+    assert printed[-1].startswith("error: ") and message in printed[-1]
+    assert sum(line.startswith("error: ") for line in printed) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_devices_by_default(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert parse_devices(None) == ["cuda"]
+    check_devices(["cuda", "cuda:1"])
+    with pytest.raises(EkdError, match="--devices cuda:2: torch sees 2 CUDA GPUs here"):
+        check_devices(["cuda:0", "cuda:2"])
+
+
+def test_cost_of_what_is_evaluated(tmp_path):
+    """The same numbers as ``s3prl-ekd macs``: a checkpoint, the untrained student of its configuration, a hub name."""
+    checkpoint = write_student(tmp_path / "x" / "states-10.ckpt")
+    config = tmp_path / "config_model.yaml"
+    config.write_text(yaml.safe_dump({"base": "config_model.yaml", "student": SMALL}))
+    counted = model_cost(str(checkpoint))
+    expected = {"params": counted.params, "macs": counted.macs}
+    assert upstream_cost("ekd_student", checkpoint=checkpoint) == expected
+    assert upstream_cost("ekd_student", model_config=config) == expected
+    assert upstream_cost("hubert_base")["macs"] == model_cost("hubert_base").macs
+    assert upstream_cost("wav2vec2_local", checkpoint=checkpoint) is None

@@ -132,7 +132,7 @@ class TargetCache:
             EkdError: the disk is full or not writable.
         """
         for window, row in zip(windows, rows.contiguous().view(torch.uint8).numpy(), strict=True):
-            self._write(TARGETS, row.tobytes(), int(self._offsets[window]))
+            self._write(TARGETS, row, int(self._offsets[window]))
             self.state[window] = STORED
             self._pending.append(window)
         if self.complete or time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -172,7 +172,7 @@ class TargetCache:
         except OSError as error:
             raise EkdError(f"{self.key}: {self.folder / name}: cannot be read ({error.strerror})") from error
 
-    def _write(self, name: str, content: bytes, offset: int) -> None:
+    def _write(self, name: str, content: bytes | np.ndarray, offset: int) -> None:
         left = memoryview(content)
         try:
             file = self._file(name, "r+b")

@@ -72,6 +72,11 @@ class EkdConfig(Checked):
     """Absent: weights act on losses; present: they are shares of the gradient."""
     residual_heads: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
     """Pairs [a, b] of teachers whose difference gets a head set of its own."""
+    cache_targets: str | None = None
+    """Folder that keeps the teachers' states, computed once, for small corpora (docs/target_cache.md); null computes
+    them anew at every step. Utterances are then cut into fixed windows instead of random crops."""
+    cache_precision: Literal["fp16", "bf16"] = "fp16"
+    """How they are stored. fp16 has 8 times finer steps, bf16 room for numbers beyond 65,504."""
 
     @model_validator(mode="after")
     def _names(self) -> EkdConfig:
@@ -132,6 +137,17 @@ class ModelConfig(Checked):
     task: TaskConfig = TaskConfig()
     distortion: DistortionConfig | None = None
     """Absent: teachers and student hear the clips as they are."""
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> ModelConfig:
+        if self.ekd.cache_targets is not None and self.distortion is not None:
+            setup = self.distortion.setup
+            if setup != "clean_teacher":
+                raise ValueError(
+                    f"ekd.cache_targets: under distortion.setup: {setup} teachers hear other audio in every epoch, so "
+                    "nothing can be kept; use setup: clean_teacher, or null here"
+                )
+        return self
 
 
 class DataConfig(Checked):
@@ -227,6 +243,8 @@ def load_model_config(source: str | Path | Mapping[str, Any], file: str = "confi
         teacher.source = _absolute(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
         config.ekd.initialise_from = _absolute(config.ekd.initialise_from)
+    if config.ekd.cache_targets is not None:  # it need not exist yet
+        config.ekd.cache_targets = str(Path(config.ekd.cache_targets).expanduser().resolve())
     return config
 
 

@@ -31,6 +31,8 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_initialiser, load_teachers
+from s3prl_ekd.teachers.cached import CachedTeachers, open_cache
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 logger = logging.getLogger(__name__)
 
@@ -70,20 +72,26 @@ class UpstreamPretrainExpert(nn.Module):
         table = read_lengths(data)
         self.device = device
         distorter = Distorter(self.config.distortion) if self.config.distortion is not None else None
-        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter)
+        cache = None if self.config.ekd.cache_targets is None else open_cache(self.config, plan, table, data)
+        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache)
         logger.info(
             "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
         )
 
         self.target_sets = plan.target_sets
         self.model = Student(self.config.student, self.target_sets)
-        encoders = load_teachers(self.config, plan)
+        encoders = {} if cache is not None and cache.complete else load_teachers(self.config, plan)
         initialiser = load_initialiser(self.config, plan, encoders)
         if initialiser is not None:
             choice = self.config.ekd.initialise_layers
             copied = initialise_student(self.model.encoder, initialiser, choice=choice)
             logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
-        self.teachers = freeze(self.config, encoders)
+        self.teachers: FrozenTeachers | CachedTeachers = freeze(self.config, encoders)
+        self.cache = cache
+        if cache is not None:
+            self.teachers = CachedTeachers(
+                cache, self.teachers, lambda: freeze(self.config, load_teachers(self.config, plan))
+            )
         logger.info(
             "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
             count_parameters(self.model.encoder) / 1e6,
@@ -108,7 +116,7 @@ class UpstreamPretrainExpert(nn.Module):
         self._note(data)
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
         heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
-        targets = self.teachers(heard)
+        targets = self.teachers(heard) if self.cache is None else self.teachers(heard, data)
         with self._student_autocast(wave.device):
             out, predictions = self.model(wave)
         hidden = out.states[self.model.encoder.shape.layers]
@@ -140,6 +148,8 @@ class UpstreamPretrainExpert(nn.Module):
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
         all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.target_sets)
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
+        if self.cache is not None:
+            self.cache.flush()
         scaler = current_scaler()
         all_states["EKD_Resume"] = {
             "last_batch": list(self._last_batch),

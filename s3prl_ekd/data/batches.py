@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
+
+if TYPE_CHECKING:
+    from s3prl_ekd.data.target_cache import TargetCache
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +45,8 @@ class BatchSpec:
     """First sample of each crop."""
     samples: int
     """N, length of every crop."""
+    windows: tuple[int, ...] = ()
+    """Under a target cache, the number of each crop's window (windows.py)."""
 
 
 @dataclass
@@ -55,6 +61,11 @@ class Batch:
     """Files that could not be read, with the reason."""
     distinct_teacher_wave: Tensor | None = None
     """(B, N) what the teachers hear, where that differs."""
+    windows: tuple[int, ...] = ()
+    """Under a target cache, the number of each clip's window; ``unread`` those whose audio could not be read."""
+    unread: tuple[int, ...] = ()
+    targets: Tensor | None = None
+    """(B, R) targets from the cache, where all of them are there (target_layout.py)."""
 
     @property
     def teacher_wave(self) -> Tensor:
@@ -66,6 +77,8 @@ class Batch:
         self.wave = self.wave.pin_memory()
         if self.distinct_teacher_wave is not None:
             self.distinct_teacher_wave = self.distinct_teacher_wave.pin_memory()
+        if self.targets is not None:
+            self.targets = self.targets.pin_memory()
         return self
 
     @property
@@ -163,16 +176,22 @@ class CropDataset(Dataset[Batch]):
     Its length is the number of batches of an epoch: s3prl's runner divides by it to count epochs.
     """
 
-    def __init__(self, table: LengthTable, plan: BatchPlan, distorter: Distorter | None = None) -> None:
-        self.table, self._batches, self.distorter = table, len(plan), distorter
+    def __init__(
+        self,
+        table: LengthTable,
+        plan: BatchPlan,
+        distorter: Distorter | None = None,
+        cache: TargetCache | None = None,
+    ) -> None:
+        self.table, self._batches, self.distorter, self.cache = table, len(plan), distorter, cache
 
     def __len__(self) -> int:
         return self._batches
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
         """Raises EkdError when not one file of the batch can be read."""
-        waves, heard_by_teachers, skipped = [], [], []
-        for item, start in zip(spec.items, spec.starts, strict=True):
+        waves, heard_by_teachers, skipped, kept = [], [], [], []
+        for position, (item, start) in enumerate(zip(spec.items, spec.starts, strict=True)):
             try:
                 wave = read_audio(self.table.paths[item], start, spec.samples)
             except AudioError as error:
@@ -189,6 +208,7 @@ class CropDataset(Dataset[Batch]):
                     student_wave, teacher_wave = self.distorter.hear(wave, spec.epoch, item)
                 except AudioError as error:
                     skipped.append(f"the distortion of {self.table.paths[item]}: {error}")
+            kept.append(position)
             waves.append(torch.from_numpy(student_wave))
             heard_by_teachers.append(torch.from_numpy(teacher_wave))
         if not waves:
@@ -196,6 +216,10 @@ class CropDataset(Dataset[Batch]):
         batch = Batch(torch.stack(waves), spec.epoch, spec.index, skipped)
         if self.distorter is not None and self.distorter.config.setup != "same":
             batch.distinct_teacher_wave = torch.stack(heard_by_teachers)
+        if self.cache is not None:
+            batch.windows = tuple(spec.windows[position] for position in kept)
+            batch.unread = tuple(window for window in spec.windows if window not in batch.windows)
+            self.cache.attach(batch)
         return batch
 
 
@@ -216,12 +240,19 @@ class TimedLoader(DataLoader):
 
 
 def make_loader(
-    table: LengthTable, config: DataConfig, sequence_length: int, distorter: Distorter | None = None
+    table: LengthTable,
+    config: DataConfig,
+    sequence_length: int,
+    distorter: Distorter | None = None,
+    cache: TargetCache | None = None,
 ) -> tuple[TimedLoader, BatchPlan]:
-    """The DataLoader for s3prl's loop, and the plan that it follows."""
-    plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
+    """The DataLoader for s3prl's loop, and the plan that it follows; with a target cache, the plan of its windows."""
+    if cache is None:
+        plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
+    else:
+        plan = cache.plan(config)
     loader = TimedLoader(
-        CropDataset(table, plan, distorter),
+        CropDataset(table, plan, distorter, cache),
         batch_size=None,  # the dataset makes whole batches
         sampler=plan,
         num_workers=config.num_workers,

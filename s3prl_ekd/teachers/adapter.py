@@ -51,6 +51,10 @@ class UpstreamShape:
     attention: str = "unknown"
     """Never ``plain``: the student cannot start from an upstream of unknown architecture."""
 
+    def frames(self, samples: int) -> int:
+        """Frames that a clip of ``samples`` samples has here: what the family's convolutions make of it."""
+        return max(_FAMILY.frames(samples), 1)
+
 
 class S3prlUpstream(nn.Module):
     """An s3prl expert with the interface of our encoders: ``shape`` and ``forward(wave, lengths, states)``.
@@ -75,7 +79,7 @@ class S3prlUpstream(nn.Module):
         """
         counts = [wave.shape[1]] * len(wave) if lengths is None else lengths.tolist()
         found = _hidden_states(self.expert, [clip[:count].float() for clip, count in zip(wave, counts, strict=True)])
-        frames = max(_FAMILY.frames(wave.shape[1]), 1)
+        frames = self.shape.frames(wave.shape[1])
         wanted = range(self.shape.layers + 1) if states is None else states
         fitted = {layer: _fit(found[layer], self.shape.pool, frames) for layer in wanted}
         return EncoderOutput(fitted[min(fitted)], fitted)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+import torch
+
 from s3prl_ekd.config import ModelConfig
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, plan_targets
@@ -82,7 +84,7 @@ def load_teachers(config: ModelConfig, plan: TeacherPlan) -> dict[str, TeacherEn
     """Load every teacher's encoder, in fp32 on the CPU."""
     encoders = {}
     for index, (name, source) in enumerate(plan.sources.items()):
-        encoders[name] = sources.load(source, f"{plan.file}: ekd.teachers[{index}].source")
+        encoders[name] = _load(source, f"{plan.file}: ekd.teachers[{index}].source")
         shape = source.shape
         logger.info(
             "[ekd] teacher %s: %s (%s, %d layers of %d)", name, source.source, source.family, shape.layers, shape.width
@@ -103,4 +105,10 @@ def load_initialiser(config: ModelConfig, plan: TeacherPlan, encoders: dict[str,
     start = config.ekd.initialise_from
     if start in encoders:
         return encoders[start]
-    return sources.load(plan.initialiser, f"{plan.file}: ekd.initialise_from")
+    return _load(plan.initialiser, f"{plan.file}: ekd.initialise_from")
+
+
+def _load(source: sources.TeacherSource, where: str) -> TeacherEncoder:
+    """Encoders draw random weights before they load theirs: the run's own draws must not depend on what is loaded."""
+    with torch.random.fork_rng(devices=[]):
+        return sources.load(source, where)

@@ -91,7 +91,8 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
         path, shape = teacher.path, teacher.shape
         weights, scheme = transformers_weights(path), mapping.TRANSFORMERS
     else:
-        path = teacher.path or _download(teacher.source, where)
+        path = teacher.path or hub_file(teacher.source, where)
+        assert path is not None
         _, family, shape, weights = kind_of_file(read_teacher_file(path), path)
         promised = teacher.shape  # of a hub name: the file's own configuration decides all but these
         if (shape.layers, shape.width, shape.hop) != (promised.layers, promised.width, promised.hop):
@@ -113,11 +114,20 @@ def _describe_path(source: str, path: Path, where: str) -> TeacherSource:
     return TeacherSource(source, kind, family, shape, path)
 
 
-def _download(name: str, where: str) -> Path:
-    """The checkpoint file of a hub name, through s3prl's own cache (~/.cache/s3prl/download)."""
+def hub_file(name: str, where: str, download: bool = True) -> Path | None:
+    """The checkpoint file of a hub name, through s3prl's own cache (~/.cache/s3prl/download).
+
+    Without ``download``, None where it is not there yet.
+
+    Raises:
+        EkdError: the download failed.
+    """
     from s3prl.util.download import _urls_to_filepaths
 
     url = HUB[name].url
+    if not download:
+        cached = Path(_urls_to_filepaths(url, download=False))
+        return cached if cached.is_file() else None
     try:
         return Path(_urls_to_filepaths(url))
     except Exception as error:  # the downloader raises whatever its HTTP library raises

@@ -1,0 +1,109 @@
+"""Teachers behind a target cache: asked for what is not on the disk yet, and gone once everything is.
+
+How it is stored is the business of data/target_cache.py; what a cache must match, of fingerprint.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from s3prl_ekd.config import DataConfig, ModelConfig
+from s3prl_ekd.data import target_cache
+from s3prl_ekd.data.batches import Batch
+from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.data.target_cache import TargetCache
+from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
+from s3prl_ekd.data.windows import cut_windows
+from s3prl_ekd.distill.targets import TeacherStates
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.build import TeacherPlan
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.fingerprint import difference, fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+class CachedTeachers(nn.Module):
+    """Targets of a batch from the cache; where one is missing, from the teachers, and from then on from the cache.
+
+    What training sees is always what the cache holds, rounded to its precision, in the first epoch too. So a run
+    that is killed while filling and resumed repeats itself bit for bit, whichever rows it finds stored.
+
+    Args:
+        cache: open.
+        teachers: the ensemble, without encoders where the cache is complete.
+        load: makes the ensemble again, should audio become readable that was not when its turn came.
+    """
+
+    def __init__(self, cache: TargetCache, teachers: FrozenTeachers, load: Callable[[], FrozenTeachers]) -> None:
+        super().__init__()
+        self.cache, self.load = cache, load
+        self.teachers: FrozenTeachers | None = teachers if len(teachers.encoders) else None
+
+    def forward(self, wave: Tensor, batch: Batch) -> TeacherStates:
+        """What the teachers hear (B, N), and the batch it belongs to -> teacher -> layer -> (B, T, D)."""
+        if batch.unread:
+            self.cache.mark_unreadable(batch.unread)
+        rows = batch.targets if batch.targets is not None else self._fill(wave, batch)
+        if self.teachers is not None and self.cache.complete:
+            logger.info("[ekd] the target cache is complete: the teachers are not needed any more")
+            self.teachers = None
+        return self.cache.layout.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
+
+    def _fill(self, wave: Tensor, batch: Batch) -> Tensor:
+        missing = np.flatnonzero(~self.cache.stored(batch.windows)).tolist()
+        if missing:
+            if self.teachers is None:
+                logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
+                self.teachers = self.load().to(wave.device)
+            # the whole batch, though some may be stored: results in the last bits depend on the batch's company
+            rows = self.cache.layout.pack(self.teachers(wave), wave.shape[1])
+            self.cache.store([batch.windows[row] for row in missing], rows[missing])
+        return self.cache.read(batch.windows)
+
+
+def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig) -> TargetCache:
+    """Open the cache that ``ekd.cache_targets`` names, or make an empty one.
+
+    Raises:
+        EkdError: it is another configuration's, not writable, too large for its disk, being filled by another run, or
+            there are several processes.
+    """
+    assert config.ekd.cache_targets is not None
+    folder, key = Path(config.ekd.cache_targets), f"{plan.file}: ekd.cache_targets"
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
+    layout = _layout(config, plan)
+    there, lock = target_cache.read_index(folder, key), None
+    if there is None:
+        windows = cut_windows(table.samples, config.task.sequence_length, data.train_batch_size, data.batch_seconds)
+        size = int(target_cache.row_sizes(windows, layout).sum())
+        target_cache.check_folder(folder, size, key)
+        lock = target_cache.hold(folder, key)
+        there = target_cache.read_index(folder, key)  # another run may have made it meanwhile
+    if there is None:
+        target_cache.create(folder, windows, layout, fingerprint(config, plan, table, data, download=True), key)
+        logger.info("[ekd] new target cache in %s: %d windows, %.2f GB", folder, len(windows), size / 1e9)
+    else:  # a complete one does not need the weights, so they are not downloaded to be compared
+        ours = fingerprint(config, plan, table, data, download=not target_cache.is_complete(folder, key))
+        other = difference(there, ours)
+        if other is not None:
+            raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; name another folder")
+    cache = TargetCache(folder, layout, key, lock)
+    stored = int((cache.state == target_cache.STORED).sum())
+    logger.info("[ekd] targets of %d of %d windows are in %s", stored, len(cache.windows), folder)
+    return cache
+
+
+def _layout(config: ModelConfig, plan: TeacherPlan) -> TargetLayout:
+    shapes = {name: source.shape for name, source in plan.sources.items()}
+    parts = [
+        TeacherPart(teacher.name, teacher.layers, teacher.width, shapes[teacher.name].frames) for teacher in plan.layers
+    ]
+    return TargetLayout(parts, config.ekd.cache_precision, f"{plan.file}: ekd.cache_precision")

@@ -1,0 +1,108 @@
+"""What cached targets depend on, as a few short strings: a cache made from anything else is refused.
+
+Each part has a name for a message and a value that is equal exactly where the targets are. Paths and names of sources
+are no part: the same weights from another place give the same targets. Nor are mode, normalisation, batch size and
+seed: they act on what the cache holds, so one cache serves many runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from s3prl_ekd.config import DataConfig, ModelConfig
+from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers import adapter, sources
+from s3prl_ekd.teachers.build import TeacherPlan
+
+Fingerprint = dict[str, str | None]
+"""Name of a part -> value; None where it cannot be known: weights that are not downloaded yet."""
+
+
+def fingerprint(
+    config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig, download: bool
+) -> Fingerprint:
+    """The fingerprint of a run's targets. Reads every weight file once (about a second a gigabyte).
+
+    Args:
+        download: fetch the weights of hub names that are not here yet; without it their value is None.
+
+    Raises:
+        EkdError: a download failed or a weight file cannot be read.
+    """
+    parts: Fingerprint = {
+        "ekd.cache_precision": config.ekd.cache_precision,
+        "ekd.teacher_precision": config.ekd.teacher_precision,
+        "ekd.targets.tap": config.ekd.targets.tap,
+        "task.sequence_length": str(config.task.sequence_length),
+        "the data (length CSVs, or sizes of audio files)": data_digest(table, data.libri_root),
+        "ekd.teachers (names)": ", ".join(plan.sources),
+    }
+    for index, teacher in enumerate(config.ekd.teachers):
+        key = f"{plan.file}: ekd.teachers[{index}].source"
+        parts[f"the layers of {teacher.name}"] = ", ".join(map(str, teacher.layers))
+        parts[f"the weights of {teacher.name}"] = weights_digest(plan.sources[teacher.name], key, download)
+    return parts
+
+
+def difference(there: Mapping[str, str | None], ours: Fingerprint) -> str | None:
+    """What makes a cache another's: "part (value there, value now)"; None where nothing does."""
+    for part in [*ours, *(part for part in there if part not in ours)]:
+        old, new = there.get(part), ours.get(part)
+        if old != new and not (part in ours and new is None):  # what we cannot know, we cannot hold against it
+            return f"{part} ({_short(old)} there, {_short(new)} now)"
+    return None
+
+
+def weights_digest(source: sources.TeacherSource, where: str, download: bool) -> str | None:
+    """SHA-256 over all files that make a teacher; of an s3prl upstream, which is loaded already, over its tensors.
+
+    Raises:
+        EkdError: a file cannot be read, or the download failed.
+    """
+    if source.kind == "random":
+        return source.source
+    digest = hashlib.sha256()
+    if source.kind == "s3prl":
+        digest.update(source.family.encode())
+        for name, value in sorted(adapter.load_upstream(source.source, where).state_dict().items()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+    path = source.path or sources.hub_file(source.source, where, download)
+    if path is None:
+        return None
+    folder = (file for kind in ("json", "safetensors", "bin") for file in sorted(path.glob(f"*.{kind}")))
+    files = folder if path.is_dir() else [path]
+    for file in files:
+        try:
+            with open(file, "rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as error:
+            raise EkdError(f"{where}: {file}: cannot be read ({error.strerror})") from error
+    return digest.hexdigest()
+
+
+def data_digest(table: LengthTable, root: str) -> str:
+    """SHA-256 over path below ``libri_root``, length, and size of every audio file (0 where there is none)."""
+    base = Path(root).expanduser()
+    digest = hashlib.sha256()
+    for path, samples in zip(table.paths, table.samples.tolist(), strict=True):
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            size = 0
+        digest.update(f"{os.path.relpath(path, base)}\t{samples}\t{size}\n".encode())
+    return digest.hexdigest()
+
+
+def _short(value: str | None) -> str:
+    """A digest by its first characters, anything else whole."""
+    if value is None:
+        return "none"
+    return value[:12] if len(value) == 64 else value

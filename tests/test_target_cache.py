@@ -1,0 +1,182 @@
+"""The target cache as files: what is read is what was stored, through kills, full disks and other runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from s3prl_ekd.data import target_cache
+from s3prl_ekd.data.target_cache import MISSING, STORED, TargetCache
+from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
+from s3prl_ekd.data.windows import Windows
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.tiny import TINY
+
+KEY = "my.yaml: ekd.cache_targets"
+SHAPES = {"a": TINY, "b": TINY.with_(conv_layers=(*TINY.conv_layers[:-1], (64, 4, 2)))}  # a frame less
+PARTS = [TeacherPart("a", (2, 4), 8, SHAPES["a"].frames), TeacherPart("b", (1,), 5, SHAPES["b"].frames)]
+WINDOWS = Windows(np.array([0, 1, 1, 2]), np.array([0, 320, 6_400, 640]), np.array([3_200, 3_200, 6_400, 6_400]))
+
+
+def layout(precision: str = "fp16") -> TargetLayout:
+    return TargetLayout(PARTS, precision, "my.yaml: ekd.cache_precision")
+
+
+def states(samples: int, clips: int, seed: int = 0) -> dict[str, dict[int, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        part.name: {
+            layer: 30 * torch.randn(clips, part.frames(samples), part.width, generator=generator)
+            for layer in part.layers
+        }
+        for part in PARTS
+    }
+
+
+def new_cache(folder: Path, precision: str = "fp16") -> TargetCache:
+    target_cache.check_folder(folder, 1, KEY)
+    target_cache.create(folder, WINDOWS, layout(precision), {"a": "b"}, KEY)
+    return TargetCache(folder, layout(precision), KEY)
+
+
+def rows(samples: int, clips: int, seed: int = 0) -> torch.Tensor:
+    return layout().pack(states(samples, clips, seed), samples)
+
+
+@pytest.mark.parametrize(("precision", "error"), [("fp16", 2**-11), ("bf16", 2**-8)])
+def test_states_come_back_rounded_once(
+    tmp_path: Path, precision: str, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = new_cache(tmp_path, precision)
+    expected = {}
+    for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):  # not in the order of the file
+        expected[windows] = states(samples, 2, seed=samples)
+        cache.store(windows, cache.layout.pack(expected[windows], samples))
+    monkeypatch.setattr(target_cache, "hold", lambda *a: pytest.fail("a full cache needs no lock, hence no writing"))
+    again = TargetCache(tmp_path, layout(precision), KEY)
+    assert again.complete
+    for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):
+        found = again.layout.unpack(again.read(windows), samples)
+        for part in PARTS:
+            for layer in part.layers:
+                state = expected[windows][part.name][layer]
+                assert torch.equal(found[part.name][layer], state.to(again.layout.dtype))
+                assert ((found[part.name][layer].float() - state).abs() <= error * state.abs() + 1e-7).all()
+    assert all(name.endswith(" rb") for name in again._files)
+    frames = {samples: (SHAPES["a"].frames(samples), SHAPES["b"].frames(samples)) for samples in (3_200, 6_400)}
+    assert frames == {3_200: (9, 8), 6_400: (19, 18)}
+    size = (tmp_path / "targets.bin").stat().st_size
+    assert size == 2 * 2 * (9 * 16 + 8 * 5) + 2 * 2 * (19 * 16 + 18 * 5)  # bytes x windows x (a's + b's numbers)
+
+
+def test_a_row_counts_only_once_its_bytes_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = new_cache(tmp_path)
+    synced: list[str] = []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), real(file)))
+    cache.store((0,), rows(3_200, 1))
+    assert not synced and cache.stored([0]).all()  # for this process, not for one that comes after a kill
+    assert list((tmp_path / "state.bin").read_bytes()) == [MISSING] * 4
+    cache.flush()
+    assert [Path(file).name for file in synced] == ["targets.bin", "state.bin"]
+    assert list((tmp_path / "state.bin").read_bytes()) == [STORED, MISSING, MISSING, MISSING]
+    monkeypatch.setattr(target_cache, "FLUSH_SECONDS", -1.0)  # the time is over
+    cache.store((1,), rows(3_200, 1, seed=1))
+    assert TargetCache(tmp_path, layout(), KEY).stored([0, 1, 2]).tolist() == [True, True, False]
+    assert torch.equal(TargetCache(tmp_path, layout(), KEY).read([1]), rows(3_200, 1, seed=1))
+
+
+def test_a_worker_sees_what_the_main_process_stores_later(tmp_path: Path) -> None:
+    cache = new_cache(tmp_path)
+    worker = pickle.loads(pickle.dumps(cache))
+    assert not worker.stored([0, 1]).any()
+    cache.store((0, 1), rows(3_200, 2))
+    cache.flush()
+    assert worker.stored([0, 1]).all() and torch.equal(worker.read([0, 1]), rows(3_200, 2))
+
+
+def test_numbers_beyond_the_precision_are_named(tmp_path: Path) -> None:
+    large = states(3_200, 1)
+    large["a"][4][0, 3, 2] = 70_000
+    with pytest.raises(EkdError, match=r"my.yaml: ekd.cache_precision: fp16: state 4 of teacher 'a' .* use bf16"):
+        layout("fp16").pack(large, 3_200)
+    assert torch.isfinite(layout("bf16").pack(large, 3_200)).all()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_keeps_what_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = new_cache(tmp_path)
+    cache.store((0,), rows(3_200, 1))
+    cache.flush()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch, pytest.raises(EkdError) as caught:
+        patch.setattr(os, "pwrite", full)
+        cache.store((1,), rows(3_200, 1))
+    assert str(caught.value) == (
+        f"{KEY}: {tmp_path}/targets.bin: cannot be written (No space left on device); what was stored before is kept"
+    )
+    again = TargetCache(tmp_path, layout(), KEY)
+    assert again.stored([0, 1]).tolist() == [True, False] and torch.equal(again.read([0]), rows(3_200, 1))
+
+
+def test_folders_that_will_not_do_are_named_before_anything_is_computed(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.tex").write_text("")
+    for folder, size, expected in (
+        (tmp_path / "file" / "cache", 1, "cannot be written (Not a directory)"),
+        (tmp_path / "other", 1, "holds other files (thesis.tex); expected an empty or a new folder"),
+        (tmp_path / "new", 10**18, "the targets need 1000000000.00 GB, only "),
+    ):
+        with pytest.raises(EkdError) as caught:
+            target_cache.check_folder(folder, size, KEY)
+        assert str(caught.value).startswith(f"{KEY}: {folder}: {expected}")
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+
+
+def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Path) -> None:
+    cache = new_cache(tmp_path)
+    assert target_cache.read_index(tmp_path, KEY) == {"a": "b"}
+    cache.store((0, 1), rows(3_200, 2))
+    cache.store((2, 3), rows(6_400, 2))
+    os.truncate(tmp_path / "targets.bin", 500)
+    with pytest.raises(EkdError, match="targets.bin: cut short"):
+        cache.read([3])
+    with pytest.raises(EkdError, match="damaged"):
+        TargetCache(tmp_path, layout(), KEY)
+    (tmp_path / "index.json").write_text('{"format": 0, "fingerprint": {}}')
+    with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 1"):
+        target_cache.read_index(tmp_path, KEY)
+    (tmp_path / "index.json").write_text('{"for')
+    with pytest.raises(EkdError, match="index.json: not the index of a target cache"):
+        target_cache.read_index(tmp_path, KEY)
+    (tmp_path / "index.json").unlink()
+    assert target_cache.read_index(tmp_path, KEY) is None
+
+
+def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
+    new_cache(tmp_path)
+    code = (
+        "import sys, pathlib; from s3prl_ekd.data.target_cache import hold\n"
+        f"lock = hold(pathlib.Path({str(tmp_path)!r}), 'k'); print('held', flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(EkdError, match=f"{KEY}: {tmp_path}: another run is filling it"):
+            TargetCache(tmp_path, layout(), KEY)
+        other.kill()
+        other.communicate()
+    TargetCache(tmp_path, layout(), KEY)

@@ -1,0 +1,270 @@
+"""Training on cached targets: the loss of the teachers themselves, without them; resumed, shared, refused, mended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import test_pretrain_expert as pretraining
+import torch
+import yaml
+
+from s3prl_ekd.data.batches import Batch
+from s3prl_ekd.data.target_cache import MISSING, STORED, UNREADABLE
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+
+lab = pretraining.lab  # 12 clips of 0.50 to 0.71 s, batches of 4: windows of three lengths
+STEPS = 3  # an epoch
+MODES = ("multi_head", "layerwise_average", "layerwise_concat")
+
+
+def write_model(lab: Path, file: Path, cache: Path | None, sections: dict[str, Any] | None = None, **ekd: Any) -> Path:
+    model = yaml.safe_load((lab / "model.yaml").read_text()) | (sections or {})
+    model["ekd"] |= ekd | {"cache_targets": None if cache is None else str(cache)}
+    file.write_text(yaml.safe_dump(model))
+    return file
+
+
+def make_expert(
+    lab: Path, cache: Path | None, data: dict[str, Any] | None = None, sections: dict | None = None, **ekd: Any
+):
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    file = write_model(lab, lab / "cached.yaml", cache, sections, **ekd)
+    torch.manual_seed(0)
+    return UpstreamPretrainExpert(datarc | {"num_workers": 0} | (data or {}), str(file), device="cpu").train()
+
+
+def batches(expert: Any, epochs: int) -> Iterator[Batch]:
+    for _ in range(epochs):
+        yield from expert.get_train_dataloader()
+
+
+def train(expert: Any, data: Iterator[Batch]) -> list[float]:
+    """The runner's loop; the loss of every step."""
+    optimizer, losses = torch.optim.AdamW(expert.model.parameters(), lr=1e-3), []
+    for step, batch in enumerate(data, start=1):
+        loss, _ = expert(batch, records={}, global_step=step, log_step=10)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.fixture()
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips of each call of the ensemble."""
+    found: list[int] = []
+    real = FrozenTeachers.forward
+
+    def counted(self: FrozenTeachers, wave: torch.Tensor, *rest: Any) -> Any:
+        found.append(len(wave))
+        return real(self, wave, *rest)
+
+    monkeypatch.setattr(FrozenTeachers, "forward", counted)
+    return found
+
+
+EVERY_OPTION = {"targets": {"normalise": "standardise", "tap": "ffn"}, "teacher_dropping": {}, "balance": {}}
+
+
+@pytest.mark.parametrize(
+    ("options", "precision", "tolerance"),
+    [
+        *(({"mode": mode}, "fp16", 1e-4) for mode in MODES),
+        ({"mode": "multi_head"}, "bf16", 5e-4),
+        ({"mode": "layerwise_average", "targets": {"normalise": "standardise"}}, "fp16", 2e-4),
+        (EVERY_OPTION, "fp16", 1e-3),
+    ],
+    ids=str,
+)
+def test_the_loss_is_that_of_the_teachers_on_the_same_batches(
+    lab: Path, tmp_path: Path, calls: list[int], options: dict[str, Any], precision: str, tolerance: float
+) -> None:
+    """Over three epochs with dropout and an optimizer; within what rounding to the storage precision can do."""
+    pairs = {"train_batch_size": 2}  # two batches a length, or there would be no company to change
+    cached = make_expert(lab, tmp_path / "cache", pairs, cache_precision=precision, **options)
+    seen: list[Batch] = []
+    losses = train(cached, (seen.append(batch) or batch for batch in batches(cached, 3)))
+    assert len(losses) == 18 and sum(calls) == 12  # each clip once, though trained three times
+    assert len({tuple(sorted(batch.windows)) for batch in seen}) > 6
+    online = train(make_expert(lab, None, pairs, **options), iter(seen))
+    assert losses != online  # or nothing was stored in half precision
+    worst = max(abs(a - b) for a, b in zip(losses, online, strict=True))
+    print(f"{precision} {options}: losses differ by at most {worst:.1e} of {online[0]:.3f}")
+    assert worst < tolerance * min(online)
+    assert worst < 0.01 * (max(online) - min(online))  # by far less than from step to step
+
+
+def test_a_full_cache_trains_without_teachers_and_the_same(lab: Path, tmp_path: Path, monkeypatch) -> None:
+    """Not one is loaded but the initialiser; filling or reading makes no difference in a single bit."""
+    filling = make_expert(lab, tmp_path / "cache")
+    assert filling.teachers.teachers is not None
+    losses = train(filling, batches(filling, 2))
+    assert filling.teachers.teachers is None  # their memory is free after the first epoch
+    import s3prl_ekd.pretrain.ekd.pretrain_expert as module
+
+    monkeypatch.setattr(module, "load_teachers", lambda *a: pytest.fail("a teacher was loaded"))
+    reading = make_expert(lab, tmp_path / "cache")
+    source = pretraining.read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
+    assert torch.equal(reading.model.encoder.projection.weight, source["post_extract_proj.weight"])
+    assert train(reading, batches(reading, 2)) == losses
+
+
+def test_one_cache_serves_other_modes_seeds_and_batch_sizes(lab: Path, tmp_path: Path, calls: list[int]) -> None:
+    first = make_expert(lab, tmp_path / "cache")
+    train(first, batches(first, 1))
+    calls.clear()
+    for options, data in (
+        ({"mode": "layerwise_average"}, {"seed": 7}),
+        ({"mode": "layerwise_concat", "targets": {"normalise": "standardise"}}, {"train_batch_size": 2}),
+    ):
+        other = make_expert(lab, tmp_path / "cache", data=data, **options)
+        assert len(train(other, batches(other, 1))) >= STEPS
+    assert calls == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_targets_come_with_the_batch_from_the_second_epoch_on(lab: Path, tmp_path: Path, workers: int) -> None:
+    expert = make_expert(
+        lab, tmp_path / "cache", data={"num_workers": workers}, sections={"distortion": {"additive": {}}}
+    )
+    came = []
+    for batch in batches(expert, 2):
+        came.append((batch.targets is not None, batch.distinct_teacher_wave is not None))
+        expert(batch, records={}, global_step=1, log_step=10)
+    assert came == [(False, True)] * STEPS + [(True, False)] * STEPS
+
+
+@pytest.mark.parametrize("flushed", [False, True], ids=["rows lost", "rows kept"])
+def test_a_fill_cut_off_in_the_middle_goes_on_bit_for_bit(
+    lab: Path, tmp_path: Path, calls: list[int], flushed: bool
+) -> None:
+    """A checkpoint after step 1, an end after step 2 whose rows are on the disk or not, then the rest again."""
+
+    def losses(expert: Any, epochs: int) -> Iterator[float]:
+        for batch in batches(expert, epochs):
+            yield float(expert(batch, records={}, global_step=1, log_step=10)[0].detach())
+
+    expected = list(losses(make_expert(lab, tmp_path / "whole"), 2))
+    cut = make_expert(lab, tmp_path / "cut")
+    running, checkpoint = losses(cut, 2), {"Step": 0}
+    assert next(running) == expected[0]
+    cut.add_state_to_save(checkpoint)
+    assert next(running) == expected[1]
+    if flushed:
+        cut.cache.flush()
+    calls.clear()
+    resumed = make_expert(lab, tmp_path / "cut")
+    resumed.load_model(checkpoint)
+    assert [*losses(resumed, 1), *losses(resumed, 1)] == expected[1:]
+    assert sum(calls) == (4 if flushed else 8)
+
+
+STALE = {
+    "ekd.cache_precision (fp16 there, bf16 now)": {"cache_precision": "bf16"},
+    "ekd.teacher_precision (fp32 there, bf16 now)": {"teacher_precision": "bf16"},
+    "ekd.targets.tap (hidden there, ffn now)": {"targets": {"tap": "ffn"}},
+    "task.sequence_length (250000 there, 6000 now)": {"sections": {"task": {"sequence_length": 6000}}},
+    "the layers of hubert (2, 4, 6 there, 2, 4 now)": {"layers": [2, 4]},
+    "the weights of wavlm": {"weights": "wavlm/model.safetensors"},
+    "the data (length CSVs, or sizes of audio files)": {"audio": "3.flac"},
+}
+
+
+@pytest.mark.parametrize("part", STALE)
+def test_a_cache_of_other_targets_is_refused_and_says_what_differs(lab: Path, tmp_path: Path, part: str) -> None:
+    make_expert(lab, tmp_path / "cache")
+    changes = dict(STALE[part])
+    changed = {"weights": lab / "teachers", "audio": lab}
+    key = next((key for key in changed if key in changes), None)
+    if "layers" in changes:
+        teachers = yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"]
+        layers = changes.pop("layers")
+        changes = {"teachers": [teacher | {"layers": layers} for teacher in teachers]}
+    file, content = None, b""
+    if key is not None:
+        file = changed[key] / changes.pop(key)
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) + (b"x" if key == "audio" else b""))
+    try:
+        with pytest.raises(EkdError) as caught:
+            make_expert(lab, tmp_path / "cache", **changes)
+    finally:
+        if file is not None:
+            file.write_bytes(content)
+    prefix = f"{lab}/cached.yaml: ekd.cache_targets: {tmp_path}/cache holds the targets of another run: {part}"
+    assert str(caught.value).startswith(prefix) and "\n" not in str(caught.value)
+    make_expert(lab, tmp_path / "cache")  # it is as good as it was
+
+
+def test_what_contradicts_a_cache_is_refused(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for setup in ("same", "independent"):
+        with pytest.raises(EkdError, match=rf"cached.yaml: ekd.cache_targets: under distortion.setup: {setup} "):
+            make_expert(lab, tmp_path / "cache", sections={"distortion": {"setup": setup, "additive": {}}})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: .*/file/cache: cannot be written"):
+        make_expert(lab, tmp_path / "file" / "cache")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: a target cache is for one process"):
+        make_expert(lab, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_audio_that_cannot_be_read_does_not_hold_the_teachers_back_and_may_be_mended(
+    lab: Path, tmp_path: Path, calls: list[int]
+) -> None:
+    content = (lab / "5.flac").read_bytes()
+    try:
+        (lab / "5.flac").write_bytes(b"x" * len(content))
+        expert = make_expert(lab, tmp_path / "cache")
+        train(expert, batches(expert, 1))
+        assert expert.teachers.teachers is None and sum(calls) == 11
+        assert (expert.cache.state == UNREADABLE).sum() == 1
+        assert make_expert(lab, tmp_path / "cache").cache.complete
+    finally:
+        (lab / "5.flac").write_bytes(content)
+    expert = make_expert(lab, tmp_path / "cache")
+    calls.clear()
+    train(expert, batches(expert, 2))
+    assert calls == [4] and expert.teachers.teachers is None  # its batch's teachers ran once, and went again
+
+
+@pytest.mark.slow
+def test_a_killed_run_fills_on_to_the_same_weights(lab: Path, tmp_path: Path) -> None:
+    """The real command: SIGKILL in the first epoch, -a; the weights are those of a run that was never stopped."""
+    rules = {"runner.total_steps": 20, "runner.save_step": 4, "pretrain_expert.datarc.train_batch_size": 1}
+    overrides = ["-o", ",,".join(f"config.{key}={value}" for key, value in rules.items())]
+
+    def arguments(name: str) -> list[str]:
+        model = write_model(lab, tmp_path / f"{name}.yaml", tmp_path / f"{name}_cache")
+        return ["-u", "ekd", "-n", name, "-p", name, "-g", str(model), "-c", str(lab / "runner.yaml"), *overrides]
+
+    whole = pretraining.run(lab, tmp_path, *arguments("whole"))
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    assert set((tmp_path / "whole_cache" / "state.bin").read_bytes()) == {STORED}
+    with subprocess.Popen(
+        pretraining.command(lab, *arguments("killed")), cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "killed" / "states-4.ckpt").is_file():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-2000:]
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=100)
+    state = (tmp_path / "killed_cache" / "state.bin").read_bytes()
+    assert MISSING in state and STORED in state, "the cache was full before the run could be stopped"
+    again = pretraining.run(lab, tmp_path, *arguments("killed"), "-a")
+    assert again.returncode == 0, again.stderr[-2000:]
+    expected, found = (pretraining.final_weights(tmp_path / name) for name in ("whole", "killed"))
+    assert all(torch.equal(found[key], value) for key, value in expected.items())

@@ -24,7 +24,8 @@ import torch
 import yaml
 
 from benchmarks import common
-from benchmarks.step import LAYERS, SIZES, student_config
+from benchmarks.common import LAYERS, SIZES
+from benchmarks.step import student_config
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data import target_cache

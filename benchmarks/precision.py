@@ -90,9 +90,8 @@ def main() -> None:
     fp32 = [curve(options, "fp32", seed) for seed in range(options.seeds)]
     result = compare(fp32, curve(options, "bf16", 0))
     for p in result["points"]:
-        print(
-            f"{p['step']:5d}  fp32 {p['fp32']:.4f}  bf16 {p['bf16']:.4f}  seeds {p['fp32_low']:.4f}-{p['fp32_high']:.4f}"
-        )
+        spread = f"{p['fp32_low']:.4f} to {p['fp32_high']:.4f}"
+        print(f"{p['step']:5d}  fp32 {p['fp32']:.4f}  bf16 {p['bf16']:.4f}  fp32 over seeds {spread}")
     print(f"largest difference of bf16 {result['largest_bf16_difference']:.4f}, "
           f"median range over seeds {result['median_seed_range']:.4f}")  # fmt: skip
     result |= {"machine": common.machine(options.device), "versions": common.versions(), "command": sys.argv}

@@ -74,7 +74,7 @@ class _StridedConv(torch.autograd.Function):
             grad_taps = torch.empty_like(taps)
             for shift, start, stop in blocks:
                 kept = len(grad) - shift
-                grad_taps[:, start:stop] = grad[:kept].t() @ rows[shift:, : stop - start]
+                torch.mm(grad[:kept].t(), rows[shift:, : stop - start], out=grad_taps[:, start:stop])
         if ctx.bias and ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
         return grad_x, grad_taps, grad_bias, None

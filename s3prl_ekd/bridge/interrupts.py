@@ -7,7 +7,6 @@ Statuses: 0 done, 2 a user's error, 130 SIGINT, 143 SIGTERM.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import multiprocessing
 import os
@@ -20,10 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from s3prl_ekd.errors import EkdError
-
-# a full or read-only disk, or no permission: the user's to mend
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+from s3prl_ekd.errors import UNWRITABLE, EkdError
 
 
 class Interrupted(KeyboardInterrupt):

@@ -18,6 +18,7 @@ import editdistance
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
+from s3prl_ekd.export.files import output_file
 
 log = logging.getLogger(__name__)
 
@@ -61,15 +62,13 @@ def export_public(runs: Path, out: Path, tasks: str | None = None) -> tuple[Path
     Raises:
         EkdError: no runs, a missing or double utterance, a missing fold, a label the site does not know, or too large.
     """
-    if out.suffix != ".zip":
-        raise EkdError(f"--out {out}: expected a file name ending in .zip")
+    output_file(out, ".zip")
     root = runs / "runs" if (runs / "runs").is_dir() else runs
     found = [task for task in TASKS.values() if any(folder.is_dir() for folder in _folders(task, root).values())]
     chosen = found if tasks is None else parse_tasks(tasks)
     if not chosen:
         raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
     predictions = [one for task in chosen for one in _collect(task, root)]
-    out.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for one in predictions:
             archive.write(one.source, f"predict/{one.place}")

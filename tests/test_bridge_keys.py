@@ -1,9 +1,11 @@
-"""Downstream mistakes: misspelt and missing config keys, a layer that isn't there; workers that a signal ends."""
+"""Downstream mistakes: misspelt and missing config keys, a layer that isn't there; messages; workers at a signal."""
 
 from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -86,3 +88,12 @@ def test_after_a_signal_dying_workers_are_no_error() -> None:
     assert not run._by_signal(died) and run._by_signal(interrupts.Interrupted())
     run.signal = signal.SIGTERM
     assert run._by_signal(died) and not run._by_signal(RuntimeError("another"))
+
+
+def test_the_commands_show_our_messages_and_only_ours() -> None:
+    script = (
+        "import logging; from s3prl_ekd.bridge.launch import _start; _start(); _start()\n"
+        "for name in ('s3prl_ekd.pretrain.ekd', 'other'): logging.getLogger(name).info('from %s', name)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=100)
+    assert done.returncode == 0 and done.stderr == "from s3prl_ekd.pretrain.ekd\n"

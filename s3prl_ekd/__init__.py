@@ -5,7 +5,7 @@
     import s3prl_ekd
     s3prl_ekd.register()
     from s3prl.nn import S3PRLUpstream
-    student = S3PRLUpstream("ekd_student", path_or_url="result/pretrain/NAME/states-200000.ckpt")
+    student = S3PRLUpstream("ekd_student", path_or_url="result/pretrain/NAME")
 
 Importing this package imports neither torch nor s3prl.
 """

@@ -7,7 +7,7 @@ import importlib
 import logging
 import sys
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import UNWRITABLE, EkdError
 from s3prl_ekd.version import __version__
 
 # command -> (module with add_arguments(parser) and run(args) -> int | None, one line for --help)
@@ -46,6 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         return modules[args.command].run(args) or 0
     except EkdError as error:
         sys.stderr.write(f"error: {error}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
+        sys.stderr.write(f"error: {where}{error.strerror}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")

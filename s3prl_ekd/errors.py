@@ -4,6 +4,15 @@ Every command catches :class:`EkdError` at its outermost level, prints its messa
 A message names the file and the key (``config_model.yaml: ekd.teachers[1].layers: 14 > 12``), then what was expected.
 """
 
+from __future__ import annotations
+
+import errno
+
+# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file: the user's to mend
+UNWRITABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+
 
 class EkdError(ValueError):
     """Something that the user can mend: a wrong key, a missing file, an unreadable checkpoint."""

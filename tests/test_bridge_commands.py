@@ -99,6 +99,10 @@ MISTAKES = {
         ("-m train -u ekd_student -k none.ckpt -d ctc -n x", "-k none.ckpt: no such checkpoint"),
         ("-m train -u fbank -d ctc -n x -c none.yaml", "-c none.yaml: no such config file"),
         ("-m train -u fbank -d ctc -n x -o runner=1", "-o 'runner=1': the key must start with config."),
+        (
+            "-m train -u fbank -d ctc -n x -o config.runner.total_stpes=1",
+            "runner.total_stpes: unknown key; did you mean",
+        ),
         ("-m evaluate -e none.ckpt", "-e none.ckpt: no such checkpoint or experiment folder"),
         ("-m evaluate -e text.ckpt", "text.ckpt: cannot be read"),
         ("-m evaluate -d ctc -u fbank -n x", "-m evaluate -d ctc: no trained model"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import math
 import os
 import sys
@@ -35,6 +37,27 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
         keeper.save({"x": lambda: None}, path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["states-1.ckpt"]
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk with room for 100 kB."""
+
+    def write(self, data: bytes) -> int:
+        if self.tell() + len(data) > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def test_a_full_disk_is_one_line_and_a_bug_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, path = checkpoints.Keeper(), tmp_path / "states-2.ckpt"
+    monkeypatch.setattr(checkpoints, "open", SmallDisk, raising=False)
+    with pytest.raises(EkdError, match=r"states-2.ckpt: the checkpoint could not be written \(No space left on device"):
+        keeper.save({str(index): torch.zeros(5_000) for index in range(9)}, path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "save", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        keeper.save(state(2), path)
 
 
 def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) -> None:

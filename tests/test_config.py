@@ -96,6 +96,8 @@ def test_model_mistakes_name_file_and_key(expected: str, tmp_path: Path) -> None
 TEACHER_MISTAKES = {
     "config_model.yaml: ekd.teachers[1].layers: 14 > 12": ("layers", [4, 14]),
     "config_model.yaml: ekd.teachers[1].source: 'hubert_bas' is no s3prl hub name": ("source", "hubert_bas"),
+    "'fbank' is no s3prl hub name of the wav2vec2 family": ("source", "fbank"),
+    "an upstream of s3prl's that is not among them is 's3prl:fbank'": ("source", "fbank"),
 }
 
 

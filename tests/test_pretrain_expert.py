@@ -177,6 +177,7 @@ def test_a_stopped_run_continues_to_the_same_weights(lab: Path, tmp_path: Path) 
     """SIGINT, SIGTERM, SIGKILL; then -a or -e: the end is bit for bit the end of a run that never stopped."""
     whole = run(lab, tmp_path, *new_run(lab, "whole"))
     assert whole.returncode == 0, whole.stderr[-2000:]
+    assert "[ekd] 12 utterances, " in whole.stderr and "[ekd] student starts from hubert: " in whole.stderr
     expected = final_weights(tmp_path / "whole")
     for stop, resume in ((signal.SIGINT, ["-a"]), (signal.SIGTERM, ["-e"]), (signal.SIGKILL, ["-a"])):
         name = stop.name

@@ -55,8 +55,11 @@ class Keeper:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except OSError as error:
-            raise EkdError(f"{path}: the checkpoint could not be written ({error.strerror or error})") from error
+        except (OSError, RuntimeError) as error:
+            reason = _disk_error(error)
+            if reason is None:
+                raise
+            raise EkdError(f"{path}: the checkpoint could not be written ({reason.strerror or reason})") from error
         finally:
             temporary.unlink(missing_ok=True)
         if path.match(STATES):
@@ -72,6 +75,13 @@ class Keeper:
             self.pending.append(path)
         else:
             os.remove(path)
+
+
+def _disk_error(error: BaseException | None) -> OSError | None:
+    """``error`` or the OSError behind it: on a full disk, torch's writer fails once more as it closes the archive."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:

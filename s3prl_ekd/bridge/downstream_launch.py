@@ -75,6 +75,7 @@ class _Downstream:
         runner.torch = ModuleProxy(torch, save=self.keeper.save)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.DDP = _ddp(runner.DDP)
+        runner.Featurizer = _featurizer(runner.Featurizer)
         _count_steps(runner)
         try:
             script.main()
@@ -194,7 +195,7 @@ class _Downstream:
         self, args: Namespace, config: dict[str, Any], backup: list[str]
     ) -> tuple[Namespace, dict[str, Any], list[str]]:
         """After s3prl has merged arguments, config and -o: fill in what ships with us, check what it trips over."""
-        from s3prl_ekd.bridge import taskdata
+        from s3prl_ekd.bridge import taskdata, taskkeys
 
         self.args = args
         self.current.expdir = Path(args.expdir)
@@ -205,7 +206,11 @@ class _Downstream:
             self._check_world(args)
         if not isinstance(config, dict):
             raise EkdError(f"{source}: expected a YAML file with the sections runner, optimizer, downstream_expert")
+        if args.downstream in CONFIGS:
+            taskkeys.check_spelling(config, CONFIGS[args.downstream], str(source))
         taskdata.complete(args, config, source=str(source), s3prl=self.s3prl)
+        if args.mode == "train":
+            taskkeys.check_runner(config, str(source))
         return args, config, backup
 
     @staticmethod
@@ -221,6 +226,21 @@ class _Downstream:
             old = words.get(before, f"on {before} processes")
             new = words.get(now, f"on {now} processes")
             raise EkdError(f"{args.init_ckpt}: trained {old}, cannot continue {new}")
+
+
+def _featurizer(original: type) -> type:
+    """s3prl's featurizer, which answers ``-l`` beyond the upstream's states with a bare IndexError."""
+
+    class Featurizer(original):
+        def _select_feature(self, features: dict[str, Any]) -> Any:
+            states, layer = features.get(self.feature_selection), self.layer_selection
+            several = isinstance(states, (list, tuple)) and len(states) > 1  # of a single one s3prl ignores -l
+            if layer is not None and several and not -len(states) <= layer < len(states):
+                last = len(states) - 1
+                raise EkdError(f"-l {layer}: the upstream's {self.feature_selection} are numbered 0 to {last}")
+            return super()._select_feature(features)
+
+    return Featurizer
 
 
 def _count_steps(runner: ModuleType) -> None:

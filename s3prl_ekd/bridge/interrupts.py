@@ -7,7 +7,6 @@ Statuses: 0 done, 2 a user's error, 130 SIGINT, 143 SIGTERM.
 from __future__ import annotations
 
 import atexit
-import errno
 import gc
 import multiprocessing
 import os
@@ -20,10 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from s3prl_ekd.errors import EkdError
-
-# a full or read-only disk, or no permission: the user's to mend
-UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+from s3prl_ekd.errors import UNWRITABLE, EkdError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -74,7 +70,14 @@ class Run:
             signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_alarm)
         usual = sys.unraisablehook
-        sys.unraisablehook = lambda found: None if isinstance(found.exc_value, Interrupted) else usual(found)
+        sys.unraisablehook = lambda found: None if self._by_signal(found.exc_value) else usual(found)
+
+    def _by_signal(self, error: BaseException | None) -> bool:
+        """Whether an exception that Python could not raise, in a ``__del__``, is the signal's own doing.
+
+        Of a signal to the whole process group, a data loader that is being deleted sees its workers die.
+        """
+        return isinstance(error, Interrupted) or bool(self.signal and "DataLoader worker" in str(error))
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked worker

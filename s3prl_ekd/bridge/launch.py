@@ -5,6 +5,7 @@ Here are only the two entry points; what each does is in ``pretrain_launch.py`` 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -15,8 +16,19 @@ def _start() -> tuple[list[str], Run]:
     # s3prl's runners count their steps in the progress bar: a disabled one stays at step 0, and training never ends.
     # tqdm reads the variable when it is imported, which is later than this.
     os.environ.pop("TQDM_DISABLE", None)
+    _show_messages()
     argv = sys.argv[1:]
     return argv, Run(argv)
+
+
+def _show_messages() -> None:
+    """Our messages on stderr from INFO on (without a handler: warnings only); s3prl's logging stays as it is."""
+    ours = logging.getLogger("s3prl_ekd")
+    if not ours.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        ours.addHandler(handler)
+        ours.setLevel(logging.INFO)
 
 
 def run_pretrain() -> int:

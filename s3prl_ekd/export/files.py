@@ -1,7 +1,8 @@
-"""Folders that exports write into, and the licence text that goes with them."""
+"""Folders and files that exports write, and the licence text that goes with them."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
@@ -42,6 +43,22 @@ def output_folder(folder: Path, marker: str) -> Path:
         raise EkdError(f"--out {folder}: is not empty and holds no earlier export (no {marker}); name another folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def output_file(file: Path, suffix: str | None = None) -> Path:
+    """Make the folder of ``file`` and see, before the work, that the file can be written.
+
+    Raises:
+        EkdError: another ending than ``suffix``, a folder of that name, no permission.
+    """
+    if suffix is not None and file.suffix != suffix:
+        raise EkdError(f"--out {file}: expected a file name ending in {suffix}")
+    if file.is_dir():
+        raise EkdError(f"--out {file}: is a folder; name the file to write")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise EkdError(f"--out {file}: no permission to write there")
+    return file
 
 
 def write_license(folder: Path) -> Path:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.files import output_file
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.student import CHECKPOINT_KEY, read_checkpoint
 
@@ -53,11 +54,9 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
         EkdError: unreadable files, unfitting weights, or students of different shapes.
     """
     shares = _shares(files, weights)
-    if out.is_dir():
-        raise EkdError(f"--out: {out} is a folder; name the file to write")
+    output_file(out)
     merged = merge([read_checkpoint(file) for file in files], shares, [str(file) for file in files])
     merged["merged"] = [{"file": str(file), "weight": share} for file, share in zip(files, shares, strict=True)]
-    out.parent.mkdir(parents=True, exist_ok=True)
     torch.save({CHECKPOINT_KEY: merged}, out)
     for file, share in zip(files, shares, strict=True):
         logger.info("%.3f x %s", share, file)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.files import output_file
 from s3prl_ekd.export.superb_expert import ConvFrontEnd, PositionalConv, TransformerLayer
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import frame_mask
@@ -75,14 +76,12 @@ def export_onnx(checkpoint: Path, out: Path) -> tuple[Path, float]:
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise EkdError(f"export onnx needs {', '.join(missing)}: pip install 's3prl-ekd[onnx]'")
-    if out.suffix != ".onnx":
-        raise EkdError(f"--out {out}: expected a file name ending in .onnx")
+    output_file(out, ".onnx")
     encoder, _, _ = load_student(checkpoint)
     shape = encoder.shape
     if shape.attention != "plain" or shape.pre_norm or shape.conv_norm != "group" or shape.normalize:
         raise EkdError(f"{checkpoint}: only the student's own architecture is exported (plain attention, post-norm)")
     model = OnnxStudent(encoder).eval()
-    out.parent.mkdir(parents=True, exist_ok=True)
     _write(model, out)
     difference = compare(encoder, out)
     if difference > TOLERANCE:

@@ -19,6 +19,7 @@ import editdistance
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
+from s3prl_ekd.export.files import output_file
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,7 @@ def export_public(
         EkdError: no runs, several seeds and none named, a missing or double utterance, a missing fold, a label the
             site does not know, or too large.
     """
-    if out.suffix != ".zip":
-        raise EkdError(f"--out {out}: expected a file name ending in .zip")
+    output_file(out, ".zip")
     root = runs / "runs" if (runs / "runs").is_dir() else runs
     tested = _tested(runs, seed)
     places = {name: _folders(task, root, tested.get(name, {})) for name, task in TASKS.items()}
@@ -76,7 +76,6 @@ def export_public(
     if not chosen:
         raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
     predictions = [one for task in chosen for one in _collect(task, places[task.name])]
-    out.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         for one in predictions:
             archive.write(one.source, f"predict/{one.place}")

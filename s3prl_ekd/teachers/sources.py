@@ -71,7 +71,10 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         raise EkdError(f"{where}: {source!r} has conformer layers, which have no mapping here; try 's3prl:{source}'")
     close = difflib.get_close_matches(source, HUB, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`s3prl-ekd teachers` lists what can be named"
-    raise EkdError(f"{where}: {source!r} is no s3prl hub name, checkpoint file or transformers folder; {hint}")
+    if not close and "/" not in source and ":" not in source:
+        hint += f"; an upstream of s3prl's that is not among them is 's3prl:{source}'"
+    what = "is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers folder"
+    raise EkdError(f"{where}: {source!r} {what}; {hint}")
 
 
 def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstream:

@@ -1,0 +1,60 @@
+"""A place that cannot be written is one line and status 2, for every command that writes."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from export_student import write_student
+
+from s3prl_ekd import cli
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.files import output_file
+
+
+@pytest.mark.parametrize("words", ["export superb --ckpt", "export hf --ckpt", "export onnx --ckpt", "merge", "report"])
+def test_below_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str) -> None:
+    checkpoint = write_student(tmp_path / "run" / "states-1.ckpt")
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "heads": {"a.1": {"l1": 1.0}}}\n')
+    (tmp_path / "file").write_text("here first")
+    out = {"export onnx --ckpt": "x.onnx", "report": "x.html"}.get(words, "x")
+    sources = {"report": [checkpoint.parent], "merge": [checkpoint, checkpoint]}.get(words, [checkpoint])
+    assert cli.main([*words.split(), *map(str, sources), "--out", str(tmp_path / "file" / out)]) == 2
+    *_, last = capfd.readouterr().err.strip().splitlines()
+    assert last.startswith("error: ") and str(tmp_path / "file") in last
+    assert (tmp_path / "file").read_text() == "here first"
+
+
+def fail(code: int, filename: str | None) -> None:
+    raise OSError(code, os.strerror(code), filename)
+
+
+def test_what_the_disk_refuses_is_the_users_and_the_rest_is_a_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from s3prl_ekd.export import macs_command
+
+    for code in (errno.EROFS, errno.ENOSPC, errno.EACCES):
+        monkeypatch.setattr(macs_command, "run", lambda args, code=code: fail(code, "/there"))
+        assert cli.main(["macs", "x"]) == 2
+        assert capsys.readouterr().err == f"error: /there: {os.strerror(code)}\n"
+    monkeypatch.setattr(macs_command, "run", lambda args: fail(errno.ENOSPC, None))
+    assert cli.main(["macs", "x"]) == 2
+    assert capsys.readouterr().err == f"error: {os.strerror(errno.ENOSPC)}\n"
+    for code, name in ((errno.EBADF, "/there"), (errno.ENOENT, "/there")):
+        monkeypatch.setattr(macs_command, "run", lambda args, code=code, name=name: fail(code, name))
+        with pytest.raises(OSError):
+            cli.main(["macs", "x"])
+
+
+def test_output_files_are_seen_to_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert output_file(tmp_path / "new" / "x.zip", ".zip").parent.is_dir()
+    with pytest.raises(EkdError, match=r"x.txt: expected a file name ending in .zip"):
+        output_file(tmp_path / "x.txt", ".zip")
+    with pytest.raises(EkdError, match="is a folder; name the file to write"):
+        output_file(tmp_path / "new")
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
+    with pytest.raises(EkdError, match=r"--out \S+/x: no permission to write there"):
+        output_file(tmp_path / "x")

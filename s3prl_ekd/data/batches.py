@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,6 +41,8 @@ class BatchSpec:
     """First sample of each crop."""
     samples: int
     """N, length of every crop."""
+    dealt: bool = False
+    """One rank's share of a global batch (shards.py): it may be empty."""
 
 
 @dataclass
@@ -55,6 +57,14 @@ class Batch:
     """Files that could not be read, with the reason."""
     distinct_teacher_wave: Tensor | None = None
     """(B, N) what the teachers hear, where that differs."""
+    stands_in: bool = False
+    """No clip of a rank's share could be read: silence that keeps the rank in step with its peers, and weighs
+    nothing."""
+
+    @property
+    def clips(self) -> int:
+        """Clips to learn from."""
+        return 0 if self.stands_in else len(self.wave)
 
     @property
     def teacher_wave(self) -> Tensor:
@@ -71,7 +81,7 @@ class Batch:
     @property
     def seconds(self) -> float:
         """Audio in the batch."""
-        return self.wave.numel() / SAMPLE_RATE
+        return self.clips * self.wave.shape[1] / SAMPLE_RATE
 
 
 class BatchPlan(Sampler[BatchSpec]):
@@ -191,6 +201,8 @@ class CropDataset(Dataset[Batch]):
                     skipped.append(f"the distortion of {self.table.paths[item]}: {error}")
             waves.append(torch.from_numpy(student_wave))
             heard_by_teachers.append(torch.from_numpy(teacher_wave))
+        if not waves and spec.dealt:  # other ranks have clips of this batch
+            return Batch(torch.zeros(1, spec.samples), spec.epoch, spec.index, skipped, stands_in=True)
         if not waves:
             raise EkdError(f"not one of the {len(spec.items)} files of a batch can be read; the first: {skipped[0]}")
         batch = Batch(torch.stack(waves), spec.epoch, spec.index, skipped)
@@ -216,14 +228,18 @@ class TimedLoader(DataLoader):
 
 
 def make_loader(
-    table: LengthTable, config: DataConfig, sequence_length: int, distorter: Distorter | None = None
+    table: LengthTable,
+    config: DataConfig,
+    sequence_length: int,
+    distorter: Distorter | None = None,
+    deal: Callable[[BatchPlan], Sampler[BatchSpec]] | None = None,
 ) -> tuple[TimedLoader, BatchPlan]:
-    """The DataLoader for s3prl's loop, and the plan that it follows."""
+    """The DataLoader for s3prl's loop, and the plan that it follows; ``deal`` picks a rank's share of each batch."""
     plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
     loader = TimedLoader(
         CropDataset(table, plan, distorter),
         batch_size=None,  # the dataset makes whole batches
-        sampler=plan,
+        sampler=plan if deal is None else deal(plan),
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=config.num_workers > 0,

@@ -73,7 +73,8 @@ class _Downstream:
 
         cuda = ModuleProxy(torch.cuda, set_device=self._set_device)
         script.argparse = arguments.hooked_argparse(self._parsed)
-        distributed = ModuleProxy(torch.distributed, init_process_group=self.current.world.join)
+        join = partial(self.current.world.join, timeout=ranks.EVALUATION)
+        distributed = ModuleProxy(torch.distributed, init_process_group=join)
         script.torch = ModuleProxy(torch, load=self._load_resumed, cuda=cuda, distributed=distributed)
         original = script.get_downstream_args
         script.get_downstream_args = lambda: self._checked(*original())

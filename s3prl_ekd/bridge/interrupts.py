@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from s3prl_ekd.bridge.ranks import World, lost_peer
+from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
 from s3prl_ekd.errors import EkdError
 
 # a full or read-only disk, or no permission: the user's to mend
@@ -51,7 +51,7 @@ class Run:
             body()
             return 0
         except EkdError as error:
-            status, message = 2, self._report(_one_line(error))
+            status, message = 2, self._report(_one_line(error), elsewhere=isinstance(error, PeerError))
         except KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, 0)
             status, message = self._farewell()
@@ -72,7 +72,8 @@ class Run:
         _close_bars()
         sys.stdout.flush()
         if message:
-            sys.stderr.write(f"\n{message}\n" if status > 2 else f"{message}\n")
+            on_a_bar = status > 2 or not self.world.first  # the cursor stands at the end of rank 0's progress bar
+            sys.stderr.write(f"\n{message}\n" if on_a_bar else f"{message}\n")
         sys.stderr.flush()
         return status
 
@@ -99,11 +100,12 @@ class Run:
         if os.getpid() == self._pid:
             raise Interrupted
 
-    def _report(self, text: str) -> str:
-        """The line of an error; empty where another rank has one already."""
+    def _report(self, text: str, elsewhere: bool = False) -> str:
+        """The line of an error; empty where another rank has it already."""
         if self.world.several:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, for an error that another rank has met too
-        return f"error: {text}{self.world.where}" if self.world.may_report() else ""
+        text = text if elsewhere else f"{text}{self.world.where}"
+        return f"error: {text}" if self.world.may_report(text) else ""
 
     def _after_runtime_error(self, error: RuntimeError) -> tuple[int, str]:
         """Status and message where a signal to other processes is what lies behind ``error``; else raises it."""

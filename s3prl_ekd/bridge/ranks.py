@@ -21,8 +21,10 @@ from s3prl_ekd.errors import EkdError
 
 TORCHRUN = "torchrun --nproc_per_node=N --no-python run_pretrain.py"
 TORCHRUN_DOWNSTREAM = "torchrun --nproc_per_node=N --no-python run_downstream.py"
-# rank 0 alone evaluates and writes checkpoints, while its peers wait for it in their next exchange
-PATIENCE = timedelta(hours=3)
+# How long ranks wait for each other in an exchange before they give up. In pretraining for a checkpoint to be written,
+# or at the start for another node's downloads; downstream for rank 0, which evaluates alone.
+PATIENCE = timedelta(minutes=30)
+EVALUATION = timedelta(hours=6)
 
 
 class World:
@@ -92,14 +94,15 @@ class World:
             backend = backend or "cpu:gloo,cuda:nccl"
         self.join(backend or "gloo")
 
-    def join(self, backend: str | None = None, **kwargs: Any) -> None:
+    def join(self, backend: str, timeout: timedelta = PATIENCE) -> None:
         """``torch.distributed.init_process_group``, over the store that is connected already."""
         import torch.distributed as dist
 
-        if self.store is None:
-            dist.init_process_group(backend, **kwargs)
-            return
-        dist.init_process_group(backend, store=self.store, rank=self.rank, world_size=self.size, timeout=PATIENCE)
+        known: dict[str, Any] = {}
+        if self.store is not None:
+            self._meet("start")
+            known = {"store": self.store, "rank": self.rank, "world_size": self.size}
+        dist.init_process_group(backend, timeout=timeout, **known)
 
     @staticmethod
     def end() -> None:
@@ -111,18 +114,22 @@ class World:
 
     # --------------------------------------------------------------------------------------------------- one voice
 
-    def may_report(self) -> bool:
-        """Whether an error of this rank is to be printed: the first rank's, or that of the first to meet one."""
+    def may_report(self, text: str) -> bool:
+        """Leave an error for the other ranks to find; whether it is to be printed here: once on each node."""
         if not self.several:
             return True
         if self.store is None:
             return self.first
-        if not self.first:
+        if self.local_rank > 0:
             time.sleep(1.0)  # what all ranks meet, such as a mistake in a config, is the first rank's to say
         try:
-            return self.store.add("reported", 1) == 1
+            self.store.set("failed", text)
+            mine = self.store.add(f"reported/{self.node}", 1) == 1
         except RuntimeError:  # the launcher is gone
             return True
+        if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            time.sleep(2.0)  # without torchrun the store ends with this process
+        return mine
 
     @property
     def where(self) -> str:
@@ -150,7 +157,7 @@ class World:
 
     @contextmanager
     def one_before_the_others(self) -> Iterator[None]:
-        """On each node one rank goes first, then its neighbours: what it downloads, they find."""
+        """On each node one rank goes first, then its neighbours: what it downloads, they find. All end together."""
         if not self.several:
             yield
             return
@@ -160,10 +167,32 @@ class World:
         yield
         if self.local_rank == 0:
             self.store.set(key, "1")
+        self._meet("loaded")
+
+    def _meet(self, place: str) -> None:
+        """Wait for all ranks, where an exchange would wait for ever for one that has failed already."""
+        if self.store.add(f"{place}/arrived", 1) == self.size:
+            self.store.set(f"{place}/all", "1")
+        self._await(f"{place}/all")
 
     def _await(self, key: str) -> None:
-        while not self.store.check([key]):  # store.get would wait where no signal reaches it
+        """Wait for a key of the store, as store.get would, but within reach of signals and of other ranks' errors.
+
+        Raises:
+            PeerError: another rank has failed.
+            EkdError: nothing came for :data:`PATIENCE`.
+        """
+        deadline = time.monotonic() + PATIENCE.total_seconds()
+        while not self.store.check([key]):
+            if self.store.check(["failed"]):
+                raise PeerError(self.store.get("failed").decode())
+            if time.monotonic() > deadline:
+                raise EkdError(f"not all of the {self.size} ranks came within {PATIENCE} ({key})")
             time.sleep(0.1)
+
+
+class PeerError(EkdError):
+    """Another rank's error, in its own words."""
 
 
 def lost_peer(error: BaseException) -> bool:

@@ -114,6 +114,7 @@ def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
         "statistics": expert.objective.state_dict(),
         "stand_ins": stand_ins,
         "random": torch.get_rng_state(),
+        "seed": torch.initial_seed(),
     }
 
 

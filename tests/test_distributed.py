@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import time
+import warnings
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,9 @@ import yaml
 from bridge_corpora import BIN, command, environment
 from ranks_lab import RANKS, Case, rank_main, train, write_lab, write_model
 
+from s3prl_ekd.bridge import downstream_launch
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.bridge.ranks import World
 from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.data.batches import BatchPlan
 from s3prl_ekd.data.shards import Dealt
@@ -91,7 +96,7 @@ def test_dropout_differs_from_rank_to_rank(ranks: dict) -> None:
     first, second = ranks["dropout"]
     assert first["losses"] == second["losses"]  # both are the global mean
     assert first["losses"] != ranks["paper"][0]["losses"]
-    assert not torch.equal(first["random"], second["random"])
+    assert first["seed"] == 0 != second["seed"]  # rank 0 draws what one process would
 
 
 def test_a_resumed_run_ends_bit_for_bit_where_an_unstopped_one_does(ranks: dict) -> None:
@@ -124,6 +129,39 @@ def test_several_processes_that_nothing_joined_are_refused(monkeypatch: pytest.M
         Ranks.current()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert Ranks.current() == Ranks(0, 1)
+
+
+@pytest.mark.parametrize(
+    "environ,device,words",
+    [
+        ({"WORLD_SIZE": "2", "RANK": "x"}, "cpu", "RANK=x: expected a whole number"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "cpu", "no launcher to join.*MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "LOCAL_RANK": "99"}, "cuda", "--nproc_per_node: this machine has"),
+        ({"WORLD_SIZE": "2"}, "cuda:1", "--device cuda:1: each rank takes a GPU of its own"),
+    ],
+)
+def test_launches_that_cannot_work(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], device: str, words: str
+) -> None:
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sys.stdout", None)  # what connect() replaces comes back
+    world = World()
+    with pytest.raises(EkdError, match=words), warnings.catch_warnings():
+        if device == "cpu":
+            world.connect()
+        world.start(device)
+    assert world.may_report("x") == (environ.get("RANK") != "1")
+
+
+def test_downstream_says_what_it_does_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EkdError, match="torchrun --nproc_per_node=N --no-python run_downstream.py"):
+        downstream_launch.run(["-m", "train", "--multi_gpu"], Run([]))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(EkdError, match="-m evaluate: runs in one process"):
+        downstream_launch._Downstream(Run([]))._parsed(Namespace(mode="evaluate"), set())
 
 
 # ------------------------------------------------------------------------------------------------ the real commands

@@ -69,21 +69,21 @@ class World:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"s3prl_ekd/{attempt}", self.store)
 
-    def start(self, device: str, backend: str | None = None) -> None:
-        """Join the process group and take this rank's GPU.
+    def start(self, device: str) -> None:
+        """Join the process group (gloo, with nccl for what lies on GPUs) and take this rank's GPU.
 
         Args:
             device: "cuda" (one GPU a rank, by local rank) or "cpu".
-            backend: torch's name; by default gloo, with nccl for what lies on GPUs.
 
         Raises:
             EkdError: the machine has fewer GPUs than ranks, or ``device`` names one GPU for all.
         """
         if not self.several:
             return
-        import torch
-
+        backend = "gloo"
         if device.startswith("cuda"):
+            import torch
+
             if device != "cuda":
                 raise EkdError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
             if self.local_rank >= torch.cuda.device_count():
@@ -91,8 +91,8 @@ class World:
                     f"--nproc_per_node: this machine has {torch.cuda.device_count()} GPUs, no more ranks fit"
                 )
             torch.cuda.set_device(self.local_rank)
-            backend = backend or "cpu:gloo,cuda:nccl"
-        self.join(backend or "gloo")
+            backend = "cpu:gloo,cuda:nccl"
+        self.join(backend)
 
     def join(self, backend: str, timeout: timedelta = PATIENCE) -> None:
         """``torch.distributed.init_process_group``, over the store that is connected already."""

@@ -74,15 +74,6 @@ def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) 
     assert (tmp_path / "states-2.ckpt").exists()
 
 
-def test_pretraining_under_torchrun_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks would train two copies on the same batches."""
-    from s3prl_ekd.bridge import interrupts, pretrain_launch
-
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(EkdError, match="one process"):
-        pretrain_launch.run(["-u", "ekd", "-n", "x"], interrupts.Run([]))
-
-
 def test_newest_goes_by_step_and_skips_the_unreadable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step, name in ((90, "states-90.ckpt"), (100, "states-epoch-2.ckpt")):
         torch.save(state(step), tmp_path / name)

@@ -9,27 +9,30 @@ from __future__ import annotations
 
 import json
 import logging
-import random
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
 from s3prl_ekd.config import check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.data.shards import Dealt
 from s3prl_ekd.distill.objective import Objective
+from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
+from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_initialiser, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, open_cache
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -63,17 +66,24 @@ class UpstreamPretrainExpert(nn.Module):
     ) -> None:
         super().__init__()
         if multi_gpu:
-            raise EkdError("--multi_gpu is torch's DataParallel, which cuts waveforms along time; use one GPU instead")
+            raise EkdError(f"--multi_gpu is torch's DataParallel, which cuts waveforms along time; use {TORCHRUN}")
+        self.ranks = Ranks.current()
         self.config = load_model_config(upstream_config)
         data = check_data_config(datarc)
         file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
         plan = check_teachers(self.config, file)
         self.objective = Objective(self.config.ekd, plan.target_sets, plan.layers, file)
+        if data.batch_seconds is None and data.train_batch_size < self.ranks.size:
+            raise EkdError(
+                f"config_runner.yaml: pretrain_expert.datarc.train_batch_size: {data.train_batch_size} clips in all, "
+                f"too few for {self.ranks.size} ranks"
+            )
         table = read_lengths(data)
         self.device = device
         distorter = Distorter(self.config.distortion) if self.config.distortion is not None else None
         cache = None if self.config.ekd.cache_targets is None else open_cache(self.config, plan, table, data)
-        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache)
+        deal = partial(Dealt, ranks=self.ranks) if self.ranks.size > 1 else None
+        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache, deal)
         logger.info(
             "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
         )
@@ -99,6 +109,8 @@ class UpstreamPretrainExpert(nn.Module):
             sum(len(target.labels) for target in self.target_sets),
             count_parameters(self.teachers) / 1e6,
         )
+        self.ranks.own_random_stream()
+        self.__dict__["parallel"] = self.model
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped = 0
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
@@ -106,7 +118,9 @@ class UpstreamPretrainExpert(nn.Module):
     # ------------------------------------------------------------------------------------------ s3prl's interface
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches of equal-length crops."""
+        """Batches of equal-length crops; of several ranks, each gets its share of every batch."""
+        # The runner asks once, weights loaded and on the device. No submodule: .model is saved under its own names.
+        self.__dict__["parallel"] = self.ranks.parallel(self.model)
         return self.loader
 
     def forward(
@@ -116,12 +130,14 @@ class UpstreamPretrainExpert(nn.Module):
         self._note(data)
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
         heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
+        share = self.ranks.share(data.clips, wave.device)
         targets = self.teachers(heard) if self.cache is None else self.teachers(heard, data)
         with self._student_autocast(wave.device):
-            out, predictions = self.model(wave)
+            out, predictions = self.parallel(wave)
         hidden = out.states[self.model.encoder.shape.layers]
         with torch.autocast(wave.device.type, enabled=False):  # the loss is fp32
-            loss, heads = self.objective(predictions, hidden, targets, log=global_step % log_step == 0)
+            loss, heads = self.objective(predictions, hidden, targets, global_step % log_step == 0, share)
+            loss = loss if share is None else share.loss(loss)
         if heads is not None:
             records["ekd"] = self._log_values(loss, heads)
         return loss, records
@@ -136,12 +152,13 @@ class UpstreamPretrainExpert(nn.Module):
         values = records.get("ekd")
         if not values:  # the runner also logs its very last step, which need not be a log step
             return
-        for head, parts in values["heads"].items():
-            for part, value in parts.items():
-                logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
-        logger.add_scalar(f"{prefix}audio-seconds-per-second", values["audio_seconds_per_second"], global_step)
-        with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
-            file.write(json.dumps({"step": global_step, **values}) + "\n")
+        if self.ranks.writes:
+            for head, parts in values["heads"].items():
+                for part, value in parts.items():
+                    logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
+            logger.add_scalar(f"{prefix}audio-seconds-per-second", values["audio_seconds_per_second"], global_step)
+            with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": global_step, **values}) + "\n")
         self._audio_seconds, self.loader.waited, self._clock = 0.0, 0.0, time.perf_counter()
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
@@ -153,12 +170,9 @@ class UpstreamPretrainExpert(nn.Module):
         scaler = current_scaler()
         all_states["EKD_Resume"] = {
             "last_batch": list(self._last_batch),
-            "skipped_files": self._skipped,
+            "skipped_files": int(self.ranks.sums([self._skipped], self.device)[0]),
             "objective": self.objective.state_dict(),  # running statistics of targets and gradients
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "numpy_rng": _plain(np.random.get_state()),
-            "python_rng": _plain(random.getstate()),
+            "random": self.ranks.gather(random_state()),  # one a rank
             "scaler": scaler.state_dict() if scaler is not None else None,
         }
         # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
@@ -178,16 +192,14 @@ class UpstreamPretrainExpert(nn.Module):
         if resume is None:
             return
         epoch, index = resume["last_batch"]
-        self._last_batch, self._skipped = (epoch, index), resume["skipped_files"]
+        self._last_batch, self._skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
         self.batches.resume_after(epoch, index)
         self.objective.resume(resume.get("objective", {}))
-        torch.set_rng_state(resume["torch_rng"].cpu())
-        if torch.cuda.is_available() and len(resume["cuda_rng"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in resume["cuda_rng"]])
-        kind, keys, *rest = resume["numpy_rng"]
-        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-        version, internal, gauss = resume["python_rng"]
-        random.setstate((version, tuple(internal), gauss))
+        before = len(resume["random"])
+        if before != self.ranks.size and self.ranks.writes:
+            logger.warning("[ekd] %d ranks go on where %d left off: dropout draws differ", self.ranks.size, before)
+        if self.ranks.rank < before:
+            set_random_state(resume["random"][self.ranks.rank])
         load_state_on_create(resume["scaler"])
 
     # ---------------------------------------------------------------------------------------------------- inside
@@ -212,18 +224,14 @@ class UpstreamPretrainExpert(nn.Module):
         return nullcontext()
 
     def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """The heads' log values and the run's own."""
+        """The heads' log values and the run's own, over all ranks."""
         elapsed = time.perf_counter() - self._clock
+        counts = [self._audio_seconds, self.loader.waited / self.ranks.size, self._skipped]
+        seconds, waited, skipped = self.ranks.sums(counts, loss.device)
         return {
             "loss": float(loss.detach()),
-            "audio_seconds_per_second": self._audio_seconds / elapsed if elapsed else 0.0,
-            "data_wait": self.loader.waited / elapsed if elapsed else 0.0,  # share of the time
-            "skipped_files": self._skipped,
+            "audio_seconds_per_second": seconds / elapsed if elapsed else 0.0,
+            "data_wait": waited / elapsed if elapsed else 0.0,  # share of the time
+            "skipped_files": int(skipped),
             "heads": heads,
         }
-
-
-def _plain(state: tuple) -> list:
-    """Random states as lists and numbers, which a checkpoint may hold."""
-    return [part.tolist() if isinstance(part, np.ndarray) else list(part) if isinstance(part, tuple) else part
-            for part in state]  # fmt: skip

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints
+from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.errors import EkdError
@@ -40,12 +40,16 @@ def run(argv: list[str], current: Run) -> None:
     Raises:
         EkdError: whatever the user can mend; see the messages.
     """
+    if "--multi_gpu" in argv:
+        raise EkdError("--multi_gpu is not an option of s3prl's downstream script; use " + ranks.TORCHRUN_DOWNSTREAM)
     argv, rank = arguments.take_local_rank(argv)
     if rank is not None:
         argv += ["--local_rank", str(rank)]
     arguments.hide_gpu(argv)
     arguments.with_argv(argv)
+    current.world.connect()
     _Downstream(current).main()
+    current.world.end()
 
 
 class _Downstream:
@@ -69,7 +73,9 @@ class _Downstream:
 
         cuda = ModuleProxy(torch.cuda, set_device=self._set_device)
         script.argparse = arguments.hooked_argparse(self._parsed)
-        script.torch = ModuleProxy(torch, load=self._load_resumed, cuda=cuda)
+        join = partial(self.current.world.join, timeout=ranks.EVALUATION)
+        distributed = ModuleProxy(torch.distributed, init_process_group=join)
+        script.torch = ModuleProxy(torch, load=self._load_resumed, cuda=cuda, distributed=distributed)
         original = script.get_downstream_args
         script.get_downstream_args = lambda: self._checked(*original())
         runner.torch = ModuleProxy(torch, save=self.keeper.save)
@@ -81,8 +87,6 @@ class _Downstream:
             script.main()
         except yaml.YAMLError as error:
             raise EkdError(f"-c {self.args.config}: not valid YAML: {' '.join(str(error).split())}") from error
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""
@@ -99,10 +103,13 @@ class _Downstream:
         """Between s3prl's parser and s3prl's use of what it parsed."""
         self.args = args
         self.current.resumable = args.mode == "train"
+        if self.current.world.several and args.mode != "train":
+            raise EkdError(f"-m {args.mode}: runs in one process; start it without torchrun")
         arguments.check_override(args.override)
         if args.init_ckpt is not None:
             checkpoints.read_runner(args.init_ckpt, KEYS, "s3prl's downstream runner", mmap=True)
         checkpoint = self._resume_from(args)
+        self.current.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
             arguments.check_device(args.device)
             args.past_exp, args.auto_resume = str(checkpoint), False

@@ -1,7 +1,8 @@
 """Ending a run: Ctrl-C, SIGTERM and user errors become one line on stderr and an exit status.
 
-Any other exception is a bug and keeps its traceback.
-Statuses: 0 done, 2 a user's error, 130 SIGINT, 143 SIGTERM.
+Any other exception is a bug and keeps its traceback. Of the ranks of a distributed run only one speaks: the first to
+fail, or rank 0 on a signal; a rank whose peer has died waits for the launcher's signal.
+Statuses: 0 done, 1 a bug or a lost peer, 2 a user's error, 130 SIGINT, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
 from s3prl_ekd.errors import UNWRITABLE, EkdError
 
 
@@ -34,6 +37,7 @@ class Run:
         self.expdir: Path | None = None  # set once known
         self.resumable = True  # False for evaluation
         self.signal = 0
+        self.world = World()
         self._pid = os.getpid()
 
     def execute(self, body: Callable[[], None]) -> int:
@@ -43,25 +47,29 @@ class Run:
             body()
             return 0
         except EkdError as error:
-            status, message = 2, f"error: {_one_line(error)}"
+            status, message = 2, self._report(_one_line(error), elsewhere=isinstance(error, PeerError))
         except KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, 0)
             status, message = self._farewell()
         except RuntimeError as error:
-            # A signal to the whole process group ends the data workers first; torch reports that as this error.
-            if "DataLoader worker" not in str(error) or not self._awaited():
-                raise
-            status, message = self._farewell()
+            status, message = self._after_runtime_error(error)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            status, message = 2, f"error: {error.filename or self.expdir}: {error.strerror}; what was saved is kept"
+            message = self._report(f"{error.filename or self.expdir}: {error.strerror}; what was saved is kept")
+            status = 2
+        except Exception:
+            if not self.world.several:
+                raise
+            status, message = 1, traceback.format_exc()
         signal.setitimer(signal.ITIMER_REAL, 0)
         gc.collect()  # the runner's frames are gone now: data loaders end their workers as they are collected
         _end_children()
         _close_bars()
         sys.stdout.flush()
-        sys.stderr.write(f"\n{message}\n" if status > 2 else f"{message}\n")
+        if message:
+            on_a_bar = status > 2 or not self.world.first  # the cursor stands at the end of rank 0's progress bar
+            sys.stderr.write(f"\n{message}\n" if on_a_bar else f"{message}\n")
         sys.stderr.flush()
         return status
 
@@ -95,9 +103,29 @@ class Run:
         if os.getpid() == self._pid:
             raise Interrupted
 
-    def _awaited(self) -> bool:
+    def _report(self, text: str, elsewhere: bool = False) -> str:
+        """The line of an error; empty where another rank has it already."""
+        if self.world.several:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, for an error that another rank has met too
+        text = text if elsewhere else f"{text}{self.world.where}"
+        return f"error: {text}" if self.world.may_report(text) else ""
+
+    def _after_runtime_error(self, error: RuntimeError) -> tuple[int, str]:
+        """Status and message where a signal to other processes is what lies behind ``error``; else raises it."""
+        if "DataLoader worker" in str(error) and self._awaited():
+            # A signal to the whole process group ends the data workers first; torch reports that as this error.
+            return self._farewell()
+        if not self.world.several:
+            raise error
+        if not lost_peer(error):
+            return 1, traceback.format_exc()
+        if self._awaited(10):  # the launcher ends all ranks when one has failed
+            return self._farewell()
+        return 1, f"error: lost contact to another rank{self.world.where}: {str(error).splitlines()[0]}"
+
+    def _awaited(self, seconds: float = 1) -> bool:
         try:
-            for _ in range(20):
+            for _ in range(round(seconds / 0.05)):
                 if self.signal:
                     return True
                 time.sleep(0.05)
@@ -108,23 +136,25 @@ class Run:
     def _farewell(self) -> tuple[int, str]:
         number = self.signal or signal.SIGINT
         name = signal.Signals(number).name
+        if not self.world.first:
+            return 128 + number, ""
         if not self.resumable:
             return 128 + number, f"stopped by {name}"
         again = self.argv if "-a" in self.argv or "--auto_resume" in self.argv else [*self.argv, "-a"]
-        command = shlex.join([Path(sys.argv[0]).name, *again])
+        command = ("torchrun ... " if self.world.several else "") + shlex.join([Path(sys.argv[0]).name, *again])
         saved = self.expdir is not None and any(self.expdir.glob("states-*.ckpt"))
         if not saved:
             return 128 + number, f"stopped by {name} before the first checkpoint; start again with: {command}"
         return 128 + number, f"stopped by {name}; continue with: {command}"
 
 
-def leave(status: int, seconds: float = 5.0) -> int:
+def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:
     """Return ``status``; after a signal, end the process instead, with at most ``seconds`` for what runs at exit.
 
     A signal can hit tensorboardX while it holds its queue; its cleanup at exit then waits for ever for a thread that
-    never hears of the end.
+    never hears of the end. ``hard`` ends the process after errors too: threads of a process group wait for peers.
     """
-    if status > 2:
+    if status > 2 or (hard and status):
         cleanup = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
         cleanup.start()
         cleanup.join(seconds)

@@ -40,7 +40,7 @@ def run_pretrain() -> int:
 
         pretrain_launch.run(argv, current)
 
-    return leave(current.execute(body))
+    return leave(current.execute(body), hard=current.world.several)
 
 
 def run_downstream() -> int:
@@ -52,4 +52,4 @@ def run_downstream() -> int:
 
         downstream_launch.run(argv, current)
 
-    return leave(current.execute(body))
+    return leave(current.execute(body), hard=current.world.several)

@@ -24,7 +24,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints
+from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config
@@ -41,18 +41,19 @@ def run(argv: list[str], current: Run) -> None:
     Raises:
         EkdError: whatever the user can mend; see the messages.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise EkdError("run_pretrain.py trains in one process; start it without torchrun (several GPUs: not yet)")
+    argv, _ = arguments.take_local_rank(argv)  # `python -m torch.distributed.launch` adds it
     arguments.hide_gpu(argv)
     arguments.with_argv(argv)
+    current.world.connect()
     _Pretraining(current).main()
+    current.world.end()
 
 
 class _Pretraining:
     """One run: the script module, its stand-ins, and what the command line asked for."""
 
     def __init__(self, current: Run) -> None:
-        self.current = current
+        self.current, self.world = current, current.world
         self.s3prl = s3prl_folder()
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(ours("pretrain"))
@@ -103,7 +104,28 @@ class _Pretraining:
         cuda = ModuleProxy(torch.cuda, amp=amp)
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        if self.world.several:
+            self._for_ranks(runner)
         return script
+
+    def _for_ranks(self, runner: ModuleType) -> None:
+        """What the runner does in every rank, but only one may do, or none."""
+        runner.torch.cuda.empty_cache = self._out_of_memory
+        build = runner.Runner._get_upstream
+
+        def in_turn(runner: Any) -> Any:
+            with self.world.one_before_the_others():
+                return build(runner)
+
+        runner.Runner._get_upstream = in_turn
+        if not self.world.first:
+            ranks.mute(runner)
+            runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
+
+    @staticmethod
+    def _out_of_memory() -> None:
+        """The runner empties the cache and goes on with the next batch, which its peers would wait for in vain."""
+        raise EkdError("out of GPU memory; use a smaller train_batch_size or sequence_length, or more ranks")
 
     def _listdir(self, path: str = ".") -> list[str]:
         if path == "pretrain/":
@@ -112,7 +134,7 @@ class _Pretraining:
 
     def _copyfile(self, source: str, target: str) -> None:
         # `-g EXPDIR/config_model.yaml -p EXPDIR` copies a file onto itself
-        if Path(source).resolve() != Path(target).resolve():
+        if self.world.first and Path(source).resolve() != Path(target).resolve():
             shutil.copyfile(source, target)
 
     # ------------------------------------------------------------------------------------------------- arguments
@@ -126,6 +148,7 @@ class _Pretraining:
         if args.expdir is None and args.expname is not None:
             args.expdir = f"result/pretrain/{args.expname}"
         checkpoint = self._resume_from(args)
+        self.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
             if "config" in explicit or "upstream_config" in explicit:
                 log.warning("continuing %s: its own configs are used, -c and -g are not read", checkpoint)
@@ -226,6 +249,11 @@ class _Pretraining:
         if args.init_ckpt is not None:
             arguments.check_device(args.device)
             self._prepare(args.upstream)
+        if self.world.several and args.upstream not in self.our_tasks:
+            raise EkdError(f"-u {args.upstream}: this task of s3prl trains in one process; start it without torchrun")
+        if args.multi_gpu and args.upstream in self.our_tasks:
+            raise EkdError(f"--multi_gpu would cut waveforms along time; use {ranks.TORCHRUN} (docs/scale_out.md)")
+        self.world.start(args.device)
         if args.upstream in self.our_tasks:  # its files are checked models; its expert checks the data behind them
             check_runner_config(config, source)
             return args, config

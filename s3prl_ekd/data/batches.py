@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class BatchSpec:
     """N, length of every crop."""
     windows: tuple[int, ...] = ()
     """Under a target cache, the number of each crop's window (windows.py)."""
+    dealt: bool = False
+    """One rank's share of a global batch (shards.py): it may be empty."""
 
 
 @dataclass
@@ -66,6 +68,14 @@ class Batch:
     unread: tuple[int, ...] = ()
     targets: Tensor | None = None
     """(B, R) targets from the cache, where all of them are there (target_layout.py)."""
+    stands_in: bool = False
+    """No clip of a rank's share could be read: silence that keeps the rank in step with its peers, and weighs
+    nothing."""
+
+    @property
+    def clips(self) -> int:
+        """Clips to learn from."""
+        return 0 if self.stands_in else len(self.wave)
 
     @property
     def teacher_wave(self) -> Tensor:
@@ -84,7 +94,7 @@ class Batch:
     @property
     def seconds(self) -> float:
         """Audio in the batch."""
-        return self.wave.numel() / SAMPLE_RATE
+        return self.clips * self.wave.shape[1] / SAMPLE_RATE
 
 
 class BatchPlan(Sampler[BatchSpec]):
@@ -211,6 +221,8 @@ class CropDataset(Dataset[Batch]):
             kept.append(position)
             waves.append(torch.from_numpy(student_wave))
             heard_by_teachers.append(torch.from_numpy(teacher_wave))
+        if not waves and spec.dealt:  # other ranks have clips of this batch
+            return Batch(torch.zeros(1, spec.samples), spec.epoch, spec.index, skipped, stands_in=True)
         if not waves:
             raise EkdError(f"not one of the {len(spec.items)} files of a batch can be read; the first: {skipped[0]}")
         batch = Batch(torch.stack(waves), spec.epoch, spec.index, skipped)
@@ -245,8 +257,12 @@ def make_loader(
     sequence_length: int,
     distorter: Distorter | None = None,
     cache: TargetCache | None = None,
+    deal: Callable[[BatchPlan], Sampler[BatchSpec]] | None = None,
 ) -> tuple[TimedLoader, BatchPlan]:
-    """The DataLoader for s3prl's loop, and the plan that it follows; with a target cache, the plan of its windows."""
+    """The DataLoader for s3prl's loop, and the plan that it follows.
+
+    With a target cache it is the plan of its windows; ``deal`` picks a rank's share of each batch.
+    """
     if cache is None:
         plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
     else:
@@ -254,7 +270,7 @@ def make_loader(
     loader = TimedLoader(
         CropDataset(table, plan, distorter, cache),
         batch_size=None,  # the dataset makes whole batches
-        sampler=plan,
+        sampler=plan if deal is None else deal(plan),
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=config.num_workers > 0,

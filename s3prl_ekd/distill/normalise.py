@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from s3prl_ekd.distill.options import TargetsConfig
 from s3prl_ekd.distill.phi_s import PhiS
 from s3prl_ekd.distill.targets import TeacherLayers, TeacherStates
+from s3prl_ekd.distributed import Share
 
 EPSILON = 1e-6  # added to the variance: a dead channel becomes 0, not infinite
 
@@ -48,19 +49,26 @@ class Standardiser(nn.Module):
         self.register_buffer("variance", torch.ones(width))
         self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) in any precision -> (B, T, D) fp32. Statistics change in training mode only."""
+    def forward(self, x: Tensor, share: Share | None = None) -> Tensor:
+        """x (B, T, D) in any precision -> (B, T, D) fp32. Statistics change in training mode only.
+
+        With ``share``, x is one rank's part of a global batch, and the statistics take in the whole batch.
+        """
         x = x.float()
         if self.training:
-            self._update(x.detach().flatten(0, -2))
+            self._update(x.detach(), share)
         return (x - self.mean) * (self.variance + EPSILON).rsqrt()
 
     @torch.no_grad()
-    def _update(self, x: Tensor) -> None:
-        variance, mean = torch.var_mean(x, dim=0, correction=0)
+    def _update(self, x: Tensor, share: Share | None) -> None:
+        variance, mean = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
+        frames: int | Tensor = x.shape[:-1].numel()
+        if share is not None:
+            own, mean, frames = mean, share.mean(mean), share.total * x.shape[-2]
+            variance = share.mean(variance + (own - mean).square())
         finite = torch.isfinite(variance).all()  # an overflow of a half-precision teacher leaves no trace
-        self.frames += len(x) * finite
-        weight = (len(x) / self.frames).clamp(min=self.momentum)  # a tensor: no device sync
+        self.frames += frames * finite
+        weight = (frames / self.frames).clamp(min=self.momentum)  # a tensor: no device sync
         weight = torch.where(finite, weight, 0.0)
         difference = torch.where(finite, mean - self.mean, 0.0)
         self.mean += weight * difference
@@ -87,12 +95,12 @@ class Normaliser(nn.Module):
                     part = PhiS(teacher.width, config.fit_batches)
                 self.parts[_key(teacher.name, layer)] = part
 
-    def forward(self, states: TeacherStates) -> TeacherStates:
+    def forward(self, states: TeacherStates, share: Share | None = None) -> TeacherStates:
         """teacher -> layer -> (B, T, D), normalised; the very same object when there is nothing to do."""
         if not self.parts:
             return states
         return {
-            name: {layer: self.parts[_key(name, layer)](state) for layer, state in layers.items()}
+            name: {layer: self.parts[_key(name, layer)](state, share) for layer, state in layers.items()}
             for name, layers in states.items()
         }
 

@@ -20,6 +20,7 @@ from s3prl_ekd.distill.dropping import clip_factors, keep_worst
 from s3prl_ekd.distill.losses import HeadLosses, clip_losses, head_losses, mean_over_heads
 from s3prl_ekd.distill.normalise import Normaliser
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, TeacherStates, align_frames
+from s3prl_ekd.distributed import Share
 from s3prl_ekd.errors import EkdError
 
 
@@ -64,7 +65,12 @@ class Objective(nn.Module):
         self.papers = not config.weights and self.dropping is None and self.balancer is None
 
     def forward(
-        self, predictions: Mapping[str, Tensor], hidden: Tensor, states: TeacherStates, log: bool = False
+        self,
+        predictions: Mapping[str, Tensor],
+        hidden: Tensor,
+        states: TeacherStates,
+        log: bool = False,
+        share: Share | None = None,
     ) -> tuple[Tensor, dict[str, dict[str, float]] | None]:
         """Loss of a batch, in fp32.
 
@@ -73,12 +79,14 @@ class Objective(nn.Module):
             hidden: (B, T, D) the student's last hidden state, which all heads read.
             states: teacher -> layer -> (B, T, W).
             log: also make log values, which waits for the device.
+            share: all of the above is one rank's part of a global batch: statistics and log values are the global
+                batch's, the loss is this rank's (``share.loss`` makes it the global one).
 
         Returns:
             scalar loss, and with ``log`` "<head set>.<label>" -> l1, cosine, target_norm (mean magnitude of the target)
             and, where there are gradients, gradient_share.
         """
-        states = self.normaliser(states)
+        states = self.normaliser(states, share)
         raw: dict[str, HeadLosses] = {}
         clips: dict[str, HeadLosses] = {}
         norms = []
@@ -96,13 +104,14 @@ class Objective(nn.Module):
         shares = self.weights / self.weights.sum()
         gradients = None
         if (log or self.balancer is not None) and totals[0].requires_grad:
-            gradients = shares * gradient_norms(totals, hidden)
+            gradients = gradient_norms(totals, hidden)
+            gradients = shares * (gradients if share is None else share.norm(gradients))
         if self.balancer is not None and gradients is not None:
             factors = self.balancer(gradients)
             shares, gradients = shares * factors, gradients * factors
         # the paper's mean in its own order of summation, so that it stays what it is to the last bit
         loss = mean_over_heads(raw, self.cosine_weight) if self.papers else (shares * torch.cat(totals)).sum()
-        return loss, self._log_values(raw, torch.cat(norms), gradients) if log else None
+        return loss, self._log_values(raw, torch.cat(norms), gradients, share) if log else None
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Take over the running statistics of a checkpoint.
@@ -129,7 +138,7 @@ class Objective(nn.Module):
         }
 
     def _log_values(
-        self, losses: Mapping[str, HeadLosses], norms: Tensor, gradients: Tensor | None
+        self, losses: Mapping[str, HeadLosses], norms: Tensor, gradients: Tensor | None, share: Share | None
     ) -> dict[str, dict[str, float]]:
         """Log values as plain numbers: the one place where the device is waited for."""
         columns = {
@@ -139,7 +148,8 @@ class Objective(nn.Module):
         }
         if gradients is not None:
             columns["gradient_share"] = gradients / gradients.sum().clamp(min=1e-30)
-        rows = torch.stack(list(columns.values()), dim=1).cpu().tolist()
+        table = torch.stack(list(columns.values()), dim=1)
+        rows = (table if share is None else share.mean(table)).tolist()
         names = [f"{t.name}.{label}" for t in self.target_sets for label in t.labels]
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(names, rows, strict=True)}
 

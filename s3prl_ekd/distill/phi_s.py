@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_ekd.distributed import Share
 from s3prl_ekd.errors import EkdError
 
 
@@ -47,11 +48,11 @@ class PhiS(nn.Module):
         self.register_buffer("rotation", torch.eye(width))
         self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) in any precision -> (B, T, D) fp32."""
+    def forward(self, x: Tensor, share: Share | None = None) -> Tensor:
+        """x (B, T, D) in any precision -> (B, T, D) fp32; ``share``: as in normalise.Standardiser."""
         x = x.float()
         if self.training and self.batches < self.fit_batches:
-            self._update(x.detach().flatten(0, -2))
+            self._update(x.detach(), share)
         y = (x - self.mean) / self._phi()
         return y @ self.rotation.t() if self.batches >= self.fit_batches else y
 
@@ -64,13 +65,17 @@ class PhiS(nn.Module):
         return self.covariance.diagonal().mean().clamp(min=1e-12).sqrt()
 
     @torch.no_grad()
-    def _update(self, x: Tensor) -> None:
-        mean = x.mean(0)
-        centred = x - mean
-        covariance = centred.t() @ centred / len(x)
+    def _update(self, x: Tensor, share: Share | None) -> None:
+        frames: int | Tensor = x.shape[:-1].numel()
+        mean = x.flatten(0, -2).mean(0)
+        centred = x.flatten(0, -2) - mean
+        covariance = centred.t() @ centred / len(centred)
+        if share is not None:
+            own, mean, frames = mean, share.mean(mean), share.total * x.shape[-2]
+            covariance = share.mean(covariance + torch.outer(own - mean, own - mean))
         finite = torch.isfinite(covariance).all()  # an overflow of a half-precision teacher leaves no trace
-        self.frames += len(x) * finite
-        weight = torch.where(finite, len(x) / self.frames, 0.0)
+        self.frames += frames * finite
+        weight = torch.where(finite, frames / self.frames, 0.0)
         difference = torch.where(finite, mean - self.mean, 0.0)
         self.mean += weight * difference
         self.covariance.lerp_(torch.where(finite, covariance, self.covariance), weight)

@@ -1,0 +1,140 @@
+"""The ranks of a distributed run as the training step sees them: one global batch, dealt over processes.
+
+Starting and ending ranks, and who may print or write, is ``bridge/ranks.py``; dealing clips is ``data/shards.py``.
+Names: W ranks; rank r holds b_r of the B clips of a global batch. All clips of a batch have one length, so a mean over
+the clips and frames of the batch is ``sum_r (b_r / B) * (mean over rank r's)``, whatever the shares are.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from s3prl_ekd.errors import EkdError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process and its number of peers; ``Ranks()`` is a process of its own, for which all below is a no-op."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """The ranks of torch's default process group; ``Ranks()`` where there is none.
+
+        Raises:
+            EkdError: a launcher started several processes, but nothing has joined them.
+        """
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size())
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+            raise EkdError("several processes were started, but not joined: docs/scale_out.md says how to start them")
+        return cls()
+
+    @property
+    def writes(self) -> bool:
+        """Whether logs and checkpoints are this rank's to write."""
+        return self.rank == 0
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        """``model`` in DistributedDataParallel, which gives every rank rank 0's weights; alone, ``model`` itself.
+
+        The wrapper shares the parameters: what is saved, clipped and optimised stays ``model``, under its own names.
+        """
+        return model if self.size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
+
+    def share(self, clips: int, device: torch.device) -> Share | None:
+        """What this rank's ``clips`` (0 or more) are of the global batch; None for a process of its own.
+
+        Raises:
+            EkdError: on every rank, where no rank has a clip.
+        """
+        if self.size == 1:
+            return None
+        total = torch.tensor(clips, device=device)
+        dist.all_reduce(total)
+        if clips == 0 and int(total) == 0:  # waits for the device, but only here
+            raise EkdError("not one file of a batch can be read")
+        return Share(clips, total, self.size)
+
+    def sums(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Each value summed over the ranks."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's ``value`` in the order of ranks, on rank 0; an empty list elsewhere. All ranks must call it."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(value, values)
+        return values or []
+
+    def own_random_stream(self) -> None:
+        """Dropout and masks must differ from rank to rank; rank 0 keeps the stream that one process would have."""
+        if self.rank > 0:
+            seed = torch.initial_seed() + self.rank
+            torch.manual_seed(seed)  # and every GPU's
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+
+
+class Share:
+    """This rank's part of one global batch.
+
+    Args:
+        clips: b_r, 0 where this rank's wave only stands in for clips.
+        total: B, a whole number on the training device.
+        ranks: W.
+    """
+
+    def __init__(self, clips: int, total: Tensor, ranks: int) -> None:
+        self.total, self.ranks = total, ranks
+        self.fraction = clips / total  # a tensor: nothing here waits for the device
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Means over this rank's clips -> means over the global batch: ``sum_r (b_r / B) * values_r``. No gradient."""
+        total = values.detach() * self.fraction
+        dist.all_reduce(total)
+        return total
+
+    def norm(self, norms: Tensor) -> Tensor:
+        """Norms of gradients over a rank's clips of that rank's mean loss -> over all clips of the global mean loss.
+
+        ``sqrt(sum_r (b_r / B * norms_r)^2)``: each clip has its own hidden state, so squares add.
+        """
+        squares = (norms.detach() * self.fraction).square()
+        dist.all_reduce(squares)
+        return squares.sqrt()
+
+    def loss(self, loss: Tensor) -> Tensor:
+        """The mean loss over this rank's clips -> the global mean, with the gradient of this rank's part in it.
+
+        DistributedDataParallel divides the summed gradients by W, so this rank's is ``W * b_r / B`` times its own.
+        """
+        return _GlobalMean.apply(loss, self)
+
+
+class _GlobalMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, share: Share) -> Tensor:
+        ctx.factor = share.fraction * share.ranks
+        return share.mean(loss)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None

@@ -1,0 +1,127 @@
+"""A tiny pretraining run as s3prl's runner drives it, in one process or in each of several gloo ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torch.distributed as dist
+import yaml
+
+from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+
+RANKS = 2
+STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+STUDENT = {
+    "layers": 1, "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
+    "conv_layers": [list(layer) for layer in TINY.conv_layers],
+    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups,
+}  # fmt: skip
+
+
+@dataclass
+class Case:
+    """What one run does, apart from the lab's defaults."""
+
+    ekd: Mapping[str, Any] = field(default_factory=dict)
+    student: Mapping[str, Any] = field(default_factory=lambda: STILL)
+    batch: int = 5
+    steps: int = 6
+    accumulate: int = 1
+    resume_at: int = 0
+    """After this step, everything is made anew from what a checkpoint holds."""
+
+
+def write_lab(folder: Path, clips: int = 12) -> Path:
+    """Audio, its length table, teachers; two of the listed files cannot be read."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(clips):
+        time_axis = np.arange(6_000 + 300 * i) / 16_000
+        tone = np.sin(2 * np.pi * (120 + 30 * i) * time_axis) * np.sin(2 * np.pi * 3 * time_axis) ** 2
+        soundfile.write(folder / f"{i}.flac", 0.3 * tone + 0.01 * rng.standard_normal(len(tone)), 16_000)
+        rows.append(f"{i},{i}.flac,{len(tone)},")
+    (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
+    for i in (0, 6):
+        (folder / f"{i}.flac").write_bytes(b"no audio")
+    write_demo_teachers(folder / "teachers")
+    return folder
+
+
+def write_model(lab: Path, file: Path, case: Case) -> Path:
+    sources = {path.stem: str(path) for path in (lab / "teachers").iterdir()}
+    teachers = [{"name": name, "source": sources[name], "layers": [1, 2]} for name in ("hubert", "wavlm")]
+    model = {
+        "base": "config_model.yaml",
+        "ekd": {"teachers": teachers, "initialise_from": "hubert", **case.ekd},
+        "student": STUDENT | dict(case.student),
+    }
+    file.write_text(yaml.safe_dump(model))
+    return file
+
+
+def make(lab: Path, model: Path, batch: int) -> Any:
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    torch.manual_seed(0)
+    datarc = {"num_workers": 0, "train_batch_size": batch, "libri_root": str(lab), "file_path": str(lab),
+              "sets": ["train"]}  # fmt: skip
+    return UpstreamPretrainExpert(datarc, str(model), device="cpu").train()
+
+
+def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
+    """The runner's loop. Returns losses and log values of every step, weights, statistics, shares without a clip."""
+    expert = make(lab, model, case.batch)
+    optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
+    losses, logs, step, stand_ins, loss_sum = [], [], 0, 0, 0.0
+    loader, micro = expert.get_train_dataloader(), 0
+    while step < case.steps:
+        for batch in loader:
+            stand_ins += batch.stands_in
+            loss, records = expert(batch, records={}, global_step=step + 1, log_step=1)
+            (loss / case.accumulate).backward()
+            loss_sum, micro = loss_sum + loss.item() / case.accumulate, micro + 1
+            if micro % case.accumulate:
+                continue
+            torch.nn.utils.clip_grad_norm_(expert.model.parameters(), 5.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss_sum)
+            logs.append(records["ekd"])
+            loss_sum, step = 0.0, step + 1
+            if step == case.steps:
+                break
+            if step == case.resume_at:
+                states = [expert.add_state_to_save({"Step": step - 1, "Optimizer": optimizer.state_dict()})]
+                if dist.is_initialized():
+                    dist.broadcast_object_list(states)  # ranks read rank 0's file
+                torch.manual_seed(99)
+                expert = make(lab, model, case.batch)
+                expert.load_model(states[0])
+                loader = expert.get_train_dataloader()
+                optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
+                optimizer.load_state_dict(states[0]["Optimizer"])
+                break
+    return {
+        "losses": losses,
+        "logs": logs,
+        "weights": expert.model.state_dict(),
+        "statistics": expert.objective.state_dict(),
+        "stand_ins": stand_ins,
+        "random": torch.get_rng_state(),
+        "seed": torch.initial_seed(),
+    }
+
+
+def rank_main(rank: int, lab: Path, folder: Path, cases: Mapping[str, Case]) -> None:
+    """One rank: every case in turn, results in FOLDER/CASE-RANK.pt."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
+    for name, case in cases.items():
+        torch.save(train(lab, folder / f"{name}.yaml", case), folder / f"{name}-{rank}.pt")
+    dist.destroy_process_group()

@@ -69,7 +69,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.objective = Objective(self.config.ekd, plan.target_sets, plan.layers, file)
         table = read_lengths(data)
         self.device = device
-        distorter = Distorter(self.config.distortion) if self.config.distortion is not None else None
+        distorter = Distorter(self.config.distortion, file) if self.config.distortion is not None else None
         self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter)
         logger.info(
             "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
@@ -131,7 +131,8 @@ class UpstreamPretrainExpert(nn.Module):
         for head, parts in values["heads"].items():
             for part, value in parts.items():
                 logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
-        logger.add_scalar(f"{prefix}audio-seconds-per-second", values["audio_seconds_per_second"], global_step)
+        for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
+            logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
         with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": global_step, **values}) + "\n")
         self._audio_seconds, self.loader.waited, self._clock = 0.0, 0.0, time.perf_counter()

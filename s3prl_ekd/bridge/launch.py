@@ -5,6 +5,7 @@ Here are only the two entry points; what each does is in ``pretrain_launch.py`` 
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -19,9 +20,17 @@ def _start() -> tuple[list[str], Run]:
     return argv, Run(argv)
 
 
+def _show_our_messages() -> None:
+    """What our modules say at INFO (teachers, where the student starts, distortions) on stderr; others as they were."""
+    logging.basicConfig(format="%(message)s")  # the root logger stays at WARNING
+    for name in ("s3prl_ekd", "pretrain.ekd"):  # s3prl imports the task by its bare name
+        logging.getLogger(name).setLevel(logging.INFO)
+
+
 def run_pretrain() -> int:
     """Entry point of ``run_pretrain.py``; returns the exit status."""
     argv, current = _start()
+    _show_our_messages()
 
     def body() -> None:
         from s3prl_ekd.bridge import pretrain_launch

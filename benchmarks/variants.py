@@ -158,7 +158,10 @@ class Bench:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         if [line["step"] for line in lines] != list(range(1, int(self.settings["steps"]) + 1)):
             raise EkdError(f"{folder}/metrics.jsonl: not one line for each of {self.settings['steps']} steps")
-        result = summary(lines, checked.ekd.cosine_weight) | {"audio_seconds_per_processor_second": used}
+        result = summary(lines, checked.ekd.cosine_weight) | {
+            "audio_seconds_per_processor_second": used,
+            "load_average": common.machine("cpu")["load_average"],  # at the end of the run
+        }
         result_file.write_text(json.dumps({"asked": asked, "result": result}))
         return result
 
@@ -171,6 +174,7 @@ class Bench:
             "config.optimizer.lr": self.settings["learning_rate"],
             "config.optimizer.warmup_proportion": self.settings["warmup_proportion"],
             "config.pretrain_expert.datarc.train_batch_size": self.settings["batch_size"],
+            "config.pretrain_expert.datarc.max_timestep": -int(self.settings["crop_samples"]),  # every crop is whole
             "config.pretrain_expert.datarc.num_workers": 0,  # so that the process's own time is all there is
         }
         words = ["run_pretrain.py", "-u", "ekd", "-n", name, "-p", str(folder), "-g", str(file)]
@@ -260,7 +264,6 @@ def main() -> int:
     if options.steps <= SETTLED + ENDS:
         parser.error(f"--steps: {options.steps}; expected more than {SETTLED + ENDS}")
     bench = Bench(options)
-    load = common.machine("cpu")["load_average"]
     results = {name: bench.run(name) for name in options.only or variants()}
     table = Table(title=f"loss of the first and last {ENDS} of {options.steps} steps")
     for column in COLUMNS:
@@ -277,10 +280,11 @@ def main() -> int:
             "command": command,
             "teachers": "random weights",
             "settings": bench.settings,
-            "machine": common.machine("cpu") | {"load_average": load, "threads": 1},
+            "machine": {"processor": common.machine("cpu")["processor"], "threads": 1},
             "versions": common.versions(),
             "variants": results,
         }
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(_rounded(figures), indent=1) + "\n")
     fallen = [name for name, result in results.items() if result["last"] < result["first"]]
     return 0 if len(fallen) == len(results) else 1

@@ -135,7 +135,6 @@ class UpstreamPretrainExpert(nn.Module):
             logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
         with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
             file.write(json.dumps({"step": global_step, **values}) + "\n")
-        self._audio_seconds, self.loader.waited, self._clock = 0.0, 0.0, time.perf_counter()
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
@@ -203,12 +202,15 @@ class UpstreamPretrainExpert(nn.Module):
         return nullcontext()
 
     def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """The heads' log values and the run's own."""
-        elapsed = time.perf_counter() - self._clock
+        """The heads' log values and the run's own, since the last log step."""
+        # from here to here: whole steps, with their passes back (which begin after this, so log_records is too late)
+        now = time.perf_counter()
+        elapsed, audio, waited = now - self._clock, self._audio_seconds, self.loader.waited
+        self._clock, self._audio_seconds, self.loader.waited = now, 0.0, 0.0
         return {
             "loss": float(loss.detach()),
-            "audio_seconds_per_second": self._audio_seconds / elapsed if elapsed else 0.0,
-            "data_wait": self.loader.waited / elapsed if elapsed else 0.0,  # share of the time
+            "audio_seconds_per_second": audio / elapsed if elapsed else 0.0,
+            "data_wait": waited / elapsed if elapsed else 0.0,  # share of the time
             "skipped_files": self._skipped,
             "heads": heads,
         }

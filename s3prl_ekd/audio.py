@@ -16,6 +16,7 @@ import soundfile
 from s3prl_ekd.errors import EkdError
 
 SAMPLE_RATE = 16_000  # Hz; every model of the wav2vec2 family takes 16 kHz
+_INT16 = np.float32(2.0**-15)
 AUDIO_SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
 
 
@@ -72,13 +73,15 @@ def read_audio(path: str | Path, start: int = 0, samples: int | None = None, fir
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate = file.samplerate
-            if start or samples is not None:
-                first = start * rate // SAMPLE_RATE
-                file.seek(min(first, file.frames))
-                frames = -1 if samples is None else ceil(samples * rate / SAMPLE_RATE)
+            first = min(start * rate // SAMPLE_RATE, file.frames)
+            if first:  # a FLAC decoder also goes through the file for a seek to where it is
+                file.seek(first)
+            frames = -1 if samples is None else ceil(samples * rate / SAMPLE_RATE)
+            if file.subtype == "PCM_16" and file.format in ("WAV", "WAVEX"):
+                # the same numbers as libsndfile's own conversion, in half its time
+                wave = np.multiply(file.read(frames, dtype="int16", always_2d=True), _INT16, dtype=np.float32)
             else:
-                frames = -1
-            wave = file.read(frames, dtype="float32", always_2d=True)  # (frames, channels)
+                wave = file.read(frames, dtype="float32", always_2d=True)  # (frames, channels)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise AudioError(_reason(path, error)) from error
     if wave.shape[0] == 0:

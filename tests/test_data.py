@@ -7,11 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+from torch.utils.data import DataLoader, Dataset
 
 from s3prl_ekd.audio import AudioError, audio_info, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import BatchPlan, CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
+from s3prl_ekd.data.rows import Rows
 from s3prl_ekd.errors import EkdError
 
 SAMPLES = np.random.default_rng(0).integers(8_000, 200_000, 103)
@@ -115,6 +118,51 @@ def test_stereo_and_other_rates_are_converted(tmp_path: Path) -> None:
     assert np.abs(wave - expected)[200:-200].max() < 5e-3
     crop = read_audio(tmp_path / "stereo.wav", start=4_000, samples=2_000)
     assert len(crop) == 2_000 and np.abs(crop - expected[4_000:6_000])[200:-200].max() < 5e-3
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize(("name", "subtype"), [
+    ("a.wav", "PCM_16"), ("a.wav", "PCM_24"), ("a.wav", "FLOAT"), ("a.wav", "PCM_U8"), ("a.flac", "PCM_16"),
+])  # fmt: skip
+def test_samples_are_libsndfiles_own_to_the_bit(tmp_path: Path, name: str, subtype: str, channels: int) -> None:
+    wave = np.random.default_rng(0).uniform(-1, 1, (5_000, channels))
+    wave[0], wave[1] = 1.0, -1.0
+    soundfile.write(tmp_path / name, wave, 16_000, subtype=subtype)
+    expected = soundfile.read(tmp_path / name, dtype="float32", always_2d=True)[0].mean(axis=1)
+    assert np.array_equal(read_audio(tmp_path / name), expected)
+    assert np.array_equal(read_audio(tmp_path / name, 0, 3_000), expected[:3_000])
+    assert np.array_equal(read_audio(tmp_path / name, 777, 3_000), expected[777:3_777])
+    assert np.array_equal(read_audio(tmp_path / name, 4_000, 3_000), expected[4_000:])
+    with pytest.raises(AudioError, match="no samples after sample 5000"):
+        read_audio(tmp_path / name, 5_000, 10)
+
+
+def test_rows_are_the_clips_one_below_the_other() -> None:
+    clips = [np.random.default_rng(i).standard_normal(100).astype(np.float32) for i in range(3)]
+    rows = Rows(5, 100)
+    assert not rows and rows.tensor().shape == (0, 100)
+    for clip in clips:
+        rows.append(clip)
+    assert len(rows) == 3 and np.array_equal(rows.tensor().numpy(), np.stack(clips))
+    with pytest.raises(RuntimeError):
+        rows.append(np.zeros(99, dtype=np.float32))
+
+
+class _Shared(Dataset[tuple[bool, torch.Tensor]]):
+    """In a worker: whether the rows lay in shared memory before they were sent."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> tuple[bool, torch.Tensor]:
+        rows = Rows(4, 50)
+        rows.append(np.full(50, index, dtype=np.float32))
+        return rows.tensor().is_shared(), rows.tensor()
+
+
+def test_a_workers_rows_are_in_shared_memory_from_the_start() -> None:
+    for index, (shared, tensor) in enumerate(DataLoader(_Shared(), batch_size=None, num_workers=1)):
+        assert shared and torch.equal(tensor, torch.full((1, 50), float(index)))
 
 
 def test_unreadable_audio_is_named(tmp_path: Path) -> None:

@@ -238,6 +238,7 @@ def test_the_recommended_recipe_by_the_real_command(lab: Path, tmp_path: Path) -
     ]
     result = pretraining.run(lab, tmp_path, *arguments)
     assert result.returncode == 0, result.stderr[-2000:]
+    assert "[ekd] teacher wavlm: " in result.stderr and "[ekd] student starts from hubert: conv stack" in result.stderr
     lines = [json.loads(line) for line in (tmp_path / "rec" / "metrics.jsonl").read_text().splitlines()]
     shares = [head["gradient_share"] for head in lines[-1]["heads"].values()]
     assert len(shares) == 9 and sum(shares) == pytest.approx(1.0)

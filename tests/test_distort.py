@@ -270,7 +270,7 @@ def test_a_wrong_noise_folder_stops_before_a_teacher_is_loaded(corpus: Path, tmp
     import s3prl_ekd.pretrain.ekd.pretrain_expert as module
 
     monkeypatch.setattr(module, "load_teachers", lambda *a: pytest.fail("a teacher was loaded"))
-    with pytest.raises(EkdError, match=r"config_model.yaml: distortion.additive.noise\[0\]: no folder.*/nowhere"):
+    with pytest.raises(EkdError, match=rf"{tmp_path}/model.yaml: distortion.additive.noise\[0\]: no folder.*/nowhere"):
         make_expert(corpus, tmp_path, {"additive": {"noise": ["/nowhere"]}})
 
 

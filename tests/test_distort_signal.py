@@ -62,7 +62,13 @@ def test_nothing_is_written_to() -> None:
 def test_gaussian_noise_is_gaussian_and_a_longer_one_begins_like_a_shorter_one() -> None:
     noise = gaussian(100_000, 3)
     assert abs(noise.mean()) < 0.02 and noise.std() == pytest.approx(1, abs=0.02)
-    assert np.array_equal(gaussian(1_000, 3), noise[:1_000]) and not np.array_equal(gaussian(1_000, 4), noise[:1_000])
+    assert np.mean(noise**4) == pytest.approx(3, abs=0.1) and np.abs(noise).max() > 4  # as heavy in its tails as it is
+    white = [np.dot(noise[:-lag], noise[lag:]) / len(noise) for lag in range(1, 33)]
+    assert np.abs(white).max() < 0.02  # 5 standard deviations are 0.016
+    for samples in (0, 1, 15, 16, 17, 1_000, 1_001, 99_999):
+        assert np.array_equal(gaussian(samples, 3), noise[:samples])
+    assert not np.array_equal(gaussian(1_000, 4), noise[:1_000])
+    assert noise.dtype == np.float32
 
 
 @pytest.mark.parametrize("samples", [1, 300, 8_191, 100_001])

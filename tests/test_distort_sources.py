@@ -99,12 +99,15 @@ def test_the_cache_is_bounded_and_never_needed(tmp_path: Path, monkeypatch: pyte
     assert all(np.array_equal(first[i], pool.whole(i)) for i in range(8))
 
 
-def test_other_rates_and_microphone_arrays(tmp_path: Path) -> None:
+def test_other_rates_and_microphone_arrays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A 48 kHz two-channel room response: converted, channel 0 (the mean of this one would be silent)."""
     write(tmp_path / "rooms" / "r.wav", 0.2, rate=48_000, channels=2)
     config = DistortionConfig(non_additive=NonAdditiveConfig(reverb=[str(tmp_path / "rooms")]))
-    rooms = Distorter(config).rooms
+    rooms = Distorter(config, "mine.yaml").rooms
     assert rooms is not None
+    (said,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    key = "mine.yaml: distortion.non_additive.reverb"
+    assert said.startswith(f"[distortion] {key}: {tmp_path / 'rooms' / 'r.wav'} is at 48000 Hz") and "16000" in said
     response = rooms.whole(0)
     assert len(response) == 3_200 and response.dtype == np.float32
     assert np.abs(response - np.linspace(-0.5, 0.5, 3_200))[100:-100].max() < 1e-3

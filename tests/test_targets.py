@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from s3prl_ekd.config import EkdConfig
 from s3prl_ekd.distill.losses import head_losses, mean_over_heads
+from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.targets import TeacherLayers, align_frames, plan_targets
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import EncoderOutput
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.tiny import TINY
 
 NAMES = ("hubert", "robust", "wavlm")
 
@@ -43,6 +48,47 @@ def test_layerwise_concat_joins_the_same_layer_of_every_teacher() -> None:
     target = target_set.gather(labelled_states())
     for i, l in enumerate((4, 8, 12)):
         assert target[0, i, 0].tolist() == [l] * 4 + [100.0 + l] * 4 + [200.0 + l] * 4
+
+
+class Labelled(torch.nn.Module):
+    """An encoder of 12 layers whose state l is 100 * t + l everywhere, whatever it hears."""
+
+    def __init__(self, t: int) -> None:
+        super().__init__()
+        self.t, self.shape = t, TINY.with_(layers=12)
+
+    def forward(self, wave: torch.Tensor, lengths: None, states: tuple[int, ...]) -> EncoderOutput:
+        return EncoderOutput(wave, {l: torch.full((len(wave), 5, 4), 100.0 * self.t + l) for l in states})
+
+
+@pytest.mark.parametrize("mode", ["multi_head", "layerwise_average", "layerwise_concat"])
+def test_from_teachers_to_logged_losses_every_state_is_where_it_should_be(mode: str) -> None:
+    """Three labelled teachers, each with layers of its own, through the frozen ensemble and the objective."""
+    layers = {"hubert": (4, 8, 12), "robust": (1, 2, 3), "wavlm": (12, 0, 7)}
+    teachers = FrozenTeachers({name: Labelled(t) for t, name in enumerate(NAMES)}, layers)
+    listed = [{"name": n, "source": "-", "layers": list(l)} for n, l in layers.items()]
+    config = EkdConfig.model_validate({"teachers": listed, "mode": mode})
+    sets = plan(mode, layers=tuple(layers.values()))
+    labels = {name: [100.0 * t + l for l in layers[name]] for t, name in enumerate(NAMES)}
+    if mode == "multi_head":
+        expected = {f"{name}.{l}": [labels[name][i]] * 4 for name in NAMES for i, l in enumerate(layers[name])}
+    else:
+        columns = list(zip(*labels.values(), strict=True))  # the i-th layer of each teacher
+        names = [f"{sets[0].name}.{'+'.join(map(str, pair))}" for pair in zip(*layers.values(), strict=True)]
+        whole = [[sum(c) / 3] * 4 for c in columns] if mode == "layerwise_average" else [
+            [label for label in c for _ in range(4)] for c in columns
+        ]  # fmt: skip
+        expected = dict(zip(names, whole, strict=True))
+    targets = {name: torch.tensor(value).expand(2, 5, -1) for name, value in expected.items()}
+    predictions = {t.name: torch.stack([targets[f"{t.name}.{label}"] for label in t.labels], dim=1) for t in sets}
+    everything = torch.zeros(1, requires_grad=True)  # what the gradients are asked at; none of them matters here
+    predictions = {name: value + everything for name, value in predictions.items()}
+    objective = Objective(config, sets, [TeacherLayers(n, l, 4) for n, l in layers.items()])
+    _, values = objective(predictions, everything, teachers(torch.zeros(2, 16_000)), log=True)
+    assert list(values) == list(expected)
+    for name, value in expected.items():
+        assert values[name]["l1"] == pytest.approx(0.0, abs=1e-4), name
+        assert values[name]["target_norm"] == pytest.approx(sum(value) / len(value), rel=1e-5)
 
 
 def test_teachers_may_differ_in_depth_and_width() -> None:

@@ -286,6 +286,11 @@ def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:
     named = content | {"cfg": {"model": model, "task": {"normalize": False}}}
     torch.save(named | {"model": content["model"] | {"layer_norm.weight": "text"}}, tmp_path / "text.pt")
     assert "layer_norm.weight is a str, expected a tensor" in message(tmp_path / "text.pt")
+    bias = torch.full_like(content["model"]["post_extract_proj.bias"], float("nan"))
+    torch.save(named | {"model": content["model"] | {"post_extract_proj.bias": bias}}, tmp_path / "damaged.pt")
+    assert message(tmp_path / "damaged.pt").endswith(
+        "damaged.pt: damaged: projection.bias holds NaN or infinite numbers"
+    )
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
     assert "script.pt" in message(tmp_path / "script.pt")
     torch.save({"model_cfg": 3, "model_weight": {}}, tmp_path / "number.pt")

@@ -80,7 +80,7 @@ class UpstreamPretrainExpert(nn.Module):
             )
         table = read_lengths(data)
         self.device = device
-        distorter = Distorter(self.config.distortion) if self.config.distortion is not None else None
+        distorter = Distorter(self.config.distortion, file) if self.config.distortion is not None else None
         cache = None if self.config.ekd.cache_targets is None else open_cache(self.config, plan, table, data)
         deal = partial(Dealt, ranks=self.ranks) if self.ranks.size > 1 else None
         self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache, deal)
@@ -156,10 +156,10 @@ class UpstreamPretrainExpert(nn.Module):
             for head, parts in values["heads"].items():
                 for part, value in parts.items():
                     logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
-            logger.add_scalar(f"{prefix}audio-seconds-per-second", values["audio_seconds_per_second"], global_step)
+            for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
+                logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
             with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
                 file.write(json.dumps({"step": global_step, **values}) + "\n")
-        self._audio_seconds, self.loader.waited, self._clock = 0.0, 0.0, time.perf_counter()
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
@@ -224,9 +224,12 @@ class UpstreamPretrainExpert(nn.Module):
         return nullcontext()
 
     def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """The heads' log values and the run's own, over all ranks."""
-        elapsed = time.perf_counter() - self._clock
+        """The heads' log values and the run's own since the last log step, over all ranks."""
+        # from here to here: whole steps, with their passes back (which begin after this, so log_records is too late)
+        now = time.perf_counter()
+        elapsed = now - self._clock
         counts = [self._audio_seconds, self.loader.waited / self.ranks.size, self._skipped]
+        self._clock, self._audio_seconds, self.loader.waited = now, 0.0, 0.0
         seconds, waited, skipped = self.ranks.sums(counts, loss.device)
         return {
             "loss": float(loss.detach()),

@@ -53,3 +53,8 @@ def run_downstream() -> int:
         downstream_launch.run(argv, current)
 
     return leave(current.execute(body), hard=current.world.several)
+
+
+if __name__ == "__main__":  # python -m s3prl_ekd.bridge.launch run_downstream ..., where the scripts' folder is unknown
+    command = sys.argv.pop(1)
+    sys.exit({"run_pretrain": run_pretrain, "run_downstream": run_downstream}[command]())

@@ -24,6 +24,7 @@ from s3prl_ekd.audio import SAMPLE_RATE, AudioError, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.data.rows import Rows
 from s3prl_ekd.errors import EkdError
 
 if TYPE_CHECKING:
@@ -200,7 +201,9 @@ class CropDataset(Dataset[Batch]):
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
         """Raises EkdError when not one file of the batch can be read."""
-        waves, heard_by_teachers, skipped, kept = [], [], [], []
+        waves, heard_by_teachers = (Rows(len(spec.items), spec.samples) for _ in range(2))
+        two_hearings = self.distorter is not None and self.distorter.config.setup != "same"
+        skipped, kept = [], []
         for position, (item, start) in enumerate(zip(spec.items, spec.starts, strict=True)):
             try:
                 wave = read_audio(self.table.paths[item], start, spec.samples)
@@ -219,15 +222,16 @@ class CropDataset(Dataset[Batch]):
                 except AudioError as error:
                     skipped.append(f"the distortion of {self.table.paths[item]}: {error}")
             kept.append(position)
-            waves.append(torch.from_numpy(student_wave))
-            heard_by_teachers.append(torch.from_numpy(teacher_wave))
+            waves.append(student_wave)
+            if two_hearings:
+                heard_by_teachers.append(teacher_wave)
         if not waves and spec.dealt:  # other ranks have clips of this batch
             return Batch(torch.zeros(1, spec.samples), spec.epoch, spec.index, skipped, stands_in=True)
         if not waves:
             raise EkdError(f"not one of the {len(spec.items)} files of a batch can be read; the first: {skipped[0]}")
-        batch = Batch(torch.stack(waves), spec.epoch, spec.index, skipped)
-        if self.distorter is not None and self.distorter.config.setup != "same":
-            batch.distinct_teacher_wave = torch.stack(heard_by_teachers)
+        batch = Batch(waves.tensor(), spec.epoch, spec.index, skipped)
+        if two_hearings:
+            batch.distinct_teacher_wave = heard_by_teachers.tensor()
         if self.cache is not None:
             batch.windows = tuple(spec.windows[position] for position in kept)
             batch.unread = tuple(window for window in spec.windows if window not in batch.windows)

@@ -24,7 +24,6 @@ from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
 
-KEY = "config_model.yaml: distortion"
 CLEAN, GAUSSIAN, REVERB, PITCH, BAND_REJECT = "clean", "gaussian", "reverb", "pitch", "band_reject"
 STUDENT, TEACHER = 0, 1  # the fourth number of a draw's seed: independent draws of one utterance in one epoch
 
@@ -58,28 +57,30 @@ class Distorter:
 
     Args:
         config: the ``distortion`` section of config_model.yaml.
+        file: its name, for messages.
 
     Raises:
         EkdError: a source does not exist, holds no audio or a file that cannot be read; a weight names no choice.
     """
 
-    def __init__(self, config: DistortionConfig) -> None:
+    def __init__(self, config: DistortionConfig, file: str = "config_model.yaml") -> None:
         self.config = config
+        key = f"{file}: distortion"
         additive, other = config.additive, config.non_additive
         self.noises: dict[str, AudioPool] = {}
         self.rooms: AudioPool | None = None
         additive_choices, other_choices = [CLEAN], [CLEAN]
         if additive is not None:
             for i, source in enumerate(additive.noise):
-                self.noises[source] = _pool([source], "noise", f"{KEY}.additive.noise", i)
+                self.noises[source] = _pool([source], "noise", f"{key}.additive.noise", i)
             additive_choices = [*self.noises, *_on({GAUSSIAN: additive.gaussian, CLEAN: additive.clean})]
         if other is not None:
             if other.reverb:
-                self.rooms = _pool(other.reverb, "rir", f"{KEY}.non_additive.reverb")
+                self.rooms = _pool(other.reverb, "rir", f"{key}.non_additive.reverb")
             switches = {REVERB: bool(other.reverb), PITCH: other.pitch_cents > 0, BAND_REJECT: other.band_reject}
             other_choices = _on({**switches, CLEAN: other.clean})
-        self.additive = _shares(additive_choices, additive.weights if additive else {}, f"{KEY}.additive.weights")
-        self.non_additive = _shares(other_choices, other.weights if other else {}, f"{KEY}.non_additive.weights")
+        self.additive = _shares(additive_choices, additive.weights if additive else {}, f"{key}.additive.weights")
+        self.non_additive = _shares(other_choices, other.weights if other else {}, f"{key}.non_additive.weights")
         for name, shares in (("additive", self.additive), ("non-additive", self.non_additive)):
             text = ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
             logger.info("[distortion] %s, %s: %s", config.setup, name, text)

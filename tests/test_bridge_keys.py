@@ -93,6 +93,7 @@ def test_after_a_signal_dying_workers_are_no_error() -> None:
 def test_the_commands_show_our_messages_and_only_ours() -> None:
     script = (
         "import logging; from s3prl_ekd.bridge.launch import _start; _start(); _start()\n"
+        "logging.basicConfig(level=logging.WARNING)  # as modules of s3prl do\n"
         "for name in ('s3prl_ekd.pretrain.ekd', 'other'): logging.getLogger(name).info('from %s', name)"
     )
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=100)

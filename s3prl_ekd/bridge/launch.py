@@ -29,6 +29,7 @@ def _show_messages() -> None:
         handler.setFormatter(logging.Formatter("%(message)s"))
         ours.addHandler(handler)
         ours.setLevel(logging.INFO)
+        ours.propagate = False  # some of s3prl's modules give the root logger a handler: each line would come twice
 
 
 def run_pretrain() -> int:

@@ -101,6 +101,15 @@ def test_a_checkpoint_of_another_kind_says_so(tmp_path: Path) -> None:
         checkpoints.read_runner(tmp_path / "a.ckpt", ("Args", "Downstream"), "s3prl's downstream runner")
 
 
+def test_a_missing_best_checkpoint_names_what_is_there(tmp_path: Path) -> None:
+    missing = tmp_path / "dev-clean-best.ckpt"
+    for files, end in (([], "experiment folder$"), (["states-9.ckpt"], "; that folder holds states-9.ckpt$")):
+        for name in files:
+            torch.save(state(9), tmp_path / name)
+        with pytest.raises(EkdError, match=f"-e {missing}: no such checkpoint or .*{end}"):
+            checkpoints.resume_from(None, False, str(missing), checkpoints.read)
+
+
 def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path) -> None:
     mine, dead = tmp_path / f".states-1.ckpt.tmp-{os.getpid()}", tmp_path / ".states-1.ckpt.tmp-4194305"
     for path in (mine, dead):

@@ -176,7 +176,10 @@ def resume_from(
         return None
     past = Path(past_exp)
     if not past.exists():
-        raise EkdError(f"-e {past}: no such checkpoint or experiment folder")
+        # a *-best.ckpt is written only once dev is better than nothing at all: of an ASR at 100 % WER there is none
+        there = sorted(path.name for path in past.parent.glob("*.ckpt")) if past.suffix == ".ckpt" else []
+        hint = f"; that folder holds {', '.join(there)}" if there else ""
+        raise EkdError(f"-e {past}: no such checkpoint or experiment folder{hint}")
     if past.is_file():
         check(past)
         return past

@@ -13,6 +13,7 @@ from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
 from s3prl_ekd.model.student import load_student
@@ -165,3 +166,17 @@ def test_push_only_when_asked(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
     assert calls[1][2] == ["LICENSE", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert main([*words, "--push", "me/refused"]) == 2
     assert "no network" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "source,shown",
+    [
+        ("hubert_base", "hubert_base"),
+        ("/home/me/secret/my_hubert", "my_hubert"),
+        ("s3prl:fbank", "s3prl:fbank"),
+        ("models/x.pt", "x.pt"),
+    ],
+)
+def test_a_card_does_not_tell_where_files_lay(source: str, shown: str) -> None:
+    text = cards._origin({"config": {"ekd": {"teachers": [{"name": "one", "source": source}]}}})
+    assert f"one (`{shown}`)" in text and "secret" not in text

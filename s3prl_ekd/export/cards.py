@@ -112,10 +112,15 @@ def _origin(part: Mapping[str, Any]) -> str:
     if part.get("config") is None:
         return "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
     teachers = part["config"]["ekd"]["teachers"]
-    listed = ", ".join(f"{teacher['name']} (`{teacher['source']}`)" for teacher in teachers)
+    listed = ", ".join(f"{teacher['name']} (`{_shown(teacher['source'])}`)" for teacher in teachers)
     return (
         f"A small student distilled from {len(teachers)} teacher{'s' * (len(teachers) > 1)}: {listed}, after {PAPER}."
     )
+
+
+def _shown(source: str) -> str:
+    """A teacher's source for readers elsewhere: of a file or folder here its last name, not where it lies."""
+    return source if "://" in source else source.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None = None) -> str:

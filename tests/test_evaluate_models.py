@@ -17,6 +17,7 @@ from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visi
 from s3prl_ekd.evaluate.models import Upstream, choose_models, labelled
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.macs_command import model_cost
@@ -60,6 +61,19 @@ def test_dry_run_prints_the_whole_grid_and_makes_nothing(data, tmp_path, capsys)
 
 def models(*given):
     return choose_models([tuple(one.split(":", 1)) for one in given])
+
+
+def test_tasks_of_several_calls_come_together(data, tmp_path, monkeypatch):
+    install_stand_in(tmp_path, monkeypatch)
+
+    def tasks_after(*words: str, tasks: str) -> list[str]:
+        assert evaluate(data, tmp_path, *words, tasks=tasks, upstream=("--upstream", "fbank")) == 0
+        return list(read_scores(tmp_path / "out")["tasks"])
+
+    assert tasks_after(tasks="sid") == ["sid"]
+    assert tasks_after(tasks="pr") == ["pr", "sid"]
+    assert tasks_after(tasks="sid") == ["pr", "sid"]  # again: once
+    assert tasks_after("--seeds", "5", "--overwrite", tasks="pr") == ["pr"]  # another seed is another table
 
 
 def test_which_models_are_meant(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from s3prl_ekd.evaluate.plan import Run, make_plan
 from s3prl_ekd.evaluate.presets import parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
-from s3prl_ekd.evaluate.results import collect, write_scores
+from s3prl_ekd.evaluate.results import collect, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.table import score_markdown, score_table
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         results = run_all(runs, board, jobs, args.overwrite, devices)
     records = []
     for (out, own), cost in zip(plans, costs, strict=True):
-        record = collect(own[0].upstream, own, results, args.preset, cost, devices)
+        record = with_earlier_tasks(collect(own[0].upstream, own, results, args.preset, cost, devices), out)
         records.append(record)
         write_scores(record, out)
         write_markdown([record], out)

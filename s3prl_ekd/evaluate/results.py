@@ -70,6 +70,22 @@ def collect(
     }
 
 
+def with_earlier_tasks(record: dict[str, Any], out: Path) -> dict[str, Any]:
+    """``record`` and the tasks that an earlier call with the same model and settings left in ``out/scores.json``.
+
+    So tasks may be run in several calls. What was made otherwise is not mixed in: it is replaced.
+    """
+    path = out / FILE_NAME
+    if not path.is_file():
+        return record
+    earlier = _read(path)
+    made_by = ("label", "upstream", "checkpoint", "model_config", "preset", "normalize", "seeds", "data")
+    if not isinstance(earlier, dict) or any(earlier.get(key) != record[key] for key in made_by):
+        return record
+    tasks = {**earlier["tasks"], **record["tasks"]}
+    return {**record, "tasks": {name: tasks[name] for name in TASKS if name in tasks}}
+
+
 def search_record(search: Search, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """One task at one seed: the picked rate's scores and, where there was a choice, the whole grid.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -94,7 +95,8 @@ def main() -> None:
         print(f"{p['step']:5d}  fp32 {p['fp32']:.4f}  bf16 {p['bf16']:.4f}  fp32 over seeds {spread}")
     print(f"largest difference of bf16 {result['largest_bf16_difference']:.4f}, "
           f"median range over seeds {result['median_seed_range']:.4f}")  # fmt: skip
-    result |= {"machine": common.machine(options.device), "versions": common.versions(), "command": sys.argv}
+    command = shlex.join(["python", "-m", "benchmarks.precision", *sys.argv[1:]])
+    result |= {"machine": common.machine(options.device), "versions": common.versions(), "command": command}
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

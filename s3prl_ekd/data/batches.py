@@ -168,17 +168,19 @@ class BatchPlan(Sampler[BatchSpec]):
         return cuts
 
     def _spec(self, epoch: int, index: int, items: np.ndarray) -> BatchSpec:
-        length = self._on_grid(int(self.crop[items].min()))
+        length = int(on_grid(self.crop[items].min(), self.longest))
         rng = np.random.default_rng([self.seed, epoch, index])
         starts = rng.integers(0, self.samples[items] - length + 1)
         return BatchSpec(epoch, index, tuple(items.tolist()), tuple(starts.tolist()), length)
 
-    def _on_grid(self, length: int) -> int:
-        """Round down to 0.2 s (to a frame under 1 s): few shapes, so that kernels chosen for a shape are used again."""
-        if length == self.longest:
-            return length
-        step = self.GRID if length >= SAMPLE_RATE else self.FRAME
-        return length - length % step
+
+def on_grid(lengths: np.ndarray, longest: int) -> np.ndarray:
+    """Lengths in samples rounded down to 0.2 s (to a frame under 1 s); ``longest``, the crop asked for, stays itself.
+
+    Few shapes, so that kernels chosen for a shape are used again.
+    """
+    step = np.where(lengths >= SAMPLE_RATE, BatchPlan.GRID, BatchPlan.FRAME)
+    return np.where(lengths == longest, lengths, lengths - lengths % step)
 
 
 class CropDataset(Dataset[Batch]):

@@ -17,7 +17,7 @@ import numpy as np
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.data.batches import BatchPlan, BatchSpec
+from s3prl_ekd.data.batches import BatchPlan, BatchSpec, on_grid
 
 HOP = BatchPlan.FRAME  # windows start on frame borders
 SHORTEST_REST = SAMPLE_RATE  # what whole windows leave of a long utterance is a window of its own from 1 s on
@@ -57,7 +57,7 @@ def cut_windows(samples: np.ndarray, sequence_length: int, batch_size: int, batc
     """
     pieces = np.array(_pieces(samples, sequence_length), dtype=np.int64)  # (n, 3): item, start, samples
     pieces = pieces[np.argsort(-pieces[:, 2], kind="stable")]
-    grid = _on_grid(pieces[:, 2], sequence_length)
+    grid = on_grid(pieces[:, 2], sequence_length)
     lengths = np.empty_like(grid)
     first = 0
     while first < len(grid):
@@ -121,9 +121,3 @@ def _pieces(samples: np.ndarray, sequence_length: int) -> list[tuple[int, int, i
         if whole == 0 or rest >= SHORTEST_REST:
             pieces.append((item, whole * step, rest))
     return pieces
-
-
-def _on_grid(lengths: np.ndarray, longest: int) -> np.ndarray:
-    """As ``BatchPlan._on_grid``, for all at once."""
-    step = np.where(lengths >= SAMPLE_RATE, BatchPlan.GRID, BatchPlan.FRAME)
-    return np.where(lengths == longest, lengths, lengths - lengths % step)

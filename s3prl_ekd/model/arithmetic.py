@@ -1,10 +1,16 @@
-"""Elementwise arithmetic that all parts of the encoder share: norms in fp32, GELU, the scaled gradient."""
+"""Arithmetic that all parts of the encoder share: norms in fp32, GELU, scaled gradients, the precision of products."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
+    """What a matrix product of the two would be computed in: autocast's choice, else the weight's."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def gelu(x: Tensor) -> Tensor:

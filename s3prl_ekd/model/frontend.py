@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.model.arithmetic import gelu, layer_norm_fp32
+from s3prl_ekd.model.arithmetic import compute_dtype, gelu, layer_norm_fp32
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
 
@@ -75,7 +75,7 @@ class ConvFrontEnd(nn.Module):
         S is 10 x 10, in float64. What remains is one matrix product a clip, of centred windows: a constant offset in
         the recording costs no precision.
         """
-        conv, dtype = self.convs[0], _compute_dtype(wave, self.convs[0].weight)
+        conv, dtype = self.convs[0], compute_dtype(wave, self.convs[0].weight)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         with torch.autocast(wave.device.type, enabled=False):
             windows = F.pad(wave.float(), (0, max(kernel - stride, 0))).unfold(1, kernel, stride)  # (B, T', k)
@@ -103,12 +103,6 @@ def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
     mean = windows.mean(1)
     centred = windows - mean.unsqueeze(1)
     return mean, centred.transpose(1, 2) @ centred / windows.shape[1]
-
-
-def _compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
-    """What a matrix product of the two would be computed in: autocast's choice, else the weight's."""
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
 
 
 def frame_mask(lengths: Tensor, samples: int, frames: int, shape: EncoderShape) -> Tensor:

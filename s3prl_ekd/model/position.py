@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.model.arithmetic import compute_dtype
 from s3prl_ekd.model.shape import EncoderShape
 
 
@@ -82,15 +83,10 @@ def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, g
     channels and the kernel 32 taps or more (relative error 1.0 to 1.2, measured). No published model is that narrow,
     small students and teachers are. There it computes in fp32.
     """
-    if x.device.type != "cpu" or weight.shape[1] >= 16 or not _is_bf16_on_cpu(x):
+    if x.device.type != "cpu" or weight.shape[1] >= 16 or compute_dtype(x, weight) != torch.bfloat16:
         return F.conv1d(x, weight, bias, padding=padding, groups=groups)
     with torch.autocast("cpu", enabled=False):
         full = F.conv1d(
             x.float(), weight.float(), None if bias is None else bias.float(), padding=padding, groups=groups
         )
     return full.to(torch.bfloat16)
-
-
-def _is_bf16_on_cpu(x: Tensor) -> bool:
-    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return autocast or x.dtype == torch.bfloat16

@@ -6,7 +6,6 @@ How it is stored is the business of data/target_cache.py; what a cache must matc
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
 from s3prl_ekd.distill.targets import TeacherStates
+from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import TeacherPlan
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -77,7 +77,7 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
     """
     assert config.ekd.cache_targets is not None
     folder, key = Path(config.ekd.cache_targets), f"{plan.file}: ekd.cache_targets"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if Ranks.current().size > 1:
         raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
     layout = _layout(config, plan)
     there, lock = target_cache.read_index(folder, key), None

@@ -132,6 +132,14 @@ for line in lines:
 
 
 @pytest.mark.parametrize("name", ["downstream", "pretrain"])
+def test_the_module_runs_where_the_scripts_folder_is_unknown(tmp_path: Path, name: str) -> None:
+    words = [sys.executable, "-m", "s3prl_ekd.bridge.launch", f"run_{name}", "-h"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "--upstream" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["downstream", "pretrain"])
 def test_mistakes_are_one_line_each(tmp_path: Path, name: str) -> None:
     if name == "pretrain" and (s3prl_folder() / "pretrain/tera/config_runner.yaml").is_file():
         pytest.skip("a git checkout of s3prl: it has the config that the wheel lacks")

@@ -236,9 +236,9 @@ def load_model_config(source: str | Path | Mapping[str, Any], file: str = "confi
         EkdError: file and key, and what was expected.
     """
     if isinstance(source, Mapping):
-        return _check(ModelConfig, dict(source), file)
+        return check_values(ModelConfig, dict(source), file)
     path = Path(source)
-    config = _check(ModelConfig, _read_with_base(path), str(path))
+    config = check_values(ModelConfig, _read_with_base(path), str(path))
     for teacher in config.ekd.teachers:
         teacher.source = _absolute(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
@@ -256,12 +256,12 @@ def _absolute(source: str) -> str:
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     """Check the runner configuration after s3prl has read it and applied overrides (``-o``)."""
-    return _check(RunnerConfig, dict(values), file)
+    return check_values(RunnerConfig, dict(values), file)
 
 
 def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:
     """Check ``pretrain_expert.datarc`` alone, which is all that s3prl hands to a pretrain expert."""
-    return _check(DataConfig, dict(values), file, prefix="pretrain_expert.datarc")
+    return check_values(DataConfig, dict(values), file, prefix="pretrain_expert.datarc")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -311,7 +311,8 @@ def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _check(model: type[BaseModel], values: dict[str, Any], file: str, prefix: str = "") -> Any:
+def check_values(model: type[BaseModel], values: dict[str, Any], file: str, prefix: str = "") -> Any:
+    """``values`` as a ``model``, or an EkdError that names the file, the first wrong key and what was expected."""
     try:
         return model.model_validate(values)
     except ValidationError as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
@@ -81,8 +82,22 @@ def write_converted(encoder: Encoder, file: Path) -> Path:
     return file
 
 
-def write_transformers(encoder: Encoder, folder: Path, model_type: str = "hubert") -> Path:
-    """A transformers folder: config.json, model.safetensors, preprocessor_config.json."""
+def write_transformers(
+    encoder: Encoder,
+    folder: Path,
+    model_type: str = "hubert",
+    dtype: torch.dtype = torch.float32,
+    mask_vector: Tensor | None = None,
+) -> Path:
+    """A transformers folder: config.json, model.safetensors, preprocessor_config.json.
+
+    Args:
+        encoder: its weights.
+        folder: made where it is missing.
+        model_type: hubert, wavlm or wav2vec2.
+        dtype: of the stored weights.
+        mask_vector: (D,) what masked frames are replaced by in training; zeros where it is not known.
+    """
     shape = encoder.shape
     architecture = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}[model_type]
     dims, kernels, strides = (list(column) for column in zip(*shape.conv_layers, strict=True))
@@ -121,7 +136,8 @@ def write_transformers(encoder: Encoder, folder: Path, model_type: str = "hubert
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     weights = mapping.from_ours(encoder.state_dict(), mapping.TRANSFORMERS, shape.conv_norm)
-    weights["masked_spec_embed"] = torch.zeros(shape.width)
+    weights["masked_spec_embed"] = torch.zeros(shape.width) if mask_vector is None else mask_vector
+    weights = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

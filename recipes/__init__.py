@@ -1,0 +1,1 @@
+"""Recipes: what made the embedded teachers and the tables of docs/results.md. Not part of the wheel."""

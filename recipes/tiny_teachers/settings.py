@@ -1,0 +1,114 @@
+"""What a teacher's YAML file may say. Unknown keys and wrong types are errors that name the file and the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from s3prl_ekd.checked import Checked
+from s3prl_ekd.config import check_values, read_yaml
+from s3prl_ekd.data.recipe import DistortionConfig
+from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.shape import EncoderShape
+
+STAGE = "stage:"
+"""``stage:NAME`` is the encoder that an earlier stage of the same file made."""
+NOISE = "NOISE"
+"""Stands for the command's --noise in a stage's distortion."""
+
+
+class UnitSettings(Checked):
+    """Where a stage's targets come from."""
+
+    encoder: str | None = None
+    """``stage:NAME`` or a source as in ``ekd.teachers``; null: MFCC with first and second differences."""
+    layer: int = Field(default=0, ge=0)
+    """Hidden state that is clustered."""
+    clusters: int = Field(ge=2)
+    """Number of units."""
+    share: float = Field(default=0.2, gt=0, le=1)
+    """Share of the utterances that k-means is fitted on."""
+
+
+class MixSettings(Checked):
+    """WavLM's utterance mixing (arXiv 2110.13900, section 3.3)."""
+
+    probability: float = Field(default=0.2, ge=0, le=1)
+    """Of a clip to have a part of another one added."""
+    longest: float = Field(default=0.5, gt=0, le=1)
+    """Longest part added, as a share of the clip."""
+    ratio: list[float] = Field(default=[-5.0, 5.0], min_length=2, max_length=2)
+    """Lowest and highest energy of the clip over that of the part, in dB."""
+
+
+class StageSettings(Checked):
+    """One run of masked prediction."""
+
+    name: str = Field(pattern=r"^[a-z0-9_]+$")
+    """Folder of the stage."""
+    units: UnitSettings
+    start: str | None = None
+    """Encoder to go on from: ``stage:NAME`` or a source; null: random weights."""
+    steps: int = Field(ge=2)
+    """Optimiser steps."""
+    lr: float = Field(default=1e-3, gt=0)
+    """Highest learning rate: linear warm-up, then linear decay to 0."""
+    warmup: float = Field(default=0.08, gt=0, lt=1)
+    """Share of the steps that warm up."""
+    batch_seconds: float = Field(default=48.0, gt=0)
+    """Audio a batch."""
+    crop_seconds: float = Field(default=6.0, gt=0)
+    """Longest crop."""
+    mask: MaskConfig = MaskConfig(probability=0.08, length=10)
+    """Spans of frames hidden from the transformer."""
+    heard_weight: float = Field(default=0.0, ge=0)
+    """Weight in the loss of frames that are not hidden (HuBERT's 1 - alpha over alpha; its models have 0). What they
+    teach is no more than to name a sound, but from random weights that is learned ten times as fast."""
+    distortion: DistortionConfig | None = None
+    """What the encoder hears instead of the clean clip; units are of the clean one."""
+    mixing: MixSettings | None = None
+    """Parts of other clips on top; units are of the clip alone."""
+
+
+class TeacherSettings(Checked):
+    """One teacher: its shape and the stages that train it; the last stage's encoder is the teacher."""
+
+    summary: str
+    """One sentence for the model card."""
+    shape: dict[str, object]
+    """Fields of :class:`EncoderShape`."""
+    stages: list[StageSettings] = Field(min_length=1)
+    seed: int = 0
+    """Of weights, masks, crops, distortions and k-means."""
+
+    @property
+    def encoder_shape(self) -> EncoderShape:
+        """The shape as the encoder takes it."""
+        return EncoderShape.from_dict(dict(self.shape))
+
+
+def read_settings(file: Path) -> TeacherSettings:
+    """Read and check a teacher's file.
+
+    Raises:
+        EkdError: the file and the key, and what was expected.
+    """
+    settings: TeacherSettings = check_values(TeacherSettings, read_yaml(file), str(file))
+    try:
+        shape = settings.encoder_shape
+    except (TypeError, ValueError) as error:
+        raise EkdError(f"{file}: shape: {error}") from error
+    known: set[str] = set()
+    for index, stage in enumerate(settings.stages):
+        for key, source in (("units.encoder", stage.units.encoder), ("start", stage.start)):
+            if source is not None and source.startswith(STAGE) and source.removeprefix(STAGE) not in known:
+                raise EkdError(f"{file}: stages[{index}].{key}: {source} is no earlier stage of this file")
+        if stage.units.encoder is not None and stage.units.encoder.startswith(STAGE):
+            if stage.units.layer > shape.layers:
+                raise EkdError(f"{file}: stages[{index}].units.layer: {stage.units.layer} > {shape.layers}")
+        if stage.name in known:
+            raise EkdError(f"{file}: stages[{index}].name: {stage.name} is there twice")
+        known.add(stage.name)
+    return settings

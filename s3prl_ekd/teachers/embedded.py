@@ -1,0 +1,49 @@
+"""The small teachers that ship with this package: ``embedded:tiny_hubert`` and its siblings.
+
+Each is a transformers folder in ``s3prl_ekd/resources/teachers`` with ``training.json`` beside it, which says on what
+and how it was trained (recipes/tiny_teachers made them). They are for trying things out and for tests of whole recipes
+on a small machine; no published number is theirs.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.resources
+import json
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+
+PREFIX = "embedded:"
+RECORD = "training.json"
+
+
+def names() -> list[str]:
+    """What can stand after ``embedded:``."""
+    root = _root()
+    return sorted(folder.name for folder in root.iterdir() if (folder / RECORD).is_file()) if root.is_dir() else []
+
+
+def folder(source: str, where: str = "source") -> Path:
+    """The folder that ``embedded:NAME`` means.
+
+    Raises:
+        EkdError: there is no such teacher in the package.
+    """
+    name = source.removeprefix(PREFIX)
+    if name not in names():
+        close = difflib.get_close_matches(name, names(), n=1)
+        hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+        raise EkdError(f"{where}: {source!r} is no embedded teacher (there are {', '.join(names())}){hint}")
+    return _root() / name
+
+
+def record(path: Path) -> dict[str, Any] | None:
+    """What a folder's ``training.json`` says; None where there is none, as in folders from elsewhere."""
+    file = path / RECORD
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _root() -> Path:
+    return Path(str(importlib.resources.files("s3prl_ekd.resources").joinpath("teachers")))

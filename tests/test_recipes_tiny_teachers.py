@@ -1,0 +1,223 @@
+"""The trainer of the embedded teachers: units, crops, mixing, the loss, and the command from speech to a teacher."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+
+from recipes.tiny_teachers import __main__ as command
+from recipes.tiny_teachers.crops import FramePlan, UnitCrops, mix_utterances
+from recipes.tiny_teachers.objective import MaskedPrediction
+from recipes.tiny_teachers.settings import MixSettings, UnitSettings, read_settings
+from recipes.tiny_teachers.units import Units, make_units, mfcc
+from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.teachers import sources
+
+SHAPE = EncoderShape(
+    conv_layers=((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2),
+    width=16, layers=2, ffn_width=32, heads=2, pos_conv_kernel=4, pos_conv_groups=2,
+)  # fmt: skip
+RECIPES = Path(command.__file__).parent
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> LengthTable:
+    """Clips of two alternating sounds: what a span hides can be told from what stands around it."""
+    rng = np.random.default_rng(0)
+    paths, lengths = [], []
+    for number in range(12):
+        samples = int(rng.integers(16_000, 24_000))
+        time = np.arange(samples) / 16_000
+        wave = 0.3 * np.sin(2 * np.pi * 300 * (1 + number % 3) * time) * (np.floor(time / 0.2) % 2)
+        wave += 0.01 * rng.standard_normal(samples)
+        paths.append(str(tmp_path / f"{number}.wav"))
+        soundfile.write(paths[-1], wave.astype(np.float32), 16_000, subtype="PCM_16")
+        lengths.append(samples)
+    return LengthTable(paths, np.array(lengths))
+
+
+@pytest.fixture
+def data(table: LengthTable, tmp_path: Path) -> Path:
+    """The same as ``s3prl-ekd prepare`` leaves it, as far as the recipe reads it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    rows = [f"{path},{samples}" for path, samples in zip(table.paths, table.samples, strict=True)]
+    (folder / "speech.csv").write_text("\n".join(["file_path,length", *rows]) + "\n")
+    runner = yaml.safe_load((RECIPES.parents[1] / "pretrain/ekd/config_runner.yaml").read_text())
+    runner["pretrain_expert"]["datarc"] |= {"libri_root": "/", "file_path": str(folder), "sets": ["speech"]}
+    (folder / "pretrain.yaml").write_text(yaml.safe_dump(runner))
+    return folder
+
+
+def settings_file(folder: Path, **stage: object) -> Path:
+    shape = SHAPE.to_dict()
+    stages = [
+        {"name": "mfcc", "units": {"clusters": 4, "share": 1.0}, "steps": 30, "batch_seconds": 6.0, **stage},
+        {"name": "states", "units": {"encoder": "stage:mfcc", "layer": 1, "clusters": 5, "share": 1.0},
+         "start": "stage:mfcc", "steps": 4, "batch_seconds": 6.0},
+    ]  # fmt: skip
+    keep = ("conv_layers", "width", "layers", "ffn_width", "heads", "pos_conv_kernel", "pos_conv_groups")
+    file = folder / "small.yaml"
+    file.write_text(yaml.safe_dump({"summary": "a test", "shape": {key: shape[key] for key in keep}, "stages": stages}))
+    return file
+
+
+def test_mfcc_have_a_frame_for_each_of_the_encoders() -> None:
+    for samples in (400, 719, 720, 16_000, 23_456):
+        frames = mfcc(np.random.default_rng(0).standard_normal(samples).astype(np.float32))
+        assert frames.shape == (SHAPE.frames(samples), 39) and np.isfinite(frames).all()
+
+
+def test_units_are_kept_and_are_of_one_corpus(table: LengthTable, tmp_path: Path) -> None:
+    settings, file = UnitSettings(clusters=3, share=0.5), tmp_path / "units.npz"
+    first = make_units(table, settings, None, SHAPE, 0, file)
+    assert len(first.values) == sum(SHAPE.frames(int(n)) for n in table.samples)
+    assert set(first.values.tolist()) == {0, 1, 2} and 1 < first.perplexity <= 3
+    shorter = LengthTable(table.paths[:-1], table.samples[:-1])
+    with pytest.raises(EkdError, match=r"units\.npz: units of another corpus"):
+        make_units(shorter, settings, None, SHAPE, 0, file)
+    Path(table.paths[0]).unlink()  # read from the file, not made again
+    np.testing.assert_array_equal(make_units(table, settings, None, SHAPE, 0, file).values, first.values)
+
+
+def test_a_crops_units_are_those_of_its_frames(table: LengthTable) -> None:
+    """Units that are frame numbers tell where a crop begins; its first sample must be that frame's."""
+    counts = np.array([SHAPE.frames(int(n)) for n in table.samples])
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    numbers = np.concatenate([np.arange(count) for count in counts]).astype(np.int16)
+    plan = FramePlan(table.samples, 1, 6.0, 16_000, seed=0)
+    dataset = UnitCrops(table, plan, Units(numbers, offsets, 100), SHAPE)
+    seen = 0
+    for spec in plan:
+        batch = dataset[spec]
+        assert batch.units.shape == (len(spec.items), SHAPE.frames(spec.samples))
+        for row, (item, start) in enumerate(zip(spec.items, spec.starts, strict=True)):
+            assert start % 320 == 0
+            known = batch.units[row][batch.units[row] >= 0]
+            assert torch.equal(known, torch.arange(len(known)) + start // 320)
+            whole, _ = soundfile.read(table.paths[item], dtype="float32")
+            np.testing.assert_array_equal(batch.wave[row].numpy(), whole[start : start + spec.samples])
+            seen += 1
+    assert seen == len(table.paths)
+
+
+def test_mixing_adds_a_part_at_the_drawn_ratio() -> None:
+    wave = torch.randn(4, 8_000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(mix_utterances(wave, MixSettings(probability=0.0), np.random.default_rng(0)), wave)
+    settings = MixSettings(probability=1.0, longest=0.5, ratio=[10.0, 10.0])
+    added = mix_utterances(wave, settings, np.random.default_rng(0)) - wave
+    for clip, part in zip(wave, added, strict=True):
+        heard = part[part != 0]
+        assert 0 < len(heard) <= 4_000
+        assert 10 * torch.log10(clip.square().mean() / heard.square().mean()) == pytest.approx(10.0, abs=0.1)
+    assert torch.equal(mix_utterances(wave[:1], settings, np.random.default_rng(0)), wave[:1])  # nobody to mix with
+
+
+def test_only_hidden_frames_count_unless_asked() -> None:
+    """The loss is the cross-entropy of masked frames, computed here with the masks that were drawn."""
+    torch.manual_seed(0)
+    wave, mask = torch.randn(3, 8_000), MaskConfig(probability=0.1, length=3)
+    frames = SHAPE.frames(8_000)
+    units = torch.randint(0, 5, (3, frames))
+    units[:, -2:] = -1
+    model = MaskedPrediction(Encoder(SHAPE), 5, mask).eval()
+    torch.manual_seed(7)
+    found = model(wave, units)
+    torch.manual_seed(7)
+    hidden = model.mask.draw(3, frames, wave.device)
+    out = model.encoder(
+        wave, states=[2], replace=lambda f: torch.where(hidden.unsqueeze(-1), model.mask.vector, f)
+    ).states[2]
+    scores = torch.cosine_similarity(model.projection(out).unsqueeze(2), model.unit_vectors, dim=-1) / 0.1
+    losses = -scores.log_softmax(-1).gather(-1, units.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    known = units >= 0
+    torch.testing.assert_close(found.loss, losses[hidden & known].mean())
+    right = (scores.argmax(-1) == units).float()
+    torch.testing.assert_close(found.heard, right[~hidden & known].mean())
+    model.heard_weight = 0.5
+    torch.manual_seed(7)
+    both = model(wave, units)
+    torch.testing.assert_close(both.loss, losses[hidden & known].mean() + 0.5 * losses[~hidden & known].mean())
+    torch.testing.assert_close(both.masked_loss, found.loss.detach())
+
+
+def test_the_command_makes_a_teacher_and_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = settings_file(tmp_path, heard_weight=1.0, lr=5e-3)
+    words = [str(file), "--data", str(data), "--precision", "fp32", "--workers", "0"]
+    assert command.main([*words, "--out", str(tmp_path / "a")]) == 0
+    folder = tmp_path / "a/small/teacher"
+    record = json.loads((folder / "training.json").read_text())
+    assert [stage["stage"]["name"] for stage in record["stages"]] == ["mfcc", "states"]
+    assert record["summary"] == "a test" and record["stages"][0]["last"]["loss"] < np.log(4)
+
+    # transformers' own class reads the folder and finds the same states
+    from transformers import HubertModel
+
+    wave = torch.randn(1, 8_000, generator=torch.Generator().manual_seed(0))
+    encoder = sources.load(sources.describe(str(folder)))
+    with torch.no_grad():
+        theirs = HubertModel.from_pretrained(folder, dtype=torch.float32).eval()(wave, output_hidden_states=True)
+        ours = encoder(wave).states
+    torch.testing.assert_close(ours[2], theirs.hidden_states[2], rtol=1e-4, atol=1e-4)
+
+    # stopped in the first stage after its checkpoint, the same command ends with the same weights
+    from recipes.tiny_teachers import train
+
+    class Stop(Exception):
+        pass
+
+    write, stopped = train._save, []
+
+    def save_and_stop(folder, stage, step, *rest) -> None:
+        write(folder, stage, step, *rest)
+        if step == 10 and not stopped:
+            stopped.append(step)
+            raise Stop
+
+    monkeypatch.setattr(train, "_save", save_and_stop)
+    monkeypatch.setattr(command, "Machine", lambda *args: train.Machine(*args, log_every=5, save_every=10))
+    with pytest.raises(Stop):
+        command.main([*words, "--out", str(tmp_path / "b")])
+    assert command.main([*words, "--out", str(tmp_path / "b")]) == 0
+    again = sources.load(sources.describe(str(tmp_path / "b/small/teacher")))
+    for (name, ours), theirs in zip(encoder.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), name
+    lines = [json.loads(line) for line in (tmp_path / "b/small/mfcc/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(5, 31, 5))
+
+    # another setting in the same folder is refused
+    settings_file(tmp_path, heard_weight=1.0, lr=1e-3)
+    assert command.main([*words, "--out", str(tmp_path / "b")]) == 2
+
+
+def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(data), "--out", str(tmp_path / "out")]
+
+    def message(file: Path) -> str:
+        assert command.main([str(file), *words]) == 2
+        return capsys.readouterr().err
+
+    assert "stepz: unknown key; did you mean 'steps'?" in message(settings_file(tmp_path, stepz=3))
+    assert "stages[0].start: stage:later is no earlier stage" in message(settings_file(tmp_path, start="stage:later"))
+    noisy = {"additive": {"noise": ["NOISE"]}}
+    assert "stages[0].distortion.additive.noise: give --noise DIR" in message(settings_file(tmp_path, distortion=noisy))
+    assert "no such configuration file" in message(tmp_path / "none.yaml")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_shipped_recipes_are_sound(file: Path) -> None:
+    settings = read_settings(file)
+    shape = settings.encoder_shape
+    assert shape.hop == 320 and shape.layers == 6
+    assert (shape.attention == "gated_relative") == ("wavlm" in file.stem)

@@ -176,15 +176,15 @@ def test_the_command_makes_a_teacher_and_goes_on(data: Path, tmp_path: Path, mon
     class Stop(Exception):
         pass
 
-    write, stopped = train._save, []
+    write, stopped = train.Stage._save, []
 
-    def save_and_stop(folder, stage, step, *rest) -> None:
-        write(folder, stage, step, *rest)
-        if step == 10 and not stopped:
-            stopped.append(step)
+    def save_and_stop(stage, batch) -> None:
+        write(stage, batch)
+        if stage.done.step == 10 and not stopped:
+            stopped.append(stage)
             raise Stop
 
-    monkeypatch.setattr(train, "_save", save_and_stop)
+    monkeypatch.setattr(train.Stage, "_save", save_and_stop)
     monkeypatch.setattr(command, "Machine", lambda *args: train.Machine(*args, log_every=5, save_every=10))
     with pytest.raises(Stop):
         command.main([*words, "--out", str(tmp_path / "b")])

@@ -20,7 +20,7 @@ import torch
 
 from recipes.tiny_teachers.settings import NOISE, STAGE, StageSettings, TeacherSettings, read_settings
 from recipes.tiny_teachers.ship import ship
-from recipes.tiny_teachers.train import Machine, train_stage
+from recipes.tiny_teachers.train import Machine, Stage
 from recipes.tiny_teachers.units import make_units
 from s3prl_ekd.config import check_runner_config, read_yaml
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
@@ -82,11 +82,9 @@ def _stage(
     of_units = None if stage.units.encoder is None else _load(stage.units.encoder, folder)
     units = make_units(table, stage.units, of_units, shape, settings.seed, folder / stage.name / "units.npz")
     encoder = _start(stage.start, shape, settings.seed, folder)
-    mask_vector = torch.empty(0)
-    record = train_stage(encoder, table, units, stage, settings.seed, folder / stage.name, machine)
-    state = torch.load(folder / stage.name / "state.pt", weights_only=True, map_location="cpu")
-    mask_vector = state["model"]["mask.vector"]
-    return encoder, mask_vector, record
+    training = Stage(encoder, table, units, stage, settings.seed, folder / stage.name, machine)
+    record = training.run()
+    return encoder, training.mask_vector, record
 
 
 def _start(source: str | None, shape: EncoderShape, seed: int, folder: Path) -> Encoder:

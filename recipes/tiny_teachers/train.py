@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from recipes.tiny_teachers.crops import FramePlan, UnitBatch, UnitCrops
-from recipes.tiny_teachers.objective import MaskedPrediction
+from recipes.tiny_teachers.objective import MaskedPrediction, Prediction
 from recipes.tiny_teachers.settings import StageSettings
 from recipes.tiny_teachers.units import Units
 from s3prl_ekd.audio import SAMPLE_RATE
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
+STATE, METRICS = "state.pt", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -42,108 +44,193 @@ class Machine:
     save_every: int = 500
 
 
-def train_stage(
-    encoder: Encoder, table: LengthTable, units: Units, stage: StageSettings, seed: int, folder: Path, machine: Machine
-) -> dict[str, Any]:
-    """Train an encoder in place; goes on from ``folder``'s checkpoint where there is one.
+@dataclass
+class Progress:
+    """How far a stage is."""
+
+    step: int = 0
+    seconds: float = 0.0
+    """Spent on it, over all calls."""
+    heard: float = 0.0
+    """Seconds of audio."""
+
+
+class Stage:
+    """The training of an encoder in place; goes on from its folder's checkpoint where there is one.
 
     Args:
         encoder: random, or where the stage starts from.
         table: the corpus.
         units: of its clean utterances.
-        stage: steps, rates, masks, distortion.
+        settings: steps, rates, masks, distortion.
         seed: of masks, crops and distortion.
         folder: gets ``metrics.jsonl`` and ``state.pt``.
         machine: device, precision, workers.
 
-    Returns:
-        What the training was, as plain numbers: for the teacher's record.
-
     Raises:
-        EkdError: a checkpoint of other settings; audio or noise that can't be read.
+        EkdError: the folder's checkpoint is one of other settings; noise that can't be read.
     """
-    torch.manual_seed(seed)
-    model = MaskedPrediction(encoder, units.clusters, stage.mask, stage.heard_weight).to(machine.device).train()
-    optimizer = torch.optim.AdamW(_groups(model), stage.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _slope(step, stage.steps, stage.warmup))
-    plan = FramePlan(table.samples, 1, stage.batch_seconds, int(stage.crop_seconds * SAMPLE_RATE), seed)
-    log = _Log(folder, stage, machine)
-    step, seconds, heard = _resume(folder, stage, model, optimizer, schedule, plan)
-    if step:
-        logger.info("[%s] goes on after step %d of %d", stage.name, step, stage.steps)
-    distorter = None if stage.distortion is None else Distorter(stage.distortion, f"stage {stage.name}")
-    loader: DataLoader[UnitBatch] = DataLoader(
-        UnitCrops(table, plan, units, encoder.shape, distorter, stage.mixing, seed),
-        batch_size=None,
-        sampler=plan,
-        num_workers=machine.workers,
-        persistent_workers=machine.workers > 0,
-        generator=torch.Generator(),  # or each epoch would draw a seed from the generator that masks come from
-    )
-    started = time.monotonic()
-    while step < stage.steps:
-        for batch in loader:
-            with torch.autocast(machine.device.type, machine.precision, enabled=machine.precision is not torch.float32):
-                prediction = model(
-                    batch.wave.to(machine.device, non_blocking=True), batch.units.to(machine.device, non_blocking=True)
-                )
-            prediction.loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            step += 1
-            heard += batch.wave.numel() / SAMPLE_RATE
-            log.add(prediction, norm)
-            if step % machine.log_every == 0 or step == stage.steps:
-                log.write(step, heard, schedule.get_last_lr()[0])
-            if step % machine.save_every == 0 or step == stage.steps:
-                spent = seconds + time.monotonic() - started
-                _save(folder, stage, step, spent, heard, model, optimizer, schedule, batch)
-            if step == stage.steps:
-                break
-    encoder.cpu().eval()
-    return {
-        "stage": stage.model_dump(mode="json", exclude_none=True),
-        "hours_heard": round(heard / 3600, 2),
-        "hours_of_corpus": round(table.hours, 2),
-        "unit_perplexity": round(units.perplexity, 1),
-        "minutes": round((seconds + time.monotonic() - started) / 60, 1),
-        "last": log.last(),
-    }
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        table: LengthTable,
+        units: Units,
+        settings: StageSettings,
+        seed: int,
+        folder: Path,
+        machine: Machine,
+    ) -> None:
+        torch.manual_seed(seed)
+        self.settings, self.machine, self.folder = settings, machine, folder
+        self.table, self.units = table, units
+        self.model = MaskedPrediction(encoder, units.clusters, settings.mask, settings.heard_weight)
+        self.model.to(machine.device).train()
+        self.optimizer = torch.optim.AdamW(_groups(self.model), settings.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: _slope(step, settings.steps, settings.warmup)
+        )
+        crop = int(settings.crop_seconds * SAMPLE_RATE)
+        self.plan = FramePlan(table.samples, 1, settings.batch_seconds, crop, seed)
+        distorter = None
+        if settings.distortion is not None:
+            distorter = Distorter(settings.distortion, f"stage {settings.name}")
+        self.loader: DataLoader[UnitBatch] = DataLoader(
+            UnitCrops(table, self.plan, units, encoder.shape, distorter, settings.mixing, seed),
+            batch_size=None,
+            sampler=self.plan,
+            num_workers=machine.workers,
+            persistent_workers=machine.workers > 0,
+            generator=torch.Generator(),  # or each epoch would draw a seed from the generator that masks come from
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        self.done = Progress()
+        if (folder / STATE).is_file():
+            self._resume()
+        else:
+            (folder / METRICS).unlink(missing_ok=True)
+        self.log = _Log(folder / METRICS, settings)
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; what the training was, as plain numbers, for the teacher's record.
+
+        Raises:
+            EkdError: audio that can't be read; a loss that is NaN.
+        """
+        settings, done = self.settings, self.done
+        before, started = done.seconds, time.monotonic()
+        while done.step < settings.steps:
+            for batch in self.loader:
+                prediction, norm = self._step(batch)
+                done.step += 1
+                done.heard += batch.wave.numel() / SAMPLE_RATE
+                done.seconds = before + time.monotonic() - started
+                self.log.add(prediction, norm)
+                last = done.step == settings.steps
+                if last or done.step % self.machine.log_every == 0:
+                    self.log.write(done, self.schedule.get_last_lr()[0])
+                if last or done.step % self.machine.save_every == 0:
+                    self._save(batch)
+                if last:
+                    break
+        self.model.encoder.cpu().eval()
+        return {
+            "stage": settings.model_dump(mode="json", exclude_none=True),
+            "hours_heard": round(done.heard / 3600, 2),
+            "hours_of_corpus": round(self.table.hours, 2),
+            "unit_perplexity": round(self.units.perplexity, 1),
+            "minutes": round(done.seconds / 60, 1),
+            "last": self.log.last(),
+        }
+
+    @property
+    def mask_vector(self) -> Tensor:
+        """(D,) what stands for hidden frames."""
+        return self.model.mask.vector.detach().cpu()
+
+    def _step(self, batch: UnitBatch) -> tuple[Prediction, Tensor]:
+        device, precision = self.machine.device, self.machine.precision
+        with torch.autocast(device.type, precision, enabled=precision is not torch.float32):
+            prediction = self.model(batch.wave.to(device, non_blocking=True), batch.units.to(device, non_blocking=True))
+        prediction.loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRADIENT_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.schedule.step()
+        return prediction, norm
+
+    def _fingerprint(self) -> str:
+        return json.dumps(self.settings.model_dump(mode="json"), sort_keys=True)
+
+    def _save(self, batch: UnitBatch) -> None:
+        """The checkpoint after ``batch``, whole or not at all."""
+        state = {
+            "stage": self._fingerprint(),
+            "step": self.done.step,
+            "seconds": self.done.seconds,
+            "heard": self.done.heard,
+            "epoch": batch.epoch,
+            "index": batch.index,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "random": random_state(),
+        }
+        partial = self.folder / f"{STATE}.part"
+        torch.save(state, partial)
+        partial.replace(self.folder / STATE)
+
+    def _resume(self) -> None:
+        file = self.folder / STATE
+        state = read_torch_file(file)
+        if state["stage"] != self._fingerprint():
+            raise EkdError(f"{file}: was made with other settings of stage {self.settings.name}; name another --out")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.plan.resume_after(state["epoch"], state["index"])
+        set_random_state(state["random"])
+        self.done = Progress(state["step"], state["seconds"], state["heard"])
+        metrics = self.folder / METRICS
+        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.done.step]
+        metrics.write_text("".join(line + "\n" for line in kept))
+        logger.info("[%s] goes on after step %d of %d", self.settings.name, self.done.step, self.settings.steps)
 
 
 class _Log:
     """Means since the last line, one JSON line each; the device is waited for only when a line is written."""
 
-    def __init__(self, folder: Path, stage: StageSettings, machine: Machine) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.file, self.stage, self.machine = folder / "metrics.jsonl", stage, machine
-        self.sums: torch.Tensor | None = None
-        self.count, self.since, self.heard = 0, time.monotonic(), None
+    def __init__(self, file: Path, settings: StageSettings) -> None:
+        self.file, self.settings = file, settings
+        self.sums: Tensor | None = None
+        self.count = 0
+        self.before: Progress | None = None  # when the last line was written
 
-    def add(self, prediction: Any, norm: torch.Tensor) -> None:
+    def add(self, prediction: Prediction, norm: Tensor) -> None:
         values = torch.stack([prediction.masked_loss, prediction.masked, prediction.heard, norm.detach()])
         self.sums = values if self.sums is None else self.sums + values
         self.count += 1
 
-    def write(self, step: int, heard: float, lr: float) -> None:
+    def write(self, now: Progress, lr: float) -> None:
         assert self.sums is not None
-        loss, masked, unmasked, norm = (self.sums / self.count).tolist()
+        name = self.settings.name
+        loss, masked, heard, norm = (self.sums / self.count).tolist()
         if loss != loss:
-            raise EkdError(f"stage {self.stage.name}: the loss is NaN at step {step}; a smaller lr may help")
-        now = time.monotonic()
-        rate = None if self.heard is None else (heard - self.heard) / (now - self.since)
-        line = {"step": step, "loss": loss, "masked_accuracy": masked, "heard_accuracy": unmasked}
-        line |= {"gradient_norm": norm, "lr": lr, "audio_seconds": heard, "audio_per_second": rate}
+            raise EkdError(f"stage {name}: the loss is NaN at step {now.step}; a smaller lr may help")
+        rate = None
+        if self.before is not None:
+            rate = (now.heard - self.before.heard) / (now.seconds - self.before.seconds)
+        line = {"step": now.step, "loss": loss, "masked_accuracy": masked, "heard_accuracy": heard}
+        line |= {"gradient_norm": norm, "lr": lr, "audio_seconds": now.heard, "audio_per_second": rate}
         with self.file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         speed = "" if rate is None else f", {rate:.0f} s of audio a second"
         logger.info(
             "[%s] step %d/%d: loss %.3f, accuracy masked %.1f %%, heard %.1f %%%s",
-            self.stage.name, step, self.stage.steps, loss, 100 * masked, 100 * unmasked, speed,
+            name, now.step, self.settings.steps, loss, 100 * masked, 100 * heard, speed,
         )  # fmt: skip
-        self.sums, self.count, self.since, self.heard = None, 0, now, heard
+        self.sums, self.count = None, 0
+        self.before = Progress(now.step, now.seconds, now.heard)
 
     def last(self) -> dict[str, float]:
         """The last line's losses, rounded."""
@@ -162,41 +249,3 @@ def _slope(step: int, steps: int, warmup: float) -> float:
     """Factor on the rate: up to 1 over the warm-up, down to 0 at the end."""
     rise = max(1, round(warmup * steps))
     return (step + 1) / rise if step < rise else (steps - step) / max(1, steps - rise)
-
-
-def _save(folder, stage, step, seconds, heard, model, optimizer, schedule, batch) -> None:
-    state = {
-        "stage": json.dumps(stage.model_dump(mode="json"), sort_keys=True),
-        "step": step,
-        "seconds": seconds,
-        "heard": heard,
-        "epoch": batch.epoch,
-        "index": batch.index,
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "random": random_state(),
-    }
-    partial = folder / "state.pt.part"
-    torch.save(state, partial)
-    partial.replace(folder / "state.pt")
-
-
-def _resume(folder, stage, model, optimizer, schedule, plan) -> tuple[int, float, float]:
-    """(step, seconds, seconds of audio) of the checkpoint; zeros where there is none."""
-    file = folder / "state.pt"
-    if not file.is_file():
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        return 0, 0.0, 0.0
-    state = read_torch_file(file)
-    if state["stage"] != json.dumps(stage.model_dump(mode="json"), sort_keys=True):
-        raise EkdError(f"{file}: was made with other settings of stage {stage.name}; name another --out")
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    plan.resume_after(state["epoch"], state["index"])
-    set_random_state(state["random"])
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if json.loads(line)["step"] <= state["step"]]
-    (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in kept))
-    return state["step"], state["seconds"], state["heard"]

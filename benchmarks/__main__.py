@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import common, distort, growth, memory, models, step
+from benchmarks import common, distort, growth, memory, models, profile, step
 
 BENCHES = {
     "step": step.run,
@@ -27,6 +27,7 @@ BENCHES = {
     "data": distort.run,
     "memory": memory.run,
     "growth": growth.run,
+    "profile": profile.run,
 }
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s3prl_ekd.config import EkdConfig
-from s3prl_ekd.distill.losses import head_losses, mean_over_heads
+from s3prl_ekd.distill.losses import _frame_losses, head_losses, mean_over_heads
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.targets import TeacherLayers, align_frames, plan_targets
 from s3prl_ekd.errors import EkdError
@@ -139,3 +139,34 @@ def test_a_perfect_prediction_costs_only_the_cosine_floor() -> None:
     loss = head_losses(target, target)
     assert loss.l1.abs().max() == 0
     assert torch.allclose(loss.cosine, torch.log1p(torch.exp(torch.tensor(-1.0))).expand(2), atol=1e-5)
+
+
+def test_the_fused_terms_equal_the_plain_ones() -> None:
+    """Values and gradients of the one-pass terms against torch's own operators, in every mix of precisions."""
+
+    def plain(prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        prediction, target = prediction.float(), target.float()
+        cosine = torch.cosine_similarity(prediction, target, dim=-1)
+        return (prediction - target).abs().mean(-1), -torch.nn.functional.logsigmoid(cosine)
+
+    generator = torch.Generator().manual_seed(0)
+    for ours, theirs in ((torch.float32,) * 2, (torch.bfloat16, torch.float32), (torch.bfloat16,) * 2):
+        prediction = torch.randn(2, 3, 5, 8, generator=generator).to(ours)
+        target = torch.randn(2, 3, 5, 8, generator=generator).to(theirs)
+        prediction[0, 0, 0] = 0.0  # a frame of zeros: its cosine is 0, nothing is divided by 0
+        target[0, 0, 1] = prediction[0, 0, 1].to(theirs)  # equal: |p - t| has no slope there
+        weights = torch.randn(2, 2, 3, 5, generator=generator)
+        found = []
+        for terms in (plain, _frame_losses):
+            own = prediction.clone().requires_grad_()
+            l1, cosine = terms(own, target)
+            (weights[0] * l1 + weights[1] * cosine).sum().backward()
+            found.append((l1, cosine, own.grad))
+            assert own.grad is not None and own.grad.dtype == ours and l1.dtype == torch.float32
+        keep = torch.ones(2, 3, 5, dtype=torch.bool)
+        keep[0, 0, 0] = False  # the cosine of a frame of zeros has no slope: what stands for it differs
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one[keep], other[keep], rtol=1e-5 if ours == torch.float32 else 1e-2, atol=1e-6)
+            assert one.isfinite().all() and other.isfinite().all()
+    double = torch.randn(1, 1, 3, 6, generator=generator, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda p: _frame_losses(p, double), torch.randn_like(double).requires_grad_())

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+_EPS = 1e-8  # shortest length of a frame in its cosine, as in torch's
+
+
 @dataclass
 class HeadLosses:
     """The two terms of each head of a set, still on the device and attached to the graph."""
@@ -51,9 +54,41 @@ def clip_losses(prediction: Tensor, target: Tensor) -> HeadLosses:
 
 def _frame_losses(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(B, n, T) of each term, in fp32."""
-    prediction, target = prediction.float(), target.float()
-    l1 = (prediction - target).abs().mean(-1)
-    return l1, -F.logsigmoid(F.cosine_similarity(prediction, target, dim=-1))
+    l1, cosine = _L1AndCosine.apply(prediction, target)
+    return l1, -F.logsigmoid(cosine)
+
+
+class _L1AndCosine(torch.autograd.Function):
+    """``mean |p - t|`` and ``cos(p, t)`` over the last dimension, with respect to p only.
+
+    Predictions and targets are the largest tensors of the objective, 0.5 GB each at the paper's batch. By plain
+    operators the two terms write nine of that size, kept until the backward pass; here it is one at a time, and none is
+    kept: p and t are, which are there anyway.
+    """
+
+    @staticmethod
+    def forward(ctx, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        kind = torch.promote_types(prediction.dtype, torch.float32)
+        if prediction.dtype == target.dtype != kind:
+            target = target.to(kind)  # otherwise each product below is computed in the wider of the two types
+        lengths = [torch.linalg.vector_norm(x, dim=-1, dtype=kind).clamp(min=_EPS) for x in (prediction, target)]
+        product = torch.mul(prediction, target)
+        cosine = product.sum(-1) / (lengths[0] * lengths[1])
+        difference = torch.sub(prediction, target, out=product)
+        l1 = torch.linalg.vector_norm(difference, ord=1, dim=-1) / prediction.shape[-1]
+        ctx.save_for_backward(prediction, target, *lengths, cosine)
+        return l1, cosine
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_l1: Tensor, grad_cosine: Tensor):  # type: ignore[override]
+        prediction, target, length, target_length, cosine = ctx.saved_tensors
+        # d cos / d p = (t / |t| - cos p / |p|) / |p|
+        of_target = (grad_cosine / (length * target_length)).unsqueeze(-1)
+        of_prediction = (-grad_cosine * cosine / length.square()).unsqueeze(-1)
+        grad = torch.sub(prediction, target).sign_().mul_((grad_l1 / prediction.shape[-1]).unsqueeze(-1))
+        grad.addcmul_(target, of_target).addcmul_(prediction, of_prediction)
+        return grad.to(prediction.dtype), None
 
 
 def mean_over_heads(losses: dict[str, HeadLosses], cosine_weight: float) -> Tensor:

@@ -33,7 +33,6 @@ class HeadSet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> predictions (B, n, T, width)."""
         batch, frames, _ = x.shape
-        hidden = F.gelu(self.expand(x)).view(batch, frames, self.heads, -1)  # (B, T, n, D)
-        return (
-            torch.einsum("btnd,ndw->bntw", hidden, self.weight.to(hidden.dtype)) + self.bias.to(hidden.dtype)[:, None]
-        )
+        hidden = F.gelu(self.expand(x)).view(batch * frames, self.heads, -1).transpose(0, 1)  # (n, B * T, D)
+        out = torch.baddbmm(self.bias.to(hidden.dtype).unsqueeze(1), hidden, self.weight.to(hidden.dtype))
+        return out.view(self.heads, batch, frames, -1).transpose(0, 1)

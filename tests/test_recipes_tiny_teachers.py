@@ -16,6 +16,7 @@ from recipes.tiny_teachers.crops import FramePlan, UnitCrops, mix_utterances
 from recipes.tiny_teachers.objective import MaskedPrediction
 from recipes.tiny_teachers.settings import MixSettings, UnitSettings, read_settings
 from recipes.tiny_teachers.units import Units, make_units, mfcc
+from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.errors import EkdError
@@ -64,12 +65,24 @@ def settings_file(folder: Path, **stage: object) -> Path:
     stages = [
         {"name": "mfcc", "units": {"clusters": 4, "share": 1.0}, "steps": 30, "batch_seconds": 6.0, **stage},
         {"name": "states", "units": {"encoder": "stage:mfcc", "layer": 1, "clusters": 5, "share": 1.0},
-         "start": "stage:mfcc", "steps": 4, "batch_seconds": 6.0},
+         "start": "stage:mfcc", "steps": 4, "batch_seconds": 6.0, "mixing": {"probability": 0.5},
+         "distortion": {"additive": {"noise": ["NOISE"], "weights": {"NOISE": 2.0}}}},
     ]  # fmt: skip
     keep = ("conv_layers", "width", "layers", "ffn_width", "heads", "pos_conv_kernel", "pos_conv_groups")
     file = folder / "small.yaml"
     file.write_text(yaml.safe_dump({"summary": "a test", "shape": {key: shape[key] for key in keep}, "stages": stages}))
     return file
+
+
+def write_noise(folder: Path) -> Path:
+    """A folder of a noise and a room response, told apart by its manifest."""
+    noise = folder / "noise"
+    noise.mkdir()
+    rng = np.random.default_rng(0)
+    for name, samples in (("rain", 16_000), ("room", 800)):
+        soundfile.write(noise / f"{name}.wav", 0.1 * rng.standard_normal(samples), 16_000)
+    (noise / "manifest.tsv").write_text("path\tkind\nrain.wav\tnoise\nroom.wav\trir\n")
+    return noise
 
 
 def test_mfcc_have_a_frame_for_each_of_the_encoders() -> None:
@@ -80,14 +93,16 @@ def test_mfcc_have_a_frame_for_each_of_the_encoders() -> None:
 
 def test_units_are_kept_and_are_of_one_corpus(table: LengthTable, tmp_path: Path) -> None:
     settings, file = UnitSettings(clusters=3, share=0.5), tmp_path / "units.npz"
-    first = make_units(table, settings, None, SHAPE, 0, file)
+    made_by = {"seed": 0, "units": settings.model_dump()}
+    first = make_units(table, settings, None, SHAPE, made_by, file)
     assert len(first.values) == sum(SHAPE.frames(int(n)) for n in table.samples)
     assert set(first.values.tolist()) == {0, 1, 2} and 1 < first.perplexity <= 3
     shorter = LengthTable(table.paths[:-1], table.samples[:-1])
-    with pytest.raises(EkdError, match=r"units\.npz: units of another corpus"):
-        make_units(shorter, settings, None, SHAPE, 0, file)
+    for corpus, by in ((shorter, made_by), (table, made_by | {"encoder": "abc"}), (table, made_by | {"seed": 1})):
+        with pytest.raises(EkdError, match=r"units\.npz: made with other settings, weights or audio"):
+            make_units(corpus, settings, None, SHAPE, by, file)
     Path(table.paths[0]).unlink()  # read from the file, not made again
-    np.testing.assert_array_equal(make_units(table, settings, None, SHAPE, 0, file).values, first.values)
+    np.testing.assert_array_equal(make_units(table, settings, None, SHAPE, made_by, file).values, first.values)
 
 
 def test_a_crops_units_are_those_of_its_frames(table: LengthTable) -> None:
@@ -143,7 +158,7 @@ def test_only_hidden_frames_count_unless_asked() -> None:
     known = units >= 0
     torch.testing.assert_close(found.loss, losses[hidden & known].mean())
     right = (scores.argmax(-1) == units).float()
-    torch.testing.assert_close(found.heard, right[~hidden & known].mean())
+    torch.testing.assert_close(found.heard_accuracy, right[~hidden & known].mean())
     model.heard_weight = 0.5
     torch.manual_seed(7)
     both = model(wave, units)
@@ -151,13 +166,17 @@ def test_only_hidden_frames_count_unless_asked() -> None:
     torch.testing.assert_close(both.masked_loss, found.loss.detach())
 
 
-def test_the_command_makes_a_teacher_and_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_makes_a_teacher_and_goes_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = settings_file(tmp_path, heard_weight=1.0, lr=5e-3)
-    words = [str(file), "--data", str(data), "--precision", "fp32", "--workers", "0"]
+    noise = write_noise(tmp_path)
+    words = [str(file), "--data", str(data), "--noise", str(noise), "--precision", "fp32", "--workers", "0"]
     assert command.main([*words, "--out", str(tmp_path / "a")]) == 0
     folder = tmp_path / "a/small/teacher"
     record = json.loads((folder / "training.json").read_text())
     assert [stage["stage"]["name"] for stage in record["stages"]] == ["mfcc", "states"]
+    assert str(tmp_path) not in json.dumps(record["stages"])  # nobody's paths are shipped
     assert record["summary"] == "a test" and record["stages"][0]["last"]["loss"] < np.log(4)
 
     # transformers' own class reads the folder and finds the same states
@@ -195,9 +214,14 @@ def test_the_command_makes_a_teacher_and_goes_on(data: Path, tmp_path: Path, mon
     lines = [json.loads(line) for line in (tmp_path / "b/small/mfcc/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(5, 31, 5))
 
-    # another setting in the same folder is refused
-    settings_file(tmp_path, heard_weight=1.0, lr=1e-3)
-    assert command.main([*words, "--out", str(tmp_path / "b")]) == 2
+    # another setting in the same folder is refused, before anything is lost
+    for changes, message in (
+        ({"lr": 1e-3}, "mfcc/state.pt: made with other settings"),
+        ({"units": {"clusters": 3}}, "mfcc/units.npz: made with other settings"),
+    ):
+        settings_file(tmp_path, **{"heard_weight": 1.0, "lr": 5e-3} | changes)
+        assert command.main([*words, "--out", str(tmp_path / "b")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,12 +236,35 @@ def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     noisy = {"additive": {"noise": ["NOISE"]}}
     assert "stages[0].distortion.additive.noise: give --noise DIR" in message(settings_file(tmp_path, distortion=noisy))
     assert "no such configuration file" in message(tmp_path / "none.yaml")
+    file = settings_file(tmp_path)
+    values = yaml.safe_load(file.read_text())
+    values["stages"] = values["stages"][:1]
+
+    def with_shape(**shape: object) -> Path:
+        file.write_text(yaml.safe_dump(values | {"shape": values["shape"] | shape}))
+        return file
+
+    assert "shape.conv_layers: a frame every 160 samples" in message(
+        with_shape(conv_layers=[[8, 10, 5], *[[8, 3, 2]] * 4, [8, 2, 2], [8, 2, 1]])
+    )
+    assert "shape.normalize: clips are not normalised" in message(with_shape(normalize=True))
     assert not (tmp_path / "out").exists()
+    values["stages"][0]["units"] |= {"encoder": "random:hubert_base", "layer": 13}
+    assert "stages[0].units.layer: 13 > 12" in message(with_shape())
+    values["stages"][0]["units"] |= {"encoder": None}
+    values["stages"][0]["start"] = "random:hubert_base"
+    assert "stages[0].start: conv_layers is" in message(with_shape())
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_shipped_recipes_are_sound(file: Path) -> None:
+def test_the_shipped_recipes_are_sound(file: Path, tmp_path: Path) -> None:
     settings = read_settings(file)
     shape = settings.encoder_shape
     assert shape.hop == 320 and shape.layers == 6
     assert (shape.attention == "gated_relative") == ("wavlm" in file.stem)
+    noise = str(write_noise(tmp_path))
+    for stage in settings.stages:
+        distortion = command.with_noise(stage, noise, "here").distortion
+        assert (distortion is None) == (file.stem == "tiny_hubert")
+        if distortion is not None:
+            assert Distorter(distortion).additive[noise] > 0

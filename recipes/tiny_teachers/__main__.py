@@ -11,119 +11,161 @@ from __future__ import annotations
 
 import argparse
 import logging
-import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from recipes.tiny_teachers.crops import FramePlan
 from recipes.tiny_teachers.settings import NOISE, STAGE, StageSettings, TeacherSettings, read_settings
 from recipes.tiny_teachers.ship import ship
 from recipes.tiny_teachers.train import Machine, Stage
 from recipes.tiny_teachers.units import make_units
+from s3prl_ekd.bridge.arguments import check_device
+from s3prl_ekd.bridge.interrupts import one_line
 from s3prl_ekd.config import check_runner_config, read_yaml
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.fingerprint import data_digest, weights_digest
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 DATA = "LibriSpeech train-clean-100 (Panayotov et al. 2015) and speechocean762 (Zhang et al. 2021), 7.6 h in all"
 LICENCE = "weights: MIT; both corpora: CC BY 4.0"
+# What weights depend on; attention may differ, its gates then start at random
+_SAME = ("conv_layers", "conv_norm", "conv_bias", "feature_norm", "width", "layers", "ffn_width", "heads", "pre_norm",
+         "pos_conv_kernel", "pos_conv_groups", "pos_conv_depth")  # fmt: skip
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train every stage of a teacher and write its folder; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     args = _parser().parse_args(argv)
     try:
-        train_teacher(args, f"python -m recipes.tiny_teachers {shlex.join(argv)}")
+        train_teacher(args)
     except EkdError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
+        return 130
     return 0
 
 
-def train_teacher(args: argparse.Namespace, command: str) -> Path:
+def train_teacher(args: argparse.Namespace) -> Path:
     """Train what the arguments name; the teacher's folder."""
     file = Path(args.teacher) if args.teacher.endswith(".yaml") else HERE / f"{args.teacher}.yaml"
     settings = read_settings(file)
-    name = file.stem
-    stages = [_with_noise(stage, args.noise, f"{file}: stages[{i}]") for i, stage in enumerate(settings.stages)]
-    table = _corpus(args.data)
+    for index, stage in enumerate(settings.stages):
+        with_noise(stage, args.noise, f"{file}: stages[{index}]")  # mistakes show before anything is computed
+    check_device(args.device)
     machine = Machine(torch.device(args.device), PRECISIONS[args.precision], args.workers)
-    logger.info("[%s] %d utterances, %.1f h", name, len(table.paths), table.hours)
-    folder = args.out / name
-    records: list[dict[str, Any]] = []
-    encoder, vector = None, None
-    for stage in stages:
-        encoder, vector, record = _stage(stage, settings, table, folder, machine)
-        records.append(record)
-        facts = {"name": name, "data": args.data_name, "licence": args.licence, "command": command, "stages": records}
-        ship(encoder, vector, folder / stage.name / "model", settings, facts)
-    assert encoder is not None and vector is not None
-    teacher = ship(encoder, vector, folder / "teacher", settings, facts)
-    logger.info("[%s] %s", name, teacher)
-    return teacher
+    if machine.device.type == "cuda":
+        torch.cuda.set_device(machine.device)  # masks are drawn from this device's generator, which is then saved
+    recipe = _Recipe(settings, file, args.noise, args.out / file.stem, _corpus(args.data), machine)
+    logger.info("[%s] %d utterances, %.1f h", file.stem, len(recipe.table.paths), recipe.table.hours)
+    record: dict[str, Any] = {"name": file.stem, "data": args.data_name, "licence": args.licence}
+    record["command"] = f"python -m recipes.tiny_teachers {args.teacher} --data DATA --noise NOISE --out OUT"
+    record["stages"] = []
+    for index, stage in enumerate(settings.stages):
+        training = recipe.stage(index, stage)
+        record["stages"].append(training.run())
+        folders = [recipe.folder / stage.name / "model"]
+        if stage is settings.stages[-1]:
+            folders.append(recipe.folder / "teacher")
+        for folder in folders:
+            ship(training.encoder, training.mask_vector, folder, settings, record)
+    logger.info("[%s] %s", file.stem, recipe.folder / "teacher")
+    return recipe.folder / "teacher"
 
 
-def _stage(
-    stage: StageSettings, settings: TeacherSettings, table: LengthTable, folder: Path, machine: Machine
-) -> tuple[Encoder, torch.Tensor, dict[str, Any]]:
-    logger.info("[%s] %d steps of %g s of audio", stage.name, stage.steps, stage.batch_seconds)
-    shape = settings.encoder_shape
-    of_units = None if stage.units.encoder is None else _load(stage.units.encoder, folder)
-    units = make_units(table, stage.units, of_units, shape, settings.seed, folder / stage.name / "units.npz")
-    encoder = _start(stage.start, shape, settings.seed, folder)
-    training = Stage(encoder, table, units, stage, settings.seed, folder / stage.name, machine)
-    record = training.run()
-    return encoder, training.mask_vector, record
+@dataclass(frozen=True)
+class _Recipe:
+    """A teacher's file, where it is carried out and on what."""
+
+    settings: TeacherSettings
+    file: Path
+    noise: str | None
+    folder: Path
+    table: LengthTable
+    machine: Machine
+
+    def stage(self, index: int, stage: StageSettings) -> Stage:
+        """Make a stage's units, then its training, ready to run or to go on."""
+        where = f"{self.file}: stages[{index}]"
+        logger.info("[%s] %d steps of %g s of audio", stage.name, stage.steps, stage.batch_seconds)
+        seed, shape = self.settings.seed, self.settings.encoder_shape
+        of_units, digest = self._encoder(stage.units.encoder, f"{where}.units.encoder")
+        if of_units is not None and stage.units.layer > of_units.shape.layers:
+            raise EkdError(f"{where}.units.layer: {stage.units.layer} > {of_units.shape.layers}")
+        # where the settings name an encoder, what counts is its weights
+        made_by = {"units": stage.units.model_dump(exclude={"encoder"}), "encoder": digest, "seed": seed}
+        made_by["data"] = data_digest(self.table, "/")
+        file = self.folder / stage.name / "units.npz"
+        units = make_units(self.table, stage.units, of_units, shape, made_by, file, self.machine.device)
+        encoder, start = self._start(stage.start, f"{where}.start")
+        made_by |= {"stage": stage.model_dump(mode="json"), "shape": shape.to_dict(), "start": start}
+        heard = with_noise(stage, self.noise, where)
+        return Stage(encoder, self.table, units, heard, made_by, self.folder / stage.name, self.machine)
+
+    def _start(self, source: str | None, where: str) -> tuple[Encoder, str | None]:
+        """A random encoder of the shape, with another's weights where there are such; and these weights' digest."""
+        shape = self.settings.encoder_shape
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            encoder = Encoder(shape)
+        other, digest = self._encoder(source, where)
+        if other is not None:
+            for name in _SAME:
+                ours, theirs = getattr(shape, name), getattr(other.shape, name)
+                if ours != theirs:
+                    raise EkdError(f"{where}: {name} is {theirs} in {source}, {ours} in shape")
+            missing, unexpected = encoder.load_state_dict(other.state_dict(), strict=False)
+            if unexpected:
+                raise EkdError(f"{where}: {source} has weights that this shape lacks: {unexpected[0]}")
+            if missing:
+                logger.info("[start] %s does not have %s, which start at random", source, ", ".join(missing))
+        return encoder, digest
+
+    def _encoder(self, source: str | None, where: str) -> tuple[Encoder | None, str | None]:
+        """A source's encoder and the digest of its weights."""
+        if source is None:
+            return None, None
+        if source.startswith(STAGE):
+            source = str(self.folder / source.removeprefix(STAGE) / "model")
+        described = sources.describe(source, where)
+        if described.shape.hop != FramePlan.FRAME:
+            raise EkdError(f"{where}: {source} has a frame every {described.shape.hop} samples, expected 320 (20 ms)")
+        encoder = sources.load(described, where)
+        if not isinstance(encoder, Encoder):
+            raise EkdError(f"{where}: {source} is an s3prl expert; units and starts are of our own encoders only")
+        return encoder, weights_digest(described, where, download=True)
 
 
-def _start(source: str | None, shape: EncoderShape, seed: int, folder: Path) -> Encoder:
-    """A random encoder of the shape, or one with the weights of another where both have them."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = Encoder(shape)
-    if source is not None:
-        other = _load(source, folder)
-        if (other.shape.width, other.shape.conv_layers) != (shape.width, shape.conv_layers):
-            raise EkdError(f"start: {source} has another shape")
-        missing, unexpected = encoder.load_state_dict(other.state_dict(), strict=False)
-        if unexpected:
-            raise EkdError(f"start: {source} has weights that this shape lacks: {unexpected[0]}")
-        if missing:
-            logger.info("[start] %s does not have %s, which start at random", source, ", ".join(missing))
-    return encoder
+def with_noise(stage: StageSettings, noise: str | None, where: str) -> StageSettings:
+    """The stage with --noise where its file says NOISE.
 
-
-def _load(source: str, folder: Path) -> Encoder:
-    if source.startswith(STAGE):
-        source = str(folder / source.removeprefix(STAGE) / "model")
-    encoder = sources.load(sources.describe(source, "units.encoder or start"), "units.encoder or start")
-    if not isinstance(encoder, Encoder):
-        raise EkdError(f"{source}: an s3prl expert; units and starts are of our own encoders only")
-    return encoder
-
-
-def _with_noise(stage: StageSettings, noise: str | None, where: str) -> StageSettings:
-    """The stage with --noise where its file says NOISE."""
+    Raises:
+        EkdError: it says so, and there is no --noise.
+    """
     if stage.distortion is None:
         return stage
     values = stage.distortion.model_dump()
     for section, key in (("additive", "noise"), ("non_additive", "reverb")):
-        listed = (values.get(section) or {}).get(key, [])
-        if NOISE in listed and noise is None:
+        part = values.get(section)
+        if part is None or NOISE not in part[key]:
+            continue
+        if noise is None:
             raise EkdError(f"{where}.distortion.{section}.{key}: give --noise DIR (noise and room responses)")
-        if listed:
-            values[section][key] = [noise if entry == NOISE else entry for entry in listed]
+        part[key] = [noise if entry == NOISE else entry for entry in part[key]]
+        part["weights"] = {noise if name == NOISE else name: weight for name, weight in part["weights"].items()}
     return stage.model_copy(update={"distortion": DistortionConfig.model_validate(values)})
 
 

@@ -42,6 +42,11 @@ class UnitBatch:
     epoch: int
     index: int
 
+    def pin_memory(self) -> UnitBatch:
+        """Called by the DataLoader: page-locked memory copies to a GPU without waiting."""
+        self.wave, self.units = self.wave.pin_memory(), self.units.pin_memory()
+        return self
+
 
 class UnitCrops(Dataset[UnitBatch]):
     """``dataset[spec]`` is a whole batch, so that a worker makes whole batches.
@@ -84,7 +89,9 @@ class UnitCrops(Dataset[UnitBatch]):
         ]
         wave = batch.wave
         if self.mixing is not None:
-            wave = mix_utterances(wave, self.mixing, np.random.default_rng([self.seed, spec.epoch, spec.index]))
+            # crops are drawn from (seed, epoch, index) already; SeedSequence ignores a trailing 0, so the mark is 1
+            rng = np.random.default_rng([self.seed, spec.epoch, spec.index, 1])
+            wave = mix_utterances(wave, self.mixing, rng)
         return UnitBatch(wave, torch.from_numpy(np.stack(units)).long(), spec.epoch, spec.index)
 
 

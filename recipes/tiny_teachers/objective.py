@@ -26,9 +26,9 @@ class Prediction:
     """What is minimised: ``masked_loss`` and its like over the frames that were heard, weighted."""
     masked_loss: Tensor
     """Mean cross-entropy over masked frames, in nats."""
-    masked: Tensor
+    masked_accuracy: Tensor
     """Share of masked frames whose unit ranks first."""
-    heard: Tensor
+    heard_accuracy: Tensor
     """The same of the frames that were not masked."""
 
 

@@ -13,6 +13,8 @@ from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import EncoderShape
 
+HOP = 320
+"""Samples from one unit to the next: 20 ms."""
 STAGE = "stage:"
 """``stage:NAME`` is the encoder that an earlier stage of the same file made."""
 NOISE = "NOISE"
@@ -26,7 +28,7 @@ class UnitSettings(Checked):
     """``stage:NAME`` or a source as in ``ekd.teachers``; null: MFCC with first and second differences."""
     layer: int = Field(default=0, ge=0)
     """Hidden state that is clustered."""
-    clusters: int = Field(ge=2)
+    clusters: int = Field(ge=2, le=32_767)
     """Number of units."""
     share: float = Field(default=0.2, gt=0, le=1)
     """Share of the utterances that k-means is fitted on."""
@@ -81,7 +83,7 @@ class TeacherSettings(Checked):
     """Fields of :class:`EncoderShape`."""
     stages: list[StageSettings] = Field(min_length=1)
     seed: int = 0
-    """Of weights, masks, crops, distortions and k-means."""
+    """Of weights, masks, crops, mixing and k-means; distortions have ``distortion.seed``."""
 
     @property
     def encoder_shape(self) -> EncoderShape:
@@ -100,6 +102,10 @@ def read_settings(file: Path) -> TeacherSettings:
         shape = settings.encoder_shape
     except (TypeError, ValueError) as error:
         raise EkdError(f"{file}: shape: {error}") from error
+    if shape.hop != HOP:
+        raise EkdError(f"{file}: shape.conv_layers: a frame every {shape.hop} samples; units are made every {HOP}")
+    if shape.normalize:
+        raise EkdError(f"{file}: shape.normalize: clips are not normalised in this trainer; expected false")
     known: set[str] = set()
     for index, stage in enumerate(settings.stages):
         for key, source in (("units.encoder", stage.units.encoder), ("start", stage.start)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,8 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     """Spent on it, over all calls."""
-    heard: float = 0.0
-    """Seconds of audio."""
+    audio_seconds: float = 0.0
+    """Heard so far."""
 
 
 class Stage:
@@ -63,7 +64,8 @@ class Stage:
         table: the corpus.
         units: of its clean utterances.
         settings: steps, rates, masks, distortion.
-        seed: of masks, crops and distortion.
+        made_by: all that the weights depend on; its ``seed`` is that of masks, crops and mixing, its ``stage`` the
+            settings as their file has them.
         folder: gets ``metrics.jsonl`` and ``state.pt``.
         machine: device, precision, workers.
 
@@ -77,11 +79,14 @@ class Stage:
         table: LengthTable,
         units: Units,
         settings: StageSettings,
-        seed: int,
+        made_by: Mapping[str, Any],
         folder: Path,
         machine: Machine,
     ) -> None:
+        seed = int(made_by["seed"])
         torch.manual_seed(seed)
+        self.made_by = json.dumps(made_by, sort_keys=True)
+        self.as_written = dict(made_by["stage"])
         self.settings, self.machine, self.folder = settings, machine, folder
         self.table, self.units = table, units
         self.model = MaskedPrediction(encoder, units.clusters, settings.mask, settings.heard_weight)
@@ -101,6 +106,7 @@ class Stage:
             sampler=self.plan,
             num_workers=machine.workers,
             persistent_workers=machine.workers > 0,
+            pin_memory=machine.device.type == "cuda",
             generator=torch.Generator(),  # or each epoch would draw a seed from the generator that masks come from
         )
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +129,7 @@ class Stage:
             for batch in self.loader:
                 prediction, norm = self._step(batch)
                 done.step += 1
-                done.heard += batch.wave.numel() / SAMPLE_RATE
+                done.audio_seconds += batch.wave.numel() / SAMPLE_RATE
                 done.seconds = before + time.monotonic() - started
                 self.log.add(prediction, norm)
                 last = done.step == settings.steps
@@ -135,13 +141,18 @@ class Stage:
                     break
         self.model.encoder.cpu().eval()
         return {
-            "stage": settings.model_dump(mode="json", exclude_none=True),
-            "hours_heard": round(done.heard / 3600, 2),
+            "stage": self.as_written,
+            "hours_heard": round(done.audio_seconds / 3600, 2),
             "hours_of_corpus": round(self.table.hours, 2),
             "unit_perplexity": round(self.units.perplexity, 1),
             "minutes": round(done.seconds / 60, 1),
             "last": self.log.last(),
         }
+
+    @property
+    def encoder(self) -> Encoder:
+        """What is trained."""
+        return self.model.encoder
 
     @property
     def mask_vector(self) -> Tensor:
@@ -159,16 +170,13 @@ class Stage:
         self.schedule.step()
         return prediction, norm
 
-    def _fingerprint(self) -> str:
-        return json.dumps(self.settings.model_dump(mode="json"), sort_keys=True)
-
     def _save(self, batch: UnitBatch) -> None:
         """The checkpoint after ``batch``, whole or not at all."""
         state = {
-            "stage": self._fingerprint(),
+            "made_by": self.made_by,
             "step": self.done.step,
             "seconds": self.done.seconds,
-            "heard": self.done.heard,
+            "audio_seconds": self.done.audio_seconds,
             "epoch": batch.epoch,
             "index": batch.index,
             "model": self.model.state_dict(),
@@ -183,14 +191,14 @@ class Stage:
     def _resume(self) -> None:
         file = self.folder / STATE
         state = read_torch_file(file)
-        if state["stage"] != self._fingerprint():
-            raise EkdError(f"{file}: was made with other settings of stage {self.settings.name}; name another --out")
+        if state.get("made_by") != self.made_by:
+            raise EkdError(f"{file}: made with other settings, weights or audio; name another --out")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.plan.resume_after(state["epoch"], state["index"])
         set_random_state(state["random"])
-        self.done = Progress(state["step"], state["seconds"], state["heard"])
+        self.done = Progress(state["step"], state["seconds"], state["audio_seconds"])
         metrics = self.folder / METRICS
         kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.done.step]
         metrics.write_text("".join(line + "\n" for line in kept))
@@ -207,7 +215,9 @@ class _Log:
         self.before: Progress | None = None  # when the last line was written
 
     def add(self, prediction: Prediction, norm: Tensor) -> None:
-        values = torch.stack([prediction.masked_loss, prediction.masked, prediction.heard, norm.detach()])
+        values = torch.stack(
+            [prediction.masked_loss, prediction.masked_accuracy, prediction.heard_accuracy, norm.detach()]
+        )
         self.sums = values if self.sums is None else self.sums + values
         self.count += 1
 
@@ -219,9 +229,9 @@ class _Log:
             raise EkdError(f"stage {name}: the loss is NaN at step {now.step}; a smaller lr may help")
         rate = None
         if self.before is not None:
-            rate = (now.heard - self.before.heard) / (now.seconds - self.before.seconds)
+            rate = (now.audio_seconds - self.before.audio_seconds) / (now.seconds - self.before.seconds)
         line = {"step": now.step, "loss": loss, "masked_accuracy": masked, "heard_accuracy": heard}
-        line |= {"gradient_norm": norm, "lr": lr, "audio_seconds": now.heard, "audio_per_second": rate}
+        line |= {"gradient_norm": norm, "lr": lr, "audio_seconds": now.audio_seconds, "audio_per_second": rate}
         with self.file.open("a") as stream:
             stream.write(json.dumps(line) + "\n")
         speed = "" if rate is None else f", {rate:.0f} s of audio a second"
@@ -230,7 +240,7 @@ class _Log:
             name, now.step, self.settings.steps, loss, 100 * masked, 100 * heard, speed,
         )  # fmt: skip
         self.sums, self.count = None, 0
-        self.before = Progress(now.step, now.seconds, now.heard)
+        self.before = Progress(now.step, now.seconds, now.audio_seconds)
 
     def last(self) -> dict[str, float]:
         """The last line's losses, rounded."""

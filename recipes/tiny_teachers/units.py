@@ -5,10 +5,12 @@ Shapes: T frames of 20 ms, F features.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +25,11 @@ from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.teachers.ensemble import normalize_wave
 
 logger = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
 Features = Callable[[np.ndarray], np.ndarray]
 """(samples,) float32 at 16 kHz -> (T, F) float32, as many frames as the encoder's convolutions make."""
 
@@ -54,7 +58,13 @@ class Units:
 
 
 def make_units(
-    table: LengthTable, settings: UnitSettings, encoder: Encoder | None, shape: EncoderShape, seed: int, file: Path
+    table: LengthTable,
+    settings: UnitSettings,
+    encoder: Encoder | None,
+    shape: EncoderShape,
+    made_by: Mapping[str, Any],
+    file: Path,
+    device: torch.device = CPU,
 ) -> Units:
     """The corpus's units, read from ``file`` where they were made before.
 
@@ -63,20 +73,22 @@ def make_units(
         settings: what is clustered.
         encoder: whose states; None for MFCC.
         shape: of the model that will be trained: it counts the frames.
-        seed: of k-means and of the utterances that it is fitted on.
+        made_by: all that the units depend on; its ``seed`` is that of k-means and of the utterances it is fitted on.
         file: an ``.npz``.
+        device: where the encoder computes.
 
     Raises:
-        EkdError: audio that cannot be read; a file of another corpus.
+        EkdError: audio that cannot be read; a file made by something else.
     """
+    seed, fingerprint = int(made_by["seed"]), json.dumps(made_by, sort_keys=True)
     counts = np.array([shape.frames(int(samples)) for samples in table.samples])
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     if file.is_file():
         with np.load(file, allow_pickle=False) as there:
-            if not np.array_equal(there["offsets"], offsets):
-                raise EkdError(f"{file}: units of another corpus; name another --out")
+            if str(there["made_by"]) != fingerprint or not np.array_equal(there["offsets"], offsets):
+                raise EkdError(f"{file}: made with other settings, weights or audio; name another --out")
             return Units(there["values"], offsets, settings.clusters)
-    features = mfcc if encoder is None else _state_reader(encoder, settings.layer)
+    features = mfcc if encoder is None else _state_reader(encoder.to(device), settings.layer, device)
     chosen = np.random.default_rng(seed).permutation(len(table.paths))[: max(1, round(settings.share * len(counts)))]
     sample = np.concatenate([frames for _, frames in _each(table, counts, features, np.sort(chosen))])
     logger.info("[units] k-means: %d clusters of %d frames of %d", settings.clusters, *sample.shape)
@@ -98,7 +110,7 @@ def make_units(
     logger.info("[units] %d frames, perplexity of the units %.0f", len(values), units.perplexity)
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_suffix(".part.npz")
-    np.savez(partial, values=values, offsets=offsets, centres=kmeans.cluster_centers_)
+    np.savez(partial, values=values, offsets=offsets, centres=kmeans.cluster_centers_, made_by=np.array(fingerprint))
     partial.replace(file)
     return units
 
@@ -116,11 +128,13 @@ def mfcc(wave: np.ndarray) -> np.ndarray:
     return torch.cat([frames, first, second]).t()[::2].contiguous().numpy()
 
 
-def _state_reader(encoder: Encoder, layer: int) -> Features:
+def _state_reader(encoder: Encoder, layer: int, device: torch.device) -> Features:
     @torch.inference_mode()
     def read(wave: np.ndarray) -> np.ndarray:
-        clip: Tensor = torch.from_numpy(wave).unsqueeze(0)
-        return encoder(clip, states=[layer]).states[layer][0].float().numpy()
+        clip: Tensor = torch.from_numpy(wave).unsqueeze(0).to(device)
+        if encoder.shape.normalize:
+            clip = normalize_wave(clip, None, encoder.shape.normalize_eps)
+        return encoder(clip, states=[layer]).states[layer][0].float().cpu().numpy()
 
     return read
 
@@ -133,7 +147,7 @@ def _each(
         wave = read_audio(table.paths[item])
         wave = np.pad(wave[: table.samples[item]], (0, max(0, table.samples[item] - len(wave))))
         frames = features(wave)
-        if len(frames) < counts[item]:  # another frame rate, or convolutions with a longer reach
+        if len(frames) < counts[item]:  # convolutions with a longer reach end a frame earlier
             frames = np.pad(frames, ((0, counts[item] - len(frames)), (0, 0)), mode="edge")
         yield item, frames[: counts[item]]
         if done % 1000 == 999:

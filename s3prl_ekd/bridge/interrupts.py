@@ -47,7 +47,7 @@ class Run:
             body()
             return 0
         except EkdError as error:
-            status, message = 2, self._report(_one_line(error), elsewhere=isinstance(error, PeerError))
+            status, message = 2, self._report(one_line(error), elsewhere=isinstance(error, PeerError))
         except KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, 0)
             status, message = self._farewell()
@@ -162,7 +162,8 @@ def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:
     return status
 
 
-def _one_line(error: EkdError) -> str:
+def one_line(error: EkdError) -> str:
+    """An error's message on one line, also one that was raised in a data worker."""
     text = str(error).strip()
     if "Original Traceback" in text:  # raised in a data worker: torch puts the worker's traceback into the message
         last = text.splitlines()[-1]

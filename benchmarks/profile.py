@@ -52,7 +52,7 @@ def run(options: Any) -> dict[str, Any]:
 
 def _counts(row: Any, gpu: bool) -> bool:
     """Whether a row is work of the device that is measured, not the call that started it."""
-    return not gpu or row.device_type == torch.autograd.DeviceType.CUDA
+    return not gpu or (row.device_type == torch.autograd.DeviceType.CUDA and not row.is_user_annotation)
 
 
 def _own_time(row: Any, gpu: bool) -> float:

@@ -30,8 +30,9 @@ class TeacherConfig(Checked):
     name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
     """Label in logs, head names and checkpoints; letters, digits and underscores."""
     source: str = Field(min_length=1)
-    """An s3prl hub name, a checkpoint file (s3prl-converted or fairseq), a transformers folder, s3prl:NAME for any
-    other upstream of s3prl, or random:NAME for a hub name's shape without its weights (docs/teachers.md)."""
+    """embedded:NAME for a small teacher of this package, an s3prl hub name, a checkpoint file (s3prl-converted or
+    fairseq), a transformers folder, s3prl:NAME for any other upstream of s3prl, or random:SOURCE for a source's shape
+    without its weights (docs/teachers.md)."""
     layers: list[int] = Field(default=[4, 8, 12], min_length=1)
     """Hidden states to predict; l is the output of transformer layer l, 0 the input of layer 1."""
 

@@ -194,7 +194,7 @@ def test_a_proxy_changes_one_name_for_its_holder_alone() -> None:
 def test_a_workers_error_is_cut_to_its_last_line() -> None:
     text = "Caught AudioError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
     error = EkdError(text + "s3prl_ekd.audio.AudioError: a.flac: the audio file is empty (0 bytes)\n")
-    assert interrupts._one_line(error) == "a.flac: the audio file is empty (0 bytes)"
+    assert interrupts.one_line(error) == "a.flac: the audio file is empty (0 bytes)"
 
 
 def test_bugs_keep_their_traceback() -> None:

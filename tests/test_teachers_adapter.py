@@ -14,7 +14,7 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.frontend import frame_mask
-from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers import adapter, sources
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -40,6 +40,7 @@ def hub():
 
 def test_a_10_ms_upstream_is_pooled_to_20_ms(hub, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
+    adapter.load_upstream.cache_clear()  # it says what it pools when it builds
     described = sources.describe("s3prl:fbank")
     assert (described.kind, described.shape.layers, described.shape.pool, described.shape.hop) == ("s3prl", 0, 2, 320)
     wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)

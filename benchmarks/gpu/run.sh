@@ -1,56 +1,143 @@
 #!/usr/bin/env bash
-# On the GPU host: install what pack.sh collected, run every test, then the main job on real speech in three precisions.
-#   benchmarks/gpu/run.sh WHEELS SPEECH OUT [STEPS]
-# SPEECH is a folder of manifests (pretrain/ asr/ sid/ er/); OUT receives logs, scores and the step benchmark as JSON.
+# On the GPU host: install what pack.sh collected, then do some of these parts, each within ten minutes of an H200:
+#   tests     every test
+#   bench     each benchmark of `python -m benchmarks` as JSON, the profile of the step's kernels included
+#   job       the main job on real speech: pretraining in fp32, fp16 and bf16, then four tasks, train and test
+#   trouble   a killed run goes on and ends as one never killed; NaN in a batch and a batch too large are survived
+#   teachers  the three embedded teachers, trained again (recipes/tiny_teachers)
+#   table     recipes/mini_superb, as far as ten minutes go; the same call again goes on
+#
+#   benchmarks/gpu/run.sh WHEELS SPEECH OUT PART...
+#
+# SPEECH is a folder of manifests (pretrain/ asr/ sid/ er/ noise/); OUT receives logs, scores and JSON. WORK (default: a new
+# folder) keeps data and runs from one call to the next. DEVICE=cpu STEPS=4 tries the script itself out without a GPU.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-wheels=${1:?usage: run.sh WHEELS SPEECH OUT [STEPS]} speech=$(realpath "${2:?SPEECH}") out=${3:?OUT} steps=${4:-1000}
-python=${PYTHON:-python3}
+repository=$PWD
+wheels=${1:?usage: run.sh WHEELS SPEECH OUT PART...} speech=$(realpath "${2:?SPEECH}") out=${3:?OUT}
+shift 3
+python=${PYTHON:-python3} device=${DEVICE:-cuda} steps=${STEPS:-1000}
 mkdir -p "$out"
 out=$(realpath "$out")
+work=${WORK:-$(mktemp -d)}
+mkdir -p "$work"
 
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
-"$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$wheels"/*.whl
-export PYTHONPATH=$site PATH=$site/bin:$PATH PYTHONUNBUFFERED=1
-nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/gpu.txt"
-
-status=0  # a failed test must not keep the runs below from being made, nor be forgotten
-S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -q >"$out/pytest.log" 2>&1 || status=$?
-tail -n 3 "$out/pytest.log"
-"$python" -m benchmarks --bench step --device cuda --json "$out/step.json" 2>&1 | tee "$out/step.log" | tail -n 25
-
-work=$(mktemp -d)
+if [ "$wheels" != none ]; then # none: everything is installed already
+  site=$work/site
+  [ -d "$site" ] || "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
+  export PYTHONPATH=$site PATH=$site/bin:$PATH
+fi
+# The checkout itself must not be on the path: s3prl_ekd.pretrain and its like exist only where the wheel is installed.
+mkdir -p "$work/here"
+for name in recipes benchmarks tests; do ln -sfn "$repository/$name" "$work/here/$name"; done
+export PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 PYTHONPATH=$work/here:${PYTHONPATH:-}
 cd "$work"
-for set in pretrain asr sid er; do s3prl-ekd prepare --manifest "$speech/$set/manifest.tsv" --out data; done
-"$python" - <<'PY'
-from pathlib import Path
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_transformers
-shape = TINY.with_(width=256, ffn_width=1024, heads=4)  # small, but enough work to tell precisions apart
-write_transformers(random_encoder(shape, seed=1), Path("teachers/hubert"))
-write_transformers(random_encoder(shape, seed=2), Path("teachers/robust_hubert"))
-write_transformers(random_encoder(shape.with_(attention="gated_relative"), seed=3), Path("teachers/wavlm"), "wavlm")
-PY
-for precision in fp32 fp16 bf16; do
-  fp16=False student=$precision
-  if [ "$precision" = fp16 ]; then fp16=True student=fp32; fi
-  cat >"$precision.yaml" <<YAML
+if [ "$device" != cpu ]; then nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/gpu.txt"; fi
+
+data() { # what `prepare` makes of the speech, once
+  for set in pretrain asr sid er; do
+    s3prl-ekd prepare --manifest "$speech/$set/manifest.tsv" --out "$work/data" >>"$out/prepare.log" 2>&1
+  done
+}
+
+model() { # NAME PRECISION: a student of the three embedded teachers
+  cat >"$work/$1.yaml" <<YAML
 base: config_model.yaml
 ekd:
-  precision: $student
+  precision: $2
   initialise_from: hubert
   teachers:
-    - {name: hubert,        source: $work/teachers/hubert,        layers: [2, 4, 6]}
-    - {name: robust_hubert, source: $work/teachers/robust_hubert, layers: [2, 4, 6]}
-    - {name: wavlm,         source: $work/teachers/wavlm,         layers: [2, 4, 6]}
-student: {width: 256, ffn_width: 1024, heads: 4, pos_conv_kernel: 32, pos_conv_groups: 8, conv_layers: [[64, 10, 5], [64, 3, 2], [64, 3, 2], [64, 3, 2], [64, 3, 2], [64, 2, 2], [64, 2, 2]]}
+    - {name: hubert,        source: "embedded:tiny_hubert",        layers: [2, 4, 6]}
+    - {name: robust_hubert, source: "embedded:tiny_robust_hubert", layers: [2, 4, 6]}
+    - {name: wavlm,         source: "embedded:tiny_wavlm",         layers: [2, 4, 6]}
+student: {width: 192, ffn_width: 640, heads: 4, pos_conv_kernel: 32, pos_conv_groups: 8, conv_layers: [[96, 10, 5], [96, 3, 2], [96, 3, 2], [96, 3, 2], [96, 3, 2], [96, 2, 2], [96, 2, 2]]}
 YAML
-  run_pretrain.py -u ekd -n "$precision" -g "$precision.yaml" -c data/pretrain.yaml --device cuda \
-    -o "config.runner.total_steps=$steps,,config.runner.save_step=$((steps / 4)),,config.runner.fp16=$fp16,,config.optimizer.lr=1.0e-3" \
-    >"$out/pretrain-$precision.log" 2>&1
-  cp "result/pretrain/$precision/metrics.jsonl" "$out/metrics-$precision.jsonl"
-  s3prl-ekd evaluate --ckpt "result/pretrain/$precision" --data data --preset small --device cuda --out "scores-$precision"
-  cp "scores-$precision/scores.json" "$out/scores-$precision.json"
+}
+
+pretrain() { # NAME FOLDER STEPS FP16 [WORDS...]
+  local name=$1 folder=$2 total=$3 fp16=$4
+  shift 4
+  run_pretrain.py -u ekd -a -p "$folder" -g "$work/$name.yaml" -c "$work/data/pretrain.yaml" --device "$device" \
+    -o "config.runner.total_steps=$total,,config.runner.save_step=$((total / 4)),,config.runner.log_step=1,,config.runner.fp16=$fp16,,config.optimizer.lr=1.0e-3" "$@"
+}
+
+part_tests() {
+  local status=0
+  S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -q -n 8 --dist loadfile -c "$repository/pyproject.toml" "$repository/tests" >"$out/pytest.log" 2>&1 || status=$?
+  tail -n 3 "$out/pytest.log"
+  return $status
+}
+
+part_bench() {
+  for bench in step profile teachers student memory growth data; do
+    "$python" -m benchmarks --bench $bench --device "$device" --json "$out/$bench.json" 2>&1 | tee "$out/$bench.log" | tail -n 12
+  done
+}
+
+part_job() {
+  data
+  for precision in fp32 fp16 bf16; do
+    if [ $precision = fp16 ]; then model $precision fp32; else model $precision $precision; fi
+    pretrain $precision "$work/pretrain-$precision" "$steps" "$([ $precision = fp16 ] && echo True || echo False)" >"$out/pretrain-$precision.log" 2>&1
+    cp "$work/pretrain-$precision/metrics.jsonl" "$out/metrics-$precision.jsonl"
+  done
+  s3prl-ekd evaluate --ckpt "$work/pretrain-bf16" --data "$work/data" --preset small --device "$device" --out "$work/scores" ${EVALUATE:-}
+  cp "$work/scores/scores.json" "$out/scores.json"
+  s3prl-ekd report "$work"/pretrain-* "$work/scores" --out "$out/report.html"
+}
+
+part_trouble() {
+  data
+  model resumed bf16
+  rm -rf "$work/whole" "$work/killed"
+  pretrain resumed "$work/whole" 40 False >"$out/whole.log" 2>&1
+  pretrain resumed "$work/killed" 40 False >"$out/killed.log" 2>&1 &
+  local shell=$! lines=0
+  while kill -0 $shell 2>/dev/null && [ "$lines" -lt 15 ]; do
+    sleep 0.2
+    lines=$(wc -l 2>/dev/null <"$work/killed/metrics.jsonl" || echo 0)
+  done
+  pkill -9 -f -- "-p $work/killed" || true # the command, not the shell that called it
+  wait $shell || true
+  [ "$(wc -l <"$work/killed/metrics.jsonl")" -lt 40 ] || { echo "killed too late: nothing is shown"; return 1; }
+  pretrain resumed "$work/killed" 40 False >>"$out/killed.log" 2>&1
+  "$python" - "$work/whole/metrics.jsonl" "$work/killed/metrics.jsonl" <<'PY'
+import json, sys
+whole, killed = ([json.loads(line)["loss"] for line in open(file)] for file in sys.argv[1:])
+assert len(whole) == len(killed) == 40, (len(whole), len(killed))
+difference = max(abs(a - b) for a, b in zip(whole, killed))
+print("killed and continued: largest difference of the loss", difference)
+assert difference < 1e-3, "the continued run is another one"
+PY
+  S3PRL_EKD_SPEECH=$speech "$python" -m pytest -q -p no:cacheprovider -m gpu -c "$repository/pyproject.toml" "$repository/tests" 2>&1 | tail -n 3
+}
+
+part_teachers() {
+  data
+  for name in tiny_hubert tiny_robust_hubert tiny_wavlm; do
+    "$python" -m recipes.tiny_teachers $name --data "$work/data" --noise "$speech/noise" --out "$work/teachers" \
+      --device "$device" --workers 8 2>&1 | tee -a "$out/$name.log" | tail -n 3
+    tar -C "$work/teachers/$name" -cf "$out/$name.tar" teacher
+  done
+}
+
+part_table() {
+  local status=0
+  timeout "${LIMIT:-560}" "$python" -m recipes.mini_superb --speech "$speech" --work "$work/table" --results "$out/results" \
+    --device "$device" --jobs 8 >>"$out/table.log" 2>&1 || status=$?
+  tar -C "$out" -cf "$out/results.tar" results && tail -n 3 "$out/table.log"
+  return $status
+}
+
+status=0 # a part that fails must not keep the others from being done, nor be forgotten
+for part in "$@"; do
+  echo "== $part"
+  started=$SECONDS
+  set +e # in `( ... ) || ...` bash would ignore -e inside as well
+  (set -e && "part_$part")
+  code=$?
+  set -e
+  echo "$part: exit $code, $((SECONDS - started)) s"
+  [ $code = 0 ] || status=$code
 done
-s3prl-ekd report result/pretrain/* scores-* --out "$out/report.html"
-exit "$status"
+exit $status

@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 DATA = "LibriSpeech train-clean-100 (Panayotov et al. 2015) and speechocean762 (Zhang et al. 2021), 7.6 h in all"
+NOISE_DATA = (
+    "noise and rooms of ESC-10, Speech Commands, speechbrain's samples and OpenAIR (CC0, CC BY 4.0, Apache-2.0)"
+)
 LICENCE = "weights: MIT; both corpora: CC BY 4.0"
 # What weights depend on; attention may differ, its gates then start at random
 _SAME = ("conv_layers", "conv_norm", "conv_bias", "feature_norm", "width", "layers", "ffn_width", "heads", "pre_norm",
@@ -71,7 +74,9 @@ def train_teacher(args: argparse.Namespace) -> Path:
         torch.cuda.set_device(machine.device)  # masks are drawn from this device's generator, which is then saved
     recipe = _Recipe(settings, file, args.noise, args.out / file.stem, _corpus(args.data), machine)
     logger.info("[%s] %d utterances, %.1f h", file.stem, len(recipe.table.paths), recipe.table.hours)
-    record: dict[str, Any] = {"name": file.stem, "data": args.data_name, "licence": args.licence}
+    distorts = any(stage.distortion is not None for stage in settings.stages)
+    data = f"{args.data_name}; {args.noise_name}" if distorts else args.data_name
+    record: dict[str, Any] = {"name": file.stem, "data": data, "licence": args.licence}
     record["command"] = f"python -m recipes.tiny_teachers {args.teacher} --data DATA --noise NOISE --out OUT"
     record["stages"] = []
     for index, stage in enumerate(settings.stages):
@@ -189,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16", help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="processes that read audio (default: %(default)s)")
     parser.add_argument("--data-name", default=DATA, help="for the teacher's record")
+    parser.add_argument("--noise-name", default=NOISE_DATA, help="for the record of a teacher that heard noise")
     parser.add_argument("--licence", default=LICENCE, help="for the teacher's record")
     return parser
 

@@ -67,7 +67,7 @@ class StageSettings(Checked):
     """Spans of frames hidden from the transformer."""
     heard_weight: float = Field(default=0.0, ge=0)
     """Weight in the loss of frames that are not hidden (HuBERT's 1 - alpha over alpha; its models have 0). What they
-    teach is no more than to name a sound, but from random weights that is learned ten times as fast."""
+    teach is no more than to name a sound; from random weights that is the start of guessing one."""
     distortion: DistortionConfig | None = None
     """What the encoder hears instead of the clean clip; units are of the clean one."""
     mixing: MixSettings | None = None

@@ -168,6 +168,14 @@ class _Downstream:
             raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
         if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
             args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
+        if args.upstream == "ekd_teacher":
+            from s3prl_ekd.teachers.sources import describe
+
+            if args.upstream_ckpt is None:
+                raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
+            if Path(args.upstream_ckpt).exists():
+                args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
+            describe(args.upstream_ckpt, "-k")
         if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
             args.upstream_model_config = self._model_config(args.upstream_model_config)
         elif args.upstream_model_config is not None and local:

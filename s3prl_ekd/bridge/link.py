@@ -1,6 +1,6 @@
 """``s3prl-ekd link`` and ``unlink``: a git checkout of s3prl whose own, unmodified scripts know this project.
 
-``link`` adds two thin folders (``s3prl/pretrain/ekd``, ``s3prl/upstream/ekd_student``) and a marked block at the top of
+``link`` adds thin folders (``s3prl/pretrain/ekd``, ``s3prl/upstream/ekd_*``) and a marked block at the top of
 two files, ``s3prl/hub.py`` and ``s3prl/pretrain/__init__.py``. A block applies the mends of ``shims.py`` before
 anything else there is imported: s3prl's ``run_downstream.py`` starts with ``hub``, ``run_pretrain.py`` with
 ``pretrain``. ``unlink`` takes out the blocks and the files that ``link`` wrote. The command line is in
@@ -25,9 +25,11 @@ END = "# <<< s3prl-ekd <<<"
 RECORD = ".s3prl-ekd.json"  # in each folder that link makes: file -> SHA-256 of what link wrote
 
 _SHIMS = "from s3prl_ekd.bridge.shims import apply_shims as _ekd_apply_shims\n\n_ekd_apply_shims()\n"
-_NAMES = ", ".join(UPSTREAMS)
+_HUB = "".join(
+    f"from s3prl.upstream.{folder}.hubconf import {', '.join(names)}\n" for folder, names in UPSTREAMS.items()
+)
 BLOCKS = {
-    "hub.py": f"{_SHIMS}from s3prl.upstream.ekd_student.hubconf import {_NAMES}\n",
+    "hub.py": _SHIMS + _HUB,
     "pretrain/__init__.py": _SHIMS,
 }
 _PATTERN = re.compile(rb"^" + re.escape(BEGIN.encode()) + rb".*?^" + re.escape(END.encode()) + rb"\r?\n?", re.M | re.S)
@@ -133,14 +135,20 @@ def _folders() -> dict[str, dict[str, bytes]]:
     configs = [path for path in task.rglob("*.yaml") if path.is_file()]
     doc = '"""Made by `s3prl-ekd link`; the code is in the installed package s3prl_ekd."""\n'
     expert = "from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert  # noqa: F401\n"
-    entries = f"from s3prl_ekd.upstream.ekd_student.hubconf import {_NAMES}  # noqa: F401\n"
+    upstreams = {}
+    for folder, names in UPSTREAMS.items():
+        entries = f"from s3prl_ekd.upstream.{folder}.hubconf import {', '.join(names)}  # noqa: F401\n"
+        upstreams[f"upstream/{folder}"] = {
+            "__init__.py": doc.encode(),
+            "hubconf.py": f"{doc}\n{entries}".encode(),
+        }
     return {
         "pretrain/ekd": {
             "__init__.py": doc.encode(),
             "pretrain_expert.py": f"{doc}\n{expert}".encode(),
             **{path.relative_to(task).as_posix(): path.read_bytes() for path in sorted(configs)},
         },
-        "upstream/ekd_student": {"__init__.py": doc.encode(), "hubconf.py": f"{doc}\n{entries}".encode()},
+        **upstreams,
     }
 
 

@@ -6,7 +6,13 @@ registration, for the registry's wheel and for a git checkout alike.
 
 from __future__ import annotations
 
-UPSTREAMS = ("ekd_student", "ekd_student_local", "ekd_student_url")
+import importlib
+
+UPSTREAMS = {
+    "ekd_student": ("ekd_student", "ekd_student_local", "ekd_student_url"),
+    "ekd_teacher": ("ekd_teacher",),
+}
+"""Folder of ``upstream/`` -> the hub names that its ``hubconf.py`` defines."""
 
 
 def register() -> None:
@@ -20,7 +26,7 @@ def register() -> None:
 
     from s3prl import hub
 
-    from s3prl_ekd.upstream.ekd_student import hubconf
-
-    for name in UPSTREAMS:
-        setattr(hub, name, getattr(hubconf, name))
+    for folder, names in UPSTREAMS.items():
+        hubconf = importlib.import_module(f"s3prl_ekd.upstream.{folder}.hubconf")
+        for name in names:
+            setattr(hub, name, getattr(hubconf, name))

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
 _EPS = 1e-8  # shortest length of a frame in its cosine, as in torch's
 
 

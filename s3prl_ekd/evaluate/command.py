@@ -45,6 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a student: states-N.ckpt, or its experiment folder (newest)",
     )  # fmt: skip
     models.add_argument(
+        "--teacher", action="append", dest="given", type=partial(_given, "teacher"), metavar="[LABEL=]SOURCE",
+        help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder)",
+    )  # fmt: skip
+    models.add_argument(
         "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
         help="any upstream of s3prl's hub as a baseline (fbank, hubert_base)",
     )  # fmt: skip
@@ -53,7 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[LABEL=]CONFIG_MODEL_YAML", help="this student, untrained",
     )  # fmt: skip
     models.add_argument(
-        "--models", type=Path, metavar="YAML", help="a list of models: mappings of label, ckpt, upstream, untrained"
+        "--models",
+        type=Path,
+        metavar="YAML",
+        help="a list of models: mappings of label, ckpt, teacher, upstream, untrained",
     )
     models.add_argument("--label", help="name of a single model in tables (default: from the checkpoint or upstream)")
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")

@@ -11,7 +11,9 @@ from pathlib import Path
 FBANK = {"params": 0, "macs": 479_126_160}
 
 
-def upstream_cost(name: str, checkpoint: Path | None = None, model_config: Path | None = None) -> dict[str, int] | None:
+def upstream_cost(
+    name: str, checkpoint: Path | str | None = None, model_config: Path | None = None
+) -> dict[str, int] | None:
     """``{"params", "macs"}`` over the challenge's 32 utterances; ``None`` where nobody here knows the model's shape.
 
     Raises:
@@ -27,6 +29,10 @@ def upstream_cost(name: str, checkpoint: Path | None = None, model_config: Path 
         from s3prl_ekd.model.student import untrained_student
 
         found = cost(untrained_student(model_config).shape)
+    elif name == "ekd_teacher" and checkpoint is not None:
+        from s3prl_ekd.teachers.sources import describe
+
+        found = cost(describe(str(checkpoint), "--teacher").shape)
     elif name == "fbank":
         return dict(FBANK)
     elif checkpoint is None and name in HUB_SHAPES:

@@ -1,4 +1,4 @@
-"""Which models are evaluated: ``--ckpt``, ``--upstream``, ``--untrained``, ``--models``, ``--label``, read and checked.
+"""Which models are evaluated: ``--ckpt``, ``--teacher``, ``--upstream``, ``--untrained``, ``--models``, ``--label``.
 
 Every one becomes an :class:`Upstream`, that is what s3prl's ``-u -k -g`` name; nothing is trained or drawn here.
 """
@@ -16,7 +16,9 @@ import yaml
 from s3prl_ekd.errors import EkdError
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
-_KEYS = ("label", "ckpt", "upstream", "untrained")
+TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
+_KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
+_LONE = ("teacher", "untrained")  # kinds that go with no other
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Upstream:
 
     name: str
     label: str
-    checkpoint: Path | None = None
+    checkpoint: Path | str | None = None  # a string: the source of a teacher
     model_config: Path | None = None
 
     def arguments(self) -> list[str]:
@@ -48,23 +50,28 @@ def choose_models(
 ) -> list[Upstream]:
     """The models of a command line in its order, those of ``--models`` first.
 
-    ``given`` holds kinds (``ckpt``, ``upstream``, ``untrained``), each with ``VALUE`` or ``LABEL=VALUE``. One ``ckpt``
-    and one ``upstream``, both without a label, are one model: s3prl's ``-u NAME -k FILE``.
+    ``given`` holds kinds (``ckpt``, ``teacher``, ``upstream``, ``untrained``), each with ``VALUE`` or ``LABEL=VALUE``.
+    One ``ckpt`` and one ``upstream``, both without a label, are one model: s3prl's ``-u NAME -k FILE``.
 
     Raises:
         EkdError: no model, a file that is not there, two models of one label, ``--label`` beside several models.
     """
     models = [] if listing is None else read_listing(listing)
     options = [(kind, *labelled(text)) for kind, text in given]
-    plain = {kind: value for kind, own, value in options if kind != "untrained" and own is None}
-    if len(plain) == 2 and sum(kind != "untrained" for kind, _, _ in options) == 2:
+    plain = {kind: value for kind, own, value in options if kind not in _LONE and own is None}
+    if len(plain) == 2 and sum(kind not in _LONE for kind, _, _ in options) == 2:
         models.append(choose_upstream(_path(plain["ckpt"]), plain["upstream"], None, None))
-        options = [option for option in options if option[0] == "untrained"]
+        options = [option for option in options if option[0] in _LONE]
     for kind, own, value in options:
+        if kind == "teacher":
+            models.append(choose_teacher(value, own))
+            continue
         parts = {name: value if kind == name else None for name in ("ckpt", "upstream", "untrained")}
         models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], _path(parts["untrained"]), own))
     if not models:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL_YAML")
+        raise EkdError(
+            "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained CONFIG_MODEL_YAML"
+        )
     if label is not None and len(models) > 1:
         raise EkdError(
             f"--label {label}: names one model, and {len(models)} are given; write --ckpt LABEL=PATH instead"
@@ -92,9 +99,9 @@ def labelled(text: str) -> tuple[str | None, str]:
 
 
 def read_listing(path: Path) -> list[Upstream]:
-    """``--models FILE``: a YAML list of mappings with ``label`` and ``ckpt``, ``upstream``, both, or ``untrained``.
+    """``--models FILE``: a YAML list of mappings with ``label`` and what names the model.
 
-    Paths are relative to the file.
+    That is ``ckpt``, ``upstream``, both, ``teacher`` or ``untrained``. Paths are relative to the file.
     """
     try:
         entries = yaml.safe_load(path.read_text())
@@ -112,6 +119,14 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
     unknown = [key for key in entry if key not in _KEYS]
     if unknown:
         raise EkdError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(_KEYS)}")
+    if "teacher" in entry:
+        if set(entry) - {"label", "teacher"}:
+            raise EkdError(f"{where}: a teacher is one model, and so without a ckpt, upstream or untrained of its own")
+        source = path.parent / Path(entry["teacher"]).expanduser()
+        try:
+            return choose_teacher(str(source) if source.exists() else entry["teacher"], entry.get("label"))
+        except EkdError as error:
+            raise EkdError(f"{where}: {error}") from error
     files = {
         key: path.parent / Path(entry[key]).expanduser() if key in entry else None for key in ("ckpt", "untrained")
     }
@@ -121,8 +136,24 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
         raise EkdError(f"{where}: {error}") from error
 
 
+def choose_teacher(source: str, label: str | None) -> Upstream:
+    """A teacher by its source; no weights are read.
+
+    Raises:
+        EkdError: no such teacher.
+    """
+    from s3prl_ekd.teachers import sources  # torch: not needed for --help
+
+    if source.startswith("s3prl:"):
+        raise EkdError(f"--teacher {source}: is an upstream of s3prl's own; give its name to --upstream instead")
+    path = Path(source).expanduser()
+    source = str(path.resolve()) if path.exists() else source
+    sources.describe(source, "--teacher")
+    return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source)
+
+
 def choose_upstream(ckpt: Path | None, name: str | None, untrained: Path | None, label: str | None) -> Upstream:
-    """Exactly one thing to evaluate; a name with a checkpoint is s3prl's ``-u NAME -k FILE``."""
+    """A student or an upstream; a name with a checkpoint is s3prl's ``-u NAME -k FILE``."""
     if untrained is not None and (ckpt is not None or name is not None):
         raise EkdError("untrained: one model, and so without a ckpt or upstream of its own")
     if untrained is not None:
@@ -175,7 +206,7 @@ def check_names(models: Sequence[Upstream]) -> None:
 
     Importing the hub takes seconds, so this is for calls whose later models would fail hours after the first began.
     """
-    names = [model.name for model in models if model.name != STUDENT]
+    names = [model.name for model in models if model.name not in (STUDENT, TEACHER)]
     if not names:
         return
     from s3prl_ekd.bridge.arguments import close_names

@@ -97,17 +97,19 @@ def agrees(ours: float, runners: float) -> bool:
     return abs(ours - runners) <= TOLERANCE
 
 
+def edit_counts(hypothesis: str, reference: str, process) -> tuple[int, int]:
+    """(errors, tokens of the reference) of one utterance; ``process``: jiwer's process_words or process_characters."""
+    if not reference:
+        # jiwer refuses an empty reference; every hypothesised token is then one insertion.
+        return len(hypothesis.split() if process is jiwer.process_words else hypothesis), 0
+    result = process(reference, hypothesis)
+    errors = result.substitutions + result.deletions + result.insertions
+    return errors, result.substitutions + result.deletions + result.hits
+
+
 def _edit_rate(hypotheses: dict[str, str], references: dict[str, str], process) -> float:
-    errors = tokens = 0
-    for name, reference in references.items():
-        hypothesis = hypotheses.get(name, "")
-        if not reference:
-            # jiwer refuses an empty reference; every hypothesised token is then one insertion.
-            errors += len(hypothesis.split() if process is jiwer.process_words else hypothesis)
-            continue
-        result = process(reference, hypothesis)
-        errors += result.substitutions + result.deletions + result.insertions
-        tokens += result.substitutions + result.deletions + result.hits
+    counts = [edit_counts(hypotheses.get(name, ""), reference, process) for name, reference in references.items()]
+    errors, tokens = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if tokens == 0:
         raise EkdError("error rate: every reference is empty")
     return 100.0 * errors / tokens

@@ -19,7 +19,7 @@ from torch import Tensor
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
-from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.teachers.adapter import S3prlUpstream
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, Precision, TeacherEncoder
 from s3prl_ekd.teachers.hub import HUB
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace) -> int:
         raise EkdError(
             f"{args.audio}: {wave.shape[1]} samples, shorter than one frame ({encoder.shape.receptive_field})"
         )
-    for key, value in facts(described, encoder):
-        console.print(f"{key:<14} {value}")
+    for key, value in [*facts(described, encoder), *history(described)]:
+        console.print(f"{key:<14} {value}", soft_wrap=True)
     layers = list(range(encoder.shape.layers + 1))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         other = _states(sources.load(described, "teachers"), layers, args.precision, wave, device)
     console.print(f"{'clip':<14} {heard}, {wave.shape[1] / SAMPLE_RATE:.2f} s, {exact[0].shape[1]} frames\n")
     console.print(_table(exact, other, args.precision))
+    console.print("[dim]norm: mean over frames of a state's length[/]")
     return 0
 
 
@@ -94,6 +95,23 @@ def facts(described: sources.TeacherSource, encoder: TeacherEncoder) -> list[tup
         ("frame", f"{shape.hop / SAMPLE_RATE * 1000:g} ms ({shape.hop} samples)"),
         ("architecture", f"{arrangement}, {shape.conv_norm} norm front end, {shape.attention} attention"),
     ]
+
+
+def history(described: sources.TeacherSource) -> list[tuple[str, str]]:
+    """How a teacher was trained, where its folder says so (``training.json``), as (label, text) pairs."""
+    record = None if described.path is None or not described.path.is_dir() else embedded.record(described.path)
+    if record is None:
+        return []
+    rows = [("what", record["summary"]), ("data", record["data"]), ("licence", record["licence"])]
+    for stage in record["stages"]:
+        settings, last = stage["stage"], stage["last"]
+        units = settings["units"]
+        of = "MFCC" if units["encoder"] is None else f"state {units['layer']} of {units['encoder']}"
+        text = f"{settings['steps']:,} steps, {stage['hours_heard']:g} h of audio heard, {stage['minutes']:g} minutes; "
+        text += f"{units['clusters']} units of {of}; "
+        text += f"at the end {100 * last['masked_accuracy']:.1f} % of masked units right"
+        rows.append((f"  {settings['name']}", text))
+    return [*rows, ("command", record["command"])]
 
 
 def synthetic_clip(seconds: float = SYNTHETIC_SECONDS) -> Tensor:
@@ -140,7 +158,6 @@ def _table(exact: dict[int, Tensor], other: dict[int, Tensor] | None, precision:
             cosine = F.cosine_similarity(state, other[layer], dim=-1)
             row += [f"{cosine.mean():.6f}", f"{cosine.min():.6f}"]
         table.add_row(*row)
-    table.caption = "norm: mean over frames of a state's length"
     return table
 
 
@@ -151,6 +168,10 @@ def _list(console: Console) -> None:
     for name, entry in HUB.items():
         table.add_row(entry.family, name, str(entry.shape.layers), str(entry.shape.width))
     console.print(table)
+    console.print("\nShipped with this package")
+    for name in embedded.names():
+        record = embedded.record(embedded.folder(name)) or {}
+        console.print(f"  {embedded.PREFIX + name:<28} {record.get('summary', '')}", markup=False, soft_wrap=True)
     rows = [
         (
             "FILE",
@@ -159,7 +180,7 @@ def _list(console: Console) -> None:
         ("FOLDER", f"a transformers model: {', '.join(TRANSFORMERS_FAMILIES)}; safetensors or .bin, whole or sharded"),
         ("s3prl:NAME", "any other s3prl upstream through its own expert, e.g. s3prl:fbank (10 ms frames are pooled)"),
         ("s3prl:NAME:CKPT", "the same with a checkpoint file, e.g. s3prl:tera_local:states.ckpt"),
-        ("random:NAME", "a hub name's shape with random weights, for benchmarks"),
+        ("random:SOURCE", "any of the above but s3prl's, with random weights: for benchmarks, and to compare with"),
     ]
     console.print("\nOther sources")
     for kind, meaning in rows:

@@ -17,6 +17,7 @@ from s3prl_ekd.errors import EkdError
 
 PREFIX = "embedded:"
 RECORD = "training.json"
+_KEYS = {"name", "summary", "data", "licence", "command", "stages"}
 
 
 def names() -> list[str]:
@@ -40,9 +41,12 @@ def folder(source: str, where: str = "source") -> Path:
 
 
 def record(path: Path) -> dict[str, Any] | None:
-    """What a folder's ``training.json`` says; None where there is none, as in folders from elsewhere."""
-    file = path / RECORD
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    """What a folder's ``training.json`` says; None where there is none of ours, as in folders from elsewhere."""
+    try:
+        found = json.loads((path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and _KEYS <= found.keys() else None
 
 
 def _root() -> Path:

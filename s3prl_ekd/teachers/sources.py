@@ -1,4 +1,4 @@
-"""Where teachers come from: a hub name, a checkpoint file, a transformers folder, or any s3prl upstream.
+"""Where teachers come from: the package, a hub name, a checkpoint file, a transformers folder, any s3prl upstream.
 
 Two steps, so that mistakes show before anything is downloaded: :func:`describe` says what a source is (layers, width)
 from its name or header; :func:`load` gives the encoder with its weights. No file is ever unpickled freely.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +17,14 @@ import torch
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.teachers import adapter, mapping, shapes
+from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.files import kind_of_file, read_json, read_teacher_file, transformers_weights
 from s3prl_ekd.teachers.hub import HUB
 
 __all__ = ["HUB", "TeacherSource", "describe", "load"]
+
+_RANDOM = "random:"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class TeacherSource:
 
     source: str
     """As the user wrote it."""
-    kind: Literal["hub", "converted", "fairseq", "transformers", "random", "s3prl"]
+    kind: Literal["embedded", "hub", "converted", "fairseq", "transformers", "random", "s3prl"]
     family: str
     """hubert, wavlm, wav2vec2, ...: for messages and model cards."""
     shape: EncoderShape | UpstreamShape
@@ -46,16 +48,24 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     checkpoint is downloaded and loaded here.
 
     Args:
-        source: an s3prl hub name, a file, a folder, ``random:NAME``, or ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
+        source: ``embedded:NAME``, an s3prl hub name, a file, a folder, ``random:`` before any of these, or
+            ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
         where: the configuration key, for messages.
 
     Raises:
         EkdError: nothing of that name; a folder or file that is no teacher we know.
     """
-    path = Path(source).expanduser()
+    if source.startswith(_RANDOM) and source.removeprefix(_RANDOM) not in HUB:
+        other = describe(source.removeprefix(_RANDOM), where)
+        if other.kind == "s3prl":
+            raise EkdError(f"{where}: {source!r}: an s3prl expert's shape is its own; no random weights of it")
+        return TeacherSource(source, "random", other.family, other.shape, None)
+    embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
+    path = embedded_folder or Path(source).expanduser()
     if path.exists():
         try:
-            return _describe_path(source, path, where)
+            described = _describe_path(source, path, where)
+            return described if embedded_folder is None else replace(described, kind="embedded")
         except EkdError:
             raise
         except (TypeError, ValueError) as error:  # e.g. a width that its heads do not divide, unequal conv lists
@@ -63,7 +73,7 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     if source.startswith(adapter.PREFIX):
         upstream = adapter.load_upstream(source, where)
         return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
-    name = source.removeprefix("random:")
+    name = source.removeprefix(_RANDOM)
     if name in HUB:
         kind = "hub" if name == source else "random"
         return TeacherSource(source, kind, HUB[name].family, HUB[name].shape, None)
@@ -89,7 +99,7 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(teacher.source.encode()))
             return Encoder(teacher.shape).eval()
-    if teacher.kind == "transformers":
+    if teacher.kind in {"transformers", "embedded"}:
         assert teacher.path is not None
         path, shape = teacher.path, teacher.shape
         weights, scheme = transformers_weights(path), mapping.TRANSFORMERS

@@ -139,6 +139,7 @@ def write_transformers(
     weights["masked_spec_embed"] = torch.zeros(shape.width) if mask_vector is None else mask_vector
     weights = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
     return folder
 
 

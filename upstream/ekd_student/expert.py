@@ -9,13 +9,11 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from s3prl_ekd.upstream.interface import encode_clips
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.student import load_student, untrained_student
-from s3prl_ekd.teachers.ensemble import normalize_wave
 
 logger = logging.getLogger(__name__)
 
@@ -64,15 +62,7 @@ class UpstreamExpert(nn.Module):
             ``last_hidden_state`` and ``paper`` (DistilHuBERT's single-layer convention): the last layer;
             with ``heads``: ``predictions``, a dict "<teacher>.<layer>" -> (B, T, D_teacher).
         """
-        shape = self.encoder.shape
-        lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
-        wave = pad_sequence(list(wavs), batch_first=True)
-        if wave.shape[1] < shape.receptive_field:  # a clip below 25 ms still gets one frame
-            wave = nn.functional.pad(wave, (0, shape.receptive_field - wave.shape[1]))
-        if shape.normalize:  # never a student of ours; some transformers folders ask for it
-            wave = normalize_wave(wave, lengths, shape.normalize_eps)
-        equal = all(len(wav) == wave.shape[1] for wav in wavs)  # Python numbers: no wait for the device
-        out = self.encoder(wave, None if equal else lengths, states=range(1, shape.layers + 1))
+        out = encode_clips(self.encoder, wavs, range(1, self.encoder.shape.layers + 1))
         hidden_states = [out.features, *(out.states[layer] for layer in sorted(out.states))]
         result: dict[str, Any] = {
             "hidden_states": hidden_states,

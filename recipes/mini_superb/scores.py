@@ -1,0 +1,94 @@
+"""A row's evaluation by ``s3prl-ekd evaluate``, and what of it is kept: ``results/ROW/seedN/``.
+
+- ``scores.json``: as the command wrote it; of the first seed with the dev scores of every learning rate
+- ``items.json``: errors and tokens of every test utterance, so that noise of the test set can be told from progress
+- ``distillation.json``: of students, their budget and losses
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jiwer
+
+from recipes.mini_superb.settings import Experiment, Row
+from recipes.mini_superb.students import DISTILLATION, call
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.results import read_scores
+from s3prl_ekd.evaluate.score import edit_counts, read_predictions
+from s3prl_ekd.evaluate.tasks import TASKS, Task
+
+ITEMS, SCORES = "items.json", "scores.json"
+
+
+def evaluate(
+    experiment: Experiment, row: Row, model: list[str], seed: int, work: Path, data: Path, how: list[str]
+) -> Path:
+    """Evaluate a row at a seed; its folder. What is done already is kept, by ``s3prl-ekd evaluate`` itself.
+
+    The first seed searches the learning rates, the others take what it picked.
+
+    Args:
+        model: what names the row's model to ``s3prl-ekd evaluate``.
+        how: further words of that command (``--device``, ``--jobs``).
+
+    Raises:
+        EkdError: the first seed of this row has not been evaluated yet, or the evaluation failed.
+    """
+    settings = experiment.evaluation
+    folder = work / "scores" / row.name / f"seed{seed}"
+    words = ["s3prl-ekd", "evaluate", *model, "--label", row.name, "--data", str(data), "--out", str(folder)]
+    words += ["--preset", settings.preset, "--seeds", str(seed), *how]
+    for item in settings.override:
+        words += ["--override", item]
+    rates = settings.lr
+    if seed != settings.seeds[0]:
+        first = work / "scores" / row.name / f"seed{settings.seeds[0]}" / SCORES
+        if not first.is_file():
+            raise EkdError(f"{first}: not there; learning rates are picked with seed {settings.seeds[0]}, the first")
+        rates = {name: [record["lr"]] for name, record in read_scores(first)["tasks"].items()}
+    for task, choices in rates.items():
+        words += ["--lr", f"{task}:{','.join(map(repr, choices))}"]
+    call(words, folder / "evaluate.log")
+    return folder
+
+
+def keep(folder: Path, student: Path, work: Path, target: Path) -> None:
+    """Copy what the tables need into ``target``, without paths of this machine.
+
+    Args:
+        folder: the evaluation's.
+        student: the student's, which may not be there.
+        work: the experiment's; its path becomes WORK.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+
+    def portable(file: Path) -> str:
+        return file.read_text().replace(f"{Path(sys.executable).parent}/", "").replace(str(work), "WORK")
+
+    (target / SCORES).write_text(portable(folder / SCORES))
+    tasks = read_scores(folder / SCORES)["tasks"]
+    found = {name: items(TASKS[name], record, folder / "runs") for name, record in tasks.items()}
+    (target / ITEMS).write_text(json.dumps(found, separators=(",", ":")) + "\n")
+    if (student / DISTILLATION).is_file():
+        (target / DISTILLATION).write_text(portable(student / DISTILLATION))
+
+
+def items(task: Task, record: dict[str, Any], runs: Path) -> dict[str, list[int]]:
+    """utterance -> [errors, tokens] of a tested run (ER: of every fold's); of ASR its characters' behind them."""
+    found: dict[str, list[int]] = {}
+    for fold, part in record.get("folds", {None: record}).items():
+        folder = runs / part["folder"]
+        hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
+        for name, reference in read_predictions(folder / task.reference.format(fold=fold)).items():
+            said = hypotheses.get(name, "")
+            if task.metric == "acc":
+                found[name] = [int(said != reference), 1]
+                continue
+            found[name] = list(edit_counts(said, reference, jiwer.process_words))
+            if task.name == "asr":
+                found[name] += edit_counts(said, reference, jiwer.process_characters)
+    return found

@@ -1,0 +1,117 @@
+"""What experiment.yaml may say, and the rows that follow from it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from s3prl_ekd.checked import Checked
+from s3prl_ekd.config import check_values, packaged, read_yaml
+from s3prl_ekd.errors import EkdError
+
+BASE = "config_model"
+
+
+class Distillation(Checked):
+    """The budget of every student."""
+
+    steps: int = Field(ge=2)
+    """Optimiser steps."""
+    batch_seconds: float = Field(gt=0)
+    """Audio a batch."""
+    crop_seconds: float = Field(gt=0)
+    """Longest crop."""
+    lr: float = Field(gt=0)
+    """Highest learning rate."""
+    warmup: float = Field(gt=0, lt=1)
+    """Share of the steps that warm up."""
+
+
+class Evaluation(Checked):
+    """How every row is evaluated, and how often everything is repeated."""
+
+    preset: str
+    """Of ``s3prl-ekd evaluate``."""
+    seeds: list[int] = Field(min_length=1)
+    """Each is that of a student's distillation and of the downstream training. Rates are picked with the first."""
+    lr: dict[str, list[float]]
+    """Rates to choose from, by task."""
+    override: list[str] = []
+    """``--override`` of ``s3prl-ekd evaluate``."""
+
+
+class Experiment(Checked):
+    """The whole experiment."""
+
+    teachers: dict[str, str]
+    """Source in a variant's file -> source here."""
+    initialise_from: str
+    """Start of every student."""
+    students: list[str] = Field(min_length=1)
+    """Variants to distil."""
+    merged: dict[str, list[str]] = {}
+    """Row -> students whose weights are averaged."""
+    distillation: Distillation
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    kind: Literal["student", "merged", "start", "untrained", "teacher", "untrained_teacher", "upstream"]
+    what: str
+    """student: the variant; merged: nothing; teacher: the source; upstream: s3prl's name."""
+    parts: tuple[str, ...] = ()
+    """merged: the students."""
+
+
+def read_experiment(file: Path) -> Experiment:
+    """Read and check an experiment's file.
+
+    Raises:
+        EkdError: the file and the key, and what was expected.
+    """
+    experiment: Experiment = check_values(Experiment, read_yaml(file), str(file))
+    for index, name in enumerate(experiment.students):
+        if not variant_file(name).is_file():
+            raise EkdError(f"{file}: students[{index}]: {name!r} is no file of pretrain/ekd/variants/")
+    for name, parts in experiment.merged.items():
+        unknown = [part for part in parts if part not in experiment.students]
+        if unknown or len(parts) < 2:
+            raise EkdError(f"{file}: merged.{name}: expected two or more of the students, found {parts}")
+    return experiment
+
+
+def variant_file(name: str) -> Path:
+    """A variant's packaged file; ``config_model`` is the base."""
+    return packaged("config_model.yaml" if name == BASE else f"variants/{name}.yaml")
+
+
+def rows(experiment: Experiment) -> list[Row]:
+    """Every row, in the order in which they are made: what others build on comes first.
+
+    Raises:
+        EkdError: two rows of one name.
+    """
+    teachers = list(experiment.teachers.values())
+    names = {source: re.sub(r"[^\w.+-]+", "-", Path(source.removeprefix("embedded:")).name) for source in teachers}
+    found = [
+        Row("fbank", "upstream", "fbank"),
+        *(Row(names[source], "teacher", source) for source in teachers),
+        *(Row(f"untrained_{names[source]}", "untrained_teacher", f"random:{source}") for source in teachers[:1]),
+        Row("untrained", "untrained", BASE),
+        Row("start", "start", BASE),
+        *(Row(name, "student", name) for name in experiment.students),
+        *(Row(name, "merged", "", tuple(parts)) for name, parts in experiment.merged.items()),
+    ]
+    named = [row.name for row in found]
+    doubled = sorted({name for name in named if named.count(name) > 1})
+    if doubled:
+        raise EkdError(f"two rows are called {doubled[0]!r}: students, merged and teachers need names of their own")
+    return found

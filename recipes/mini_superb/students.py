@@ -1,0 +1,190 @@
+"""A row's student: its configuration, its distillation by ``run_pretrain.py -u ekd``, its place in the work folder."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from recipes.mini_superb.settings import Experiment, Row, variant_file
+from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.config import load_model_config
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.merge import merge_checkpoints
+from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
+from s3prl_ekd.teachers import sources
+
+DISTILLATION = "distillation.json"
+MADE_BY = "made_by.json"
+_INTERRUPTED = (130, -2, -15)  # exit statuses of a command that was asked to stop
+
+
+def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
+    """A variant's file on top of its own: small teachers in their places, a student of their width, one start.
+
+    Layers keep their place in proportion: 4, 8, 12 of 12 are 2, 4, 6 of 6.
+
+    Raises:
+        EkdError: the variant names a source that the experiment has nothing for.
+    """
+    file = variant_file(variant)
+    config = load_model_config(file)
+    shape = sources.describe(experiment.initialise_from, "initialise_from").shape
+    teachers = []
+    for teacher in config.ekd.teachers:
+        if teacher.source not in experiment.teachers:
+            raise EkdError(f"{file}: ekd.teachers: the experiment has nothing for {teacher.source!r}")
+        own = sources.describe(experiment.teachers[teacher.source], "teachers")
+        depth = sources.describe(teacher.source, "teachers").shape.layers
+        layers = [layer * own.shape.layers // depth for layer in teacher.layers]
+        teachers.append({"name": teacher.name, "source": own.source, "layers": layers})
+    return {
+        "base": file.name,
+        "ekd": {"teachers": teachers, "initialise_from": experiment.initialise_from},
+        "student": {
+            "layers": config.student.layers,
+            "width": shape.width,
+            "ffn_width": shape.ffn_width,
+            "heads": shape.heads,
+            "conv_layers": [list(layer) for layer in shape.conv_layers],
+            "pos_conv_kernel": shape.pos_conv_kernel,
+            "pos_conv_groups": shape.pos_conv_groups,
+        },
+        "task": {"sequence_length": int(experiment.distillation.crop_seconds * SAMPLE_RATE)},
+    }
+
+
+def write_config(experiment: Experiment, variant: str, folder: Path) -> Path:
+    """``model.yaml`` of a row."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "model.yaml"
+    file.write_text(yaml.safe_dump(model_config(experiment, variant), sort_keys=False, default_flow_style=None))
+    return file
+
+
+class Students:
+    """The students of an experiment, each made once a seed.
+
+    Args:
+        experiment: rows and budget.
+        work: gets ``students/ROW/seedN``.
+        data: what ``s3prl-ekd prepare`` made.
+        device: of the distillation.
+    """
+
+    def __init__(self, experiment: Experiment, work: Path, data: Path, device: str) -> None:
+        self.experiment, self.work, self.data, self.device = experiment, work, data, device
+
+    def folder(self, row: str, seed: int) -> Path:
+        """Where a row's student of a seed is."""
+        return self.work / "students" / row / f"seed{seed}"
+
+    def checkpoint(self, row: Row, seed: int) -> Path:
+        """A checkpoint that ``--ckpt`` takes, made unless it is there.
+
+        Raises:
+            EkdError: the distillation failed, or what is there was made with other settings.
+        """
+        folder = self.folder(row.name, seed)
+        if row.kind == "merged":
+            parts = [self.checkpoint(Row(part, "student", part), seed) for part in row.parts]
+            self._claim(folder, {"parts": list(row.parts)})
+            return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
+        config = model_config(self.experiment, row.what)
+        budget = self.experiment.distillation.model_dump() if row.kind == "student" else None
+        self._claim(folder, {"model": config, "distillation": budget})
+        file = write_config(self.experiment, row.what, folder)
+        if row.kind == "start":
+            return _once(folder / "start.ckpt", lambda out: _write_start(file, out))
+        if not (folder / DISTILLATION).is_file():
+            self._distil(file, folder, seed)
+        return folder / "run"
+
+    def _claim(self, folder: Path, made_by: dict[str, Any]) -> None:
+        """Refuse a folder of other settings: s3prl's runner would go on with those, whatever is asked now."""
+        folder.mkdir(parents=True, exist_ok=True)
+        file, text = folder / MADE_BY, json.dumps(made_by, indent=1, sort_keys=True)
+        if file.is_file() and file.read_text() != text:
+            raise EkdError(
+                f"{file}: this student was made with other settings; name another --work, or remove {folder}"
+            )
+        file.write_text(text)
+
+    def _distil(self, config: Path, folder: Path, seed: int) -> None:
+        budget = self.experiment.distillation
+        runner = yaml.safe_load((self.data / "pretrain.yaml").read_text())
+        log, save = max(1, budget.steps // 60), max(1, budget.steps // 6)
+        runner["runner"] |= {"total_steps": budget.steps, "log_step": log, "save_step": save, "max_keep": 1}
+        runner["optimizer"] |= {"lr": budget.lr, "warmup_proportion": budget.warmup}
+        # one worker reads thousands of times faster than students learn; a second would take a core from them
+        datarc = {"batch_seconds": budget.batch_seconds, "num_workers": 1, "seed": seed}
+        runner["pretrain_expert"]["datarc"] |= datarc
+        (folder / "runner.yaml").write_text(yaml.safe_dump(runner, sort_keys=False))
+        words = ["run_pretrain.py", "-u", "ekd", "-a", "-p", str(folder / "run"), "-g", str(config)]
+        words += ["-c", str(folder / "runner.yaml"), "--device", self.device, "--seed", str(seed)]
+        clock = folder / "seconds.txt"  # of all calls, so that an interrupted distillation is not a fast one
+        before, started = float(clock.read_text()) if clock.is_file() else 0.0, time.monotonic()
+        try:
+            call(words, folder / "pretrain.log")
+        finally:
+            clock.write_text(f"{before + time.monotonic() - started:.1f}")
+        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        facts = {
+            "command": shlex.join(words),
+            "steps": lines[-1]["step"],
+            "loss": [lines[0]["loss"], lines[-1]["loss"]],
+            "seconds": float(clock.read_text()),
+        }
+        (folder / DISTILLATION).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def _write_start(config_file: Path, out: Path) -> None:
+    """A checkpoint of the student before its first step: what the teacher's first layers are worth by themselves."""
+    config = load_model_config(config_file)
+    assert config.ekd.initialise_from is not None
+    student = Student(config.student)
+    teacher = sources.load(sources.describe(config.ekd.initialise_from, "initialise_from"))
+    initialise_student(student.encoder, teacher)
+    torch.save({CHECKPOINT_KEY: student_state(student, config, []), "Step": 0}, out)
+
+
+def _once(out: Path, make: Any) -> Path:
+    """``make(path)`` unless ``out`` is there; whole or not at all."""
+    if not out.is_file():
+        partial = out.with_suffix(f".part{out.suffix}")
+        make(partial)
+        partial.replace(out)
+    return out
+
+
+def call(words: list[str], log: Path) -> None:
+    """Run one of the project's commands; its output goes into a file.
+
+    Raises:
+        EkdError: it failed; with its last line.
+        KeyboardInterrupt: it was interrupted.
+    """
+    beside = Path(sys.executable).with_name(words[0])
+    script = str(beside) if beside.is_file() else shutil.which(words[0])
+    if script is None:
+        raise EkdError(
+            f"{words[0]}: neither beside {sys.executable} nor on the PATH; install s3prl-ekd (pip install .)"
+        )
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as stream:
+        stream.write(f"$ {shlex.join(words)}\n")
+        stream.flush()
+        status = subprocess.run([script, *words[1:]], stdout=stream, stderr=stream, check=False).returncode
+    if status in _INTERRUPTED:
+        raise KeyboardInterrupt
+    if status != 0:
+        last = log.read_text().strip().splitlines()[-1]
+        raise EkdError(f"exit {status}: {shlex.join(words)}: {last} ({log})")

@@ -1,0 +1,51 @@
+"""What only a GPU can show; skipped without one (benchmarks/gpu/run.sh runs them on a host that has one)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import test_pretrain_expert as pretraining
+import torch
+
+from s3prl_ekd.data.batches import Batch
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+
+pytestmark = pytest.mark.gpu
+
+lab = pretraining.lab
+
+
+@pytest.mark.parametrize("name", ["tiny_hubert", "tiny_wavlm"])
+@pytest.mark.parametrize(("precision", "cosine"), [("fp32", 0.9999), ("bf16", 0.999), ("fp16", 0.999)])
+def test_states_agree_with_the_cpu(name: str, precision: str, cosine: float) -> None:
+    """fp32 on a GPU multiplies in TF32 (10 bits of mantissa)."""
+    wave = 0.1 * torch.randn(3, 32_000, generator=torch.Generator().manual_seed(0))
+
+    def states(device: str, precision: str) -> dict[int, torch.Tensor]:
+        encoder = sources.load(sources.describe(f"embedded:{name}"))
+        teachers = FrozenTeachers({"t": encoder}, {"t": range(7)}, precision).to(device)
+        return {layer: state.float().cpu() for layer, state in teachers(wave.to(device))["t"].items()}
+
+    exact, found = states("cpu", "fp32"), states("cuda", precision)
+    for layer, state in exact.items():
+        assert torch.cosine_similarity(state, found[layer], dim=-1).mean() > cosine, layer
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_does_not_wait_for_the_device(lab: Path, precision: str) -> None:
+    expert = pretraining.make_expert(lab, precision=precision, teacher_precision=precision).train()
+    expert.device = "cuda"
+    expert.to("cuda")
+    batch = Batch(torch.randn(2, 32_000).pin_memory(), epoch=0, index=0)
+    for step in (1, 2):  # allocations and the choice of kernels may wait, once
+        loss, _ = expert(batch, records={}, global_step=step, log_step=10)
+        loss.backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss, _ = expert(batch, records={}, global_step=3, log_step=10)
+        loss.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.isfinite(loss)

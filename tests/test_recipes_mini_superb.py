@@ -1,0 +1,187 @@
+"""The experiment of recipes/mini_superb: its rows, its statistics, its tables, and a small run of it by its command."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from recipes.mini_superb import __main__ as command
+from recipes.mini_superb import tables
+from recipes.mini_superb.settings import read_experiment, rows, variant_file
+from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
+from recipes.mini_superb.students import model_config
+from s3prl_ekd.config import load_model_config
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.model.student import read_checkpoint
+from s3prl_ekd.teachers.build import check_teachers
+
+HERE = Path(command.__file__).parent
+PER, SID, ER, WER, CER = METRICS
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    return read_experiment(HERE / "experiment.yaml")
+
+
+def test_rows_are_what_the_paper_compares(experiment) -> None:
+    named = {row.name: row.kind for row in rows(experiment)}
+    assert len(named) == len(rows(experiment))
+    for single in ("hubert", "robust_hubert", "wavlm"):
+        assert named[single] == "student" and named[f"tiny_{single}"] == "teacher"
+    assert {"fbank", "untrained", "start", "merged", "config_model", "recommended"} <= set(named)
+    assert {name for claim in tables.CLAIMS for name in claim[2:]} <= set(named)
+    assert {name for claim in tables.TEACHER_CLAIMS for name in claim} <= set(named)
+    with pytest.raises(EkdError, match="two rows are called 'hubert'"):
+        rows(experiment.model_copy(update={"merged": {"hubert": ["wavlm", "robust_hubert"]}}))
+
+
+def test_students_differ_from_their_variants_in_size_and_sources_alone(experiment, tmp_path: Path) -> None:
+    for name in experiment.students:
+        file = tmp_path / "model.yaml"
+        file.write_text(yaml.safe_dump(model_config(experiment, name)))
+        ours, theirs = load_model_config(file), load_model_config(variant_file(name))
+        check_teachers(ours, str(file))
+        assert ours.ekd.initialise_from == experiment.initialise_from
+        assert [t.name for t in ours.ekd.teachers] == [t.name for t in theirs.ekd.teachers]
+        assert all(t.layers == [2, 4, 6] for t in ours.ekd.teachers)
+        assert all(t.source == experiment.teachers[s.source] for t, s in zip(ours.ekd.teachers, theirs.ekd.teachers,
+                                                                             strict=True))  # fmt: skip
+        same = {"mode", "cosine_weight", "targets", "teacher_dropping", "balance", "weights", "residual_heads"}
+        assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
+
+
+def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
+    values = yaml.safe_load((HERE / "experiment.yaml").read_text())
+    file = tmp_path / "experiment.yaml"
+
+    def message(**changes) -> str:
+        file.write_text(yaml.safe_dump(values | changes))
+        with pytest.raises(EkdError) as caught:
+            read_experiment(file)
+        return str(caught.value)
+
+    assert "students[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(students=["hubbert"])
+    assert "merged.m: expected two or more of the students" in message(merged={"m": ["hubert"]})
+    assert "stepz: unknown key" in message(distillation=values["distillation"] | {"stepz": 1})
+
+
+def items(rng: np.random.Generator, share: float, seeds: int = 3, utterances: int = 400) -> dict:
+    """Utterances of 10 tokens, each wrong with a probability."""
+    return {str(seed): {str(n): [int(rng.binomial(10, share)), 10] for n in range(utterances)} for seed in range(seeds)}
+
+
+def test_scores_and_their_errors() -> None:
+    found = {"1": {"a": [1, 4], "b": [2, 4]}, "2": {"a": [0, 4], "b": [1, 4]}}
+    assert [PER.rate(PER.counts(found[seed])) for seed in "12"] == [37.5, 12.5]
+    assert [SID.rate(SID.counts(found[seed])) for seed in "12"] == [62.5, 87.5]
+    mean, error = mean_and_error({"1": 37.5, "2": 12.5})
+    assert (mean, error) == (25.0, pytest.approx(12.5))
+    assert mean_and_error({"1": 3.0}) == (3.0, None)
+    words = {"a": [1, 2, 3, 12], "b": [1, 2, 0, 12]}
+    assert (WER.rate(WER.counts(words)), CER.rate(CER.counts(words))) == (50.0, 12.5)
+
+
+def test_differences_have_a_direction_and_an_honest_error() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = items(rng, 0.2), items(rng, 0.3)
+    found = difference(PER, good, bad)
+    assert found.gain == pytest.approx(10, abs=2) and found.beyond_noise  # lower is better: the first row gains
+    assert difference(SID, good, bad).gain == pytest.approx(found.gain)  # so it does in what is right
+    assert difference(PER, bad, good).gain == pytest.approx(-found.gain)
+    # binomial: each row's rate has a variance of p (1 - p) / tokens; over seeds and over utterances it shows twice
+    expected = 100 * math.sqrt((0.2 * 0.8 + 0.3 * 0.7) / (3 * 400 * 10))
+    assert expected < found.error < 2.5 * expected
+    same = difference(PER, good, good)
+    assert same.gain == 0 and not same.beyond_noise
+    # of equal rows few differences may look real: about one in twenty by chance, less with both errors added
+    beyond = sum(
+        difference(PER, items(rng, 0.3, utterances=80), items(rng, 0.3, utterances=80)).beyond_noise for _ in range(60)
+    )
+    assert beyond <= 8
+    paired = {seed: {n: [min(10, e + 1), 10] for n, (e, _) in utts.items()} for seed, utts in good.items()}
+    assert difference(PER, good, paired).error < 0.5  # what both share cancels
+    assert difference(PER, {"1": good["1"]}, {"2": bad["2"]}) is None  # no common seed
+    assert difference(PER, {"1": good["1"]}, {"1": bad["1"]}).error > 0  # one seed: the test set's noise alone
+
+
+def test_the_page_gets_its_tables() -> None:
+    page = "a\n<!-- scores -->\nold\n<!-- end -->\nb\n<!-- claims -->\n<!-- end -->\n"
+    filled = tables.fill(page, {"scores": "S\n", "claims": "C\n"})
+    assert filled == "a\n<!-- scores -->\nS\n<!-- end -->\nb\n<!-- claims -->\nC\n<!-- end -->\n"
+    assert tables.fill(filled, {"scores": "S\n", "claims": "C\n"}) == filled
+    with pytest.raises(EkdError, match="no <!-- teachers -->"):
+        tables.fill(page, {"teachers": "T\n"})
+    for name in ("scores", "claims", "teachers"):
+        assert f"<!-- {name} -->" in tables.PAGE.read_text()
+
+
+def test_the_page_is_what_the_results_give(experiment) -> None:
+    """docs/results.md holds no number that results/ does not."""
+    results = tables.read_results(experiment, tables.RESULTS)
+    made = {
+        "scores": tables.score_table(results),
+        "claims": tables.claim_table(results),
+        "teachers": tables.teacher_table(results),
+    }
+    page = tables.PAGE.read_text()
+    assert tables.fill(page, made) == page
+
+
+def test_items_agree_with_the_scores_of_record(experiment) -> None:
+    """Every kept row: what its utterances add up to is what the runner printed."""
+    for result in tables.read_results(experiment, tables.RESULTS).values():
+        for metric in (PER, SID, WER, CER):  # ER's score is the mean of its folds, which differ in size
+            for seed, utterances in result.items(metric.task).items():
+                score = metric.rate(metric.counts(utterances))
+                assert score == pytest.approx(result.of_record(metric)[seed], abs=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two rows by the real commands on synthetic speech, and the merge's other part; again: nothing is redone."""
+    pytest.importorskip("espeakng_loader")
+    from s3prl_ekd.corpora.demo import make_demo_corpus
+
+    make_demo_corpus(tmp_path / "speech", small=True)
+    values = yaml.safe_load((HERE / "experiment.yaml").read_text())
+    values["students"], values["merged"] = ["hubert", "wavlm"], {"merged": ["hubert", "wavlm"]}
+    values["distillation"] |= {"steps": 4, "batch_seconds": 8.0, "crop_seconds": 2.0}
+    few = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
+    values["evaluation"] |= {"preset": "tiny", "seeds": [1, 2], "override": [few]}
+    values["evaluation"]["lr"] = {"pr": [1e-2], "sid": [1e-1, 1e-2], "er": [1e-3], "asr": [1e-3]}
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(values))
+    words = ["--speech", str(tmp_path / "speech"), "--work", str(tmp_path / "work"), "--experiment", str(file)]
+    words += ["--results", str(tmp_path / "results"), "--only", "hubert", "merged"]
+    assert command.main(words) == 0
+    small = read_experiment(file)
+    results = tables.read_results(small, tmp_path / "results")
+    assert list(results) == ["hubert", "merged"]
+    for result in results.values():
+        assert {task: sorted(result.items(task)) for task in TASKS} == dict.fromkeys(TASKS, ["1", "2"])
+        first, second = (scores["tasks"]["sid"] for scores in result.scores.values())
+        assert [rate["lr"] for rate in first["grid"]] == [0.1, 0.01]
+        assert second["lr"] == first["lr"] and "grid" not in second
+        assert str(tmp_path) not in json.dumps(result.scores)  # no path of this machine is kept
+    assert results["hubert"].distillation["2"]["steps"] == 4 and not results["merged"].distillation
+    weights = [
+        read_checkpoint(tmp_path / "work/students/hubert" / seed / "run")["encoder"] for seed in ("seed1", "seed2")
+    ]
+    assert not all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())  # a student a seed
+    assert "HuBERT alone" in tables.score_table(results)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("states-*.ckpt")}
+    assert command.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("states-*.ckpt")} == before
+    values["distillation"]["lr"] = 1.0e-4
+    file.write_text(yaml.safe_dump(values))
+    assert command.main(words) == 2
+    assert "students/hubert/seed1/made_by.json: this student was made with other settings" in capsys.readouterr().err

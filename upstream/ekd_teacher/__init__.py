@@ -1,0 +1,1 @@
+"""Any teacher as an s3prl upstream: run_downstream.py -u ekd_teacher -k SOURCE."""

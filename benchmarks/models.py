@@ -19,7 +19,7 @@ from benchmarks import common
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import DISTILHUBERT, EncoderShape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, write_converted, write_transformers
+from s3prl_ekd.teachers.tiny import write_converted, write_transformers
 
 FAMILIES = {
     "hubert": {"padding_rule": "fairseq"},
@@ -54,7 +54,7 @@ def run_teachers(options: Any) -> dict[str, Any]:
 def run_student(options: Any) -> dict[str, Any]:
     """(c) Seconds of the student's forward pass at batch 1 and 24, against transformers' HubertModel of two layers."""
     logging.disable(logging.INFO)
-    shape = DISTILHUBERT if options.size == "full" else TINY.with_(layers=2, feature_norm=False)
+    shape = DISTILHUBERT if options.size == "full" else common.SIZES["tiny"].with_(layers=2, feature_norm=False)
     torch.manual_seed(0)
     ours = Encoder(shape).eval().to(options.device)
     theirs = _transformers(ours, "hubert").to(options.device)

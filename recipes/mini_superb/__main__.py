@@ -19,6 +19,7 @@ from recipes.mini_superb.settings import Row, read_experiment, rows
 from recipes.mini_superb.students import Students, call, write_config
 from recipes.mini_superb.tables import HERE, RESULTS
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         raise EkdError(f"--only: no row {sorted(unknown)[0]!r} (there are {names})")
     chosen = [row for row in chosen if args.only is None or row.name in args.only]
     seeds = experiment.evaluation.seeds if args.seeds is None else args.seeds
+    tasks = [task.name for task in parse_tasks(args.tasks)]
     how = ["--device", args.device, "--jobs", str(args.jobs)]
     students = Students(experiment, work, data, args.device)
     for seed in seeds:
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
             started = time.monotonic()
             model = model_words(students, row, seed)
             made = time.monotonic() - started
-            folder = scores.evaluate(experiment, row, model, seed, work, data, how)
+            folder = scores.evaluate(experiment, row, model, seed, work, data, tasks, how)
             scores.keep(folder, students.folder(row.name, seed), work, args.results / row.name / f"seed{seed}")
             spent = time.monotonic() - started - made
             logger.info("seed %d, %s: student %.0f s, scores %.0f s", seed, row.name, made, spent)
@@ -99,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: the recipe's own results/")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of them (default: the experiment's)")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="some of the four (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="evaluation runs at a time (default: %(default)s)")
     return parser

@@ -25,7 +25,14 @@ ITEMS, SCORES = "items.json", "scores.json"
 
 
 def evaluate(
-    experiment: Experiment, row: Row, model: list[str], seed: int, work: Path, data: Path, how: list[str]
+    experiment: Experiment,
+    row: Row,
+    model: list[str],
+    seed: int,
+    work: Path,
+    data: Path,
+    tasks: list[str],
+    how: list[str],
 ) -> Path:
     """Evaluate a row at a seed; its folder. What is done already is kept, by ``s3prl-ekd evaluate`` itself.
 
@@ -33,6 +40,7 @@ def evaluate(
 
     Args:
         model: what names the row's model to ``s3prl-ekd evaluate``.
+        tasks: of the four; others' scores that are there stay.
         how: further words of that command (``--device``, ``--jobs``).
 
     Raises:
@@ -41,7 +49,7 @@ def evaluate(
     settings = experiment.evaluation
     folder = work / "scores" / row.name / f"seed{seed}"
     words = ["s3prl-ekd", "evaluate", *model, "--label", row.name, "--data", str(data), "--out", str(folder)]
-    words += ["--preset", settings.preset, "--seeds", str(seed), *how]
+    words += ["--tasks", ",".join(tasks), "--preset", settings.preset, "--seeds", str(seed), *how]
     for item in settings.override:
         words += ["--override", item]
     rates = settings.lr
@@ -51,6 +59,8 @@ def evaluate(
             raise EkdError(f"{first}: not there; learning rates are picked with seed {settings.seeds[0]}, the first")
         rates = {name: [record["lr"]] for name, record in read_scores(first)["tasks"].items()}
     for task, choices in rates.items():
+        if task not in tasks:
+            continue
         words += ["--lr", f"{task}:{','.join(map(repr, choices))}"]
     call(words, folder / "evaluate.log")
     return folder

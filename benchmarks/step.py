@@ -20,7 +20,7 @@ from s3prl_ekd.distill.losses import head_losses, mean_over_heads
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import BASE_CONV, EncoderShape
-from s3prl_ekd.model.student import Student
+from s3prl_ekd.model.student import Student, student_like
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 # GFLOP of one second of audio in a full-size step of three teachers and nine heads (docs/performance.md)
@@ -63,14 +63,7 @@ def ours(
 
 
 def student_config(shape: EncoderShape) -> StudentConfig:
-    return StudentConfig(
-        width=shape.width,
-        ffn_width=shape.ffn_width,
-        heads=shape.heads,
-        conv_layers=[list(layer) for layer in shape.conv_layers],
-        pos_conv_kernel=shape.pos_conv_kernel,
-        pos_conv_groups=shape.pos_conv_groups,
-    )
+    return StudentConfig(**student_like(shape))
 
 
 def s3prl_way(size: str, clips: list[torch.Tensor], device: str) -> Callable[[], float]:

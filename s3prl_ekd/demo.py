@@ -106,22 +106,15 @@ class Demo:
         self.call("s3prl-ekd", "prepare", "--manifest", *manifests, "--out", str(self.out / "data"))
 
     def teachers(self) -> None:
+        from s3prl_ekd.model.student import student_like
         from s3prl_ekd.teachers.sources import describe
 
         for name, source in TEACHERS.items():
             self.console.print(f"  {name:<14} {source}", highlight=False)
         shape = describe(TEACHERS["hubert"]).shape
         layers = [shape.layers // 3, 2 * shape.layers // 3, shape.layers]
-        student = {
-            "layers": 2,
-            "width": shape.width,
-            "ffn_width": shape.ffn_width,
-            "heads": shape.heads,
-            "conv_layers": [list(layer) for layer in shape.conv_layers],
-            "pos_conv_kernel": shape.pos_conv_kernel,
-            "pos_conv_groups": shape.pos_conv_groups,
-        }
-        teachers = [{"name": name, "source": source, "layers": layers} for name, source in TEACHERS.items()]
+        student = {"layers": 2, **student_like(shape)}
+        teachers = [{"name": name, "source": source, "layers": [*layers]} for name, source in TEACHERS.items()]
         # `base`: everything not said here is the paper's recipe, pretrain/ekd/config_model.yaml.
         model = {"base": "config_model.yaml", "ekd": {"teachers": teachers}, "student": student}
         (self.out / "model.yaml").write_text(yaml.safe_dump(model, sort_keys=False, default_flow_style=None))

@@ -19,7 +19,7 @@ from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
-from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
+from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_like, student_state
 from s3prl_ekd.teachers import sources
 
 DISTILLATION = "distillation.json"
@@ -49,15 +49,7 @@ def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
     return {
         "base": file.name,
         "ekd": {"teachers": teachers, "initialise_from": experiment.initialise_from},
-        "student": {
-            "layers": config.student.layers,
-            "width": shape.width,
-            "ffn_width": shape.ffn_width,
-            "heads": shape.heads,
-            "conv_layers": [list(layer) for layer in shape.conv_layers],
-            "pos_conv_kernel": shape.pos_conv_kernel,
-            "pos_conv_groups": shape.pos_conv_groups,
-        },
+        "student": {"layers": config.student.layers, **student_like(shape)},
         "task": {"sequence_length": int(experiment.distillation.crop_seconds * SAMPLE_RATE)},
     }
 

@@ -44,6 +44,18 @@ def student_shape(config: StudentConfig) -> EncoderShape:
         raise EkdError(f"student: {error}") from error
 
 
+def student_like(teacher: EncoderShape) -> dict[str, Any]:
+    """The ``student`` section with a teacher's widths, so that its weights can start the student; depth is apart."""
+    return {
+        "width": teacher.width,
+        "ffn_width": teacher.ffn_width,
+        "heads": teacher.heads,
+        "conv_layers": [list(layer) for layer in teacher.conv_layers],
+        "pos_conv_kernel": teacher.pos_conv_kernel,
+        "pos_conv_groups": teacher.pos_conv_groups,
+    }
+
+
 class Student(nn.Module):
     """Encoder plus one head set per target set; everything that is trained.
 

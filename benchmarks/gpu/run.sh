@@ -3,7 +3,7 @@
 #   tests     every test
 #   bench     each benchmark of `python -m benchmarks` as JSON, the profile of the step's kernels included
 #   job       the main job on real speech: pretraining in fp32, fp16 and bf16, then four tasks, train and test
-#   trouble   a killed run goes on and ends as one never killed; NaN in a batch and a batch too large are survived
+#   trouble   a killed run goes on and ends as one never killed; the tests that need a GPU
 #   teachers  the three embedded teachers, trained again (recipes/tiny_teachers)
 #   table     recipes/mini_superb, as far as ten minutes go; the same call again goes on
 #

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from recipes.command import carry_out
 from recipes.mini_superb import scores
 from recipes.mini_superb.settings import Row, read_experiment, rows
 from recipes.mini_superb.students import Students, call, write_config
@@ -28,17 +29,7 @@ SETS = ("pretrain", "asr", "sid", "er")
 
 def main(argv: list[str] | None = None) -> int:
     """Carry the experiment out; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args = _parser().parse_args(argv)
-    try:
-        run(args)
-    except EkdError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on\n")
-        return 130
-    return 0
+    return carry_out(run, _parser().parse_args(argv))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,18 +18,18 @@ from typing import Any
 
 import torch
 
-from recipes.tiny_teachers.crops import FramePlan
-from recipes.tiny_teachers.settings import NOISE, STAGE, StageSettings, TeacherSettings, read_settings
+from recipes.command import carry_out
+from recipes.tiny_teachers.settings import HOP, NOISE, STAGE, StageSettings, TeacherSettings, read_settings
 from recipes.tiny_teachers.ship import ship
 from recipes.tiny_teachers.train import Machine, Stage
 from recipes.tiny_teachers.units import make_units
 from s3prl_ekd.bridge.arguments import check_device
-from s3prl_ekd.bridge.interrupts import one_line
 from s3prl_ekd.config import check_runner_config, read_yaml
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.student import START_FIELDS
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import data_digest, weights_digest
 
@@ -37,29 +37,16 @@ logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 DATA = "LibriSpeech train-clean-100 (Panayotov et al. 2015) and speechocean762 (Zhang et al. 2021), 7.6 h in all"
-NOISE_DATA = (
-    "noise and rooms of ESC-10, Speech Commands, speechbrain's samples and OpenAIR (CC0, CC BY 4.0, Apache-2.0)"
-)
+NOISE_DATA = "noise and rooms of ESC-10, Speech Commands, speechbrain, OpenAIR (CC0, CC BY 4.0, Apache-2.0)"
 LICENCE = "weights: MIT; both corpora: CC BY 4.0"
 # What weights depend on; attention may differ, its gates then start at random
-_SAME = ("conv_layers", "conv_norm", "conv_bias", "feature_norm", "width", "layers", "ffn_width", "heads", "pre_norm",
-         "pos_conv_kernel", "pos_conv_groups", "pos_conv_depth")  # fmt: skip
+_SAME = (*START_FIELDS, "feature_norm", "layers")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Train every stage of a teacher and write its folder; returns the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    args = _parser().parse_args(argv)
-    try:
-        train_teacher(args)
-    except EkdError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on from the last checkpoint\n")
-        return 130
-    return 0
+    return carry_out(train_teacher, _parser().parse_args(argv))
 
 
 def train_teacher(args: argparse.Namespace) -> Path:
@@ -146,7 +133,7 @@ class _Recipe:
         if source.startswith(STAGE):
             source = str(self.folder / source.removeprefix(STAGE) / "model")
         described = sources.describe(source, where)
-        if described.shape.hop != FramePlan.FRAME:
+        if described.shape.hop != HOP:
             raise EkdError(f"{where}: {source} has a frame every {described.shape.hop} samples, expected 320 (20 ms)")
         encoder = sources.load(described, where)
         if not isinstance(encoder, Encoder):

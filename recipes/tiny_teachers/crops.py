@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from recipes.tiny_teachers.settings import MixSettings
+from recipes.tiny_teachers.settings import HOP, MixSettings
 from recipes.tiny_teachers.units import Units
 from s3prl_ekd.data.batches import BatchPlan, BatchSpec, CropDataset
 from s3prl_ekd.data.distort import Distorter
@@ -28,7 +28,7 @@ class FramePlan(BatchPlan):
 
     def __iter__(self) -> Iterator[BatchSpec]:
         for spec in super().__iter__():
-            yield replace(spec, starts=tuple(start - start % self.FRAME for start in spec.starts))
+            yield replace(spec, starts=tuple(start - start % HOP for start in spec.starts))
 
 
 @dataclass
@@ -84,8 +84,7 @@ class UnitCrops(Dataset[UnitBatch]):
             raise EkdError(batch.skipped[0])
         frames = self.shape.frames(spec.samples)
         units = [
-            self.units.crop(item, start // FramePlan.FRAME, frames)
-            for item, start in zip(spec.items, spec.starts, strict=True)
+            self.units.crop(item, start // HOP, frames) for item, start in zip(spec.items, spec.starts, strict=True)
         ]
         wave = batch.wave
         if self.mixing is not None:

@@ -25,6 +25,9 @@ from s3prl_ekd.teachers import sources
 
 CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
+START_FIELDS = ("conv_layers", "conv_norm", "conv_bias", "width", "ffn_width", "heads", "pre_norm",
+                "pos_conv_kernel", "pos_conv_groups", "pos_conv_depth")  # fmt: skip
+"""Fields of a shape that must agree where weights of one encoder start another."""
 
 
 def student_shape(config: StudentConfig) -> EncoderShape:
@@ -119,8 +122,7 @@ def check_start(student: EncoderShape, teacher: EncoderShape, where: str = "ekd.
     """Raise EkdError where a student of one shape cannot take up weights of a teacher of another."""
     if teacher.attention != "plain":
         raise EkdError(f"{where}: WavLM's gated attention has no place in the student; name a HuBERT teacher")
-    for field in ("conv_layers", "conv_norm", "conv_bias", "width", "ffn_width", "heads", "pre_norm",
-                  "pos_conv_kernel", "pos_conv_groups", "pos_conv_depth"):  # fmt: skip
+    for field in START_FIELDS:
         ours, theirs = getattr(student, field), getattr(teacher, field)
         if ours != theirs:
             raise EkdError(

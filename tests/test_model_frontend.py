@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
+from s3prl_ekd.model.strided_conv import _by_cudnn, channels_innermost, strided_conv
 
 NARROW = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)
 
@@ -31,11 +31,12 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 @pytest.mark.parametrize("bias", [False, True])
 def test_strided_conv_equals_conv1d(kernel: int, stride: int, bias: bool) -> None:
     torch.manual_seed(0)
-    x = torch.randn(stride * 20, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(2, stride * 20, 6, dtype=torch.float64, requires_grad=True)
     weight = channels_innermost(torch.randn(5, 6, kernel, dtype=torch.float64)).requires_grad_()
     offset = torch.randn(5, dtype=torch.float64, requires_grad=True) if bias else None
-    padded = F.pad(x.t().unsqueeze(0), (0, max(kernel - stride, 0)))
-    expected = F.conv1d(padded, weight, offset, stride).squeeze(0).t()
+    # a window at the end of the first clip reaches over into the second; one at the very end sees zeros
+    padded = F.pad(x.flatten(0, 1).t().unsqueeze(0), (0, max(kernel - stride, 0)))
+    expected = F.conv1d(padded, weight, offset, stride).squeeze(0).t().unflatten(0, (2, -1))
     ours = strided_conv(x, weight, offset, stride)
     assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
     inputs = [tensor for tensor in (x, weight, offset) if tensor is not None]
@@ -93,3 +94,11 @@ def test_bf16_stays_close(conv_norm: str, autocast: bool) -> None:
         half = frontend.bfloat16()(wave)
     assert half.dtype == torch.bfloat16
     assert F.cosine_similarity(half.float(), exact, dim=-1).min() > 0.999
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (7, 3)])
+def test_the_form_for_cudnn_is_the_same_convolution(kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    x, weight, offset = torch.randn(2, 31, 6), channels_innermost(torch.randn(5, 6, kernel)), torch.randn(5)
+    expected = F.conv1d(x.transpose(1, 2), weight, offset, stride).transpose(1, 2)
+    assert torch.allclose(_by_cudnn(x, weight, offset, stride), expected, atol=1e-5)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from s3prl_ekd.model.banded_conv import banded_conv, make_band
 from s3prl_ekd.model.position import PositionalConv, grouped_conv
 from s3prl_ekd.teachers.tiny import TINY
 
@@ -15,15 +16,15 @@ from s3prl_ekd.teachers.tiny import TINY
 @pytest.mark.parametrize("kernel", [19, 32, 128])
 def test_bf16_is_fp32_within_its_precision(channels: int, kernel: int, autocast: bool) -> None:
     groups = 4
-    x = torch.randn(2, channels * groups, 60)
+    x = torch.randn(2, 60, channels * groups)
     weight = torch.randn(channels * groups, channels, kernel) / (channels * kernel) ** 0.5
     bias = torch.randn(channels * groups)
-    exact = F.conv1d(x, weight, bias, padding=kernel // 2, groups=groups)
+    exact = F.conv1d(x.transpose(1, 2), weight, bias, padding=kernel // 2, groups=groups)[..., :60].transpose(1, 2)
     if autocast:
         with torch.autocast("cpu", torch.bfloat16):
-            half = grouped_conv(x, weight, bias, kernel // 2, groups)
+            half = grouped_conv(x, weight, bias, groups)
     else:
-        half = grouped_conv(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), kernel // 2, groups)
+        half = grouped_conv(x.bfloat16(), weight.bfloat16(), bias.bfloat16(), groups)
     assert half.dtype == torch.bfloat16
     assert (half.float() - exact).norm() < 0.01 * exact.norm()
 
@@ -47,3 +48,22 @@ def test_the_kept_weight_follows_every_change() -> None:
     assert conv.v.grad is not None
     with torch.no_grad():
         assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("frames", "channels", "groups", "kernel"), [
+    (60, 4, 4, 19), (33, 12, 2, 32), (7, 4, 2, 4), (16, 8, 1, 1), (50, 4, 8, 128), (1, 3, 2, 5),
+])  # fmt: skip
+def test_banded_products_are_the_grouped_convolution(frames: int, channels: int, groups: int, kernel: int) -> None:
+    """What a GPU computes; gradients included."""
+    torch.manual_seed(0)
+    x = torch.randn(2, frames, channels * groups, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(channels * groups, channels, kernel, dtype=torch.float64, requires_grad=True)
+    full = F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2, groups=groups)
+    expected = full[..., :frames].transpose(1, 2)
+    ours = banded_conv(x, weight, groups)
+    seed = torch.randn_like(expected)
+    assert torch.allclose(ours, expected, rtol=1e-12, atol=1e-12)
+    assert torch.equal(banded_conv(x, weight, groups, make_band(weight.detach(), groups)), ours)
+    wanted = torch.autograd.grad(expected, (x, weight), seed)
+    for mine, theirs in zip(torch.autograd.grad(ours, (x, weight), seed), wanted, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-12, atol=1e-12)

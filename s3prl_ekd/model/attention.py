@@ -36,7 +36,7 @@ class SelfAttention(nn.Module):
             self.gate = None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """x (B, T, D), mask bool (B, T) True for speech or None, bias (H, T, T) or None -> (B, T, D)."""
+        """x (B, T, D), mask bool (B, T) True for speech or None, bias of :class:`RelativeBias` or None -> (B, T, D)."""
         batch, frames, width = x.shape
         query, key, value = (
             part.view(batch, frames, self.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
@@ -51,10 +51,10 @@ class SelfAttention(nn.Module):
     def _gated_bias(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         """(B, H, T, T): this layer's gate times the shared bias, -inf where the key is padding."""
         batch, frames, _ = x.shape
-        by_head = x.view(batch, frames, self.heads, -1).transpose(1, 2)  # (B, H, T, d)
-        a, b = torch.sigmoid(self.gate(by_head).view(batch, self.heads, frames, 2, 4).sum(-1)).unbind(-1)  # (B, H, T)
+        gates = self.gate(x.view(batch, frames, self.heads, -1)).view(batch, frames, self.heads, 2, 4).sum(-1)
+        a, b = torch.sigmoid(gates).transpose(1, 2).unbind(-1)  # (B, H, T)
         gate = a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0
-        gated = gate.unsqueeze(-1) * bias
+        gated = (gate.unsqueeze(-1) * bias)[..., :frames]  # the product first: rows stay aligned
         return gated if mask is None else gated.masked_fill(~mask[:, None, None, :], float("-inf"))
 
 
@@ -68,12 +68,16 @@ class RelativeBias(nn.Module):
         self.table = nn.Embedding(shape.relative_buckets, shape.heads)
 
     def forward(self, frames: int) -> Tensor:
-        """(H, T, T): the bias of (query, key), a function of key - query only."""
+        """(H, T, T'): the bias of (query, key), a function of key - query only; T' is T rounded up to a multiple of 8.
+
+        No key has the last columns. They are there for attention kernels, which read unaligned rows at half the speed.
+        """
         device = self.table.weight.device
         distance = torch.arange(1 - frames, frames, device=device)  # (2T - 1,) key - query
         by_distance = self.table(self._bucket(distance)).t()  # (H, 2T - 1)
-        # row q of the (T, T) matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor
-        return by_distance.unfold(1, frames, 1).flip(1)
+        by_distance = F.pad(by_distance, (0, -frames % 8))
+        # row q of the matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor
+        return by_distance.unfold(1, frames + -frames % 8, 1).flip(1)
 
     def _bucket(self, distance: Tensor) -> Tensor:
         """T5's buckets: half for each sign; the nearer half of each exact, the rest logarithmic up to max_distance."""

@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         if not self.shape.pre_norm:
             x = layer_norm_fp32(self.norm, x)
         x = F.dropout(x, self.hidden_dropout, self.training)
-        bias = self.relative_bias(x.shape[1]) if self.relative_bias is not None else None  # (H, T, T)
+        bias = self.relative_bias(x.shape[1]) if self.relative_bias is not None else None  # (H, T, T')
         for index in range(last + 1):
             if index > 0:
                 x = self.layers[index - 1](x, mask, bias)

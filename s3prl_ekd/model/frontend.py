@@ -13,6 +13,9 @@ from s3prl_ekd.model.arithmetic import compute_dtype, gelu, layer_norm_fp32
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
 
+_PAD = 8  # columns; 16 bytes in half precision
+_PIECE = 1024  # frames
+
 
 class ConvFrontEnd(nn.Module):
     """Seven strided convolutions with GELU; GroupNorm after the first, or LayerNorm after each (``conv_norm``).
@@ -58,14 +61,14 @@ class ConvFrontEnd(nn.Module):
         x = gelu(self._first(wave, samples))
         for index, conv in enumerate(self.convs[1:], start=1):
             bias = None if conv.bias is None else conv.bias.to(x.dtype)
-            x = strided_conv(x, conv.weight.to(x.dtype), bias, conv.stride[0])  # (B * samples of this level, C)
+            x = strided_conv(x, conv.weight.to(x.dtype), bias, conv.stride[0])  # (B, samples of this level, C)
             if not self.group_norm:
                 x = layer_norm_fp32(self.norms[index], x)
             x = gelu(x)
-        return x.view(batch, -1, x.shape[1])[:, :frames]
+        return x[:, :frames]
 
     def _first(self, wave: Tensor, samples: int) -> Tensor:
-        """The first convolution and its norm: wave (B, N') of N samples and padding -> (B * N' / stride, C).
+        """The first convolution and its norm: wave (B, N') of N samples and padding -> (B, N' / stride, C).
 
         Its output is the largest tensor of the whole model, so GroupNorm does not get to read it: a channel's mean and
         variance over time follow from those of the windows. With window u, weight w, mean m = E[u], S = Cov[u]::
@@ -73,7 +76,7 @@ class ConvFrontEnd(nn.Module):
             (w u - E[w u]) / sqrt(Var[w u] + eps) * gamma + beta = (a w) (u - m) + beta,  a = gamma / sqrt(w S w + eps)
 
         S is 10 x 10, in float64. What remains is one matrix product a clip, of centred windows: a constant offset in
-        the recording costs no precision.
+        the recording costs no precision. beta is one more row of the matrix, or two: what rounding leaves of it.
         """
         conv, dtype = self.convs[0], compute_dtype(wave, self.convs[0].weight)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -83,7 +86,7 @@ class ConvFrontEnd(nn.Module):
             if not self.group_norm:
                 bias = None if conv.bias is None else conv.bias.to(dtype)
                 x = F.linear(windows.to(dtype), weight.to(dtype), bias)
-                return layer_norm_fp32(self.norms[0], x).flatten(0, 1)
+                return layer_norm_fp32(self.norms[0], x)
             norm = self.norms[0]  # it takes the convolution's bias away again
             count = (samples - kernel) // stride + 1  # windows that lie inside the clip
             mean, covariance = _moments(windows[:, :count])
@@ -92,9 +95,13 @@ class ConvFrontEnd(nn.Module):
             scaled = scale.unsqueeze(-1) * weight.double()  # (B, C, k)
             rounded = mean.float().unsqueeze(1)  # (B, 1, k); what rounding leaves of the mean goes into the bias
             shift = norm.bias.double() + (rounded - mean.unsqueeze(1)) @ scaled.transpose(1, 2)  # (B, 1, C)
-            centred = (windows - rounded).to(dtype)
-            x = torch.baddbmm(shift.to(dtype), centred, scaled.to(dtype).transpose(1, 2))
-            return x.flatten(0, 1)
+            columns = -(-(kernel + 2) // _PAD) * _PAD  # rows of a length that matrix units read whole
+            centred = torch.zeros(*windows.shape[:2], columns, dtype=dtype, device=wave.device)
+            torch.sub(windows, rounded, out=centred[..., :kernel])
+            centred[..., kernel : kernel + 2] = 1
+            coarse = shift.to(dtype)
+            matrix = torch.cat([scaled.transpose(1, 2).to(dtype), coarse, (shift - coarse.double()).to(dtype)], dim=1)
+            return torch.bmm(centred, F.pad(matrix, (0, 0, 0, columns - kernel - 2)))
 
 
 def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,7 +109,9 @@ def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:
     windows = windows.double()
     mean = windows.mean(1)
     centred = windows - mean.unsqueeze(1)
-    return mean, centred.transpose(1, 2) @ centred / windows.shape[1]
+    # in pieces: one product of two tall matrices would keep a GPU waiting for a few of its processors
+    pieces = F.pad(centred, (0, 0, 0, -centred.shape[1] % _PIECE)).unflatten(1, (-1, _PIECE))  # (B, n, piece, k)
+    return mean, (pieces.transpose(2, 3) @ pieces).sum(1) / windows.shape[1]
 
 
 def frame_mask(lengths: Tensor, samples: int, frames: int, shape: EncoderShape) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import compute_dtype
+from s3prl_ekd.model.banded_conv import banded_conv, make_band
 from s3prl_ekd.model.shape import EncoderShape
 
 
@@ -29,26 +30,23 @@ class PositionalConv(nn.Module):
         nn.init.normal_(self.v, std=math.sqrt(4.0 / (kernel * shape.width)))
         self.g = nn.Parameter(self.v.detach().norm(dim=(0, 1)))
         self.bias = nn.Parameter(torch.zeros(shape.width))
-        self._kept: tuple[tuple, Tensor] | None = None  # (what it was made of, the weight), for :meth:`_weight`
+        self._kept: tuple[tuple, Tensor, Tensor | None] | None = None  # (what they were made of, weight, band)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        kernel = self.v.shape[-1]
-        weight, bias = self._weight(x.dtype), self.bias.to(x.dtype)
-        out = grouped_conv(x.transpose(1, 2), weight, bias, kernel // 2, self.groups)
-        if kernel % 2 == 0:
-            out = out[:, :, :-1]  # an even kernel with symmetric padding makes one frame too many
-        return F.gelu(out).transpose(1, 2)
+        weight, band = self._weight(x.dtype)
+        return F.gelu(grouped_conv(x, weight, self.bias.to(x.dtype), self.groups, band))
 
-    def _weight(self, dtype: torch.dtype) -> Tensor:
-        """(D, D / groups, k), in ``dtype``. Without gradients it is kept until v or g change."""
+    def _weight(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """(D, D / groups, k), in ``dtype``, and its band on a GPU; without gradients kept until v or g change."""
         if torch.compiler.is_compiling() or (torch.is_grad_enabled() and self.v.requires_grad):
-            return self._normalised().to(dtype)
+            return self._normalised().to(dtype), None
         made_of = [(p.data_ptr(), p._version, p.dtype, p.device) for p in (self.v, self.g)]
         key = (*made_of, dtype, torch.is_inference_mode_enabled())
         if self._kept is None or self._kept[0] != key:
-            self._kept = key, self._normalised().to(dtype)
-        return self._kept[1]
+            weight = self._normalised().to(dtype)
+            self._kept = key, weight, make_band(weight, self.groups) if weight.is_cuda else None
+        return self._kept[1:]
 
     def _normalised(self) -> Tensor:
         v = self.v.float()
@@ -68,25 +66,30 @@ class PositionalConvStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
-        frames, width = x.shape[1:]
+        width = x.shape[2]
         for conv in self.convs:
-            x = grouped_conv(x.transpose(1, 2), conv.weight, conv.bias, conv.padding[0], conv.groups)
-            x = x[:, :, :frames].transpose(1, 2)  # even kernels make one frame too many
+            x = grouped_conv(x, conv.weight, conv.bias, conv.groups)
             x = F.gelu(F.layer_norm(x.float(), (width,)).to(x.dtype))
         return x
 
 
-def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int, groups: int) -> Tensor:
-    """``F.conv1d``, kept from the one case that a CPU computes wrongly. x (B, D, T) -> (B, D, T').
+def grouped_conv(x: Tensor, weight: Tensor, bias: Tensor, groups: int, band: Tensor | None = None) -> Tensor:
+    """``F.conv1d`` over frames with ``padding = k // 2``, cut to T frames. x (B, T, D) -> (B, T, D).
 
-    oneDNN 3.10 (torch 2.11) returns unrelated numbers for bf16 on processors with AMX when a group has fewer than 16
-    channels and the kernel 32 taps or more (relative error 1.0 to 1.2, measured). No published model is that narrow,
-    small students and teachers are. There it computes in fp32.
+    On a GPU matrix products (``banded_conv.py``), whose ``band`` may be known already. On a CPU ``F.conv1d``, kept from
+    the one case that it computes wrongly: oneDNN 3.10 (torch 2.11) returns unrelated numbers for bf16 on processors
+    with AMX when a group has fewer than 16 channels and the kernel 32 taps or more (relative error 1.0 to 1.2,
+    measured). No published model is that narrow, small students and teachers are. There it computes in fp32.
     """
+    if x.is_cuda:
+        dtype = compute_dtype(x, weight)
+        with torch.autocast("cuda", enabled=False):
+            return banded_conv(x.to(dtype), weight.to(dtype), groups, band) + bias.to(dtype)
+    frames, padding = x.shape[1], weight.shape[2] // 2
+    x = x.transpose(1, 2)
     if x.device.type != "cpu" or weight.shape[1] >= 16 or compute_dtype(x, weight) != torch.bfloat16:
-        return F.conv1d(x, weight, bias, padding=padding, groups=groups)
-    with torch.autocast("cpu", enabled=False):
-        full = F.conv1d(
-            x.float(), weight.float(), None if bias is None else bias.float(), padding=padding, groups=groups
-        )
-    return full.to(torch.bfloat16)
+        out = F.conv1d(x, weight, bias, padding=padding, groups=groups)
+    else:
+        with torch.autocast("cpu", enabled=False):
+            out = F.conv1d(x.float(), weight.float(), bias.float(), padding=padding, groups=groups).bfloat16()
+    return out[:, :, :frames].transpose(1, 2)  # an even kernel with symmetric padding makes one frame too many

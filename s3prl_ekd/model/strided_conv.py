@@ -14,23 +14,37 @@ Shapes: R rows of all clips, C input and O output channels, k taps, s stride.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
-    """Convolve rows; the same numbers as ``F.conv1d`` on (1, C, R), zeros after the last row.
+    """Convolve clips; in the rows that ``F.conv1d`` gives, the same numbers.
 
     Args:
-        x: (R, C) contiguous; R a multiple of ``stride``.
+        x: (B, N, C) contiguous; N a multiple of ``stride`` where there are gradients or no GPU.
         weight: (O, C, k), fastest where channels lie innermost in memory (:func:`channels_innermost`).
         bias: (O,) or None.
         stride: s.
 
     Returns:
-        (R / s, O) in the dtype of ``x``.
+        (B, N', O) in the dtype of ``x``; N' is N / s, or what ``F.conv1d`` gives: (N - k) // s + 1.
     """
+    if x.is_cuda and not torch.is_grad_enabled():
+        return _by_cudnn(x, weight, bias, stride)
     taps = weight.permute(0, 2, 1).reshape(weight.shape[0], -1)  # (O, k C)
-    return _StridedConv.apply(x, taps, bias, stride)
+    out = _StridedConv.apply(x.flatten(0, 1), taps, bias, stride)
+    return out.view(len(x), -1, len(weight))
+
+
+def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
+    """A quarter faster than the products (H100, bf16), as a 2-D convolution: only those read channels-last tensors.
+
+    Its gradients were not faster, and its odd numbers of rows do not suit the products that compute ours.
+    """
+    image = x.unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, N), channels last in memory
+    out = F.conv2d(image, weight.unsqueeze(2), bias, stride=(1, stride))
+    return out.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def channels_innermost(weight: Tensor) -> Tensor:

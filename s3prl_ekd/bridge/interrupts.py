@@ -111,7 +111,10 @@ class Run:
         return f"error: {text}" if self.world.may_report(text) else ""
 
     def _after_runtime_error(self, error: RuntimeError) -> tuple[int, str]:
-        """Status and message where a signal to other processes is what lies behind ``error``; else raises it."""
+        """Status and message of a full GPU, or of a signal to other processes behind ``error``; else raises it."""
+        if any(words in str(error) for words in ("CUDA out of memory", "CUDA error: out of memory")):
+            reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
+            return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
         if "DataLoader worker" in str(error) and self._awaited():
             # A signal to the whole process group ends the data workers first; torch reports that as this error.
             return self._farewell()

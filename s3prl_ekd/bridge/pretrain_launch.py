@@ -88,6 +88,7 @@ class _Pretraining:
 
         import torch
 
+        from s3prl_ekd.bridge.memory import LeftOut
         from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         # as s3prl's run_downstream.py: file descriptors run out, and their server thread prints when workers are ended
@@ -101,7 +102,7 @@ class _Pretraining:
 
         runner = importlib.import_module("pretrain.runner")
         amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
-        cuda = ModuleProxy(torch.cuda, amp=amp)
+        cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=LeftOut(torch.cuda.empty_cache))
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         if self.world.several:
@@ -125,7 +126,9 @@ class _Pretraining:
     @staticmethod
     def _out_of_memory() -> None:
         """The runner empties the cache and goes on with the next batch, which its peers would wait for in vain."""
-        raise EkdError("out of GPU memory; use a smaller train_batch_size or sequence_length, or more ranks")
+        from s3prl_ekd.bridge.memory import ADVICE
+
+        raise EkdError(f"out of GPU memory; {ADVICE}, or take more ranks")
 
     def _listdir(self, path: str = ".") -> list[str]:
         if path == "pretrain/":

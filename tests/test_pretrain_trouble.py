@@ -1,0 +1,44 @@
+"""What a pretraining run survives, by the real runner: NaN audio, and batches that do not fit into memory.
+
+Here torch's error is raised by hand; test_gpu.py lets a GPU run out of memory, and has the checks that both share.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import test_gpu
+import test_pretrain_expert as pretraining
+import trouble_lab
+
+pytestmark = pytest.mark.slow
+
+lab = pretraining.lab
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_batch_of_nan_is_no_step(lab: Path, tmp_path: Path, precision: str) -> None:
+    test_gpu.check_nan(lab, tmp_path, "cpu", precision)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_batch_that_does_not_fit_is_left_out(lab: Path, tmp_path: Path, accumulate: int) -> None:
+    test_gpu.check_out_of_memory(lab, tmp_path, "cpu", "fp32", accumulate)
+
+
+def test_a_run_that_never_fits_ends(lab: Path, tmp_path: Path) -> None:
+    words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="2:always"), status=2)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: out of GPU memory at step 2: 10 batches in a row do not fit; set a smaller ")
+    assert "batch_seconds" in last and "Traceback" not in err
+    assert [line["batch"] for line in trouble_lab.lines(tmp_path / "steps.jsonl", "batch")] == [1] + 10 * [2]
+
+
+def test_out_of_memory_beside_a_step_is_one_line(lab: Path, tmp_path: Path) -> None:
+    words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:step"), status=2)
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: CUDA out of memory. Tried to allocate 20.00 GiB; set a smaller batch (docs/faq.md")
+    assert "Traceback" not in err and (tmp_path / "x" / "states-4.ckpt").is_file()

@@ -83,7 +83,7 @@ def install_stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"Featurizer": {"weights": torch.zeros(3)}, "Step": 2, "Args": argparse.Namespace(), "Config": {}}
     torch.save(state, folder / "saved.ckpt")
     monkeypatch.setattr(planning, "downstream_program", lambda: [sys.executable, str(script)])
-    monkeypatch.setattr(Nursery, "possible", lambda device: False)  # it would fork the real runner
+    monkeypatch.setattr(Nursery, "possible", lambda devices: False)  # it would fork the real runner
 
 
 def set_dev(folder: Path, *rows: tuple[list[str | None], float]) -> None:

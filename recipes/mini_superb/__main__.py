@@ -9,20 +9,19 @@ python -m recipes.mini_superb.tables
 from __future__ import annotations
 
 import argparse
-import logging
+import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 from recipes.command import carry_out
-from recipes.mini_superb import scores
-from recipes.mini_superb.settings import Row, read_experiment, rows
-from recipes.mini_superb.students import Students, call, write_config
+from recipes.mini_superb.calls import Calls
+from recipes.mini_superb.schedule import Rows, make
+from recipes.mini_superb.settings import read_experiment, rows
+from recipes.mini_superb.students import Students
 from recipes.mini_superb.tables import HERE, RESULTS
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
-
-logger = logging.getLogger(__name__)
 
 SETS = ("pretrain", "asr", "sid", "er")
 
@@ -34,9 +33,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Every row that is asked for at the first seed, then at the next; results are kept as soon as there are any."""
+    if args.parallel < 1 or args.jobs < 1:
+        raise EkdError(f"--parallel {args.parallel} --jobs {args.jobs}: expected 1 or more")
     experiment = read_experiment(args.experiment)
     work = args.work.resolve()
-    data = prepare(args.speech.resolve(), work)
+    cores = os.cpu_count() or 1
+    call = Calls(max(1, cores // args.parallel // args.jobs) if args.parallel > 1 else None)
+    data = prepare(args.speech.resolve(), work, call)
     chosen = rows(experiment)
     unknown = set(args.only or []) - {row.name for row in chosen}
     if unknown:
@@ -46,31 +49,11 @@ def run(args: argparse.Namespace) -> None:
     seeds = experiment.evaluation.seeds if args.seeds is None else args.seeds
     tasks = [task.name for task in parse_tasks(args.tasks)]
     how = ["--device", args.device, "--jobs", str(args.jobs)]
-    students = Students(experiment, work, data, args.device)
-    for seed in seeds:
-        for row in chosen:
-            started = time.monotonic()
-            model = model_words(students, row, seed)
-            made = time.monotonic() - started
-            folder = scores.evaluate(experiment, row, model, seed, work, data, tasks, how)
-            scores.keep(folder, students.folder(row.name, seed), work, args.results / row.name / f"seed{seed}")
-            spent = time.monotonic() - started - made
-            logger.info("seed %d, %s: student %.0f s, scores %.0f s", seed, row.name, made, spent)
+    students = Students(experiment, work, data, args.device, call)
+    make(Rows(students, tasks, how, args.results), chosen, seeds, args.parallel)
 
 
-def model_words(students: Students, row: Row, seed: int) -> list[str]:
-    """What names a row's model to ``s3prl-ekd evaluate``; students are distilled for it."""
-    if row.kind == "upstream":
-        return ["--upstream", row.what]
-    if row.kind in ("teacher", "untrained_teacher"):
-        return ["--teacher", row.what]
-    if row.kind == "untrained":
-        config = write_config(students.experiment, row.what, students.folder(row.name, seed))
-        return ["--untrained", str(config)]
-    return ["--ckpt", str(students.checkpoint(row, seed))]
-
-
-def prepare(speech: Path, work: Path) -> Path:
+def prepare(speech: Path, work: Path, call: Calls) -> Path:
     """What ``s3prl-ekd prepare`` makes of the speech, made unless it is there."""
     data = work / "data"
     missing = [name for name in SETS if not (speech / name / "manifest.tsv").is_file()]
@@ -95,8 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tasks", default=",".join(TASKS), help="some of the four (default: %(default)s)")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="evaluation runs at a time (default: %(default)s)")
+    parser.add_argument("--parallel", type=int, default=1, metavar="N", help="rows at a time (default: %(default)s)")
     return parser
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the commands are to be stopped too
     sys.exit(main())

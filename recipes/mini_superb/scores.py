@@ -14,8 +14,9 @@ from typing import Any
 
 import jiwer
 
+from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import Experiment, Row
-from recipes.mini_superb.students import DISTILLATION, call
+from recipes.mini_superb.students import DISTILLATION
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.score import edit_counts, read_predictions
@@ -33,6 +34,7 @@ def evaluate(
     data: Path,
     tasks: list[str],
     how: list[str],
+    call: Calls,
 ) -> Path:
     """Evaluate a row at a seed; its folder. What is done already is kept, by ``s3prl-ekd evaluate`` itself.
 
@@ -42,6 +44,7 @@ def evaluate(
         model: what names the row's model to ``s3prl-ekd evaluate``.
         tasks: of the four; others' scores that are there stay.
         how: further words of that command (``--device``, ``--jobs``).
+        call: runs it.
 
     Raises:
         EkdError: the first seed of this row has not been evaluated yet, or the evaluation failed.

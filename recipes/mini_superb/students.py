@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
-import subprocess
-import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import torch
 import yaml
 
+from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import Experiment, Row, variant_file
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
@@ -24,7 +23,7 @@ from s3prl_ekd.teachers import sources
 
 DISTILLATION = "distillation.json"
 MADE_BY = "made_by.json"
-_INTERRUPTED = (130, -2, -15)  # exit statuses of a command that was asked to stop
+_torch = threading.Lock()  # torch's list of safe classes is one for the process, and rows read checkpoints side by side
 
 
 def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
@@ -63,17 +62,19 @@ def write_config(experiment: Experiment, variant: str, folder: Path) -> Path:
 
 
 class Students:
-    """The students of an experiment, each made once a seed.
+    """The students of an experiment, each made once a seed; whoever needs one that is being made waits for it.
 
     Args:
         experiment: rows and budget.
         work: gets ``students/ROW/seedN``.
         data: what ``s3prl-ekd prepare`` made.
         device: of the distillation.
+        call: runs it.
     """
 
-    def __init__(self, experiment: Experiment, work: Path, data: Path, device: str) -> None:
-        self.experiment, self.work, self.data, self.device = experiment, work, data, device
+    def __init__(self, experiment: Experiment, work: Path, data: Path, device: str, call: Calls) -> None:
+        self.experiment, self.work, self.data, self.device, self.call = experiment, work, data, device, call
+        self._locks: dict[Path, threading.Lock] = {}
 
     def folder(self, row: str, seed: int) -> Path:
         """Where a row's student of a seed is."""
@@ -86,6 +87,10 @@ class Students:
             EkdError: the distillation failed, or what is there was made with other settings.
         """
         folder = self.folder(row.name, seed)
+        with self._locks.setdefault(folder, threading.Lock()):
+            return self._checkpoint(row, seed, folder)
+
+    def _checkpoint(self, row: Row, seed: int, folder: Path) -> Path:
         if row.kind == "merged":
             parts = [self.checkpoint(Row(part, "student", part), seed) for part in row.parts]
             self._claim(folder, {"parts": list(row.parts)})
@@ -125,7 +130,7 @@ class Students:
         clock = folder / "seconds.txt"  # of all calls, so that an interrupted distillation is not a fast one
         before, started = float(clock.read_text()) if clock.is_file() else 0.0, time.monotonic()
         try:
-            call(words, folder / "pretrain.log")
+            self.call(words, folder / "pretrain.log")
         finally:
             clock.write_text(f"{before + time.monotonic() - started:.1f}")
         lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -152,31 +157,7 @@ def _once(out: Path, make: Any) -> Path:
     """``make(path)`` unless ``out`` is there; whole or not at all."""
     if not out.is_file():
         partial = out.with_suffix(f".part{out.suffix}")
-        make(partial)
+        with _torch:
+            make(partial)
         partial.replace(out)
     return out
-
-
-def call(words: list[str], log: Path) -> None:
-    """Run one of the project's commands; its output goes into a file.
-
-    Raises:
-        EkdError: it failed; with its last line.
-        KeyboardInterrupt: it was interrupted.
-    """
-    beside = Path(sys.executable).with_name(words[0])
-    script = str(beside) if beside.is_file() else shutil.which(words[0])
-    if script is None:
-        raise EkdError(
-            f"{words[0]}: neither beside {sys.executable} nor on the PATH; install s3prl-ekd (pip install .)"
-        )
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as stream:
-        stream.write(f"$ {shlex.join(words)}\n")
-        stream.flush()
-        status = subprocess.run([script, *words[1:]], stdout=stream, stderr=stream, check=False).returncode
-    if status in _INTERRUPTED:
-        raise KeyboardInterrupt
-    if status != 0:
-        last = log.read_text().strip().splitlines()[-1]
-        raise EkdError(f"exit {status}: {shlex.join(words)}: {last} ({log})")

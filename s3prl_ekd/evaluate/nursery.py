@@ -3,16 +3,21 @@
 ``run_downstream.py`` spends some ten CPU seconds importing torch, transformers and s3prl's hub before its first step;
 an evaluation calls it a dozen times. A nursery is one process that has imported all of that and has done nothing else;
 each native command is a fork of it, which then calls the very entry point that the command's script calls, with the
-command's arguments. Only for runs on the CPU: a CUDA driver does not survive a fork.
+command's arguments and in the environment that a process would get.
+
+A CUDA driver does not survive a fork, so the nursery never starts it: each fork starts its own. One of s3prl's modules
+asks on import whether there is a GPU; PYTORCH_NVML_BASED_CUDA_CHECK makes that a question to NVML. Before the first run
+on a GPU a fork tries to compute there; where that fails, the nursery refuses and runs are processes of their own.
 
 Both sides are in this file: :class:`Nursery` here, :func:`serve` in the other process. A request is one JSON line with
-two pipes as file descriptors: the run's output, and its process id and exit status.
+two pipes as file descriptors: the run's output, and its process id (or why there is none) and exit status.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -21,8 +26,16 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.devices import native_device
+
+log = logging.getLogger(__name__)
+
+_PROGRAM = [sys.executable, "-m", "s3prl_ekd.evaluate.nursery"]
+_PATIENCE = 120.0  # seconds for the trial: a driver starts in one, but not beside many others that do the same
 _IMPORTS = (
     "pandas",
     "librosa",
@@ -41,50 +54,91 @@ _IMPORTS = (
 
 
 class Nursery:
-    """The process to fork from; one for an evaluation. Starts at the first use, ends with :meth:`close`."""
+    """The process to fork from; one for an evaluation. Starts at the first use, ends with :meth:`close`.
 
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._environment = environment
+    Args:
+        environment: what the runs' environments share: imports read some of it.
+        device: of the runs, as a native command's ``--device`` says it: cpu or cuda.
+    """
+
+    def __init__(self, environment: dict[str, str], device: str) -> None:
+        hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}  # as such a run has it when it imports
+        self._environment = {**environment, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **hidden}
+        self._device = device
+        self._refused = self._stopped = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @staticmethod
-    def possible(device: str) -> bool:
-        """Whether runs on ``device`` may be forks: on the CPU, on Linux."""
-        return device == "cpu" and sys.platform == "linux"
+    def possible(devices: Sequence[str]) -> bool:
+        """Whether runs on ``devices`` may be forks of one process: on Linux, on one kind of device."""
+        return sys.platform == "linux" and len({native_device(device) for device in devices}) == 1
 
-    def start(self, arguments: list[str]) -> Child | None:
-        """Begin ``run_downstream.py ARGUMENTS``; ``None`` when that cannot be done here (start a process instead)."""
+    def start(self, arguments: list[str], environment: dict[str, str]) -> Child | None:
+        """Begin ``run_downstream.py ARGUMENTS``; ``None`` when that cannot be done here (start a process instead).
+
+        ``environment`` is added to this process's.
+
+        Raises:
+            EkdError: after :meth:`stop`.
+        """
+        words = {"arguments": arguments, "folder": os.getcwd(), "device": self._device}
+        request = json.dumps({**words, "environment": {**os.environ, **environment}}).encode() + b"\n"
+        # Locked until the answer: a stream's reader could take the next request's descriptors for this one's.
         with self._lock:
+            if self._stopped:
+                raise EkdError("interrupted")
+            if self._refused:
+                return None
             if self._socket is None:
-                ours, theirs = socket.socketpair()
-                self._socket = ours
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "s3prl_ekd.evaluate.nursery", str(theirs.fileno())],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    env={**os.environ, **self._environment},
-                    start_new_session=True,
-                )
-                theirs.close()
-            output, output_end = os.pipe()
-            status, status_end = os.pipe()
-            request = json.dumps({"arguments": arguments, "folder": os.getcwd()}).encode() + b"\n"
-            try:
-                socket.send_fds(self._socket, [request], [output_end, status_end])
-            except OSError:
-                request = b""
-            finally:
-                os.close(output_end)
-                os.close(status_end)
-        child = Child(output, status)
-        if not request or child.begin() is None:
-            child.stdout.close()
-            return None
-        return child
+                self._socket = self._begin()
+            child = self._ask(self._socket, request)
+            if child.begin():
+                return child
+            if self._stopped:
+                child.close()
+                raise EkdError("interrupted")
+            if child.refusal:
+                log.info("runs are processes of their own, which start slower: %s", child.refusal)
+                self._refused = True
+        child.close()
+        return None
+
+    @staticmethod
+    def _ask(connection: socket.socket, request: bytes) -> Child:
+        output, output_end = os.pipe()
+        status, status_end = os.pipe()
+        try:
+            sent = socket.send_fds(connection, [request], [output_end, status_end])
+            connection.sendall(request[sent:])
+        except OSError:
+            pass  # it has died; the child's empty pipe says so
+        finally:
+            os.close(output_end)
+            os.close(status_end)
+        return Child(output, status)
+
+    def _begin(self) -> socket.socket:
+        """Start the other process; our end of the line to it."""
+        ours, theirs = socket.socketpair()
+        self._process = subprocess.Popen(
+            [*_PROGRAM, str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
+            start_new_session=True,
+        )
+        theirs.close()
+        return ours
+
+    def stop(self) -> None:
+        """Let no run begin any more, also none of a caller that waits for the imports in another thread."""
+        self._stopped = True
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         """End the nursery; runs that it started go on."""
@@ -100,17 +154,23 @@ class Child:
     def __init__(self, output: int, status: int) -> None:
         self.stdout: BinaryIO = os.fdopen(output, "rb", buffering=0)
         self.pid = 0
+        self.refusal = ""
         self._status: BinaryIO = os.fdopen(status, "rb", buffering=0)
         self._returncode: int | None = None
 
-    def begin(self) -> int | None:
-        """Wait for the fork; its process id, or ``None`` when the nursery died before."""
-        line = self._status.readline()
-        if not line:
-            self._status.close()
-            return None
-        self.pid = int(line)
-        return self.pid
+    def begin(self) -> bool:
+        """Wait for the fork; ``False`` when there is none: the nursery died before, or refused."""
+        line = self._status.readline().decode().strip()
+        if line.isdigit():
+            self.pid = int(line)
+            return True
+        self.refusal = line
+        return False
+
+    def close(self) -> None:
+        """Let go of both pipes."""
+        self.stdout.close()
+        self._status.close()
 
     def poll(self) -> int | None:
         """The exit status, or ``None`` while the run goes on."""
@@ -139,17 +199,55 @@ def serve(connection: socket.socket) -> None:
     for name in _IMPORTS:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    refusal: str | None = None  # None: not tried yet
     while True:
         text, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 2)
         if not text:
             return
         while not text.endswith(b"\n"):
             text += connection.recv(1 << 20)
-        if os.fork() == 0:
+        request = json.loads(text)
+        if refusal is None:
+            refusal = "" if request["device"] == "cpu" else _try_gpu(request["environment"])
+        if refusal:
+            os.write(descriptors[1], f"{refusal}\n".encode())
+        elif os.fork() == 0:
             connection.close()
-            _watch(json.loads(text), *descriptors)
+            _watch(request, *descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
+
+
+def _try_gpu(environment: dict[str, str]) -> str:
+    """Why a fork of this process cannot compute on a GPU, in a line; empty when it can."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        return "an import has started the CUDA driver"
+    answer, answer_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _take_environment(environment)
+            torch.ones(2, device="cuda").sum().item()
+            said = "ok"
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+        os.write(answer_end, said.encode())
+        os._exit(0)
+    os.close(answer_end)
+    if select.select([answer], [], [], _PATIENCE)[0]:
+        said = os.read(answer, 4096).decode() or "a fork that used the GPU died"
+    else:
+        os.kill(child, signal.SIGKILL)
+        said = f"a fork got no answer from the GPU in {_PATIENCE:.0f} s"
+    os.close(answer)
+    return "" if said == "ok" else said
+
+
+def _take_environment(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def _watch(request: dict[str, Any], output: int, status: int) -> None:
@@ -177,6 +275,7 @@ def _run(request: dict[str, Any], output: int) -> None:
         sys.stdout = open(1, "w", buffering=1, closefd=False)
         sys.stderr = open(2, "w", buffering=1, closefd=False)
         os.chdir(request["folder"])
+        _take_environment(request["environment"])  # CUDA_VISIBLE_DEVICES: read when this fork starts the driver
         sys.argv = ["run_downstream.py", *request["arguments"]]
         from s3prl_ekd.bridge.launch import run_downstream
 

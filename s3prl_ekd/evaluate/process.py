@@ -58,7 +58,7 @@ def run_logged(
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    child = nursery.start(command[program:]) if nursery is not None else None
+    child = nursery.start(command[program:], environment or {}) if nursery is not None else None
     if child is None:
         child = _start(command, environment or {})
     with _lock:

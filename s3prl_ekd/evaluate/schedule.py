@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import Any
 
-from s3prl_ekd.evaluate.devices import slots, visible
+from s3prl_ekd.evaluate.devices import native_device, slots, visible
 from s3prl_ekd.evaluate.grid import Search, searches
 from s3prl_ekd.evaluate.nursery import Nursery
 from s3prl_ekd.evaluate.plan import Run
@@ -36,10 +36,10 @@ def run_all(
         check_marker(run, overwrite)
     # Threads that spin while they wait for one another slow runs side by side down.
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
-    if jobs > 1:
+    if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     places = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
-    nursery = Nursery(environment) if all(Nursery.possible(place) for place in places) else None
+    nursery = Nursery(environment, native_device(places[0])) if Nursery.possible(places) else None
     try:
         results = _Schedule(runs, board, environment, nursery).carry_out(
             slots(devices, jobs) if devices else [None] * max(1, jobs)
@@ -78,6 +78,8 @@ class _Schedule:
             except BaseException:
                 # Nothing that has not begun may begin, and what runs must not outlive us.
                 pool.shutdown(wait=False, cancel_futures=True)
+                if self.nursery is not None:
+                    self.nursery.stop()
                 stop_all()
                 raise
         return self.results

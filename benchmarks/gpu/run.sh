@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # On the GPU host: install what pack.sh collected, then do some of these parts, each within ten minutes of an H200:
-#   tests     every test
+#   tests     every test, those marked gpu included
 #   bench     each benchmark of `python -m benchmarks` as JSON, the profile of the step's kernels included
 #   job       the main job on real speech: pretraining in fp32, fp16 and bf16, then four tasks, train and test
-#   trouble   a killed run goes on and ends as one never killed; the tests that need a GPU
+#   full      the paper's setting by the real command: three Base teachers (random weights), 24 x 15.6 s of audio a step
+#   trouble   a killed run goes on and ends as one never killed
 #   teachers  the three embedded teachers, trained again (recipes/tiny_teachers)
 #   table     recipes/mini_superb, as far as ten minutes go; the same call again goes on
 #
@@ -63,14 +64,16 @@ pretrain() { # NAME FOLDER STEPS FP16 [WORDS...]
 
 part_tests() {
   local status=0
-  S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -q -n 8 --dist loadfile -c "$repository/pyproject.toml" "$repository/tests" >"$out/pytest.log" 2>&1 || status=$?
+  OMP_NUM_THREADS=1 S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -q -n "$(nproc)" --dist loadfile -c "$repository/pyproject.toml" "$repository/tests" >"$out/pytest.log" 2>&1 || status=$?
   tail -n 3 "$out/pytest.log"
   return $status
 }
 
 part_bench() {
-  for bench in step profile teachers student memory growth data; do
-    "$python" -m benchmarks --bench $bench --device "$device" --json "$out/$bench.json" 2>&1 | tee "$out/$bench.log" | tail -n 12
+  for bench in ${BENCHES:-step profile teachers student memory growth data}; do
+    local size=()
+    [ $bench = growth ] && size=(--batch 6 --clip-seconds 3.9) # it goes up to four times of both
+    "$python" -m benchmarks --bench $bench --device "$device" "${size[@]}" --json "$out/$bench.json" 2>&1 | tee "$out/$bench.log" | tail -n 12
   done
 }
 
@@ -84,6 +87,30 @@ part_job() {
   s3prl-ekd evaluate --ckpt "$work/pretrain-bf16" --data "$work/data" --preset small --device "$device" --out "$work/scores" ${EVALUATE:-}
   cp "$work/scores/scores.json" "$out/scores.json"
   s3prl-ekd report "$work"/pretrain-* "$work/scores" --out "$out/report.html"
+}
+
+part_full() {
+  data
+  cat >"$work/full.yaml" <<YAML
+base: config_model.yaml
+ekd:
+  precision: bf16
+  teacher_precision: bf16
+  teachers:
+    - {name: hubert,        source: "random:hubert_base",            layers: [4, 8, 12]}
+    - {name: robust_hubert, source: "random:hubert_base_robust_mgr", layers: [4, 8, 12]}
+    - {name: wavlm,         source: "random:wavlm_base_plus",        layers: [4, 8, 12]}
+YAML
+  run_pretrain.py -u ekd -p "$work/full" -g "$work/full.yaml" -c "$work/data/pretrain.yaml" --device "$device" \
+    -o "config.runner.total_steps=${FULL_STEPS:-300},,config.runner.save_step=1000,,config.runner.log_step=10,,config.pretrain_expert.datarc.batch_seconds=374.4" >"$out/full.log" 2>&1
+  cp "$work/full/metrics.jsonl" "$out/metrics-full.jsonl"
+  "$python" - "$out/metrics-full.jsonl" <<'PY'
+import json, statistics, sys
+lines = [json.loads(line) for line in open(sys.argv[1])][3:]  # the first lines hold the warm-up
+rate = statistics.median(line["audio_seconds_per_second"] for line in lines)
+waited = statistics.median(line["data_wait"] for line in lines)
+print(f"{rate:.0f} audio seconds a second, {waited:.1%} of the time waiting for data; 200k steps of 24 x 15.6 s: {200_000 * 374.4 / rate / 3600:.2f} h")
+PY
 }
 
 part_trouble() {
@@ -109,7 +136,6 @@ difference = max(abs(a - b) for a, b in zip(whole, killed))
 print("killed and continued: largest difference of the loss", difference)
 assert difference < 1e-3, "the continued run is another one"
 PY
-  S3PRL_EKD_SPEECH=$speech "$python" -m pytest -q -p no:cacheprovider -m gpu -c "$repository/pyproject.toml" "$repository/tests" 2>&1 | tail -n 3
 }
 
 part_teachers() {
@@ -124,7 +150,7 @@ part_teachers() {
 part_table() {
   local status=0
   timeout "${LIMIT:-560}" "$python" -m recipes.mini_superb --speech "$speech" --work "$work/table" --results "$out/results" \
-    --device "$device" --jobs 8 >>"$out/table.log" 2>&1 || status=$?
+    --device "$device" --parallel "${PARALLEL:-9}" --jobs 2 >>"$out/table.log" 2>&1 || status=$?
   tar -C "$out" -cf "$out/results.tar" results && tail -n 3 "$out/table.log"
   return $status
 }

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -27,6 +35,46 @@ def layer_norm_fp32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
         return norm(x).to(x.dtype)  # torch's kernels read bf16 and fp16, compute in fp32 and round once
     out = F.layer_norm(x.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     return out.to(x.dtype)
+
+
+def add_layer_norm(norm: nn.LayerNorm, x: Tensor, y: Tensor) -> Tensor:
+    """LayerNorm of ``x + y`` in fp32: one kernel on a GPU without gradients."""
+    kernels = fused_kernels(x)
+    if kernels is None or x.dtype != y.dtype:
+        return layer_norm_fp32(norm, x + y)
+    return kernels.add_layer_norm(x, y, norm.weight, norm.bias, norm.eps)
+
+
+def fused_kernels(x: Tensor) -> ModuleType | None:
+    """``triton_kernels`` where it computes what is asked for: on a GPU, without gradients, with a working Triton."""
+    if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return _triton_kernels()
+
+
+@cache
+def _triton_kernels() -> ModuleType | None:
+    """The module, tried out: Triton is absent from some builds of torch, and needs a C compiler when it runs."""
+    try:
+        from s3prl_ekd.model import triton_kernels
+
+        one = torch.ones(1, 16, device="cuda")
+        triton_kernels.add_layer_norm(one, one, one[0], one[0], 1e-5)
+    except Exception as error:  # whatever its compiler or driver raises
+        logger.info("[ekd] no fused kernels, some per cent slower: %s", error)
+        return None
+    return triton_kernels
+
+
+@contextmanager
+def tf32(enabled: bool) -> Iterator[None]:
+    """TF32 matrix products inside the block: torch leaves them off, and fp32 proper costs several times as much."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = enabled or before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class _ScaleGradient(torch.autograd.Function):

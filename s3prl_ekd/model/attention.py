@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         batch, frames, _ = x.shape
         gates = self.gate(x.view(batch, frames, self.heads, -1)).view(batch, frames, self.heads, 2, 4).sum(-1)
         a, b = torch.sigmoid(gates).transpose(1, 2).unbind(-1)  # (B, H, T)
-        gate = a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0
+        gate = (a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0).contiguous()  # its layout becomes the product's
         gated = (gate.unsqueeze(-1) * bias)[..., :frames]  # the product first: rows stay aligned
         return gated if mask is None else gated.masked_fill(~mask[:, None, None, :], float("-inf"))
 

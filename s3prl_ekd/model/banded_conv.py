@@ -16,6 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from s3prl_ekd.model.arithmetic import tf32
+
 FRAMES = 16
 """P. At k = 128 an eighth more arithmetic than the convolution itself."""
 
@@ -64,7 +66,8 @@ class _BandedConv(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             seen = _windows(x, taps, taps // 2, groups)
             asked = _windows(grad, 1, 0, groups)  # (G, B R, P C)
-            of_band = torch.bmm(seen.transpose(1, 2), asked)
+            with tf32(torch.backends.cudnn.allow_tf32):
+                of_band = torch.bmm(seen.transpose(1, 2), asked)
             of_band = of_band.view(groups, FRAMES + taps - 1, channels, FRAMES, width // groups)
             summed = _diagonals(of_band, taps).sum(3, dtype=torch.promote_types(grad.dtype, torch.float32))
             grad_weight = summed.permute(0, 3, 2, 1).reshape(weight.shape).to(weight.dtype)  # (G, k, C, C) before
@@ -87,7 +90,8 @@ def _windows(x: Tensor, taps: int, before: int, groups: int) -> Tensor:
 def _multiply(windows: Tensor, band: Tensor, shape: torch.Size) -> Tensor:
     """(G, B R, (P + k - 1) C) times the band -> (B, T, D)."""
     batch, frames, width = shape
-    out = torch.bmm(windows, band).view(len(band), batch, -1, width // len(band))  # (G, B, R P, C)
+    with tf32(torch.backends.cudnn.allow_tf32):  # as torch does with convolutions
+        out = torch.bmm(windows, band).view(len(band), batch, -1, width // len(band))  # (G, B, R P, C)
     return out[:, :, :frames].permute(1, 2, 0, 3).reshape(batch, frames, width)
 
 

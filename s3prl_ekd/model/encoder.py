@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.model.arithmetic import gelu, layer_norm_fp32, scale_gradient
+from s3prl_ekd.model.arithmetic import add_layer_norm, gelu, layer_norm_fp32, scale_gradient
 from s3prl_ekd.model.attention import RelativeBias, SelfAttention
 from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask
 from s3prl_ekd.model.position import PositionalConv, PositionalConvStack
@@ -146,8 +146,8 @@ class TransformerLayer(nn.Module):
         if self.pre_norm:
             x = x + self._drop(self.attention(layer_norm_fp32(self.attention_norm, x), mask, bias))
             return x + self._feed_forward(layer_norm_fp32(self.ffn_norm, x))
-        x = layer_norm_fp32(self.attention_norm, x + self._drop(self.attention(x, mask, bias)))
-        return layer_norm_fp32(self.ffn_norm, x + self._feed_forward(x))
+        x = add_layer_norm(self.attention_norm, x, self._drop(self.attention(x, mask, bias)))
+        return add_layer_norm(self.ffn_norm, x, self._feed_forward(x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = F.dropout(gelu(self.ffn_in(x)), self.dropout.activation, self.training)

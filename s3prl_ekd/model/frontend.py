@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.model.arithmetic import compute_dtype, gelu, layer_norm_fp32
+from s3prl_ekd.model.arithmetic import compute_dtype, fused_kernels, gelu, layer_norm_fp32
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
 
@@ -58,7 +58,7 @@ class ConvFrontEnd(nn.Module):
             raise ValueError(f"{samples} samples give no frame; {self.shape.receptive_field} do")
         hop = self.shape.hop
         wave = F.pad(wave, (0, -samples % hop))  # whole frames, so that every stride divides a clip's rows
-        x = gelu(self._first(wave, samples))
+        x = self._first(wave, samples)
         for index, conv in enumerate(self.convs[1:], start=1):
             bias = None if conv.bias is None else conv.bias.to(x.dtype)
             x = strided_conv(x, conv.weight.to(x.dtype), bias, conv.stride[0])  # (B, samples of this level, C)
@@ -68,7 +68,7 @@ class ConvFrontEnd(nn.Module):
         return x[:, :frames]
 
     def _first(self, wave: Tensor, samples: int) -> Tensor:
-        """The first convolution and its norm: wave (B, N') of N samples and padding -> (B, N' / stride, C).
+        """The first convolution, its norm and GELU: wave (B, N') of N samples and padding -> (B, N' / stride, C).
 
         Its output is the largest tensor of the whole model, so GroupNorm does not get to read it: a channel's mean and
         variance over time follow from those of the windows. With window u, weight w, mean m = E[u], S = Cov[u]::
@@ -86,7 +86,7 @@ class ConvFrontEnd(nn.Module):
             if not self.group_norm:
                 bias = None if conv.bias is None else conv.bias.to(dtype)
                 x = F.linear(windows.to(dtype), weight.to(dtype), bias)
-                return layer_norm_fp32(self.norms[0], x)
+                return gelu(layer_norm_fp32(self.norms[0], x))
             norm = self.norms[0]  # it takes the convolution's bias away again
             count = (samples - kernel) // stride + 1  # windows that lie inside the clip
             mean, covariance = _moments(windows[:, :count])
@@ -95,13 +95,19 @@ class ConvFrontEnd(nn.Module):
             scaled = scale.unsqueeze(-1) * weight.double()  # (B, C, k)
             rounded = mean.float().unsqueeze(1)  # (B, 1, k); what rounding leaves of the mean goes into the bias
             shift = norm.bias.double() + (rounded - mean.unsqueeze(1)) @ scaled.transpose(1, 2)  # (B, 1, C)
+            kernels = fused_kernels(wave)
+            if kernels is not None and kernel <= 16:
+                matrix, frames = scaled.transpose(1, 2).to(dtype), windows.shape[1]
+                return kernels.first_conv_gelu(
+                    wave.float(), rounded[:, 0], matrix, shift[:, 0].float(), frames, stride, dtype
+                )
             columns = -(-(kernel + 2) // _PAD) * _PAD  # rows of a length that matrix units read whole
             centred = torch.zeros(*windows.shape[:2], columns, dtype=dtype, device=wave.device)
             torch.sub(windows, rounded, out=centred[..., :kernel])
             centred[..., kernel : kernel + 2] = 1
             coarse = shift.to(dtype)
             matrix = torch.cat([scaled.transpose(1, 2).to(dtype), coarse, (shift - coarse.double()).to(dtype)], dim=1)
-            return torch.bmm(centred, F.pad(matrix, (0, 0, 0, columns - kernel - 2)))
+            return gelu(torch.bmm(centred, F.pad(matrix, (0, 0, 0, columns - kernel - 2))))
 
 
 def _moments(windows: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,7 @@ s3prl's runner clips, optimises and saves everything under ``.model``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.arithmetic import tf32
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.teachers.adapter import S3prlUpstream
 
@@ -79,7 +79,7 @@ class FrozenTeachers(nn.Module):
         states: TeacherStates = {}
         shared: dict[str, Tensor] = {}  # conv features that several teachers read
         # an fp16 run of s3prl's runner must not reach in here: precision is the ensemble's own
-        with torch.autocast(wave.device.type, enabled=False), _tf32(wave.is_cuda and self.precision == "fp32"):
+        with torch.autocast(wave.device.type, enabled=False), tf32(wave.is_cuda and self.precision == "fp32"):
             for name, encoder in self.encoders.items():
                 shape = encoder.shape
                 heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
@@ -128,20 +128,6 @@ def _same_front_end(one: Encoder, other: Encoder) -> bool:
         return False
     theirs = other.frontend.state_dict()
     return all(torch.equal(value, theirs[name]) for name, value in one.frontend.state_dict().items())
-
-
-@contextmanager
-def _tf32(enabled: bool) -> Iterator[None]:
-    """TF32 matrix products inside the block: torch leaves them off, and fp32 proper costs several times as much."""
-    if not enabled:
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float = 1e-5) -> Tensor:

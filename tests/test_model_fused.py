@@ -79,3 +79,15 @@ def test_an_encoder_without_gradients_equals_one_with(dtype: torch.dtype, change
     for layer, state in plain.states.items():
         cosine = torch.cosine_similarity(state.float(), fast.states[layer].float(), dim=-1)
         assert cosine.min() > (0.9999 if dtype == torch.float32 else 0.999), layer
+
+
+@pytest.mark.parametrize("frames", [9, 50, 779, 784])
+def test_the_layout_of_wavlms_mask(frames: int) -> None:
+    """Keys innermost, rows a multiple of 8 apart: any other layout costs a GPU its attention kernels."""
+    encoder = Encoder(HUBERT_BASE.with_(layers=1, attention="gated_relative")).eval().bfloat16()
+    assert encoder.relative_bias is not None
+    with torch.no_grad():
+        bias = encoder.relative_bias(frames)
+        mask = encoder.layers[0].attention._gated_bias(torch.randn(2, frames, 768).bfloat16(), bias, None)
+    assert mask.shape == (2, 12, frames, frames)
+    assert mask.stride(-1) == 1 and all(stride % 8 == 0 for stride in mask.stride()[:-1])

@@ -36,9 +36,11 @@ cd "$work"
 if [ "$device" != cpu ]; then nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/gpu.txt"; fi
 
 data() { # what `prepare` makes of the speech, once
+  [ -f "$work/data/.done" ] && return
   for set in pretrain asr sid er; do
     s3prl-ekd prepare --manifest "$speech/$set/manifest.tsv" --out "$work/data" >>"$out/prepare.log" 2>&1
   done
+  touch "$work/data/.done"
 }
 
 model() { # NAME PRECISION: a student of the three embedded teachers
@@ -64,7 +66,7 @@ pretrain() { # NAME FOLDER STEPS FP16 [WORDS...]
 
 part_tests() {
   local status=0
-  OMP_NUM_THREADS=1 S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -q -n "$(nproc)" --dist loadfile -c "$repository/pyproject.toml" "$repository/tests" >"$out/pytest.log" 2>&1 || status=$?
+  OMP_NUM_THREADS=1 S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -v -n "$(nproc)" --dist loadfile -c "$repository/pyproject.toml" "$repository/tests" >"$out/pytest.log" 2>&1 || status=$?
   tail -n 3 "$out/pytest.log"
   return $status
 }
@@ -102,7 +104,7 @@ ekd:
     - {name: wavlm,         source: "random:wavlm_base_plus",        layers: [4, 8, 12]}
 YAML
   run_pretrain.py -u ekd -p "$work/full" -g "$work/full.yaml" -c "$work/data/pretrain.yaml" --device "$device" \
-    -o "config.runner.total_steps=${FULL_STEPS:-300},,config.runner.save_step=1000,,config.runner.log_step=10,,config.pretrain_expert.datarc.batch_seconds=374.4" >"$out/full.log" 2>&1
+    -o "config.runner.total_steps=${FULL_STEPS:-300},,config.runner.save_step=$((${FULL_STEPS:-300} - 1)),,config.runner.log_step=10,,config.pretrain_expert.datarc.batch_seconds=${FULL_SECONDS:-374.4}" >"$out/full.log" 2>&1
   cp "$work/full/metrics.jsonl" "$out/metrics-full.jsonl"
   "$python" - "$out/metrics-full.jsonl" <<'PY'
 import json, statistics, sys

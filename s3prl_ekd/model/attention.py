@@ -76,8 +76,9 @@ class RelativeBias(nn.Module):
         distance = torch.arange(1 - frames, frames, device=device)  # (2T - 1,) key - query
         by_distance = self.table(self._bucket(distance)).t()  # (H, 2T - 1)
         by_distance = F.pad(by_distance, (0, -frames % 8))
-        # row q of the matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor
-        return by_distance.unfold(1, frames + -frames % 8, 1).flip(1)
+        # row q of the matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor. The
+        # layout is said: flip chooses its own, products take it over, and attention kernels refuse all but this one
+        return by_distance.unfold(1, frames + -frames % 8, 1).flip(1).contiguous()
 
     def _bucket(self, distance: Tensor) -> Tensor:
         """T5's buckets: half for each sign; the nearer half of each exact, the rest logarithmic up to max_distance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,12 @@ def speech() -> Path:
 def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables wrap to the terminal; what tests look for must stand on one line whatever a folder is called."""
     monkeypatch.setenv("COLUMNS", "500")
+
+
+def pytest_configure() -> None:
+    """A script's background job ignores SIGINT, and so would every command that the tests interrupt."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

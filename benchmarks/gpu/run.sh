@@ -24,15 +24,21 @@ work=${WORK:-$(mktemp -d)}
 mkdir -p "$work"
 
 if [ "$wheels" != none ]; then # none: everything is installed already
-  site=$work/site
-  [ -d "$site" ] || "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" "$wheels"/*.whl
-  export PYTHONPATH=$site PATH=$site/bin:$PATH
+  venv=$work/venv
+  if [ ! -x "$venv/bin/s3prl-ekd" ]; then
+    "$python" -m venv --without-pip "$venv"
+    # What the host's Python has stands behind what was packed. Its path is said, for it may be a venv itself, and
+    # --system-site-packages would reach past it.
+    "$python" -c 'import site; print(*site.getsitepackages(), sep="\n")' >"$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/host.pth"
+    install=("$python" -m pip --python "$venv/bin/python" install --quiet --no-index --no-deps --no-compile --no-cache-dir)
+    "${install[@]}" "$wheels"/*.whl
+    "${install[@]}" --no-build-isolation --editable "$repository"
+    printf '#!%s\nfrom torch.distributed.run import main\n\nmain()\n' "$venv/bin/python" >"$venv/bin/torchrun"
+    chmod +x "$venv/bin/torchrun"
+  fi
+  python=$venv/bin/python PATH=$venv/bin:$PATH
 fi
-# The checkout itself must not be on the path: s3prl_ekd.pretrain and its like exist only where the wheel is installed.
-mkdir -p "$work/here"
-for name in recipes benchmarks tests; do ln -sfn "$repository/$name" "$work/here/$name"; done
-export PYTHONUNBUFFERED=1 PYTHONSAFEPATH=1 PYTHONPATH=$work/here:${PYTHONPATH:-}
-cd "$work"
+export PYTHONUNBUFFERED=1
 if [ "$device" != cpu ]; then nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/gpu.txt"; fi
 
 data() { # what `prepare` makes of the speech, once
@@ -66,7 +72,7 @@ pretrain() { # NAME FOLDER STEPS FP16 [WORDS...]
 
 part_tests() {
   local status=0
-  OMP_NUM_THREADS=1 S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -v -n "$(nproc)" --dist loadfile -c "$repository/pyproject.toml" "$repository/tests" >"$out/pytest.log" 2>&1 || status=$?
+  OMP_NUM_THREADS=1 S3PRL_EKD_SPEECH=$speech "$python" -m pytest -p no:cacheprovider -v -n "$(nproc)" --dist loadfile >"$out/pytest.log" 2>&1 || status=$?
   tail -n 3 "$out/pytest.log"
   return $status
 }

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
 
-_INTERRUPTED = (130, -2, -15)  # exit statuses of a command that was asked to stop
+_INTERRUPTED = (130, 143, -2, -15)  # exit statuses of a command that was asked to stop
 
 
 class Calls:
@@ -80,8 +80,12 @@ class Calls:
                 self._going.discard(child)
 
     def stop(self) -> None:
-        """Interrupt every command as Ctrl-C does; none begins any more."""
+        """Interrupt every command as Ctrl-C does; none begins any more.
+
+        Who is started in the background of a script ignores SIGINT, and so do its children: they get SIGTERM.
+        """
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
         with self._lock:
             self._stopped = True
             for child in self._going:
-                child.send_signal(signal.SIGINT)
+                child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)

@@ -29,6 +29,8 @@ class Distillation(Checked):
     """Highest learning rate."""
     warmup: float = Field(gt=0, lt=1)
     """Share of the steps that warm up."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of student and teachers, said rather than left to the device, so that a row is the same wherever it is made."""
 
 
 class Evaluation(Checked):

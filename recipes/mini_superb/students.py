@@ -47,7 +47,12 @@ def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
         teachers.append({"name": teacher.name, "source": own.source, "layers": layers})
     return {
         "base": file.name,
-        "ekd": {"teachers": teachers, "initialise_from": experiment.initialise_from},
+        "ekd": {
+            "teachers": teachers,
+            "initialise_from": experiment.initialise_from,
+            "precision": experiment.distillation.precision,
+            "teacher_precision": experiment.distillation.precision,
+        },
         "student": {"layers": config.student.layers, **student_like(shape)},
         "task": {"sequence_length": int(experiment.distillation.crop_seconds * SAMPLE_RATE)},
     }

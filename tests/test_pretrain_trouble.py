@@ -22,6 +22,15 @@ def test_a_batch_of_nan_is_no_step(lab: Path, tmp_path: Path, precision: str) ->
     test_gpu.check_nan(lab, tmp_path, "cpu", precision)
 
 
+def test_an_infinite_gradient_is_no_step(lab: Path, tmp_path: Path) -> None:
+    words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
+    out, _ = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="3:inf"))
+    assert "at global step 3" in out
+    steps = trouble_lab.lines(tmp_path / "steps.jsonl", "step")
+    assert [line["step"] for line in steps if not line["changed"]] == [3]
+    assert all(line["finite"] for line in steps)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_that_does_not_fit_is_left_out(lab: Path, tmp_path: Path, accumulate: int) -> None:
     test_gpu.check_out_of_memory(lab, tmp_path, "cpu", "fp32", accumulate)

@@ -5,6 +5,7 @@
 A fault strikes the first batch of its step (``always``: every batch):
 
 - ``nan``: the first clip is NaN;
+- ``inf``: one weight's gradient is infinite;
 - ``forward``, ``backward``: the device's memory runs out in that pass. On a GPU it really does, by a batch that is far
   too large, or since all that is free is taken between the passes; on the CPU torch's error is raised there;
 - ``step``: the memory runs out beside the optimizer's step, where s3prl's runner expects no error;
@@ -111,7 +112,7 @@ def main() -> int:
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.faults = {int(step): fault for step, fault in (part.split(":") for part in faults.split(","))}
-            self.graphs, self.ballast = weakref.WeakSet(), []
+            self.graphs, self.ballast, self.hooks = weakref.WeakSet(), [], []
             self.on_gpu = self.device.startswith("cuda")
             if self.on_gpu:
                 total = torch.cuda.get_device_properties(0).total_memory
@@ -126,6 +127,8 @@ def main() -> int:
 
         def forward(self, data: Any, records: Any, global_step: int, log_step: int, **kwargs: Any) -> Any:
             self.ballast.clear()
+            while self.hooks:
+                self.hooks.pop().remove()
             allocated = torch.cuda.memory_allocated() if self.on_gpu else 0
             self.write(batch=global_step, graphs=len(self.graphs), allocated=allocated)
             self.before, self.step = self.weights(), global_step
@@ -136,6 +139,9 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "nan":
                 data.wave[0] = float("nan")
+            if fault == "inf":
+                weight = next(p for p in self.model.parameters() if p.requires_grad)
+                self.hooks.append(weight.register_hook(lambda grad: torch.full_like(grad, float("inf"))))
             if fault in ("forward", "always"):
                 if not self.on_gpu:
                     raise torch.OutOfMemoryError(MADE_UP)

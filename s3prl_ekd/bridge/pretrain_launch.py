@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import re
 import shutil
@@ -104,10 +105,18 @@ class _Pretraining:
         amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
         cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=LeftOut(torch.cuda.empty_cache))
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
+        runner.math = ModuleProxy(math, isnan=self._no_step)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         if self.world.several:
             self._for_ranks(runner)
         return script
+
+    def _no_step(self, grad_norm: Any) -> bool:
+        """Whether a gradient must not be stepped on: the runner asks for NaN only, and clipping makes NaN of infinity.
+
+        Under fp16 infinity is how the loss scale is found: the scaler steps on none, and says nothing.
+        """
+        return math.isnan(grad_norm) if self.config["runner"].get("fp16") else not math.isfinite(grad_norm)
 
     def _for_ranks(self, runner: ModuleType) -> None:
         """What the runner does in every rank, but only one may do, or none."""

@@ -40,7 +40,7 @@ def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) ->
 def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """A quarter faster than the products (H100, bf16), as a 2-D convolution: only those read channels-last tensors.
 
-    Its gradients were not faster, and its odd numbers of rows do not suit the products that compute ours.
+    With gradients it was not tried: its odd numbers of rows do not suit the products that compute ours.
     """
     image = x.unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, N), channels last in memory
     out = F.conv2d(image, weight.unsqueeze(2), bias, stride=(1, stride))

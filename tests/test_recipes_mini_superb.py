@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +12,7 @@ import torch
 import yaml
 
 from recipes.mini_superb import __main__ as command
-from recipes.mini_superb import scores, students, tables
-from recipes.mini_superb.calls import Calls
+from recipes.mini_superb import tables
 from recipes.mini_superb.settings import read_experiment, rows, variant_file
 from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
 from recipes.mini_superb.students import model_config
@@ -149,181 +142,6 @@ def test_items_agree_with_the_scores_of_record(experiment) -> None:
             for seed, utterances in result.items(metric.task).items():
                 score = metric.rate(metric.counts(utterances))
                 assert score == pytest.approx(result.of_record(metric)[seed], abs=0.02)
-
-
-class FakeCalls:
-    """In place of the commands: what they leave behind, and when each began and ended (``log``)."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
-        self.folder, self.seconds, self.log, self.lock = folder, seconds, [], threading.Lock()
-        self.broken: set[str] = set()  # "distil NAME SEED" or "evaluate NAME SEED"
-        self.raised: BaseException = EkdError("exit 1: boom")
-        monkeypatch.setattr(Calls, "__call__", lambda _, words, log: self(words, log))
-        monkeypatch.setattr(students, "merge_checkpoints", self.merge)
-        monkeypatch.setattr(students, "_write_start", lambda config, out: out.touch())
-        monkeypatch.setattr(scores, "keep", lambda folder, student, work, target: target.mkdir(parents=True))
-        for name in command.SETS:
-            (folder / "speech" / name).mkdir(parents=True)
-            (folder / "speech" / name / "manifest.tsv").touch()
-        (folder / "work" / "data").mkdir(parents=True)
-        for name in ("pretrain", "pr", "asr", "sid", "er"):
-            empty = {"runner": {}, "optimizer": {}, "pretrain_expert": {"datarc": {}}}
-            (folder / "work" / "data" / f"{name}.yaml").write_text(yaml.safe_dump(empty))
-
-    def note(self, *event: str) -> int:
-        with self.lock:
-            self.log.append(event)
-            return len(self.log)
-
-    def __call__(self, words: list[str], log: Path) -> None:
-        name, seed = log.parent.parent.name, log.parent.name.removeprefix("seed")
-        act = {"run_pretrain.py": "distil", "s3prl-ekd": "evaluate"}[words[0]]
-        self.note("begin", act, name, seed)
-        time.sleep(self.seconds)
-        if f"{act} {name} {seed}" in self.broken:
-            raise self.raised
-        if act == "distil":
-            (log.parent / "run").mkdir()
-            (log.parent / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
-        else:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            tasks = {task: {"lr": 0.1} for task in TASKS}
-            (log.parent / "scores.json").write_text(json.dumps({"label": name, "tasks": tasks}))
-        self.note("end", act, name, seed)
-
-    def merge(self, parts: list[Path], out: Path) -> None:
-        for part in parts:
-            assert ("end", "distil", part.parent.parent.name, part.parent.name.removeprefix("seed")) in self.log
-        out.touch()
-
-    def main(self, *words: str) -> int:
-        where = {"speech": self.folder / "speech", "work": self.folder / "work", "results": self.folder / "results"}
-        return command.main([*(f"--{name}={path}" for name, path in where.items()), *words])
-
-    def at(self, *event: str) -> int:
-        assert self.log.count(event) == 1, event
-        return self.log.index(event)
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCalls:
-    return FakeCalls(tmp_path, monkeypatch)
-
-
-@pytest.mark.parametrize("parallel", [1, 3, 20])
-def test_rows_side_by_side_keep_their_order(fake: FakeCalls, experiment, parallel: int) -> None:
-    assert fake.main("--parallel", str(parallel), "--seeds", "2", "1", "3") == 0  # the first seed goes first
-    going = most = 0
-    for event in fake.log:
-        going += {"begin": 1, "end": -1}[event[0]]
-        most = max(most, going)
-    assert most == parallel if parallel < 10 else most > 3
-    for row in rows(experiment):
-        for seed in "123":
-            evaluated = fake.at("begin", "evaluate", row.name, seed)
-            if row.kind == "student":
-                assert fake.at("end", "distil", row.name, seed) < evaluated  # once: nobody distils a merge's part again
-            for part in row.parts:
-                assert fake.at("end", "distil", part, seed) < evaluated
-            assert seed == "1" or fake.at("end", "evaluate", row.name, "1") < evaluated  # picks the learning rates
-            assert (fake.folder / "results" / row.name / f"seed{seed}").is_dir()
-    if parallel == 1:
-        evaluations = [event[2:] for event in fake.log if event[:2] == ("begin", "evaluate")]
-        assert evaluations == [(row.name, seed) for seed in "123" for row in rows(experiment)]
-
-
-def test_a_merge_distils_its_parts_itself_but_never_twice_at_once(fake: FakeCalls) -> None:
-    assert fake.main("--parallel", "4", "--only", "merged", "hubert", "--seeds", "1") == 0
-    distilled = [event[2] for event in fake.log if event[:2] == ("begin", "distil")]
-    assert sorted(distilled) == ["hubert", "robust_hubert", "wavlm"]
-
-
-@pytest.mark.parametrize("parallel", [1, 4])
-def test_a_row_that_fails_stops_no_other(
-    fake: FakeCalls, parallel: int, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    fake.broken = {"distil hubert 1", "evaluate wavlm 2"}
-    words = ["--parallel", str(parallel), "--only", "fbank", "hubert", "wavlm", "config_model", "--seeds", "1", "2"]
-    assert fake.main(*words) == 2
-    error = capsys.readouterr().err
-    assert "3 of 8 failed" in error and "exit 1: boom" in error
-    told = sorted(record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
-    assert told == [
-        "seed 1, hubert: exit 1: boom",
-        "seed 2, hubert: its first seed failed, which picks the learning rates",
-        "seed 2, wavlm: exit 1: boom",
-    ]
-    for failed in ("hubert (seed 1)", "hubert (seed 2)", "wavlm (seed 2)"):
-        assert failed in error
-    kept = {str(path.relative_to(fake.folder / "results")) for path in (fake.folder / "results").glob("*/*")}
-    assert kept == {f"{row}/seed{seed}" for row in ("fbank", "config_model") for seed in "12"} | {"wavlm/seed1"}
-    fake.broken.clear()
-    assert fake.main("--only", "hubert", "--seeds", "1") == 0  # the same command goes on
-
-
-def test_an_interrupted_command_stops_all(fake: FakeCalls, capsys: pytest.CaptureFixture[str]) -> None:
-    fake.broken, fake.raised = {"distil hubert 1"}, KeyboardInterrupt()
-    assert fake.main("--parallel", "2", "--only", "hubert", "wavlm", "robust_hubert", "config_model") == 130
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
-    assert not [event for event in fake.log if event[3] != "1"]
-
-
-def test_calls_share_the_cores_and_stop_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    show = [Path(sys.executable).name, "-c", "import os; print(os.environ.get('OMP_NUM_THREADS'))"]
-    Calls(3)(show, tmp_path / "a.log")
-    Calls()(show, tmp_path / "a.log")
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    Calls(3)(show, tmp_path / "a.log")
-    assert [line for line in (tmp_path / "a.log").read_text().splitlines() if line[0] != "$"] == ["3", "None", "7"]
-    with pytest.raises(EkdError, match="exit 3: .*: last words"):
-        Calls()([show[0], "-c", "print('last words'); raise SystemExit(3)"], tmp_path / "b.log")
-
-    call, ended = Calls(), []
-    slow = "import sys, time\nprint('up', flush=True)\ntry: time.sleep(60)\nexcept KeyboardInterrupt: sys.exit(130)"
-
-    def run(log: Path) -> None:
-        try:
-            call([show[0], "-c", slow], log)
-        except KeyboardInterrupt:
-            ended.append(log.name)
-
-    threads = [threading.Thread(target=run, args=(tmp_path / f"{name}.log",)) for name in "cd"]
-    for thread in threads:
-        thread.start()
-    logs = [tmp_path / "c.log", tmp_path / "d.log"]
-    while not all(log.is_file() and "\nup" in log.read_text() for log in logs):
-        time.sleep(0.02)
-    call.stop()
-    for thread in threads:
-        thread.join(30)
-    assert sorted(ended) == ["c.log", "d.log"]
-    with pytest.raises(KeyboardInterrupt):
-        call(show, tmp_path / "e.log")
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_commands(fake: FakeCalls, number: int, tmp_path: Path) -> None:
-    """The real process: its command, in a session of its own, hears of it."""
-    script = tmp_path / "slow.py"
-    script.write_text("import time\nprint('up', flush=True)\ntime.sleep(100)\n")
-    start = "import signal, sys, runpy; from recipes.mini_superb import calls; popen = calls.subprocess.Popen; "
-    start += f"calls.subprocess.Popen = lambda words, **how: popen([sys.executable, {str(script)!r}], **how); "
-    start += "sys.argv[0] = 'mini_superb'; runpy.run_module('recipes.mini_superb', run_name='__main__')"
-    words = ["--speech", str(tmp_path / "speech"), "--work", str(tmp_path / "work"), "--parallel", "2"]
-    words += ["--results", str(tmp_path / "results"), "--only", "fbank", "tiny_hubert"]
-    logs = [tmp_path / "work" / "scores" / row / "seed1" / "evaluate.log" for row in ("fbank", "tiny_hubert")]
-    command_line = [sys.executable, "-c", start, *words]
-    going = subprocess.Popen(command_line, cwd=HERE.parent.parent, stderr=subprocess.PIPE, text=True)
-    try:
-        while going.poll() is None and not all(log.is_file() and "\nup" in log.read_text() for log in logs):
-            time.sleep(0.05)
-        going.send_signal(number)
-        assert "interrupted; the same command goes on" in going.communicate(timeout=30)[1]
-    finally:
-        going.kill()
-    assert going.returncode == 130
-    assert all("KeyboardInterrupt" in log.read_text() for log in logs)
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ class Calls:
         try:
             return child.wait()
         except KeyboardInterrupt:  # only the main thread's: prepare
-            child.send_signal(signal.SIGINT)
+            _interrupt(child)
             child.wait()
             raise
         finally:
@@ -80,12 +80,14 @@ class Calls:
                 self._going.discard(child)
 
     def stop(self) -> None:
-        """Interrupt every command as Ctrl-C does; none begins any more.
-
-        Who is started in the background of a script ignores SIGINT, and so do its children: they get SIGTERM.
-        """
-        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        """Interrupt every command as Ctrl-C does; none begins any more."""
         with self._lock:
             self._stopped = True
             for child in self._going:
-                child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+                _interrupt(child)
+
+
+def _interrupt(child: subprocess.Popen[bytes]) -> None:
+    """What Ctrl-C does. A script's background job ignores SIGINT, and so do its children: they get SIGTERM."""
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)

@@ -81,7 +81,8 @@ class ConvFrontEnd(nn.Module):
         conv, dtype = self.convs[0], compute_dtype(wave, self.convs[0].weight)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
         with torch.autocast(wave.device.type, enabled=False):
-            windows = F.pad(wave.float(), (0, max(kernel - stride, 0))).unfold(1, kernel, stride)  # (B, T', k)
+            wave = wave.float()
+            windows = F.pad(wave, (0, max(kernel - stride, 0))).unfold(1, kernel, stride)  # (B, T', k)
             weight = conv.weight.squeeze(1)  # (C, k)
             if not self.group_norm:
                 bias = None if conv.bias is None else conv.bias.to(dtype)
@@ -98,9 +99,7 @@ class ConvFrontEnd(nn.Module):
             kernels = fused_kernels(wave)
             if kernels is not None and kernel <= 16:
                 matrix, frames = scaled.transpose(1, 2).to(dtype), windows.shape[1]
-                return kernels.first_conv_gelu(
-                    wave.float(), rounded[:, 0], matrix, shift[:, 0].float(), frames, stride, dtype
-                )
+                return kernels.first_conv_gelu(wave, rounded[:, 0], matrix, shift[:, 0].float(), frames, stride, dtype)
             columns = -(-(kernel + 2) // _PAD) * _PAD  # rows of a length that matrix units read whole
             centred = torch.zeros(*windows.shape[:2], columns, dtype=dtype, device=wave.device)
             torch.sub(windows, rounded, out=centred[..., :kernel])

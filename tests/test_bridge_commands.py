@@ -56,6 +56,33 @@ def test_train_then_evaluate(corpora: dict, tmp_path: Path, task: str) -> None:
     assert package_files() == before
 
 
+def test_cached_states_repeat_a_run_bit_for_bit(corpora: dict, tmp_path: Path) -> None:
+    """Filling a cache and reading it train the same weights; testing a checkpoint reads it too, from any folder."""
+    options = overrides("emotion", corpora["emotion"], steps=6) + ",,config.runner.cache_states=states"
+    weights = []
+    for name in ("filling", "full"):
+        train = ("-m", "train", "-n", name, "-u", "fbank", "-d", "emotion", *CPU, "-o", options)
+        done = command("run_downstream.py", *train, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert "[ekd] hidden states are kept in" in done.stderr and "clips are encoded alone" in done.stderr
+        folder = tmp_path / "result" / "downstream" / name
+        state = checkpoints.read(folder / "states-6.ckpt")
+        weights.append({**state["Downstream"], **state["Featurizer"]})
+        kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "states").rglob("*.npy")}
+        if name == "filling":
+            assert len(kept) > 1
+            before = kept
+    assert weights[0].keys() == weights[1].keys()
+    assert all(value.equal(weights[1][key]) for key, value in weights[0].items())
+    assert before.items() <= kept.items()  # nothing was written a second time
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = command("run_downstream.py", "-m", "evaluate", "-e", folder / "states-6.ckpt", "-t", "test", *CPU,
+                   cwd=elsewhere)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not list(elsewhere.iterdir())
+
+
 def test_pretrain_tera_resumes_past_a_broken_checkpoint(corpora: dict, tmp_path: Path) -> None:
     runner, model = tera(tmp_path, corpora["ctc"])
     work = tmp_path / "work"

@@ -98,6 +98,15 @@ def test_recipe_is_untouched_by_default(data, tmp_path):
         assert "-o" not in run.train_command(["x"])
 
 
+def test_cached_states_are_part_of_a_run_and_their_place_is_not(data, tmp_path):
+    plain, here, there = (
+        plan(data, tmp_path, tasks="pr", cache=where)[0] for where in (None, tmp_path / "a", tmp_path / "b")
+    )
+    assert f"config.runner.cache_states={tmp_path / 'a'}" in here.train_command()[-1]
+    assert "cache_states" not in " ".join(plain.train_command() + here.evaluate_command(tmp_path / "x.ckpt"))
+    assert here.settings() == there.settings() != plain.settings()
+
+
 def test_dry_run_is_ready_to_paste(data, tmp_path):
     text = command.commands_text(plan(data, tmp_path, overrides=preset("small")["tasks"]))
     lines = [shlex.split(line) for line in text.splitlines() if not line.startswith("#")]

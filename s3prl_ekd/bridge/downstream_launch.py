@@ -82,6 +82,7 @@ class _Downstream:
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.DDP = _ddp(runner.DDP)
         runner.Featurizer = _featurizer(runner.Featurizer)
+        script.Runner = _runner(runner.Runner)
         _count_steps(runner)
         try:
             script.main()
@@ -224,6 +225,7 @@ class _Downstream:
         if args.downstream in CONFIGS:
             taskkeys.check_spelling(config, CONFIGS[args.downstream], str(source))
         taskdata.complete(args, config, source=str(source), s3prl=self.s3prl)
+        taskkeys.check_cache(config, args.upstream_trainable, str(source))
         if args.mode == "train":
             taskkeys.check_runner(config, str(source))
         return args, config, backup
@@ -243,10 +245,37 @@ class _Downstream:
             raise EkdError(f"{args.init_ckpt}: trained {old}, cannot continue {new}")
 
 
+def _runner(original: type) -> type:
+    """s3prl's runner, whose frozen upstream may keep the states that it has computed (``runner.cache_states``)."""
+
+    class Runner(original):
+        def _get_upstream(self) -> Any:
+            entry = super()._get_upstream()
+            folder = self.config["runner"].get("cache_states")
+            if folder:
+                from s3prl_ekd.bridge.cached_upstream import CachedUpstream
+
+                config = self.args.upstream_model_config
+                text = Path(config).read_text() if config and Path(config).is_file() else str(config)
+                what = (self.args.upstream, text, f"fp16 {bool(self.config['runner'].get('fp16'))}")
+                entry.model = CachedUpstream(entry.model, Path(folder), what).to(self.args.device)
+            return entry
+
+    return Runner
+
+
 def _featurizer(original: type) -> type:
-    """s3prl's featurizer, which answers ``-l`` beyond the upstream's states with a bare IndexError."""
+    """s3prl's featurizer, which answers ``-l`` beyond the upstream's states with a bare IndexError.
+
+    It chooses what of the upstream's output is read, so it tells an upstream with a cache what is worth keeping.
+    """
 
     class Featurizer(original):
+        def __init__(self, upstream: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(upstream, *args, **kwargs)
+            if hasattr(upstream, "begin"):
+                upstream.begin(self.feature_selection, self.layer_selection, self.downsample_rate, self._select_feature)
+
         def _select_feature(self, features: dict[str, Any]) -> Any:
             states, layer = features.get(self.feature_selection), self.layer_selection
             several = isinstance(states, (list, tuple)) and len(states) > 1  # of a single one s3prl ignores -l

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -26,8 +27,8 @@ RUNNER = (
     "save_step",
     "max_keep",
 )
-# What the runner reads beside the keys of our four configs
-FURTHER = {"runner": ("fp16", "train_dataloader", "evaluate_ratio"), "": ("scheduler", "specaug")}
+# What is read beside the keys of our four configs: by the runner, and cache_states by us (cached_upstream.py)
+FURTHER = {"runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states"), "": ("scheduler", "specaug")}
 
 
 def check_runner(config: dict[str, Any], source: str) -> None:
@@ -35,6 +36,26 @@ def check_runner(config: dict[str, Any], source: str) -> None:
     for key in RUNNER:
         if config["runner"].get(key) is None:
             raise EkdError(f"{source}: runner.{key}: is missing; give it with -o config.runner.{key}=...")
+
+
+def check_cache(config: dict[str, Any], trainable: bool, source: str) -> None:
+    """Make ``runner.cache_states`` an absolute path, so that a checkpoint that holds it can be tested from anywhere.
+
+    Args:
+        trainable: ``-f``, the upstream trains too.
+
+    Raises:
+        EkdError: no path, or an upstream that does not stay as it is.
+    """
+    folder = config["runner"].get("cache_states")
+    if folder is None:
+        return
+    key = f"{source}: runner.cache_states"
+    if not isinstance(folder, str) or not folder:
+        raise EkdError(f"{key}: {folder!r}: expected a folder for the hidden states of a frozen upstream, or null")
+    if trainable:
+        raise EkdError(f"{key}: an upstream that trains (-f) has other states at every step; use null")
+    config["runner"]["cache_states"] = str(Path(folder).expanduser().resolve())
 
 
 def check_spelling(config: dict[str, Any], shipped: str, source: str) -> None:

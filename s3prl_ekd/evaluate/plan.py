@@ -44,6 +44,7 @@ class Run:
     seed: int = 1337
     device: str = "cpu"
     normalize: bool = False
+    cache: Path | None = None  # folder of hidden states that are computed once (--cache-states)
 
     def train_command(self, program: list[str] | None = None) -> list[str]:
         """The native training command. ``-a`` continues where an earlier try of the same run stopped."""
@@ -52,8 +53,9 @@ class Run:
         words += ["--seed", str(self.seed), "--device", native_device(self.device)]
         if self.normalize:
             words.append("--upstream_feature_normalize")
-        if self.overrides:
-            words += ["-o", ",,".join(f"{key}={value}" for key, value in self.overrides.items())]
+        items = {**self.overrides, **({"config.runner.cache_states": self.cache} if self.cache else {})}
+        if items:
+            words += ["-o", ",,".join(f"{key}={value}" for key, value in items.items())]
         return words
 
     def evaluate_command(self, checkpoint: Path, program: list[str] | None = None) -> list[str]:
@@ -68,7 +70,10 @@ class Run:
         return words
 
     def settings(self) -> dict[str, Any]:
-        """What makes this run's numbers: two runs with equal settings are the same run. The device is not part."""
+        """What makes this run's numbers: two runs with equal settings are the same run. The device is not part.
+
+        Whether states are cached is: clips are encoded alone then (bridge/cached_upstream.py). Where they lie is not.
+        """
         return {
             "upstream": self.upstream.arguments(),
             "task": self.task.name,
@@ -77,6 +82,7 @@ class Run:
             "overrides": dict(self.overrides),
             "seed": self.seed,
             "normalize": self.normalize,
+            **({"cache_states": True} if self.cache else {}),
         }
 
     def effective_config(self) -> dict[str, Any]:
@@ -106,6 +112,7 @@ def make_plan(
     device: str = "cpu",
     normalize: bool = False,
     prefix: str = "",
+    cache: Path | None = None,
 ) -> list[Run]:
     """All runs of one model for ``tasks``, checked before anything starts; :class:`EkdError` names what is missing.
 
@@ -113,6 +120,7 @@ def make_plan(
         out: the model's folder; its runs are in ``out/runs``.
         rates: learning rates by task; a task without any is trained at its configuration's own.
         prefix: what begins the keys of this model's runs, where there are several models.
+        cache: folder for hidden states, or None.
     """
     runs: list[Run] = []
     for task in tasks:
@@ -133,7 +141,7 @@ def make_plan(
             group = f"{prefix}{task.name}" + (f"-seed{seed}" if len(seeds) > 1 else "")
             run = Run(
                 f"{prefix}{names[0]}", group, task, out / "runs" / names[0], config, upstream, items, fold, rate, seed,
-                device, normalize,
+                device, normalize, cache,
             )  # fmt: skip
             run.effective_config()
             runs.append(_where_it_ran(run, names))

@@ -1,0 +1,81 @@
+"""What ``runner.cache_states`` saves: one task trained by the real command without it, filling it, and from a full one.
+
+python -m benchmarks.states --data DATA --ckpt CKPT [--task pr] [--steps 300] [--device cpu] [--json FILE]
+
+DATA is what `s3prl-ekd prepare` wrote, CKPT a student. Processor seconds are those of the command and of its children,
+so that a busy machine matters less; about ten of them are imports.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from s3prl_ekd.evaluate.models import choose_models
+from s3prl_ekd.evaluate.plan import make_plan
+from s3prl_ekd.evaluate.presets import preset
+from s3prl_ekd.evaluate.tasks import TASKS
+
+
+def spent(command: list[str], log: Path) -> tuple[float, float]:
+    """Wall-clock and processor seconds of a command."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    with log.open("w") as stream:
+        subprocess.run(command, stdout=stream, stderr=stream, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def measure(options: Any, folder: Path) -> dict[str, dict[str, float]]:
+    """Seconds of the three runs, in the preset for small corpora with ``options.steps`` steps and one test on dev."""
+    chosen = preset("small")
+    steps = {f"config.runner.{key}": str(options.steps) for key in ("total_steps", "eval_step", "save_step")}
+    model = choose_models([("ckpt", str(options.ckpt))], None, None)[0]
+    folds = ["fold1"] if options.task == "er" else None
+    result = {}
+    for name, cache in (("without", None), ("filling", folder / "states"), ("full", folder / "states")):
+        run = make_plan(
+            [TASKS[options.task]], options.data.resolve(), folder / name, model,
+            {options.task: {**chosen["tasks"][options.task], **steps}}, folds=folds,
+            device=options.device, normalize=chosen["normalize"], cache=cache,
+        )[0]  # fmt: skip
+        wall, processor = spent(run.train_command(), folder / f"{name}.log")
+        result[name] = {"wall_s": wall, "processor_s": processor}
+        print(f"{name:8} {wall:7.1f} s by the clock, {processor:7.1f} s of processor time", flush=True)
+    size = sum(file.stat().st_size for file in (folder / "states").rglob("*.npy"))
+    print(f"{size / 1e6:.0f} MB of states; a full folder: {_ratio(result):.1f} times less processor time")
+    return result | {"states": {"megabytes": size / 1e6}}
+
+
+def _ratio(result: dict[str, dict[str, float]]) -> float:
+    return result["without"]["processor_s"] / result["full"]["processor_s"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
+    parser.add_argument("--ckpt", type=Path, required=True, help="a student")
+    parser.add_argument("--task", choices=tuple(TASKS), default="pr")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        result: dict[str, Any] = dict(measure(options, Path(folder)))
+    command = shlex.join(["python", "-m", "benchmarks.states", *sys.argv[1:]])
+    result |= {"machine": common.machine(options.device), "versions": common.versions(), "command": command}
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Hidden states of clips on disk, one ``.npy`` file each: ``FOLDER/ab/ab12...ef.npy``, float32 (S, T, D).
+
+Many processes may read and write one folder: a file appears whole or not at all, and all would write the same.
+Shapes: S states, T frames, D channels.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s3prl_ekd.errors import EkdError
+
+log = logging.getLogger(__name__)
+
+
+class StateFiles:
+    """The states of one model.
+
+    Args:
+        folder: of this model alone; made unless it is there.
+        key: the configuration's key, for messages.
+
+    Raises:
+        EkdError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.folder, self.key = folder, key
+        self._full = False
+        advice = f"name another folder with -o config.{key}=DIR, or None"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise EkdError(f"{key}: {folder}: cannot be made ({error.strerror}); {advice}") from error
+        if not os.access(folder, os.W_OK):
+            raise EkdError(f"{key}: {folder}: no permission to write; {advice}")
+
+    def read(self, name: str) -> Tensor | None:
+        """(S, T, D), or None where nothing whole is stored under this name."""
+        try:
+            states = np.load(self._path(name), allow_pickle=False)
+        except (OSError, ValueError, EOFError):  # a power cut can leave an empty file behind
+            return None
+        return torch.from_numpy(states) if states.ndim == 3 else None
+
+    def write(self, name: str, states: Tensor) -> None:
+        """Keep (S, T, D) under a name. A full disk is said once; from then on nothing more is kept."""
+        if self._full:
+            return
+        path = self._path(name)
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with open(partial, "wb") as file:
+                np.save(file, states.numpy(), allow_pickle=False)
+            partial.replace(path)
+        except OSError as error:
+            self._full = True
+            partial.unlink(missing_ok=True)
+            log.warning("%s: %s: cannot be written (%s); no more states are kept", self.key, path, error.strerror)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name[:2] / f"{name}.npy"

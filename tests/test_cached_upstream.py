@@ -1,0 +1,178 @@
+"""runner.cache_states: a frozen upstream encodes each clip once, alone; what is read is what it computed."""
+
+from __future__ import annotations
+
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from s3prl_ekd.bridge import downstream_launch, taskkeys
+from s3prl_ekd.bridge.cached_upstream import CachedUpstream
+from s3prl_ekd.bridge.state_files import StateFiles
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.teachers.tiny import random_encoder
+
+SHAPE = EncoderShape(((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2), width=16, layers=2, ffn_width=32, heads=2,
+                     pos_conv_groups=2)  # fmt: skip
+
+
+class Upstream(nn.Module):
+    """An upstream as s3prl calls it; counts the clips that it encodes."""
+
+    def __init__(self, seed: int = 0, factor: float = 1.0) -> None:
+        super().__init__()
+        self.encoder, self.factor, self.encoded = random_encoder(SHAPE, seed).eval(), factor, 0
+
+    def get_downsample_rates(self, key: str) -> int:
+        return 320
+
+    def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor]]:
+        from s3prl_ekd.upstream.interface import encode_clips
+
+        self.encoded += len(wavs)
+        out = encode_clips(self.encoder, wavs, (1, 2))
+        return {"hidden_states": [self.factor * state for state in (out.features, out.states[1], out.states[2])]}
+
+
+def cached(folder: Path, model: Upstream | None = None, layer: int | None = None) -> CachedUpstream:
+    upstream = CachedUpstream(model or Upstream(), folder, ["upstream"])
+
+    def select(features: dict) -> list[Tensor] | Tensor:
+        return features["hidden_states"] if layer is None else features["hidden_states"][layer]
+
+    upstream.begin("hidden_states", layer, 320, select)
+    upstream.model.encoded = 0  # the probe
+    return upstream
+
+
+def clips(*samples: int, seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(count, generator=generator) for count in samples]
+
+
+def test_a_clip_has_the_same_states_alone_and_in_any_company(tmp_path: Path) -> None:
+    upstream, wavs = cached(tmp_path), clips(16_000, 9_111, 5_003)
+    states = upstream(wavs)["hidden_states"]
+    assert [tuple(state.shape) for state in states] == [(3, 50, 16)] * 3
+    for index, wav in enumerate(wavs):
+        frames = round(len(wav) / 320)
+        own = upstream.model([wav])["hidden_states"]
+        made = own[0].shape[1]
+        assert frames - 1 <= made <= frames
+        for state, alone, again in zip(states, own, upstream([wav])["hidden_states"], strict=True):
+            assert torch.equal(state[index, :made], alone[0])
+            assert torch.equal(state[index, made:frames], alone[0, -1:].expand(frames - made, -1))
+            assert torch.equal(state[index, :frames], again[0])
+            assert not state[index, frames:].any()
+
+
+def test_a_clip_that_comes_back_is_read(tmp_path: Path) -> None:
+    upstream, wavs = cached(tmp_path), clips(4_000, 3_000)
+    first = upstream(wavs)["hidden_states"]
+    assert upstream.model.encoded == 2
+    assert len(list(tmp_path.rglob("*.npy"))) == 1  # the probe: a random crop would never come back
+    upstream(wavs)
+    assert upstream.model.encoded == 4 and len(list(tmp_path.rglob("*.npy"))) == 3
+    for _ in range(2):
+        for state, before in zip(upstream(wavs[::-1])["hidden_states"], first, strict=True):
+            assert torch.equal(state[[1, 0]], before)
+    assert upstream.model.encoded == 4
+    another_run = cached(tmp_path)
+    another_run(wavs)
+    assert another_run.model.encoded == 0
+
+
+@pytest.mark.parametrize("layer", [None, 1])
+def test_what_the_featurizer_selects_is_kept(tmp_path: Path, layer: int | None) -> None:
+    wav = clips(4_000)
+    upstream = cached(tmp_path, layer=layer)
+    for _ in range(3):
+        found, whole = upstream(wav)["hidden_states"], upstream.model(wav)["hidden_states"]
+        if layer is None:
+            assert len(found) == 3 and torch.equal(found[1], whole[1])
+        else:
+            assert torch.equal(found, whole[layer])
+
+
+def test_each_model_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    folders = {
+        next(path for path in cached(tmp_path, Upstream(seed), layer)._files.folder.parents if path == tmp_path)
+        / cached(tmp_path, Upstream(seed), layer)._files.folder.name
+        for seed in (0, 1)
+        for layer in (None, 1)
+    }
+    assert len(folders) == 4
+    with pytest.raises(EkdError, match=r"runner.cache_states: .* holds states of another model with the same weights"):
+        cached(tmp_path, Upstream(0, factor=1.1))
+
+
+def test_a_file_that_is_not_whole_is_written_again(tmp_path: Path) -> None:
+    upstream, wav = cached(tmp_path), clips(4_000)
+    expected = [upstream(wav) for _ in range(2)][0]["hidden_states"]
+    file = max(tmp_path.rglob("*.npy"), key=lambda path: path.stat().st_mtime_ns)
+    for content in (b"", file.read_bytes()[:-5], b"no array"):
+        file.write_bytes(content)
+        fresh = cached(tmp_path)
+        for _ in range(2):
+            assert torch.equal(fresh(wav)["hidden_states"][2], expected[2])
+        assert np.load(file).shape == (3, 12, 16)
+    assert not list(tmp_path.rglob("*.npy.*"))
+
+
+def test_a_full_disk_is_said_once_and_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upstream, wav = cached(tmp_path), clips(4_000)
+    expected = upstream(wav)["hidden_states"][1]
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    for _ in range(3):
+        assert torch.equal(upstream(wav)["hidden_states"][1], expected)
+    assert caplog.text.count("cannot be written (No space left on device); no more states are kept") == 1
+    assert len(list(tmp_path.rglob("*.npy*"))) == 1
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(EkdError, match=r"runner.cache_states: .*/file/x: cannot be made .*-o config.runner.cache_stat"):
+        StateFiles(tmp_path / "file" / "x", "runner.cache_states")
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        with pytest.raises(EkdError, match="no permission to write"):
+            StateFiles(tmp_path / "closed", "runner.cache_states")
+
+
+def test_the_key_is_checked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = {"runner": {"cache_states": "states"}}
+    taskkeys.check_cache(config, False, "x.yaml")
+    assert config["runner"]["cache_states"] == str(tmp_path / "states")
+    taskkeys.check_cache({"runner": {}}, True, "x.yaml")
+    with pytest.raises(EkdError, match=r"x.yaml: runner.cache_states: an upstream that trains \(-f\)"):
+        taskkeys.check_cache(config, True, "x.yaml")
+    for wrong in (True, 5, ""):
+        with pytest.raises(EkdError, match="x.yaml: runner.cache_states: .*expected a folder"):
+            taskkeys.check_cache({"runner": {"cache_states": wrong}}, False, "x.yaml")
+
+
+def test_the_runner_gets_it_where_it_is_asked_for(tmp_path: Path) -> None:
+    class Runner:
+        def __init__(self, folder: str | None) -> None:
+            self.args = Namespace(upstream="u", upstream_model_config=None, device="cpu")
+            self.config = {"runner": {"cache_states": folder}}
+
+        def _get_upstream(self) -> Namespace:
+            return Namespace(model=Upstream())
+
+    build = downstream_launch._runner(Runner)
+    assert isinstance(build(None)._get_upstream().model, Upstream)
+    assert isinstance(build(str(tmp_path))._get_upstream().model, CachedUpstream)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
 import textwrap
+import time
 
 import pytest
-from evaluate_stand_in import install_stand_in, make_data
+from evaluate_stand_in import evaluate, install_stand_in, make_data
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
@@ -89,6 +93,37 @@ def test_a_failure_names_the_log_and_then_continues(data, tmp_path, stand_in, bo
     assert "\n" not in str(caught.value)
     broken.unlink()
     assert run_all(plan(data, tmp_path, ["pr"]), board)["pr"]["per"] == pytest.approx(100 / 3)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_what_is_done_is_kept_when_the_rest_does_not_get_done(
+    data, tmp_path, stand_in, monkeypatch, capsys, interrupted
+):
+    from s3prl_ekd.evaluate import schedule
+
+    do_train = schedule.do_train
+
+    def train(run, *rest):
+        if run.key == "er-fold2":
+            if interrupted:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            raise EkdError("boom")
+        return do_train(run, *rest)
+
+    monkeypatch.setattr(schedule, "do_train", train)
+    words = ("--preset", "tiny")
+    assert evaluate(data, tmp_path, *words, tasks="pr,er,asr") == (130 if interrupted else 2)
+    record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert list(record["tasks"]) == ["pr"] and record["tasks"]["pr"]["per"] == pytest.approx(100 / 3)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "scores.json holds the tasks that are done" in said
+    assert ("the same command goes on" in said) == interrupted
+    monkeypatch.setattr(schedule, "do_train", do_train)
+    assert evaluate(data, tmp_path, *words, tasks="pr,er,asr") == 0
+    assert list(json.loads((tmp_path / "out" / "scores.json").read_text())["tasks"]) == ["pr", "er", "asr"]
+    calls = (tmp_path / "out" / "runs" / "calls.txt").read_text().split()
+    assert sorted(calls) == ["asr", "er-fold1", "er-fold2", "pr"]  # nothing was done twice
 
 
 def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, monkeypatch):

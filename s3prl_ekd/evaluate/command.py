@@ -17,15 +17,16 @@ from rich.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
-from s3prl_ekd.evaluate.grid import searches
+from s3prl_ekd.evaluate.grid import finished_runs, searches
 from s3prl_ekd.evaluate.grid_table import grid_markdown, grid_tables
 from s3prl_ekd.evaluate.models import Upstream, check_names, choose_models
 from s3prl_ekd.evaluate.plan import Run, make_plan
 from s3prl_ekd.evaluate.presets import parse_overrides, preset, preset_names
+from s3prl_ekd.evaluate.process import sigterm_as_interrupt
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
-from s3prl_ekd.evaluate.results import collect, with_earlier_tasks, write_scores
-from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.results import FILE_NAME, collect, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.schedule import Results, run_all
 from s3prl_ekd.evaluate.table import score_markdown, score_table
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
@@ -90,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="s3prl's option of that name (default: as the preset says)",
     )
+    parser.add_argument(
+        "--cache-states", type=Path, metavar="DIR",
+        help="encode each clip once, alone, and keep its hidden states in DIR (S x D x 0.2 MB a second of speech for S "
+        "states of D thousand numbers); remove it when done",
+    )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="redo runs made with other settings in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
 
@@ -118,23 +124,54 @@ def run(args: argparse.Namespace) -> int:
     labels = ", ".join(own[0].upstream.label for _, own in plans)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{labels}[/]: {where}", highlight=False)
-    with Board(console, max(10, *(len(one.key) for one in runs))) as board:
-        results = run_all(runs, board, jobs, args.overwrite, devices)
-    records = []
-    for (out, own), cost in zip(plans, costs, strict=True):
-        record = with_earlier_tasks(collect(own[0].upstream, own, results, args.preset, cost, devices), out)
-        records.append(record)
-        write_scores(record, out)
-        write_markdown([record], out)
-    path = args.out / "scores.json"
-    if len(plans) > 1:
-        entries = [{"folder": out.name, **record} for (out, _), record in zip(plans, records, strict=True)]
-        path = write_scores({"models": entries}, args.out)
-        write_markdown(records, args.out)
+    results: Results = {}
+    path = args.out / FILE_NAME
+
+    def keep() -> list[dict[str, Any]]:
+        done = finished_runs(runs, results)
+        return write_records(args, [(out, [one for one in own if one in done]) for out, own in plans], costs, results)
+
+    try:
+        with sigterm_as_interrupt(), Board(console, max(10, *(len(one.key) for one in runs))) as board:
+            run_all(runs, board, jobs, args.overwrite, devices, results)
+    except (KeyboardInterrupt, EkdError) as error:
+        if keep():
+            console.print(f"[dim]{path} holds the tasks that are done[/]", highlight=False)
+        if isinstance(error, KeyboardInterrupt):
+            console.print("[dim]the same command goes on[/]", highlight=False)
+        raise
+    records = keep()
     for table in [*grid_tables(records), score_table(records)]:
         console.print(table)
     console.print(f"[dim]{path}[/]", highlight=False)
     return 0
+
+
+def write_records(
+    args: argparse.Namespace,
+    plans: list[tuple[Path, list[Run]]],
+    costs: list[dict[str, int] | None],
+    results: Results,
+) -> list[dict[str, Any]]:
+    """Write ``scores.json`` and ``scores.md`` of each model, and of all where there are several; the records.
+
+    Args:
+        plans: each model's folder and its finished runs; a model without any gets no files.
+    """
+    folders, records = [], []
+    for (out, runs), cost in zip(plans, costs, strict=True):
+        if runs:
+            record = collect(runs[0].upstream, runs, results, args.preset, cost, parse_devices(args.devices))
+            record = with_earlier_tasks(record, out)
+            write_scores(record, out)
+            write_markdown([record], out)
+            folders.append(out.name)
+            records.append(record)
+    if records and len(plans) > 1:
+        entries = [{"folder": folder, **record} for folder, record in zip(folders, records, strict=True)]
+        write_scores({"models": entries}, args.out)
+        write_markdown(records, args.out)
+    return records
 
 
 def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[Path, list[Run]]]:
@@ -159,6 +196,7 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[
             seeds=seeds,
             rates=rates,
             device=devices[0],
+            cache=None if args.cache_states is None else args.cache_states.resolve(),
             normalize=chosen["normalize"]
             if args.upstream_feature_normalize is None
             else args.upstream_feature_normalize,

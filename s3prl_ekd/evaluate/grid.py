@@ -70,6 +70,20 @@ class Search:
         return (min if self.task.lower_is_better else max)(known, key=known.__getitem__)
 
 
+def finished_runs(runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> list[Run]:
+    """Those runs of a plan whose model has its whole task done: every seed and rate trained, the picked ones tested."""
+    undone = {
+        (search.runs[0].upstream.label, search.task.name) for search in searches(runs) if not _finished(search, results)
+    }
+    return [run for run in runs if (run.upstream.label, run.task.name) not in undone]
+
+
+def _finished(search: Search, results: Mapping[str, Mapping[str, Any]]) -> bool:
+    if any(run.key not in results for run in search.runs):
+        return False
+    return any(all(search.task.metric in results[run.key] for run in search.at(rate)) for rate in search.rates)
+
+
 def searches(runs: Sequence[Run]) -> list[Search]:
     """The runs of a plan by what competes, in the plan's order."""
     groups: dict[str, list[Run]] = {}

@@ -34,10 +34,10 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
         shutil.rmtree(run.expdir)
         return
     before, now = marker.get("settings", {}), run.settings()
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = next(key for key in {**now, **before} if before.get(key) != now.get(key))
     raise EkdError(
-        f"{run.expdir / MARKER}: an earlier run here had another {changed[0]} ({before.get(changed[0])}, now "
-        f"{now[changed[0]]}); choose another --out, or --overwrite to do it again"
+        f"{run.expdir / MARKER}: an earlier run here had another {changed} ({before.get(changed)}, now "
+        f"{now.get(changed)}); choose another --out, or --overwrite to do it again"
     )
 
 

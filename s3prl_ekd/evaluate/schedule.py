@@ -25,13 +25,19 @@ _Act = Callable[[Run, Board, dict[str, str], Nursery | None], dict[str, Any]]
 
 
 def run_all(
-    runs: list[Run], board: Board, jobs: int = 1, overwrite: bool = False, devices: Sequence[str] | None = None
+    runs: list[Run],
+    board: Board,
+    jobs: int = 1,
+    overwrite: bool = False,
+    devices: Sequence[str] | None = None,
+    results: Results | None = None,
 ) -> Results:
     """Results by run key, in the plan's order: of a tested run all of it, of the others what ``run.do_train`` returns.
 
     ``jobs`` runs at a time share the machine's cores; each goes to the device that becomes free, or, without
-    ``devices``, to its own.
+    ``devices``, to its own. ``results`` is filled on the way, for a caller who wants to keep what an interruption left.
     """
+    results = {} if results is None else results
     for run in runs:
         check_marker(run, overwrite)
     # Threads that spin while they wait for one another slow runs side by side down.
@@ -41,7 +47,7 @@ def run_all(
     places = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
     nursery = Nursery(environment, native_device(places[0])) if Nursery.possible(places) else None
     try:
-        results = _Schedule(runs, board, environment, nursery).carry_out(
+        _Schedule(runs, board, environment, nursery, results).carry_out(
             slots(devices, jobs) if devices else [None] * max(1, jobs)
         )
     finally:
@@ -53,13 +59,14 @@ def run_all(
 class _Schedule:
     """What is still to do, and what came out so far. Only the main thread touches it."""
 
-    def __init__(self, runs: list[Run], board: Board, environment: dict[str, str], nursery: Nursery | None) -> None:
-        self.board, self.environment, self.nursery = board, environment, nursery
-        self.results: Results = {}
+    def __init__(
+        self, runs: list[Run], board: Board, environment: dict[str, str], nursery: Nursery | None, results: Results
+    ) -> None:
+        self.board, self.environment, self.nursery, self.results = board, environment, nursery, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
         self.pending: deque[tuple[_Act, Run]] = deque((do_train, run) for run in runs)
 
-    def carry_out(self, free: list[str | None]) -> Results:
+    def carry_out(self, free: list[str | None]) -> None:
         """Do it all, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
         going: dict[Future[dict[str, Any]], tuple[_Act, Run, str | None]] = {}
         with ThreadPoolExecutor(max_workers=len(free)) as pool:
@@ -82,7 +89,6 @@ class _Schedule:
                     self.nursery.stop()
                 stop_all()
                 raise
-        return self.results
 
     def _do(self, act: _Act, run: Run, device: str | None) -> dict[str, Any]:
         run = run if device is None else replace(run, device=device)

@@ -86,6 +86,17 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCalls:
     return FakeCalls(tmp_path, monkeypatch)
 
 
+def test_tasks_that_were_done_before_an_interruption_are_kept(fake: FakeCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(words: list[str], log: Path) -> None:
+        log.parent.mkdir(parents=True)
+        (log.parent / "scores.json").write_text("{}")  # as evaluate leaves it
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Calls, "__call__", lambda _, words, log: interrupted(words, log))
+    assert fake.main("--only", "fbank", "--seeds", "1") == 130
+    assert (fake.folder / "results" / "fbank" / "seed1").is_dir()
+
+
 @pytest.mark.parametrize("parallel", [1, 3, 20])
 def test_rows_side_by_side_keep_their_order(fake: FakeCalls, experiment, parallel: int) -> None:
     assert fake.main("--parallel", str(parallel), "--seeds", "2", "1", "3") == 0  # the first seed goes first

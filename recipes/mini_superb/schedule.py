@@ -44,10 +44,15 @@ class Rows:
         if first is not None and not first.result():
             raise EkdError("its first seed failed, which picks the learning rates")
         began = time.monotonic()
-        folder = scores.evaluate(
-            students.experiment, row, model, seed, students.work, students.data, self.tasks, self.how, students.call
-        )
-        scores.keep(folder, students.folder(row.name, seed), students.work, self.results / row.name / f"seed{seed}")
+        folder = students.work / "scores" / row.name / f"seed{seed}"
+        try:
+            scores.evaluate(
+                students.experiment, row, model, seed, folder, students.data, self.tasks, self.how, students.call
+            )
+        finally:  # tasks that were done before an interruption count
+            if (folder / scores.SCORES).is_file():
+                target = self.results / row.name / f"seed{seed}"
+                scores.keep(folder, students.folder(row.name, seed), students.work, target)
         spent = time.monotonic() - began
         logger.info("seed %d, %s: student %.0f s, scores %.0f s", seed, row.name, made - started, spent)
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,15 +31,16 @@ def evaluate(
     row: Row,
     model: list[str],
     seed: int,
-    work: Path,
+    folder: Path,
     data: Path,
     tasks: list[str],
     how: list[str],
     call: Calls,
-) -> Path:
-    """Evaluate a row at a seed; its folder. What is done already is kept, by ``s3prl-ekd evaluate`` itself.
+) -> None:
+    """Evaluate a row at a seed, into ``folder`` (ROW/seedN). What is done is kept, by ``s3prl-ekd evaluate`` itself.
 
-    The first seed searches the learning rates, the others take what it picked.
+    Hidden states are computed once for all of it; they are gone afterwards (half a gigabyte a student). The first seed
+    searches the learning rates, the others take what it picked.
 
     Args:
         model: what names the row's model to ``s3prl-ekd evaluate``.
@@ -50,14 +52,15 @@ def evaluate(
         EkdError: the first seed of this row has not been evaluated yet, or the evaluation failed.
     """
     settings = experiment.evaluation
-    folder = work / "scores" / row.name / f"seed{seed}"
     words = ["s3prl-ekd", "evaluate", *model, "--label", row.name, "--data", str(data), "--out", str(folder)]
     words += ["--tasks", ",".join(tasks), "--preset", settings.preset, "--seeds", str(seed), *how]
+    states = folder / "states"
+    words += ["--cache-states", str(states)]
     for item in settings.override:
         words += ["--override", item]
     rates = settings.lr
     if seed != settings.seeds[0]:
-        first = work / "scores" / row.name / f"seed{settings.seeds[0]}" / SCORES
+        first = folder.with_name(f"seed{settings.seeds[0]}") / SCORES
         if not first.is_file():
             raise EkdError(f"{first}: not there; learning rates are picked with seed {settings.seeds[0]}, the first")
         rates = {name: [record["lr"]] for name, record in read_scores(first)["tasks"].items()}
@@ -66,7 +69,7 @@ def evaluate(
             continue
         words += ["--lr", f"{task}:{','.join(map(repr, choices))}"]
     call(words, folder / "evaluate.log")
-    return folder
+    shutil.rmtree(states, ignore_errors=True)
 
 
 def keep(folder: Path, student: Path, work: Path, target: Path) -> None:

@@ -155,6 +155,7 @@ class Demo:
     def evaluate(self, name: str, *upstream: str) -> None:
         words = ["--data", str(self.out / "data"), "--out", str(self.out / name), "--preset", "tiny"]
         words += ["--folds", "fold1", "--jobs", "2", "--device", self.device]
+        words += ["--cache-states", str(self.out / "states")]
         if "--label" not in upstream:
             words += ["--label", name]
         if self.small:

@@ -20,6 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_like, student_state
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.whole_file import whole_file
 
 DISTILLATION = "distillation.json"
 MADE_BY = "made_by.json"
@@ -161,8 +162,6 @@ def _write_start(config_file: Path, out: Path) -> None:
 def _once(out: Path, make: Any) -> Path:
     """``make(path)`` unless ``out`` is there; whole or not at all."""
     if not out.is_file():
-        partial = out.with_suffix(f".part{out.suffix}")
-        with _torch:
+        with _torch, whole_file(out) as partial:
             make(partial)
-        partial.replace(out)
     return out

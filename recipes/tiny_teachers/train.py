@@ -25,6 +25,7 @@ from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.random_state import random_state, set_random_state
+from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -184,9 +185,8 @@ class Stage:
             "schedule": self.schedule.state_dict(),
             "random": random_state(),
         }
-        partial = self.folder / f"{STATE}.part"
-        torch.save(state, partial)
-        partial.replace(self.folder / STATE)
+        with whole_file(self.folder / STATE) as partial:
+            torch.save(state, partial)
 
     def _resume(self) -> None:
         file = self.folder / STATE

@@ -26,6 +26,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers.ensemble import normalize_wave
+from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -109,9 +110,9 @@ def make_units(
     units = Units(values, offsets, settings.clusters)
     logger.info("[units] %d frames, perplexity of the units %.0f", len(values), units.perplexity)
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".part.npz")
-    np.savez(partial, values=values, offsets=offsets, centres=kmeans.cluster_centers_, made_by=np.array(fingerprint))
-    partial.replace(file)
+    arrays = {"values": values, "offsets": offsets, "centres": kmeans.cluster_centers_}
+    with whole_file(file) as partial, open(partial, "wb") as stream:
+        np.savez(stream, **arrays, made_by=np.array(fingerprint))
     return units
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -48,20 +49,14 @@ class Keeper:
             torch.save(state, target, *args, **kwargs)
             return
         path = Path(target)
-        temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
-            with open(temporary, "wb") as file:
+            with whole_file(path, durable=True) as partial, open(partial, "wb") as file:
                 torch.save(state, file, *args, **kwargs)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except (OSError, RuntimeError) as error:
             reason = _disk_error(error)
             if reason is None:
                 raise
             raise EkdError(f"{path}: the checkpoint could not be written ({reason.strerror or reason})") from error
-        finally:
-            temporary.unlink(missing_ok=True)
         if path.match(STATES):
             for old in self.pending:
                 if old != path:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -54,15 +55,12 @@ class StateFiles:
         if self._full:
             return
         path = self._path(name)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
         try:
             path.parent.mkdir(exist_ok=True)
-            with open(partial, "wb") as file:
+            with whole_file(path) as partial, open(partial, "wb") as file:
                 np.save(file, states.numpy(), allow_pickle=False)
-            partial.replace(path)
         except OSError as error:
             self._full = True
-            partial.unlink(missing_ok=True)
             log.warning("%s: %s: cannot be written (%s); no more states are kept", self.key, path, error.strerror)
 
     def _path(self, name: str) -> Path:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pickle
 from argparse import Namespace
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from s3prl_ekd.bridge.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
 
 SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
 SPEAKERS = 1251  # s3prl's fixed number of classes in SID: ids 10001 to 11251 (downstream/voxceleb1/dataset.py)
@@ -188,9 +188,8 @@ def _speakers(args: Namespace, expert: _Section) -> None:
     cache = Path(args.expdir, ".files").resolve()
     cache.mkdir(parents=True, exist_ok=True)
     for split, files in lists.items():
-        temporary = cache / f"{split}.pkl.{os.getpid()}"
-        temporary.write_bytes(pickle.dumps(files))
-        os.replace(temporary, cache / f"{split}.pkl")
+        with whole_file(cache / f"{split}.pkl") as partial:
+            partial.write_bytes(pickle.dumps(files))
     dataset = importlib.import_module("s3prl.downstream.voxceleb1.dataset")
     dataset.CACHE_PATH = f"{cache}/"
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.resources
 import json
-import os
 import re
 import shutil
 import zlib
@@ -22,6 +21,7 @@ import yaml
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
 from s3prl_ekd.corpora.lengths import Clip, in_parallel
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
 
 MARKER = ".s3prl-ekd.json"  # says that prepare made this folder, so that prepare may replace it
 
@@ -155,9 +155,8 @@ def config_template(package: str, name: str) -> dict:
 
 def write_config(file: Path, config: dict, origin: str) -> None:
     """Write a filled-in config; ``origin`` names the template for the line at its top."""
-    partial = file.with_name(f".{file.name}.partial")
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
-    partial.write_text(
-        f"# {origin} with the paths of this folder, written by s3prl-ekd prepare\n{text}", encoding="utf-8"
-    )
-    os.replace(partial, file)
+    with whole_file(file) as partial:
+        partial.write_text(
+            f"# {origin} with the paths of this folder, written by s3prl-ekd prepare\n{text}", encoding="utf-8"
+        )

@@ -23,6 +23,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,7 @@ from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_layout import TargetLayout
 from s3prl_ekd.data.windows import WindowPlan, Windows
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
 
 FORMAT = 1  # raise it when windows, rows or what our encoders compute change: older caches are refused then
 MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
@@ -257,7 +259,7 @@ def check_folder(folder: Path, size: int, key: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if path.name.removesuffix(".new") not in _OURS)
+        others = sorted(path.name for path in folder.iterdir() if not _ours(path.name))
     except OSError as error:
         raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
     if others:
@@ -286,21 +288,21 @@ def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Ma
     try:
         with open(folder / TARGETS, "wb") as file:
             file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
-        _write_whole(folder / WINDOWS, table.getvalue())
-        _write_whole(folder / STATE, bytes(len(windows)))
-        _write_whole(folder / INDEX, json.dumps(index, indent=2).encode() + b"\n")
+        parts = {
+            WINDOWS: table.getvalue(),
+            STATE: bytes(len(windows)),
+            INDEX: json.dumps(index, indent=2).encode() + b"\n",
+        }
+        for name, content in parts.items():
+            with whole_file(folder / name, durable=True) as partial:
+                partial.write_bytes(content)
     except OSError as error:
         raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file such that it is there whole or not at all."""
-    new = path.with_name(f"{path.name}.new")
-    with open(new, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
-
-
 _OURS = {INDEX, WINDOWS, TARGETS, STATE, LOCK}
+
+
+def _ours(name: str) -> bool:
+    """Of a target cache, or what a kill left of one of its files."""
+    return re.sub(r"^\.(.+)\.tmp-\d+$", r"\1", name) in _OURS

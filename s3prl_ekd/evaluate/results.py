@@ -26,6 +26,7 @@ from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import Run, load_task_config
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 from s3prl_ekd.version import __version__
+from s3prl_ekd.whole_file import whole_file
 
 FILE_NAME = "scores.json"
 
@@ -186,9 +187,8 @@ def write_scores(record: Mapping[str, Any], out: Path) -> Path:
     """Write ``OUT/scores.json`` whole or not at all; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / FILE_NAME
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    temporary.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
 

@@ -20,6 +20,7 @@ from s3prl_ekd.evaluate.plan import MARKER, Run, downstream_program, numbered_ch
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
+from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 _loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
@@ -154,7 +155,5 @@ def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
 
 def write_marker(expdir: Path, marker: dict[str, Any]) -> None:
     """Write ``run.json`` whole or not at all: a kill between two states must not leave half a file."""
-    path = expdir / MARKER
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(marker, indent=1))
-    temporary.replace(path)
+    with whole_file(expdir / MARKER) as partial:
+        partial.write_text(json.dumps(marker, indent=1))

@@ -1,0 +1,29 @@
+"""Files that are there whole or not at all, whatever ends the process: the only place that knows how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
+    """A path to write to, which becomes ``path`` in one step at the end of the block.
+
+    Where the block fails, ``path`` stays what it was and the part is removed. Only a kill leaves one behind, under a
+    name that begins with a dot and ends with the process's number.
+
+    Args:
+        durable: the bytes are on the disk before the step (fsync), so that losing power loses nothing older either.
+    """
+    partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        yield partial
+        if durable:
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,46 @@
+"""A file is there whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3prl_ekd.whole_file import whole_file
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_file_appears_at_the_end(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+    with whole_file(path, durable) as partial:
+        partial.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_after_a_failure_the_old_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text("old")
+    with pytest.raises(OSError, match="No space left"), whole_file(path) as partial:
+        partial.write_text("ne")
+        raise OSError(28, "No space left on device")
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["scores.json"]
+
+
+def test_a_kill_leaves_a_part_that_does_not_look_like_the_file(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib, signal; from s3prl_ekd.whole_file import whole_file\n"
+        f"with whole_file(pathlib.Path({str(tmp_path / 'states-1.ckpt')!r})) as partial:\n"
+        "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    (left,) = os.listdir(tmp_path)
+    assert left.startswith(".states-1.ckpt.tmp-")
+    assert not list(tmp_path.glob("states-*.ckpt"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from argparse import Namespace
 from pathlib import Path
@@ -101,15 +102,59 @@ def test_what_the_featurizer_selects_is_kept(tmp_path: Path, layer: int | None) 
 
 
 def test_each_model_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    folders = {
-        next(path for path in cached(tmp_path, Upstream(seed), layer)._files.folder.parents if path == tmp_path)
-        / cached(tmp_path, Upstream(seed), layer)._files.folder.name
-        for seed in (0, 1)
-        for layer in (None, 1)
-    }
-    assert len(folders) == 4
-    with pytest.raises(EkdError, match=r"runner.cache_states: .* holds states of another model with the same weights"):
-        cached(tmp_path, Upstream(0, factor=1.1))
+    for seed, layer in itertools.product((0, 1), (None, 1)):
+        cached(tmp_path, Upstream(seed), layer)
+    assert len(list(tmp_path.iterdir())) == 4
+    louder, normalising = Upstream(0, factor=1.1), Upstream(0)
+    normalising.encoder.shape = SHAPE.with_(normalize=True)
+    for other in (louder, normalising):
+        with pytest.raises(EkdError, match="cache_states: .* holds states of another model with the same weights"):
+            cached(tmp_path, other)
+
+
+STATES = {
+    "list": lambda x: [x, 2 * x, 3 * x],
+    "dict": lambda x: {"a": x, "b": 2 * x},
+    "list of one": lambda x: [x],
+    "tensor": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("layer", [None, 1, -1])
+@pytest.mark.parametrize("kind", STATES)
+def test_s3prls_featurizer_reads_what_it_would_read_of_the_clip_alone(
+    tmp_path: Path, kind: str, layer: int | None
+) -> None:
+    from s3prl.upstream.interfaces import Featurizer
+
+    class Other(Upstream):
+        def forward(self, wavs: list[Tensor]) -> dict:
+            return {"hidden_states": STATES[kind](super().forward(wavs)["hidden_states"][2])}
+
+    build, options = downstream_launch._featurizer(Featurizer), {"upstream_device": "cpu", "layer_selection": layer}
+    plain, upstream = Other(), CachedUpstream(Other(), tmp_path, ["other"])
+    theirs, ours = build(plain, **options), build(upstream, **options)
+    wavs = clips(9_000, 16_000)
+    for _ in range(3):
+        for wav, feature in zip(wavs, ours(wavs, upstream(wavs)), strict=True):
+            (alone,) = theirs([wav], plain([wav]))
+            assert len(feature) == round(len(wav) / 320) and torch.allclose(feature[: len(alone)], alone, atol=1e-6)
+    assert (ours.output_dim, ours.downsample_rate) == (theirs.output_dim, theirs.downsample_rate)
+
+
+def test_states_do_not_depend_on_the_runners_precision(tmp_path: Path) -> None:
+    upstream, wav = cached(tmp_path), clips(4_000)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = [upstream(wav)["hidden_states"][2] for _ in range(3)]
+    for state in found:
+        assert torch.equal(state, upstream.model(wav)["hidden_states"][2])
+
+
+@pytest.mark.parametrize("rate", [160, 640])
+def test_a_rate_that_is_not_the_upstreams_is_said(tmp_path: Path, rate: int) -> None:
+    upstream = CachedUpstream(Upstream(), tmp_path, ["mine"])
+    with pytest.raises(EkdError, match=f"mine: 49 frames of 16000 samples, expected about .*says {rate} samples"):
+        upstream.begin("hidden_states", None, rate, lambda features: features["hidden_states"])
 
 
 def test_a_file_that_is_not_whole_is_written_again(tmp_path: Path) -> None:

@@ -103,7 +103,8 @@ def test_cached_states_are_part_of_a_run_and_their_place_is_not(data, tmp_path):
         plan(data, tmp_path, tasks="pr", cache=where)[0] for where in (None, tmp_path / "a", tmp_path / "b")
     )
     assert f"config.runner.cache_states={tmp_path / 'a'}" in here.train_command()[-1]
-    assert "cache_states" not in " ".join(plain.train_command() + here.evaluate_command(tmp_path / "x.ckpt"))
+    assert f"config.runner.cache_states={tmp_path / 'b'}" in there.evaluate_command(tmp_path / "x.ckpt")[-1]
+    assert "cache_states" not in " ".join(plain.train_command() + plain.evaluate_command(tmp_path / "x.ckpt"))
     assert here.settings() == there.settings() != plain.settings()
 
 

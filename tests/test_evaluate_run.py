@@ -7,7 +7,9 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 import time
+from concurrent.futures import wait
 
 import pytest
 from evaluate_stand_in import evaluate, install_stand_in, make_data
@@ -18,7 +20,7 @@ from s3prl_ekd.evaluate import process
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import collect, read_scores, write_scores
+from s3prl_ekd.evaluate.results import collect, read_models, read_scores, write_scores
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -124,6 +126,74 @@ def test_what_is_done_is_kept_when_the_rest_does_not_get_done(
     assert list(json.loads((tmp_path / "out" / "scores.json").read_text())["tasks"]) == ["pr", "er", "asr"]
     calls = (tmp_path / "out" / "runs" / "calls.txt").read_text().split()
     assert sorted(calls) == ["asr", "er-fold1", "er-fold2", "pr"]  # nothing was done twice
+
+
+def test_models_without_a_finished_task_keep_their_earlier_scores(data, tmp_path, stand_in, monkeypatch):
+    from s3prl_ekd.evaluate import schedule
+
+    do_train = schedule.do_train
+
+    def train(run, *rest):
+        if run.key == "mfcc/sid":
+            raise EkdError("boom")
+        return do_train(run, *rest)
+
+    models = ("--upstream", "fbank", "--upstream", "mfcc")
+    assert evaluate(data, tmp_path, upstream=models, tasks="pr") == 0
+    monkeypatch.setattr(schedule, "do_train", train)
+    assert evaluate(data, tmp_path, upstream=models, tasks="sid") == 2
+    found = {record["label"]: list(record["tasks"]) for _, record in read_models(tmp_path / "out")}
+    assert found == {"fbank": ["pr", "sid"], "mfcc": ["pr"]}
+
+
+def test_clips_alone_and_padded_batches_are_not_mixed_in_one_row(data, tmp_path, stand_in):
+    cache = ("--cache-states", str(tmp_path / "states"))
+    assert evaluate(data, tmp_path, tasks="pr") == 0
+    assert evaluate(data, tmp_path, *cache, tasks="sid") == 0
+    record = read_scores(tmp_path / "out")
+    assert list(record["tasks"]) == ["sid"] and record["cache_states"] is True
+    assert evaluate(data, tmp_path, *cache, tasks="er") == 0
+    assert list(read_scores(tmp_path / "out")["tasks"]) == ["sid", "er"]
+    assert evaluate(data, tmp_path, *cache, tasks="pr") == 2  # that run was another
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("", "--cache-states '': expected a folder"),
+        ("a=b", "--cache-states 'a=b': expected a folder without '='"),
+        ("{file}", "--cache-states {file}: cannot be made"),
+        ("{file}/x", "--cache-states {file}/x: cannot be made"),
+    ],
+)
+def test_a_cache_that_cannot_be_is_said_before_any_run(data, tmp_path, stand_in, capsys, folder, message):
+    (tmp_path / "file").touch()
+    folder, message = (text.format(file=tmp_path / "file") for text in (folder, message))
+    assert evaluate(data, tmp_path, "--cache-states", folder, tasks="pr") == 2
+    assert f"error: {message}" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_what_ends_together_with_a_failure_counts(data, tmp_path, stand_in, board, monkeypatch):
+    from s3prl_ekd.evaluate import schedule
+
+    meet = threading.Barrier(2)
+
+    def train(run, *rest):
+        meet.wait()
+        if run.task.name == "pr":
+            raise EkdError("boom")
+        return {"dev": 50.0, "seconds": 0.0, "steps": 2, "lr": None}
+
+    def both(futures, return_when):
+        return wait(futures)
+
+    monkeypatch.setattr(schedule, "do_train", train)
+    monkeypatch.setattr(schedule, "wait", both)
+    results = {}
+    with pytest.raises(EkdError, match="boom"):
+        run_all(plan(data, tmp_path, ["pr", "sid"]), board, jobs=2, results=results)
+    assert list(results) == ["sid"]
 
 
 def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, monkeypatch):

@@ -97,6 +97,15 @@ def test_tasks_that_were_done_before_an_interruption_are_kept(fake: FakeCalls, m
     assert (fake.folder / "results" / "fbank" / "seed1").is_dir()
 
 
+def test_a_later_seed_wants_every_rate_of_the_first(fake: FakeCalls, caplog: pytest.LogCaptureFixture) -> None:
+    first = fake.folder / "work" / "scores" / "fbank" / "seed1"
+    first.mkdir(parents=True)
+    (first / "scores.json").write_text(json.dumps({"label": "fbank", "tasks": {"pr": {"lr": 0.1}}}))
+    assert fake.main("--only", "fbank", "--seeds", "2", "--tasks", "pr,asr") == 2
+    assert "seed1/scores.json: has no asr, whose learning rate is picked there" in caplog.text
+    assert fake.main("--only", "fbank", "--seeds", "2", "--tasks", "pr") == 0
+
+
 @pytest.mark.parametrize("parallel", [1, 3, 20])
 def test_rows_side_by_side_keep_their_order(fake: FakeCalls, experiment, parallel: int) -> None:
     assert fake.main("--parallel", str(parallel), "--seeds", "2", "1", "3") == 0  # the first seed goes first

@@ -64,6 +64,9 @@ def evaluate(
         if not first.is_file():
             raise EkdError(f"{first}: not there; learning rates are picked with seed {settings.seeds[0]}, the first")
         rates = {name: [record["lr"]] for name, record in read_scores(first)["tasks"].items()}
+        missing = [name for name in tasks if name not in rates]
+        if missing:
+            raise EkdError(f"{first}: has no {missing[0]}, whose learning rate is picked there; finish that seed first")
     for task, choices in rates.items():
         if task not in tasks:
             continue

@@ -1,4 +1,4 @@
-"""A frozen upstream that encodes each clip once: ``runner.cache_states`` of ``run_downstream.py``.
+"""A frozen upstream whose states of a clip are kept: ``runner.cache_states`` of ``run_downstream.py``.
 
 s3prl's runner encodes its corpus again in every epoch, for every learning rate, fold and seed, though a frozen model
 gives the same states each time. With a folder under ``runner.cache_states`` the states of a clip that comes back are
@@ -6,7 +6,8 @@ read from there.
 
 Every clip is encoded alone. s3prl pads clips to one batch, and in a model with GroupNorm (HuBERT, WavLM, DistilHuBERT
 Base) padding shifts the states of all shorter clips, so that they depend on who else is in the batch; a stored state
-must not. Scores are therefore near those without a cache, but not the same numbers.
+must not. Scores are therefore near those without a cache, but not the same numbers. The upstream computes in its own
+precision, also where the runner trains in fp16, so that a state does not depend on the split it was stored in either.
 
 Shapes: B clips, S states, T frames, D channels. What is kept is what s3prl's featurizer selects, before its weighted
 sum. Which file holds what: ``state_files.py``.
@@ -31,14 +32,16 @@ Select = Callable[[dict[str, Any]], Any]
 
 log = logging.getLogger(__name__)
 _REMEMBERED = 500_000  # clips; some 50 MB
-_ALIKE = 0.01  # of a probe's states: far more than rounding on another device, far less than another model
-_FRAMES_SHORT = 5  # s3prl's featurizer tolerates fewer missing ones (upstream/interfaces.py: TOLERABLE_SEQLEN_DIFF)
+_FORMAT = "1"  # of what is stored; another one goes into other folders
+_ALIKE = 0.01  # of each of a probe's states: far more than rounding on another device, less than another model
+_TOLERATED = 5  # frames: s3prl's featurizer takes fewer too many or too few (upstream/interfaces.py)
 
 
 class CachedUpstream(nn.Module):
     """A frozen upstream and a folder of its states.
 
-    Only clips that come a second time in a run are stored: random crops (SID) never do, and would fill the disk.
+    Only clips that come a second time in a run are stored: random crops (SID) never do, and would fill the disk. So a
+    run encodes a clip twice at most, and one that finds it stored not at all.
 
     Args:
         model: an s3prl upstream; encodes as ever until :meth:`begin`.
@@ -70,11 +73,14 @@ class CachedUpstream(nn.Module):
         digest = self._digest(f"{selection} {layer}")
         files = StateFiles(self.folder / digest[:16], KEY)
         device = next((value.device for value in self.model.state_dict().values()), torch.device("cpu"))
-        probe = torch.randn(16_000, generator=torch.Generator().manual_seed(0))
+        # as loud as speech, and off zero, so that a model which normalises waveforms differs from one which does not
+        probe = 0.02 * torch.randn(16_000, generator=torch.Generator().manual_seed(0)) + 0.01
         found, stored = self._encode(probe.to(device)), files.read("probe")
         if stored is None:
             files.write("probe", found)
-        elif stored.shape != found.shape or (stored - found).norm() > _ALIKE * found.norm():
+        elif stored.shape != found.shape or bool(
+            ((stored - found).norm(dim=(1, 2)) > _ALIKE * found.norm(dim=(1, 2))).any()
+        ):
             raise EkdError(
                 f"{KEY}: {files.folder}: holds states of another model with the same weights; remove it, or name "
                 "another folder"
@@ -116,20 +122,28 @@ class CachedUpstream(nn.Module):
 
         The convolutions often make one frame less. In a batch of several that frame would be padding; here it is the
         clip's last once more.
+
+        Raises:
+            EkdError: the upstream makes more or fewer frames than its rate says, where s3prl has a bare assertion.
         """
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(wav.device.type, enabled=False):
             chosen = self._select(self.model([wav]))
         stacked = torch.stack(list(chosen)) if isinstance(chosen, (list, tuple)) else chosen.unsqueeze(0)
         states = stacked[:, 0].float().cpu()
         wanted = round(len(wav) / self._rate)
         missing = wanted - states.shape[1]
-        if 0 < missing < _FRAMES_SHORT:
+        if abs(missing) >= _TOLERATED:
+            raise EkdError(
+                f"{self.what[0]}: {states.shape[1]} frames of {len(wav)} samples, expected about {wanted}: its "
+                f"get_downsample_rates says {self._rate} samples a frame"
+            )
+        if missing > 0:
             states = torch.cat([states, states[:, -1:].expand(-1, missing, -1)], dim=1)
         return states[:, : max(wanted, 1)].contiguous()
 
     def _digest(self, choice: str) -> str:
         """Of weights, model and choice: equal digests give equal states."""
-        digest = hashlib.sha256("\0".join((*self.what, choice)).encode())
+        digest = hashlib.sha256("\0".join((_FORMAT, *self.what, choice)).encode())
         for name, value in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

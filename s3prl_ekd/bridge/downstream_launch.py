@@ -257,8 +257,8 @@ def _runner(original: type) -> type:
 
                 config = self.args.upstream_model_config
                 text = Path(config).read_text() if config and Path(config).is_file() else str(config)
-                what = (self.args.upstream, text, f"fp16 {bool(self.config['runner'].get('fp16'))}")
-                entry.model = CachedUpstream(entry.model, Path(folder), what).to(self.args.device)
+                entry.model = CachedUpstream(entry.model, Path(folder), (self.args.upstream, text))
+                entry.model.to(self.args.device)
             return entry
 
     return Runner

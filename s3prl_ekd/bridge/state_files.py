@@ -1,6 +1,7 @@
 """Hidden states of clips on disk, one ``.npy`` file each: ``FOLDER/ab/ab12...ef.npy``, float32 (S, T, D).
 
-Many processes may read and write one folder: a file appears whole or not at all, and all would write the same.
+Many processes may read and write one folder: a file appears whole or not at all, and all would write the same. Nothing
+waits for the disk, so after a power cut a folder is to be removed.
 Shapes: S states, T frames, D channels.
 """
 
@@ -46,7 +47,7 @@ class StateFiles:
         """(S, T, D), or None where nothing whole is stored under this name."""
         try:
             states = np.load(self._path(name), allow_pickle=False)
-        except (OSError, ValueError, EOFError):  # a power cut can leave an empty file behind
+        except (OSError, ValueError, EOFError):
             return None
         return torch.from_numpy(states) if states.ndim == 3 else None
 
@@ -59,6 +60,8 @@ class StateFiles:
             path.parent.mkdir(exist_ok=True)
             with whole_file(path) as partial, open(partial, "wb") as file:
                 np.save(file, states.numpy(), allow_pickle=False)
+        except FileNotFoundError:
+            pass  # another host's process of the same number was writing it too
         except OSError as error:
             self._full = True
             log.warning("%s: %s: cannot be written (%s); no more states are kept", self.key, path, error.strerror)

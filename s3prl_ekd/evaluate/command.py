@@ -6,6 +6,8 @@ This file is the command line only: it reads what is asked, makes the plan, hand
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -25,10 +27,12 @@ from s3prl_ekd.evaluate.presets import parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.process import sigterm_as_interrupt
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
-from s3prl_ekd.evaluate.results import FILE_NAME, collect, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.results import FILE_NAME, collect, read_scores, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.schedule import Results, run_all
 from s3prl_ekd.evaluate.table import score_markdown, score_table
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+
+log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="s3prl's option of that name (default: as the preset says)",
     )
     parser.add_argument(
-        "--cache-states", type=Path, metavar="DIR",
-        help="encode each clip once, alone, and keep its hidden states in DIR (S x D x 0.2 MB a second of speech for S "
-        "states of D thousand numbers); remove it when done",
+        "--cache-states", metavar="DIR",
+        help="encode clips alone and keep the hidden states of those that come back in DIR (0.2 MB a second of speech "
+        "for each thousand numbers a frame), for all epochs, rates, folds and seeds; remove it when done",
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="redo runs made with other settings in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
@@ -118,6 +122,8 @@ def run(args: argparse.Namespace) -> int:
         console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
         return 0
     check_devices(devices)
+    if runs[0].cache is not None:
+        make_cache_folder(runs[0].cache)
     if len(plans) > 1:
         check_names([own[0].upstream for _, own in plans])
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in (own[0].upstream for _, own in plans)]
@@ -135,8 +141,11 @@ def run(args: argparse.Namespace) -> int:
         with sigterm_as_interrupt(), Board(console, max(10, *(len(one.key) for one in runs))) as board:
             run_all(runs, board, jobs, args.overwrite, devices, results)
     except (KeyboardInterrupt, EkdError) as error:
-        if keep():
-            console.print(f"[dim]{path} holds the tasks that are done[/]", highlight=False)
+        try:
+            if keep():
+                console.print(f"[dim]{path} holds the tasks that are done[/]", highlight=False)
+        except EkdError as another:  # must not hide why the runs ended
+            log.warning("%s", another)
         if isinstance(error, KeyboardInterrupt):
             console.print("[dim]the same command goes on[/]", highlight=False)
         raise
@@ -156,18 +165,25 @@ def write_records(
     """Write ``scores.json`` and ``scores.md`` of each model, and of all where there are several; the records.
 
     Args:
-        plans: each model's folder and its finished runs; a model without any gets no files.
+        plans: each model's folder and its finished runs; a model without any keeps what an earlier call wrote.
     """
-    folders, records = [], []
+    folders, records, done = [], [], False
     for (out, runs), cost in zip(plans, costs, strict=True):
         if runs:
             record = collect(runs[0].upstream, runs, results, args.preset, cost, parse_devices(args.devices))
             record = with_earlier_tasks(record, out)
             write_scores(record, out)
             write_markdown([record], out)
-            folders.append(out.name)
-            records.append(record)
-    if records and len(plans) > 1:
+            done = True
+        elif len(plans) > 1 and (out / FILE_NAME).is_file():
+            record = read_scores(out)
+        else:
+            continue
+        folders.append(out.name)
+        records.append(record)
+    if not done:
+        return []
+    if len(plans) > 1:
         entries = [{"folder": folder, **record} for folder, record in zip(folders, records, strict=True)]
         write_scores({"models": entries}, args.out)
         write_markdown(records, args.out)
@@ -196,7 +212,7 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[
             seeds=seeds,
             rates=rates,
             device=devices[0],
-            cache=None if args.cache_states is None else args.cache_states.resolve(),
+            cache=None if args.cache_states is None else cache_folder(args.cache_states),
             normalize=chosen["normalize"]
             if args.upstream_feature_normalize is None
             else args.upstream_feature_normalize,
@@ -206,6 +222,31 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[
     if len(models) == 1:
         return [(out, plan(models[0], out=out))]
     return [(out / one.folder, plan(one, out=out / one.folder, prefix=f"{one.folder}/")) for one in models]
+
+
+def cache_folder(text: str) -> Path:
+    """The folder of ``--cache-states``, absolute.
+
+    Raises:
+        EkdError: no name of a folder, or one that s3prl's ``-o`` cannot carry.
+    """
+    if not text.strip() or "=" in text or ",," in text:
+        raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its name")
+    return Path(text).expanduser().resolve()
+
+
+def make_cache_folder(folder: Path) -> None:
+    """Make it, so that what is wrong with it is said before any run.
+
+    Raises:
+        EkdError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EkdError(f"--cache-states {folder}: cannot be made ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise EkdError(f"--cache-states {folder}: no permission to write")
 
 
 def write_markdown(records: list[dict[str, Any]], out: Path) -> None:

@@ -63,10 +63,13 @@ class Run:
         words = [*(program or downstream_program()), "-m", "evaluate", "-t", self.task.test_split]
         words += ["-e", str(checkpoint), "--device", native_device(self.device)]
         workers = self.overrides.get(self.task.workers_key)
-        if workers is not None:
-            # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint
-            # alone would test with 12 worker processes (downstream/ctc/data.py: load_dataset).
-            words += ["-o", f"{self.task.workers_key}={workers}"]
+        # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint alone
+        # would test with 12 worker processes (downstream/ctc/data.py: load_dataset).
+        items = {} if workers is None else {self.task.workers_key: workers}
+        if self.cache is not None:  # the checkpoint names the folder of its training, which may be gone
+            items["config.runner.cache_states"] = str(self.cache)
+        if items:
+            words += ["-o", ",,".join(f"{key}={value}" for key, value in items.items())]
         return words
 
     def settings(self) -> dict[str, Any]:

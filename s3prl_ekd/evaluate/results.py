@@ -61,6 +61,7 @@ def collect(
         "cost": dict(cost) if cost else None,
         "preset": preset,
         "normalize": runs[0].normalize,
+        "cache_states": runs[0].cache is not None,
         "seed": runs[0].seed,
         "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "data": str(runs[0].config.parent),
@@ -82,6 +83,8 @@ def with_earlier_tasks(record: dict[str, Any], out: Path) -> dict[str, Any]:
     earlier = _read(path)
     made_by = ("label", "upstream", "checkpoint", "model_config", "preset", "normalize", "seeds", "data")
     if not isinstance(earlier, dict) or any(earlier.get(key) != record[key] for key in made_by):
+        return record
+    if bool(earlier.get("cache_states")) != record["cache_states"]:  # clips alone and padded batches: other numbers
         return record
     tasks = {**earlier["tasks"], **record["tasks"]}
     return {**record, "tasks": {name: tasks[name] for name in TASKS if name in tasks}}

@@ -76,10 +76,13 @@ class _Schedule:
                         (act, run), device = self.pending.popleft(), free.pop(0)
                         going[pool.submit(self._do, act, run, device)] = act, run, device
                     done, _ = wait(going, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        act, run, device = going.pop(future)
+                    ended = [(future, *going.pop(future)) for future in done]
+                    for future, _, run, device in ended:  # all that is done, before a failure among them is raised
                         free.append(device)
-                        self.results[run.key] = future.result()
+                        if future.exception() is None:
+                            self.results[run.key] = future.result()
+                    for future, act, run, _ in ended:
+                        future.result()
                         if act is do_train:
                             self._trained(run)
             except BaseException:

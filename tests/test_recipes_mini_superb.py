@@ -37,6 +37,9 @@ def test_rows_are_what_the_paper_compares(experiment) -> None:
     for single in ("hubert", "robust_hubert", "wavlm"):
         assert named[single] == "student" and named[f"tiny_{single}"] == "teacher"
     assert {"fbank", "untrained", "start", "merged", "config_model", "recommended"} <= set(named)
+    assert [row.name for row in rows(experiment) if row.from_random] == [
+        f"{name}_from_random" for name in experiment.from_random
+    ]
     assert {name for claim in tables.CLAIMS for name in claim[2:]} <= set(named)
     assert {name for claim in tables.TEACHER_CLAIMS for name in claim} <= set(named)
     with pytest.raises(EkdError, match="two rows are called 'hubert'"):
@@ -54,6 +57,7 @@ def test_students_differ_from_their_variants_in_size_and_sources_alone(experimen
         assert all(t.layers == [2, 4, 6] for t in ours.ekd.teachers)
         assert all(t.source == experiment.teachers[s.source] for t, s in zip(ours.ekd.teachers, theirs.ekd.teachers,
                                                                              strict=True))  # fmt: skip
+        assert model_config(experiment, name, from_random=True)["ekd"]["initialise_from"] is None
         same = {"mode", "cosine_weight", "targets", "teacher_dropping", "balance", "weights", "residual_heads"}
         assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
 
@@ -69,6 +73,7 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
         return str(caught.value)
 
     assert "students[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(students=["hubbert"])
+    assert "from_random[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(from_random=["hubbert"])
     assert "merged.m: expected two or more of the students" in message(merged={"m": ["hubert"]})
     assert "stepz: unknown key" in message(distillation=values["distillation"] | {"stepz": 1})
 

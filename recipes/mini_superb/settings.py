@@ -55,6 +55,8 @@ class Experiment(Checked):
     """Start of every student."""
     students: list[str] = Field(min_length=1)
     """Variants to distil."""
+    from_random: list[str] = []
+    """Variants once more, from random weights instead of the common start: rows VARIANT_from_random."""
     merged: dict[str, list[str]] = {}
     """Row -> students whose weights are averaged."""
     distillation: Distillation
@@ -71,6 +73,8 @@ class Row:
     """student: the variant; merged: nothing; teacher: the source; upstream: s3prl's name."""
     parts: tuple[str, ...] = ()
     """merged: the students."""
+    from_random: bool = False
+    """student: whether it starts from random weights."""
 
 
 def read_experiment(file: Path) -> Experiment:
@@ -80,9 +84,10 @@ def read_experiment(file: Path) -> Experiment:
         EkdError: the file and the key, and what was expected.
     """
     experiment: Experiment = check_values(Experiment, read_yaml(file), str(file))
-    for index, name in enumerate(experiment.students):
-        if not variant_file(name).is_file():
-            raise EkdError(f"{file}: students[{index}]: {name!r} is no file of pretrain/ekd/variants/")
+    for key, names in (("students", experiment.students), ("from_random", experiment.from_random)):
+        for index, name in enumerate(names):
+            if not variant_file(name).is_file():
+                raise EkdError(f"{file}: {key}[{index}]: {name!r} is no file of pretrain/ekd/variants/")
     for name, parts in experiment.merged.items():
         unknown = [part for part in parts if part not in experiment.students]
         if unknown or len(parts) < 2:
@@ -110,6 +115,7 @@ def rows(experiment: Experiment) -> list[Row]:
         Row("untrained", "untrained", BASE),
         Row("start", "start", BASE),
         *(Row(name, "student", name) for name in experiment.students),
+        *(Row(f"{name}_from_random", "student", name, from_random=True) for name in experiment.from_random),
         *(Row(name, "merged", "", tuple(parts)) for name, parts in experiment.merged.items()),
     ]
     named = [row.name for row in found]

@@ -27,8 +27,10 @@ MADE_BY = "made_by.json"
 _torch = threading.Lock()  # torch's list of safe classes is one for the process, and rows read checkpoints side by side
 
 
-def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
+def model_config(experiment: Experiment, variant: str, from_random: bool = False) -> dict[str, Any]:
     """A variant's file on top of its own: small teachers in their places, a student of their width, one start.
+
+    ``from_random``: no start, random weights.
 
     Layers keep their place in proportion: 4, 8, 12 of 12 are 2, 4, 6 of 6.
 
@@ -50,7 +52,7 @@ def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
         "base": file.name,
         "ekd": {
             "teachers": teachers,
-            "initialise_from": experiment.initialise_from,
+            "initialise_from": None if from_random else experiment.initialise_from,
             "precision": experiment.distillation.precision,
             "teacher_precision": experiment.distillation.precision,
         },
@@ -59,11 +61,12 @@ def model_config(experiment: Experiment, variant: str) -> dict[str, Any]:
     }
 
 
-def write_config(experiment: Experiment, variant: str, folder: Path) -> Path:
+def write_config(experiment: Experiment, variant: str, folder: Path, from_random: bool = False) -> Path:
     """``model.yaml`` of a row."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.yaml"
-    file.write_text(yaml.safe_dump(model_config(experiment, variant), sort_keys=False, default_flow_style=None))
+    config = model_config(experiment, variant, from_random)
+    file.write_text(yaml.safe_dump(config, sort_keys=False, default_flow_style=None))
     return file
 
 
@@ -101,10 +104,10 @@ class Students:
             parts = [self.checkpoint(Row(part, "student", part), seed) for part in row.parts]
             self._claim(folder, {"parts": list(row.parts)})
             return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
-        config = model_config(self.experiment, row.what)
+        config = model_config(self.experiment, row.what, row.from_random)
         budget = self.experiment.distillation.model_dump() if row.kind == "student" else None
         self._claim(folder, {"model": config, "distillation": budget})
-        file = write_config(self.experiment, row.what, folder)
+        file = write_config(self.experiment, row.what, folder, row.from_random)
         if row.kind == "start":
             return _once(folder / "start.ckpt", lambda out: _write_start(file, out))
         if not (folder / DISTILLATION).is_file():

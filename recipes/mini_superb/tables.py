@@ -37,6 +37,8 @@ NAMES = {
     "robust_hubert_wavlm": "RobustHuBERT + WavLM, multi-head",
     "config_model": "all three, multi-head (EKD)",
     "recommended": "all three, recommended",
+    "hubert_from_random": "HuBERT alone, from random weights",
+    "config_model_from_random": "all three, multi-head, from random weights",
     "merged": "the three single-teacher students, merged",
 }
 CLAIMS = (
@@ -48,6 +50,8 @@ CLAIMS = (
     ("", "the ensemble beats merged weights", "config_model", "merged"),
     ("", "recommended beats the paper's", "recommended", "config_model"),
     ("", "distilling beats the start", "config_model", "start"),
+    ("", "distilling beats random weights", "config_model_from_random", "untrained"),
+    ("", "from random weights, the ensemble beats HuBERT alone", "config_model_from_random", "hubert_from_random"),
 )
 TEACHER_CLAIMS = (
     ("tiny_hubert", "fbank"),

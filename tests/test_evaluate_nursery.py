@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -130,6 +131,26 @@ def test_nothing_begins_once_it_is_stopped(quick, tmp_path: Path, monkeypatch: p
     nursery.stop()
     thread.join(30)
     assert len(caught) == 1
+
+
+def test_several_threads_may_wait_for_one_run() -> None:
+    """An interruption waits for the run that its own thread waits for; both learn how it ended."""
+    for _ in range(50):
+        output, output_end = os.pipe()
+        status, status_end = os.pipe()
+        child, found = nurseries.Child(output, status), []
+        threads = [
+            threading.Thread(target=lambda child, found: found.append(child.wait(10)), args=(child, found))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        os.write(status_end, b"-15\n")
+        for thread in threads:
+            thread.join(20)
+        assert found == [-15] * 4 and child.wait() == child.poll() == -15
+        child.stdout.close()
+        os.close(output_end), os.close(status_end)
 
 
 def test_the_trial_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

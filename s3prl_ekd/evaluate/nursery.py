@@ -25,6 +25,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, BinaryIO
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 _PROGRAM = [sys.executable, "-m", "s3prl_ekd.evaluate.nursery"]
 _PATIENCE = 120.0  # seconds for the trial: a driver starts in one, but not beside many others that do the same
+_SLICE = 0.1  # seconds
 _IMPORTS = (
     "pandas",
     "librosa",
@@ -157,6 +159,7 @@ class Child:
         self.refusal = ""
         self._status: BinaryIO = os.fdopen(status, "rb", buffering=0)
         self._returncode: int | None = None
+        self._reading = threading.Lock()
 
     def begin(self) -> bool:
         """Wait for the fork; ``False`` when there is none: the nursery died before, or refused."""
@@ -180,14 +183,19 @@ class Child:
             return None
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit status as ``Popen`` gives it: negative for a signal."""
-        if self._returncode is None:
-            if not select.select([self._status], [], [], timeout)[0]:
+        """The exit status as ``Popen`` gives it: negative for a signal. Several threads may wait."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _SLICE if end is None else end - time.monotonic()
+            with self._reading:  # in slices: one thread reads the only line, the others see what it was
+                if self._returncode is None and select.select([self._status], [], [], min(_SLICE, max(left, 0)))[0]:
+                    line = self._status.readline()
+                    self._returncode = int(line) if line else -signal.SIGKILL
+                    self._status.close()
+                if self._returncode is not None:
+                    return self._returncode
+            if left <= 0:
                 raise subprocess.TimeoutExpired("run_downstream.py", timeout or 0)
-            line = self._status.readline()
-            self._returncode = int(line) if line else -signal.SIGKILL
-            self._status.close()
-        return self._returncode
 
 
 def serve(connection: socket.socket) -> None:

@@ -39,7 +39,7 @@ def evaluate(
 ) -> None:
     """Evaluate a row at a seed, into ``folder`` (ROW/seedN). What is done is kept, by ``s3prl-ekd evaluate`` itself.
 
-    Hidden states are computed once for all of it; they are gone afterwards (half a gigabyte a student). The first seed
+    Hidden states are kept for all of it; they are gone afterwards (half a gigabyte a student). The first seed
     searches the learning rates, the others take what it picked.
 
     Args:

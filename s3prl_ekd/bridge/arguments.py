@@ -97,12 +97,25 @@ def make_folder(expdir: str | Path) -> None:
     Raises:
         EkdError: it cannot be made or written to.
     """
+    make_writable(Path(expdir), f"experiment folder {expdir}")
+
+
+def make_writable(folder: Path, where: str, advice: str = "") -> None:
+    """Make a folder and see that it can be written to.
+
+    Args:
+        where: begins the message: the key or option, and the folder.
+        advice: ends it.
+
+    Raises:
+        EkdError: it cannot be made or written to.
+    """
     try:
-        Path(expdir).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise EkdError(f"{expdir}: cannot make this experiment folder ({error.strerror})") from error
-    if not os.access(expdir, os.W_OK):
-        raise EkdError(f"{expdir}: no permission to write into this experiment folder")
+        raise EkdError(f"{where}: cannot be made ({error.strerror}){advice}") from error
+    if not os.access(folder, os.W_OK):
+        raise EkdError(f"{where}: no permission to write{advice}")
 
 
 def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "config")) -> None:

@@ -8,14 +8,13 @@ Shapes: S states, T frames, D channels.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.bridge.arguments import make_writable
 from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
@@ -35,13 +34,7 @@ class StateFiles:
     def __init__(self, folder: Path, key: str) -> None:
         self.folder, self.key = folder, key
         self._full = False
-        advice = f"name another folder with -o config.{key}=DIR, or None"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise EkdError(f"{key}: {folder}: cannot be made ({error.strerror}); {advice}") from error
-        if not os.access(folder, os.W_OK):
-            raise EkdError(f"{key}: {folder}: no permission to write; {advice}")
+        make_writable(folder, f"{key}: {folder}", f"; name another folder with -o config.{key}=DIR, or None")
 
     def read(self, name: str) -> Tensor | None:
         """(S, T, D), or None where nothing whole is stored under this name."""

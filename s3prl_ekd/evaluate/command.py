@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import shlex
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from s3prl_ekd.bridge.arguments import make_writable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_devices(devices)
     if runs[0].cache is not None:
-        make_cache_folder(runs[0].cache)
+        make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
     if len(plans) > 1:
         check_names([own[0].upstream for _, own in plans])
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in (own[0].upstream for _, own in plans)]
@@ -134,8 +134,8 @@ def run(args: argparse.Namespace) -> int:
     path = args.out / FILE_NAME
 
     def keep() -> list[dict[str, Any]]:
-        done = finished_runs(runs, results)
-        return write_records(args, [(out, [one for one in own if one in done]) for out, own in plans], costs, results)
+        done = [(out, finished_runs(own, results)) for out, own in plans]
+        return write_records(args, done, costs, results, devices)
 
     try:
         with sigterm_as_interrupt(), Board(console, max(10, *(len(one.key) for one in runs))) as board:
@@ -161,6 +161,7 @@ def write_records(
     plans: list[tuple[Path, list[Run]]],
     costs: list[dict[str, int] | None],
     results: Results,
+    devices: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Write ``scores.json`` and ``scores.md`` of each model, and of all where there are several; the records.
 
@@ -170,7 +171,7 @@ def write_records(
     folders, records, done = [], [], False
     for (out, runs), cost in zip(plans, costs, strict=True):
         if runs:
-            record = collect(runs[0].upstream, runs, results, args.preset, cost, parse_devices(args.devices))
+            record = collect(runs[0].upstream, runs, results, args.preset, cost, devices)
             record = with_earlier_tasks(record, out)
             write_scores(record, out)
             write_markdown([record], out)
@@ -233,20 +234,6 @@ def cache_folder(text: str) -> Path:
     if not text.strip() or "=" in text or ",," in text:
         raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its name")
     return Path(text).expanduser().resolve()
-
-
-def make_cache_folder(folder: Path) -> None:
-    """Make it, so that what is wrong with it is said before any run.
-
-    Raises:
-        EkdError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EkdError(f"--cache-states {folder}: cannot be made ({error.strerror})") from error
-    if not os.access(folder, os.W_OK):
-        raise EkdError(f"--cache-states {folder}: no permission to write")
 
 
 def write_markdown(records: list[dict[str, Any]], out: Path) -> None:

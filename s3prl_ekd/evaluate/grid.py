@@ -71,11 +71,9 @@ class Search:
 
 
 def finished_runs(runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-    """Those runs of a plan whose model has its whole task done: every seed and rate trained, the picked ones tested."""
-    undone = {
-        (search.runs[0].upstream.label, search.task.name) for search in searches(runs) if not _finished(search, results)
-    }
-    return [run for run in runs if (run.upstream.label, run.task.name) not in undone]
+    """Those of a model's runs whose whole task is done: every seed and rate trained, the picked ones tested."""
+    undone = {search.task.name for search in searches(runs) if not _finished(search, results)}
+    return [run for run in runs if run.task.name not in undone]
 
 
 def _finished(search: Search, results: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -53,10 +53,7 @@ class Run:
         words += ["--seed", str(self.seed), "--device", native_device(self.device)]
         if self.normalize:
             words.append("--upstream_feature_normalize")
-        items = {**self.overrides, **({"config.runner.cache_states": self.cache} if self.cache else {})}
-        if items:
-            words += ["-o", ",,".join(f"{key}={value}" for key, value in items.items())]
-        return words
+        return words + self._options(self.overrides)
 
     def evaluate_command(self, checkpoint: Path, program: list[str] | None = None) -> list[str]:
         """The native test command for one of the run's checkpoints."""
@@ -66,11 +63,13 @@ class Run:
         # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint alone
         # would test with 12 worker processes (downstream/ctc/data.py: load_dataset).
         items = {} if workers is None else {self.task.workers_key: workers}
-        if self.cache is not None:  # the checkpoint names the folder of its training, which may be gone
-            items["config.runner.cache_states"] = str(self.cache)
-        if items:
-            words += ["-o", ",,".join(f"{key}={value}" for key, value in items.items())]
-        return words
+        return words + self._options(items)
+
+    def _options(self, items: Overrides) -> list[str]:
+        """``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
+        if self.cache is not None:
+            items = {**items, "config.runner.cache_states": str(self.cache)}
+        return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
 
     def settings(self) -> dict[str, Any]:
         """What makes this run's numbers: two runs with equal settings are the same run. The device is not part.

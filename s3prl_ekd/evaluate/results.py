@@ -81,10 +81,21 @@ def with_earlier_tasks(record: dict[str, Any], out: Path) -> dict[str, Any]:
     if not path.is_file():
         return record
     earlier = _read(path)
-    made_by = ("label", "upstream", "checkpoint", "model_config", "preset", "normalize", "seeds", "data")
-    if not isinstance(earlier, dict) or any(earlier.get(key) != record[key] for key in made_by):
+    made_by = (
+        "label",
+        "upstream",
+        "checkpoint",
+        "model_config",
+        "preset",
+        "normalize",
+        "cache_states",
+        "seeds",
+        "data",
+    )
+    if not isinstance(earlier, dict):
         return record
-    if bool(earlier.get("cache_states")) != record["cache_states"]:  # clips alone and padded batches: other numbers
+    earlier = {"cache_states": False, **earlier}  # of a version that had no cache
+    if any(earlier.get(key) != record[key] for key in made_by):
         return record
     tasks = {**earlier["tasks"], **record["tasks"]}
     return {**record, "tasks": {name: tasks[name] for name in TASKS if name in tasks}}

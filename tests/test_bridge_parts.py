@@ -181,6 +181,21 @@ def test_overrides_that_s3prl_drops_or_crashes_on(text: str) -> None:
     arguments.check_override("config.a.b=1,,args.c='x'")
 
 
+@pytest.mark.parametrize(
+    ("value", "instead"),
+    [("[false]", "[False]"), ("true", "True"), ("null", "None"), ("[dev, test]", "['dev', 'test']")],
+)
+def test_an_override_that_only_yaml_understands_would_become_a_string(value: str, instead: str) -> None:
+    with pytest.raises(EkdError) as caught:
+        arguments.check_override(f"config.a.b=1,,config.c={value}")
+    assert f"-o 'config.c={value}': s3prl reads values as Python; write {instead}, or" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[False]", "dev", "1e-3", "2*10", "[2*10]", "/a/b.pt", "'true'", "{'a': 1}", ""])
+def test_an_override_that_s3prl_reads_as_it_is_meant(value: str) -> None:
+    arguments.check_override(f"config.a.b={value}")
+
+
 def test_a_proxy_changes_one_name_for_its_holder_alone() -> None:
     proxy = ModuleProxy(math, pi=3)
     assert proxy.pi == 3 and proxy.e == math.e and math.pi > 3.1

@@ -153,6 +153,7 @@ def test_overrides_by_task():
         (lambda d, t: plan(d, t, overrides={"pr": {"config.runner.total_steps": "10"}}), "eval_step: 1000 > total"),
         (lambda d, t: preset("huge"), "no preset 'huge'; expected one of superb, superb_grid, hidden, small, tiny"),
         (lambda d, t: parse_overrides(["kws:config.a=1"]), "unknown task 'kws'"),
+        (lambda d, t: parse_overrides(["asr:config.a=[false]"]), "config.a=[false]': s3prl reads values as Python"),
         (lambda d, t: parse_overrides(["pr:lr"]), "expected TASK:config.some.key=value"),
         (lambda d, t: literal("config.a", "a=b"), "cannot carry"),
         (lambda d, t: choose_upstream(t / "no.ckpt", None, None, None), "no.ckpt: not found; expected a"),

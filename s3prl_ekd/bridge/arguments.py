@@ -6,6 +6,7 @@ s3prl's parser stays the one that parses and prints ``-h``; the hook sees the re
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
 import os
 import re
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import yaml
 
 from s3prl_ekd.bridge.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
@@ -123,12 +126,39 @@ def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "c
     if text is None or text.lower() == "none":
         return
     for item in text.split(",,"):
-        key, equals, _ = item.partition("=")
+        key, equals, value = item.partition("=")
         fields = key.strip().split(".")
         if not equals or item.count("=") > 1:
             raise EkdError(f"-o {item.strip()!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
         if fields[0] not in first_fields or len(fields) < 2:
             raise EkdError(f"-o {item.strip()!r}: the key must start with config. or args.")
+        check_override_value(f"-o {item.strip()!r}", value)
+
+
+def check_override_value(where: str, text: str) -> None:
+    """Refuse a value that is YAML but no Python: s3prl evaluates it as Python and keeps what fails as a string.
+
+    ``[false]`` would be a string whose every character is true.
+
+    Args:
+        where: begins the message: the option and what was given to it.
+        text: the value as given.
+
+    Raises:
+        EkdError: it is such a value.
+    """
+    try:
+        ast.literal_eval(text.strip())
+        return
+    except (ValueError, SyntaxError):
+        pass
+    try:
+        meant = yaml.safe_load(text)
+        words = any(isinstance(node, ast.Name) for node in ast.walk(ast.parse(text.strip(), mode="eval")))
+    except (yaml.YAMLError, SyntaxError):
+        return
+    if words and not isinstance(meant, str):
+        raise EkdError(f"{where}: s3prl reads values as Python; write {meant!r}, or {text.strip()!r} for the word")
 
 
 def find_config(flag: str, value: str, places: Iterable[Path]) -> str:

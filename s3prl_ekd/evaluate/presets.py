@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from s3prl_ekd.bridge.arguments import check_override_value
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -70,6 +71,7 @@ def parse_overrides(items: list[str]) -> dict[str, Overrides]:
             key, equals, value = part.partition("=")
             if not equals or "=" in value or not key.strip().startswith(("config.", "args.")):
                 raise EkdError(f"--override {item!r}: expected TASK:config.some.key=value, as s3prl's -o takes it")
+            check_override_value(f"--override {item!r}", value)
             for task in targets:
                 result[task][key.strip()] = value.strip()
     return result

@@ -148,7 +148,10 @@ def test_folders_that_will_not_do_are_named_before_anything_is_computed(tmp_path
 
 def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Path) -> None:
     cache = new_cache(tmp_path)
-    assert target_cache.read_index(tmp_path, KEY) == {"a": "b"}
+    index = target_cache.read_index(tmp_path, KEY)
+    assert index.fingerprint == {"a": "b"}
+    assert [(part.name, part.layers, part.width) for part in index.parts] == [("a", (2, 4), 8), ("b", (1,), 5)]
+    assert [part.frames(6_400) for part in index.parts] == [19, 18]
     cache.store((0, 1), rows(3_200, 2))
     cache.store((2, 3), rows(6_400, 2))
     os.truncate(tmp_path / "targets.bin", 500)
@@ -157,13 +160,38 @@ def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Pa
     with pytest.raises(EkdError, match="damaged"):
         TargetCache(tmp_path, layout(), KEY)
     (tmp_path / "index.json").write_text('{"format": 0, "fingerprint": {}}')
-    with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 1"):
+    with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 2"):
         target_cache.read_index(tmp_path, KEY)
     (tmp_path / "index.json").write_text('{"for')
     with pytest.raises(EkdError, match="index.json: not the index of a target cache"):
         target_cache.read_index(tmp_path, KEY)
     (tmp_path / "index.json").unlink()
     assert target_cache.read_index(tmp_path, KEY) is None
+
+
+@pytest.mark.parametrize(
+    "wanted", [{"b": (1,)}, {"a": (4,)}, {"b": (1,), "a": (4, 2)}, {"a": (2, 4), "b": (1,)}], ids=str
+)
+def test_a_run_may_read_some_teachers_and_layers_in_its_own_order(
+    tmp_path: Path, wanted: dict[str, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = new_cache(tmp_path)
+    expected = states(6_400, 2)
+    cache.store((0, 1), rows(3_200, 2))
+    cache.store((2, 3), cache.layout.pack(expected, 6_400))
+    sizes = []
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *a: (sizes.append(real(*a)), sizes[-1])[1])
+    widths = {"a": 8, "b": 5}
+    parts = [TeacherPart(name, layers, widths[name], SHAPES[name].frames) for name, layers in wanted.items()]
+    stored = TargetLayout(target_cache.read_index(tmp_path, KEY).parts, "fp16")
+    some = TargetCache(tmp_path, stored, KEY, wanted=TargetLayout(parts, "fp16"))
+    found = some.wanted.unpack(some.read((3, 2)), 6_400)
+    assert {name: tuple(layers) for name, layers in found.items()} == wanted
+    for name, layers in found.items():
+        for layer, state in layers.items():
+            assert torch.equal(state, expected[name][layer].half().flip(0))
+    assert sum(sizes) == 2 * some.wanted.bytes(6_400)  # and no byte more is read from the disk
 
 
 def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from s3prl_ekd.data.batches import Batch
-from s3prl_ekd.data.target_cache import MISSING, STORED, UNREADABLE
+from s3prl_ekd.data.target_cache import MISSING, STORED, UNREADABLE, TargetCache
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -136,6 +136,30 @@ def test_one_cache_serves_other_modes_seeds_and_batch_sizes(lab: Path, tmp_path:
     assert calls == []
 
 
+def test_a_full_cache_serves_any_of_its_teachers_and_layers(lab: Path, tmp_path: Path, calls: list[int]) -> None:
+    """Ablations: filled once by the whole ensemble, then read by its parts, in any order, with the same loss."""
+    whole = yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"]
+    names = [teacher["name"] for teacher in whole]
+    assert len(names) >= 2
+    parts = [[whole[1]], [whole[0] | {"layers": whole[0]["layers"][-1:]}], list(reversed(whole))]
+    first = make_expert(lab, tmp_path / "cache")
+    with pytest.raises(EkdError) as caught:
+        make_expert(lab, tmp_path / "cache", teachers=parts[0], initialise_from=None)
+    there = f"ekd.teachers (names) ({', '.join(names)} there, {names[1]} now)"
+    assert f"{there}; name another folder, or let the run that fills it come to its end" in str(caught.value)
+    train(first, batches(first, 1))
+    for teachers in parts:
+        calls.clear()
+        seen: list[Batch] = []
+        some = make_expert(lab, tmp_path / "cache", teachers=teachers, initialise_from=None)
+        losses = train(some, (seen.append(batch) or batch for batch in batches(some, 1)))
+        assert calls == []
+        online = train(make_expert(lab, None, teachers=teachers, initialise_from=None), iter(seen))
+        assert losses == pytest.approx(online, rel=1e-4) and losses != online
+    with pytest.raises(EkdError, match=r"the layers of \w+ \(2, 4, 6 there, 2, 5 now\)"):
+        make_expert(lab, tmp_path / "cache", teachers=[whole[0] | {"layers": [2, 5]}], initialise_from=None)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_targets_come_with_the_batch_from_the_second_epoch_on(lab: Path, tmp_path: Path, workers: int) -> None:
     expert = make_expert(
@@ -178,7 +202,7 @@ STALE = {
     "ekd.teacher_precision (fp32 there, bf16 now)": {"teacher_precision": "bf16"},
     "ekd.targets.tap (hidden there, ffn now)": {"targets": {"tap": "ffn"}},
     "task.sequence_length (250000 there, 6000 now)": {"sections": {"task": {"sequence_length": 6000}}},
-    "the layers of hubert (2, 4, 6 there, 2, 4 now)": {"layers": [2, 4]},
+    "the layers of hubert (2, 4, 6 there, 2, 5 now)": {"layers": [2, 5]},
     "the weights of wavlm": {"weights": "wavlm/model.safetensors"},
     "the data (length CSVs, or sizes of audio files)": {"audio": "3.flac"},
 }
@@ -272,3 +296,37 @@ def test_a_killed_run_fills_on_to_the_same_weights(lab: Path, tmp_path: Path) ->
     assert again.returncode == 0, again.stderr[-2000:]
     expected, found = (pretraining.final_weights(tmp_path / name) for name in ("whole", "killed"))
     assert all(torch.equal(found[key], value) for key, value in expected.items())
+
+
+def test_the_command_fills_a_cache_without_a_student(
+    lab: Path, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stopped in the middle it goes on; training then finds what it would have computed itself."""
+    from s3prl_ekd.cli import main
+
+    expected = make_expert(lab, tmp_path / "own")
+    losses = train(expected, batches(expected, 1))
+    calls.clear()
+    model = write_model(lab, tmp_path / "model.yaml", tmp_path / "ahead")
+    words = ["targets", "-g", str(model), "-c", str(lab / "runner.yaml")]
+    store = TargetCache.store
+
+    def store_and_stop(cache: TargetCache, *args: Any) -> None:
+        store(cache, *args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TargetCache, "store", store_and_stop)
+    assert main(words) == 130
+    assert f"8 of 12 windows are in {tmp_path}/ahead" in capsys.readouterr().err.replace("\n", "")
+    monkeypatch.setattr(TargetCache, "store", store)
+    assert main(words) == 0
+    assert calls == [4, 4, 4]  # nothing twice
+    assert "12 of 12 windows" in capsys.readouterr().err
+    assert main(words) == 0
+    trained = make_expert(lab, tmp_path / "ahead")
+    assert trained.teachers.teachers is None
+    assert train(trained, batches(trained, 1)) == losses
+    model = write_model(lab, tmp_path / "model.yaml", None)
+    assert main(words) == 2
+    assert "model.yaml: ekd.cache_targets: null; name the folder" in capsys.readouterr().err

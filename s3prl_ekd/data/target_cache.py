@@ -3,8 +3,8 @@
 ========================  ======================================================================================
 file                      content
 ========================  ======================================================================================
-``index.json``            format and fingerprint: all that the targets depend on; written last, so it is there for
-                          a whole cache only
+``index.json``            format, fingerprint (all that the targets depend on) and what is in a row; written last, so
+                          it is there for a whole cache only
 ``windows.npy``           int64 (n, 3): item, start, samples of each window
 ``targets.bin``           n rows of bytes, in the order of the windows (target_layout.py says what is in a row)
 ``state.bin``             n bytes: 0 missing, 1 unreadable audio, 2 stored
@@ -27,6 +27,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,15 +38,25 @@ from torch import Tensor
 
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch
-from s3prl_ekd.data.target_layout import TargetLayout
+from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import WindowPlan, Windows
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
-FORMAT = 1  # raise it when windows, rows or what our encoders compute change: older caches are refused then
+FORMAT = 2  # raise it when windows, rows or what our encoders compute change: older caches are refused then
 MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
 INDEX, WINDOWS, TARGETS, STATE, LOCK = "index.json", "windows.npy", "targets.bin", "state.bin", "lock"
 FLUSH_SECONDS = 10.0  # an fsync costs up to a second; a kill costs the teachers' work of this time
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a cache says of itself."""
+
+    fingerprint: dict[str, str | None]
+    """All that the targets depend on (teachers/fingerprint.py)."""
+    parts: list[TeacherPart]
+    """What is in a row, of clips as long as the cache's windows."""
 
 
 class TargetCache:
@@ -56,14 +67,23 @@ class TargetCache:
         layout: what a row holds.
         key: the configuration key, for messages.
         lock: of :func:`hold`, where it was taken already.
+        wanted: what is read of each row: teachers and layers of ``layout`` in any order; None: all of it.
 
     Raises:
         EkdError: files are missing, damaged or not to be opened, another run is filling it, or what is missing does
             not fit on the disk.
     """
 
-    def __init__(self, folder: Path, layout: TargetLayout, key: str, lock: BinaryIO | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        layout: TargetLayout,
+        key: str,
+        lock: BinaryIO | None = None,
+        wanted: TargetLayout | None = None,
+    ) -> None:
         self.folder, self.layout, self.key = folder, layout, key
+        self.wanted = wanted or layout
         try:
             columns = np.load(folder / WINDOWS, allow_pickle=False)
             self.state = np.frombuffer((folder / STATE).read_bytes(), dtype=np.uint8).copy()
@@ -111,20 +131,19 @@ class TargetCache:
             batch.distinct_teacher_wave = None
 
     def read(self, windows: Sequence[int]) -> Tensor:
-        """(B, R) targets of windows of one length, in the cache's precision.
+        """(B, R) targets of windows of one length, in the cache's precision; R as in ``wanted``.
 
         Raises:
             EkdError: the file cannot be read.
         """
-        size = self.layout.bytes(int(self.windows.samples[windows[0]]))
-        rows = torch.empty(len(windows), size, dtype=torch.uint8)
+        samples, each = int(self.windows.samples[windows[0]]), self.layout.dtype.itemsize
+        columns = [(each * first, each * last) for first, last in self.layout.columns(self.wanted, samples)]
+        rows = torch.empty(len(windows), self.wanted.bytes(samples), dtype=torch.uint8)
         for window, row in zip(windows, rows.numpy(), strict=True):
-            offset, left = int(self._offsets[window]), memoryview(row)
-            while left:
-                done = self._reading(TARGETS, lambda file, left=left, at=offset: os.preadv(file, [left], at))
-                if not done:
-                    raise EkdError(f"{self.key}: {self.folder / TARGETS}: cut short; delete the folder to fill it anew")
-                offset, left = offset + done, left[done:]
+            rest = memoryview(row)
+            for first, last in columns:
+                self._read_into(rest[: last - first], int(self._offsets[window]) + first)
+                rest = rest[last - first :]
         return rows.view(self.layout.dtype)
 
     def store(self, windows: Sequence[int], rows: Tensor) -> None:
@@ -168,6 +187,14 @@ class TargetCache:
             self._files[f"{name} {mode}"] = open(self.folder / name, mode, buffering=0)
         return self._files[f"{name} {mode}"].fileno()
 
+    def _read_into(self, left: memoryview, offset: int) -> None:
+        """Fill ``left`` with the bytes of the targets' file from ``offset`` on."""
+        while left:
+            done = self._reading(TARGETS, lambda file: os.preadv(file, [left], offset))  # noqa: B023
+            if not done:
+                raise EkdError(f"{self.key}: {self.folder / TARGETS}: cut short; delete the folder to fill it anew")
+            offset, left = offset + done, left[done:]
+
     def _reading(self, name: str, read: Any) -> Any:
         try:
             return read(self._file(name))
@@ -202,23 +229,29 @@ def row_sizes(windows: Windows, layout: TargetLayout) -> np.ndarray:
     return np.array([layout.bytes(length) for length in lengths.tolist()], dtype=np.int64)[which]
 
 
-def read_index(folder: Path, key: str) -> dict[str, Any] | None:
-    """The fingerprint of the cache in a folder; None where there is no cache yet.
+def read_index(folder: Path, key: str) -> Index | None:
+    """What the cache in a folder says of itself; None where there is no cache yet.
 
     Raises:
         EkdError: unreadable, or the cache of another version.
     """
     try:
         content = json.loads((folder / INDEX).read_text())
-        found, parts = content["format"], content["fingerprint"]
+        found = content["format"]
+        index = Index(content["fingerprint"], [_part(row) for row in content["rows"]]) if found == FORMAT else None
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "not the index of a target cache"
         raise EkdError(f"{key}: {folder / INDEX}: {reason}") from error
-    if found != FORMAT:
+    if index is None:
         raise EkdError(f"{key}: {folder}: a cache of format {found}, this version's is {FORMAT}; give another folder")
-    return parts
+    return index
+
+
+def _part(row: Mapping[str, Any]) -> TeacherPart:
+    frames = {int(samples): int(count) for samples, count in row["frames"].items()}
+    return TeacherPart(str(row["teacher"]), tuple(map(int, row["layers"])), int(row["width"]), frames.__getitem__)
 
 
 def hold(folder: Path, key: str) -> BinaryIO:
@@ -284,7 +317,17 @@ def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Ma
     """
     table = BytesIO()
     np.save(table, np.stack([windows.items, windows.starts, windows.samples], axis=1))
-    index = {"format": FORMAT, "fingerprint": dict(fingerprint)}
+    lengths = np.unique(windows.samples).tolist()
+    rows = [
+        {
+            "teacher": part.name,
+            "layers": list(part.layers),
+            "width": part.width,
+            "frames": {str(samples): part.frames(samples) for samples in lengths},
+        }
+        for part in layout.parts
+    ]
+    index = {"format": FORMAT, "fingerprint": dict(fingerprint), "rows": rows}
     try:
         with open(folder / TARGETS, "wb") as file:
             file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled

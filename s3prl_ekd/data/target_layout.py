@@ -55,6 +55,26 @@ class TargetLayout:
         """Size of one clip's row."""
         return self.numbers(samples) * self.dtype.itemsize
 
+    def columns(self, wanted: TargetLayout, samples: int) -> list[tuple[int, int]]:
+        """First and last + 1 of the numbers of a row that another layout's row is made of, in that one's order.
+
+        Raises:
+            KeyError: this one lacks a teacher or a layer of the other's.
+        """
+        places: dict[tuple[str, int], tuple[int, int]] = {}
+        first = 0
+        for part in self.parts:
+            size = part.frames(samples) * part.width
+            for layer in part.layers:
+                places[part.name, layer] = (first, first + size)
+                first += size
+        found: list[tuple[int, int]] = []
+        for first, last in (places[part.name, layer] for part in wanted.parts for layer in part.layers):
+            if found and found[-1][1] == first:  # neighbours are read in one go
+                first = found.pop()[0]
+            found.append((first, last))
+        return found
+
     def pack(self, states: TeacherStates, samples: int) -> Tensor:
         """teacher -> layer -> (B, T, D) in any precision, of clips of so many samples -> (B, R), on the CPU.
 

@@ -54,7 +54,7 @@ class CachedTeachers(nn.Module):
         if self.teachers is not None and self.cache.complete:
             logger.info("[ekd] the target cache is complete: the teachers are not needed any more")
             self.teachers = None
-        return self.cache.layout.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
+        return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
 
     def _fill(self, wave: Tensor, batch: Batch) -> Tensor:
         missing = np.flatnonzero(~self.cache.stored(batch.windows)).tolist()
@@ -63,7 +63,10 @@ class CachedTeachers(nn.Module):
                 logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
                 self.teachers = self.load().to(wave.device)
             # the whole batch, though some may be stored: results in the last bits depend on the batch's company
-            rows = self.cache.layout.pack(self.teachers(wave), wave.shape[1])
+            states = self.teachers(wave)
+            if self.cache.wanted is not self.cache.layout:  # a row is stored whole, and these are some of its teachers
+                return self.cache.wanted.pack(states, wave.shape[1])
+            rows = self.cache.layout.pack(states, wave.shape[1])
             self.cache.store([batch.windows[row] for row in missing], rows[missing])
         return self.cache.read(batch.windows)
 
@@ -79,7 +82,7 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
     folder, key = Path(config.ekd.cache_targets), f"{plan.file}: ekd.cache_targets"
     if Ranks.current().size > 1:
         raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
-    layout = _layout(config, plan)
+    layout = wanted = _layout(config, plan)
     there, lock = target_cache.read_index(folder, key), None
     if there is None:
         windows = cut_windows(table.samples, config.task.sequence_length, data.train_batch_size, data.batch_seconds)
@@ -91,11 +94,17 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
         target_cache.create(folder, windows, layout, fingerprint(config, plan, table, data, download=True), key)
         logger.info("[ekd] new target cache in %s: %d windows, %.2f GB", folder, len(windows), size / 1e9)
     else:  # a complete one does not need the weights, so they are not downloaded to be compared
-        ours = fingerprint(config, plan, table, data, download=not target_cache.is_complete(folder, key))
-        other = difference(there, ours)
+        complete = target_cache.is_complete(folder, key)
+        ours = fingerprint(config, plan, table, data, download=not complete)
+        other = difference(there.fingerprint, ours, some=complete)
         if other is not None:
-            raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; name another folder")
-    cache = TargetCache(folder, layout, key, lock)
+            advice = "name another folder"
+            if difference(there.fingerprint, ours, some=True) is None:
+                advice += ", or let the run that fills it come to its end: a full cache serves some of its teachers too"
+            raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; {advice}")
+        if difference(there.fingerprint, ours) is not None:
+            layout = TargetLayout(there.parts, config.ekd.cache_precision, layout.key)
+    cache = TargetCache(folder, layout, key, lock, wanted)
     stored = int((cache.state == target_cache.STORED).sum())
     logger.info("[ekd] targets of %d of %d windows are in %s", stored, len(cache.windows), folder)
     return cache

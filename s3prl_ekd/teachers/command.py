@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         _list(console)
         return 0
     wave, heard = _clip(args.audio)
-    device = _device(args.device)
+    device = usable_device(args.device)
     described = sources.describe(args.source, "teachers")
     encoder = sources.load(described, "teachers")
     if not isinstance(encoder, S3prlUpstream) and wave.shape[1] < encoder.shape.receptive_field:
@@ -129,7 +129,8 @@ def _clip(file: Path | None) -> tuple[Tensor, str]:
     return torch.from_numpy(read_audio(file)).unsqueeze(0), str(file)
 
 
-def _device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """What ``--device`` names; :class:`EkdError` where torch cannot compute on it."""
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -22,6 +22,7 @@ from s3prl_ekd.teachers.build import TeacherPlan
 
 Fingerprint = dict[str, str | None]
 """Name of a part -> value; None where it cannot be known: weights that are not downloaded yet."""
+NAMES, LAYERS, WEIGHTS = "ekd.teachers (names)", "the layers of ", "the weights of "  # lists with ", " between
 
 
 def fingerprint(
@@ -41,19 +42,27 @@ def fingerprint(
         "ekd.targets.tap": config.ekd.targets.tap,
         "task.sequence_length": str(config.task.sequence_length),
         "the data (length CSVs, or sizes of audio files)": data_digest(table, data.libri_root),
-        "ekd.teachers (names)": ", ".join(plan.sources),
+        NAMES: ", ".join(plan.sources),
     }
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{plan.file}: ekd.teachers[{index}].source"
-        parts[f"the layers of {teacher.name}"] = ", ".join(map(str, teacher.layers))
-        parts[f"the weights of {teacher.name}"] = weights_digest(plan.sources[teacher.name], key, download)
+        parts[LAYERS + teacher.name] = ", ".join(map(str, teacher.layers))
+        parts[WEIGHTS + teacher.name] = weights_digest(plan.sources[teacher.name], key, download)
     return parts
 
 
-def difference(there: Mapping[str, str | None], ours: Fingerprint) -> str | None:
-    """What makes a cache another's: "part (value there, value now)"; None where nothing does."""
+def difference(there: Mapping[str, str | None], ours: Fingerprint, some: bool = False) -> str | None:
+    """What makes a cache another's: "part (value there, value now)"; None where nothing does.
+
+    ``some``: it may hold more teachers and layers than are ours.
+    """
     for part in [*ours, *(part for part in there if part not in ours)]:
         old, new = there.get(part), ours.get(part)
+        if some and part.startswith((NAMES, LAYERS)) and old is not None and new is not None:
+            if set(new.split(", ")) <= set(old.split(", ")):
+                continue
+        if some and part not in ours and part.startswith((LAYERS, WEIGHTS)):  # of a teacher that is not ours
+            continue
         if old != new and not (part in ours and new is None):  # what we cannot know, we cannot hold against it
             return f"{part} ({_short(old)} there, {_short(new)} now)"
     return None

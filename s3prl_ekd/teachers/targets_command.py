@@ -1,0 +1,57 @@
+"""``s3prl-ekd targets``: the teachers compute a run's targets ahead of it; no student is trained."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from s3prl_ekd.config import check_runner_config, load_model_config, read_yaml
+from s3prl_ekd.data.batches import make_loader
+from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
+from s3prl_ekd.teachers.cached import CachedTeachers, open_cache
+from s3prl_ekd.teachers.command import usable_device
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments: those of ``run_pretrain.py`` that targets depend on."""
+    parser.add_argument("-g", "--upstream_config", required=True, metavar="YAML", help="the run's config_model.yaml")
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="the run's config_runner.yaml")
+    parser.add_argument("--device", default="cpu", help="where teachers compute: cpu (default), cuda, cuda:1, ...")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fill the cache that the configuration names, from where an earlier call or run left it."""
+    config = load_model_config(args.upstream_config)
+    if config.ekd.cache_targets is None:
+        raise EkdError(f"{args.upstream_config}: ekd.cache_targets: null; name the folder that is to be filled")
+    data = check_runner_config(read_yaml(args.config), str(args.config)).pretrain_expert.datarc
+    plan = check_teachers(config, args.upstream_config)
+    device = usable_device(args.device)
+    table = read_lengths(data)
+    cache = open_cache(config, plan, table, data)
+    if cache.complete:
+        return 0
+    teachers = CachedTeachers(
+        cache, freeze(config, load_teachers(config, plan)), lambda: freeze(config, load_teachers(config, plan))
+    ).to(device)
+    # what the student hears is not needed, so nothing is distorted
+    loader, batches = make_loader(table, data, config.task.sequence_length, cache=cache)
+    console = Console(stderr=True)
+    unread: list[str] = []
+    try:
+        for batch in track(loader, "targets", total=len(batches), console=console):
+            unread += batch.skipped
+            if batch.targets is None:
+                teachers(batch.wave.to(device, non_blocking=True), batch)
+    finally:
+        cache.flush()
+        for reason in unread:
+            console.print(f"[ekd] skipped {reason}", markup=False, highlight=False, soft_wrap=True)
+        done = int((cache.state != 0).sum())
+        console.print(f"{done} of {len(cache.windows)} windows are in {cache.folder}", highlight=False, soft_wrap=True)
+    return 0

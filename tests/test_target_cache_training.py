@@ -318,7 +318,7 @@ def test_the_command_fills_a_cache_without_a_student(
 
     monkeypatch.setattr(TargetCache, "store", store_and_stop)
     assert main(words) == 130
-    assert f"8 of 12 windows are in {tmp_path}/ahead" in capsys.readouterr().err.replace("\n", "")
+    assert f"[ekd] targets of 8 of 12 windows are in {tmp_path}/ahead\n" in capsys.readouterr().err
     monkeypatch.setattr(TargetCache, "store", store)
     assert main(words) == 0
     assert calls == [4, 4, 4]  # nothing twice
@@ -330,3 +330,74 @@ def test_the_command_fills_a_cache_without_a_student(
     model = write_model(lab, tmp_path / "model.yaml", None)
     assert main(words) == 2
     assert "model.yaml: ekd.cache_targets: null; name the folder" in capsys.readouterr().err
+
+
+def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_know_it(
+    lab: Path, tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All other windows are there already, as after a run with other batches."""
+    from s3prl_ekd.cli import main
+
+    model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache")
+    content = (lab / "5.flac").read_bytes()
+    try:
+        (lab / "5.flac").write_bytes(b"x" * len(content))
+        expert = make_expert(lab, tmp_path / "cache", initialise_from=None)
+        for batch in batches(expert, 1):
+            if batch.unread:
+                batch.unread = ()
+            expert.teachers.fill(batch.wave, batch)
+        expert.cache.flush()
+        assert (expert.cache.state == MISSING).sum() == 1
+        assert main(["targets", "-g", str(model), "-c", str(lab / "runner.yaml")]) == 0
+        last = f"[ekd] targets of 11 of 12 windows are in {tmp_path}/cache; the audio of 1 could not be read\n"
+        err = capsys.readouterr().err
+        assert err.endswith(last) and f"[ekd] skipped {lab}/5.flac" in err
+    finally:
+        (lab / "5.flac").write_bytes(content)
+    # a run with some of the teachers can't store a row: it computes this one anew, with teachers that it loads once
+    teachers = yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"][1:2]
+    some = make_expert(lab, tmp_path / "cache", teachers=teachers, initialise_from=None)
+    loads, load = [], some.teachers.load
+    some.teachers.load = lambda: (loads.append(1), load())[1]
+    calls.clear()
+    seen: list[Batch] = []
+    losses = train(some, (seen.append(batch) or batch for batch in batches(some, 2)))
+    assert len(calls) == 2 and loads == [1]
+    online = train(make_expert(lab, None, teachers=teachers, initialise_from=None), iter(seen))
+    assert losses == pytest.approx(online, rel=1e-4)
+
+
+def test_states_of_another_size_are_refused_though_the_weights_are_unknown(
+    lab: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """A hub name that is not downloaded has no digest; what stands under it must not be read as something else."""
+    import s3prl_ekd.teachers.cached as module
+
+    first = make_expert(lab, tmp_path / "cache", initialise_from=None)
+    train(first, batches(first, 1))
+    real = module.fingerprint
+
+    def unknown(*args: Any, **words: Any) -> Any:
+        found = real(*args, **words)
+        return {key: None if key.startswith("the weights") else value for key, value in found.items()}
+
+    monkeypatch.setattr(module, "fingerprint", unknown)
+    teachers = yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"]
+    assert make_expert(lab, tmp_path / "cache", teachers=teachers, initialise_from=None).cache.complete
+    name = teachers[1]["name"]
+    with pytest.raises(EkdError, match=rf"the source of {name} \(.* there, random:hubert_large_ll60k now\)"):
+        make_expert(
+            lab,
+            tmp_path / "cache",
+            teachers=[teachers[1] | {"source": "random:hubert_large_ll60k"}],
+            initialise_from=None,
+        )
+    monkeypatch.setattr(module, "difference", lambda *args, **words: None)  # and where even the source has that name
+    with pytest.raises(EkdError, match=rf"the states of {name} are \d+ wide there, 1024 now"):
+        make_expert(
+            lab,
+            tmp_path / "cache",
+            teachers=[teachers[1] | {"source": "random:hubert_large_ll60k"}],
+            initialise_from=None,
+        )

@@ -34,7 +34,7 @@ from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_initialiser, load_teachers
-from s3prl_ekd.teachers.cached import CachedTeachers, open_cache
+from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_cache
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 logger = logging.getLogger(__name__)
@@ -99,9 +99,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.teachers: FrozenTeachers | CachedTeachers = freeze(self.config, encoders)
         self.cache = cache
         if cache is not None:
-            self.teachers = CachedTeachers(
-                cache, self.teachers, lambda: freeze(self.config, load_teachers(self.config, plan))
-            )
+            self.teachers = cached_teachers(self.config, plan, cache, self.teachers)
         logger.info(
             "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
             count_parameters(self.model.encoder) / 1e6,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import builtins
 import difflib
 import os
 import re
@@ -147,18 +148,23 @@ def check_override_value(where: str, text: str) -> None:
     Raises:
         EkdError: it is such a value.
     """
+    text = text.strip()
     try:
-        ast.literal_eval(text.strip())
-        return
-    except (ValueError, SyntaxError):
+        names = [node for node in ast.walk(ast.parse(text, mode="eval")) if isinstance(node, ast.Name)]
+        bound = {node.id for node in names if isinstance(node.ctx, ast.Store)}  # of a comprehension
+        if all(node.id in bound or hasattr(builtins, node.id) for node in names):
+            return
+    except (SyntaxError, ValueError):
         pass
     try:
-        meant = yaml.safe_load(text)
-        words = any(isinstance(node, ast.Name) for node in ast.walk(ast.parse(text.strip(), mode="eval")))
-    except (yaml.YAMLError, SyntaxError):
+        meant = yaml.safe_load(text) if text else ""
+    except (yaml.YAMLError, ValueError):
         return
-    if words and not isinstance(meant, str):
-        raise EkdError(f"{where}: s3prl reads values as Python; write {meant!r}, or {text.strip()!r} for the word")
+    if not isinstance(meant, str):
+        raise EkdError(
+            f"{where}: s3prl reads values as Python, and this would stay a string; write True, False and None so, and "
+            "put words in quotes: [False], ['dev', 'test']"
+        )
 
 
 def find_config(flag: str, value: str, places: Iterable[Path]) -> str:

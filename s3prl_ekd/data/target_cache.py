@@ -112,6 +112,17 @@ class TargetCache:
         """No window is waiting for its turn."""
         return not (self.state == MISSING).any()
 
+    @property
+    def stores(self) -> bool:
+        """All of a row is wanted, so that rows can be stored too."""
+        return self.wanted is self.layout
+
+    def progress(self) -> str:
+        """How far it is filled, as a line for people."""
+        unread = int((self.state == UNREADABLE).sum())
+        text = f"targets of {int((self.state == STORED).sum())} of {len(self.windows)} windows are in {self.folder}"
+        return text + (f"; the audio of {unread} could not be read" if unread else "")
+
     def plan(self, config: DataConfig) -> WindowPlan:
         """The batches of a run on this cache."""
         return WindowPlan(self.windows, config)
@@ -251,7 +262,8 @@ def read_index(folder: Path, key: str) -> Index | None:
 
 def _part(row: Mapping[str, Any]) -> TeacherPart:
     frames = {int(samples): int(count) for samples, count in row["frames"].items()}
-    return TeacherPart(str(row["teacher"]), tuple(map(int, row["layers"])), int(row["width"]), frames.__getitem__)
+    layers = tuple(map(int, row["layers"]))
+    return TeacherPart(str(row["teacher"]), layers, int(row["width"]), frames.__getitem__, tuple(frames))
 
 
 def hold(folder: Path, key: str) -> BinaryIO:

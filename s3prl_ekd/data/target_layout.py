@@ -32,6 +32,8 @@ class TeacherPart:
     """D."""
     frames: Callable[[int], int]
     """T of a clip of so many samples."""
+    lengths: tuple[int, ...] = ()
+    """Of a cache: those that ``frames`` knows."""
 
 
 @dataclass(frozen=True)

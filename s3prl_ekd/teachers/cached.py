@@ -6,7 +6,7 @@ How it is stored is the business of data/target_cache.py; what a cache must matc
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ from s3prl_ekd.data.windows import cut_windows
 from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.build import TeacherPlan
+from s3prl_ekd.teachers.build import TeacherPlan, freeze, load_teachers
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.fingerprint import difference, fingerprint
 
@@ -34,6 +34,9 @@ class CachedTeachers(nn.Module):
 
     What training sees is always what the cache holds, rounded to its precision, in the first epoch too. So a run
     that is killed while filling and resumed repeats itself bit for bit, whichever rows it finds stored.
+
+    A row is stored whole, so where only some of a cache's teachers are wanted nothing is: audio that became readable
+    since the cache was filled has its targets computed in every epoch, rounded the same way.
 
     Args:
         cache: open.
@@ -48,27 +51,38 @@ class CachedTeachers(nn.Module):
 
     def forward(self, wave: Tensor, batch: Batch) -> TeacherStates:
         """What the teachers hear (B, N), and the batch it belongs to -> teacher -> layer -> (B, T, D)."""
-        if batch.unread:
-            self.cache.mark_unreadable(batch.unread)
-        rows = batch.targets if batch.targets is not None else self._fill(wave, batch)
-        if self.teachers is not None and self.cache.complete:
+        rows = self.fill(wave, batch)
+        if rows is None:
+            rows = batch.targets if batch.targets is not None else self.cache.read(batch.windows)
+        if self.teachers is not None and self.cache.complete and self.cache.stores:
             logger.info("[ekd] the target cache is complete: the teachers are not needed any more")
             self.teachers = None
         return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
 
-    def _fill(self, wave: Tensor, batch: Batch) -> Tensor:
+    def fill(self, wave: Tensor, batch: Batch) -> Tensor | None:
+        """Store what a batch lacks; its rows (B, R) where it lacks something that this cache can't take, else None."""
+        if batch.unread:
+            self.cache.mark_unreadable(batch.unread)
         missing = np.flatnonzero(~self.cache.stored(batch.windows)).tolist()
-        if missing:
-            if self.teachers is None:
-                logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
-                self.teachers = self.load().to(wave.device)
-            # the whole batch, though some may be stored: results in the last bits depend on the batch's company
-            states = self.teachers(wave)
-            if self.cache.wanted is not self.cache.layout:  # a row is stored whole, and these are some of its teachers
-                return self.cache.wanted.pack(states, wave.shape[1])
-            rows = self.cache.layout.pack(states, wave.shape[1])
-            self.cache.store([batch.windows[row] for row in missing], rows[missing])
-        return self.cache.read(batch.windows)
+        if not missing:
+            return None
+        if self.teachers is None:
+            logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
+            self.teachers = self.load().to(wave.device)
+        # the whole batch, though some may be stored: results in the last bits depend on the batch's company
+        states = self.teachers(wave)
+        if not self.cache.stores:
+            return self.cache.wanted.pack(states, wave.shape[1])
+        rows = self.cache.layout.pack(states, wave.shape[1])
+        self.cache.store([batch.windows[row] for row in missing], rows[missing])
+        return None
+
+
+def cached_teachers(
+    config: ModelConfig, plan: TeacherPlan, cache: TargetCache, teachers: FrozenTeachers
+) -> CachedTeachers:
+    """The teachers of a run behind its cache; ``teachers`` has no encoders where the cache is complete."""
+    return CachedTeachers(cache, teachers, lambda: freeze(config, load_teachers(config, plan)))
 
 
 def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig) -> TargetCache:
@@ -102,12 +116,24 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
             if difference(there.fingerprint, ours, some=True) is None:
                 advice += ", or let the run that fills it come to its end: a full cache serves some of its teachers too"
             raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; {advice}")
+        _same_states(there.parts, wanted, f"{key}: {folder}")
         if difference(there.fingerprint, ours) is not None:
             layout = TargetLayout(there.parts, config.ekd.cache_precision, layout.key)
     cache = TargetCache(folder, layout, key, lock, wanted)
-    stored = int((cache.state == target_cache.STORED).sum())
-    logger.info("[ekd] targets of %d of %d windows are in %s", stored, len(cache.windows), folder)
+    logger.info("[ekd] %s", cache.progress())
     return cache
+
+
+def _same_states(there: Sequence[TeacherPart], wanted: TargetLayout, where: str) -> None:
+    """Refuse states of another size: weights that are not downloaded can't be compared, and their names may mislead."""
+    known = {part.name: part for part in there}
+    for part in wanted.parts:
+        old = known[part.name]
+        if old.width != part.width or any(old.frames(length) != part.frames(length) for length in old.lengths):
+            raise EkdError(
+                f"{where} holds the targets of another run: the states of {part.name} are {old.width} wide there, "
+                f"{part.width} now, or have other frames; name another folder"
+            )
 
 
 def _layout(config: ModelConfig, plan: TeacherPlan) -> TargetLayout:

@@ -1,8 +1,8 @@
 """What cached targets depend on, as a few short strings: a cache made from anything else is refused.
 
 Each part has a name for a message and a value that is equal exactly where the targets are. Paths and names of sources
-are no part: the same weights from another place give the same targets. Nor are mode, normalisation, batch size and
-seed: they act on what the cache holds, so one cache serves many runs.
+count only while the weights are not here to be compared: the same weights from another place give the same targets. Nor
+are mode, normalisation, batch size and seed a part: they act on what the cache holds, so one cache serves many runs.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import torch
 from s3prl_ekd.config import DataConfig, ModelConfig
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers import adapter, sources
+from s3prl_ekd.teachers import adapter, embedded, sources
 from s3prl_ekd.teachers.build import TeacherPlan
 
 Fingerprint = dict[str, str | None]
 """Name of a part -> value; None where it cannot be known: weights that are not downloaded yet."""
-NAMES, LAYERS, WEIGHTS = "ekd.teachers (names)", "the layers of ", "the weights of "  # lists with ", " between
+NAMES, LAYERS = "ekd.teachers (names)", "the layers of "  # lists with ", " between
+WEIGHTS, SOURCE = "the weights of ", "the source of "
 
 
 def fingerprint(
@@ -47,6 +48,7 @@ def fingerprint(
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{plan.file}: ekd.teachers[{index}].source"
         parts[LAYERS + teacher.name] = ", ".join(map(str, teacher.layers))
+        parts[SOURCE + teacher.name] = plan.sources[teacher.name].source
         parts[WEIGHTS + teacher.name] = weights_digest(plan.sources[teacher.name], key, download)
     return parts
 
@@ -61,7 +63,9 @@ def difference(there: Mapping[str, str | None], ours: Fingerprint, some: bool = 
         if some and part.startswith((NAMES, LAYERS)) and old is not None and new is not None:
             if set(new.split(", ")) <= set(old.split(", ")):
                 continue
-        if some and part not in ours and part.startswith((LAYERS, WEIGHTS)):  # of a teacher that is not ours
+        if some and part not in ours and part.startswith((LAYERS, WEIGHTS, SOURCE)):  # of a teacher that is not ours
+            continue
+        if part.startswith(SOURCE) and ours.get(WEIGHTS + part.removeprefix(SOURCE)) is not None:
             continue
         if old != new and not (part in ours and new is None):  # what we cannot know, we cannot hold against it
             return f"{part} ({_short(old)} there, {_short(new)} now)"
@@ -87,7 +91,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
     if path is None:
         return None
     folder = (file for kind in ("json", "safetensors", "bin") for file in sorted(path.glob(f"*.{kind}")))
-    files = folder if path.is_dir() else [path]
+    files = [file for file in folder if file.name != embedded.RECORD] if path.is_dir() else [path]
     for file in files:
         try:
             with open(file, "rb") as stream:

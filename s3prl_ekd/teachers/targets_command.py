@@ -13,7 +13,7 @@ from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
-from s3prl_ekd.teachers.cached import CachedTeachers, open_cache
+from s3prl_ekd.teachers.cached import cached_teachers, open_cache
 from s3prl_ekd.teachers.command import usable_device
 
 
@@ -36,22 +36,18 @@ def run(args: argparse.Namespace) -> int:
     cache = open_cache(config, plan, table, data)
     if cache.complete:
         return 0
-    teachers = CachedTeachers(
-        cache, freeze(config, load_teachers(config, plan)), lambda: freeze(config, load_teachers(config, plan))
-    ).to(device)
+    teachers = cached_teachers(config, plan, cache, freeze(config, load_teachers(config, plan))).to(device)
     # what the student hears is not needed, so nothing is distorted
     loader, batches = make_loader(table, data, config.task.sequence_length, cache=cache)
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     unread: list[str] = []
     try:
         for batch in track(loader, "targets", total=len(batches), console=console):
             unread += batch.skipped
-            if batch.targets is None:
-                teachers(batch.wave.to(device, non_blocking=True), batch)
+            teachers.fill(batch.wave.to(device, non_blocking=True), batch)
     finally:
         cache.flush()
         for reason in unread:
-            console.print(f"[ekd] skipped {reason}", markup=False, highlight=False, soft_wrap=True)
-        done = int((cache.state != 0).sum())
-        console.print(f"{done} of {len(cache.windows)} windows are in {cache.folder}", highlight=False, soft_wrap=True)
+            console.print(f"[ekd] skipped {reason}")
+        console.print(f"[ekd] {cache.progress()}")
     return 0

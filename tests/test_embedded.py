@@ -16,6 +16,7 @@ from s3prl_ekd.evaluate.models import choose_models
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.teachers.build import check_teachers
+from s3prl_ekd.teachers.command import history
 from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted
 
 NAMES = ("tiny_hubert", "tiny_robust_hubert", "tiny_wavlm")
@@ -37,6 +38,10 @@ def test_a_teacher_is_small_known_and_loads(name: str) -> None:
     encoder = sources.load(described)
     assert count_parameters(encoder) == record["parameters"]
     assert all(parameter.dtype == torch.float32 and parameter.isfinite().all() for parameter in encoder.parameters())
+    told = dict(history(described))
+    for stage in record["stages"]:
+        line = told[f"  {stage['stage']['name']}"]
+        assert all(f"{units['clusters']} units of " in line for units in stage["stage"]["units"])
 
 
 @pytest.mark.parametrize("name", NAMES)

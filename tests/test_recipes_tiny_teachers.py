@@ -15,7 +15,7 @@ from recipes.tiny_teachers import __main__ as command
 from recipes.tiny_teachers.crops import FramePlan, UnitCrops, mix_utterances
 from recipes.tiny_teachers.objective import MaskedPrediction
 from recipes.tiny_teachers.settings import MixSettings, UnitSettings, read_settings
-from recipes.tiny_teachers.units import Units, make_units, mfcc
+from recipes.tiny_teachers.units import Units, make_units, mfcc, normalized
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.distill.options import MaskConfig
@@ -63,8 +63,11 @@ def data(table: LengthTable, tmp_path: Path) -> Path:
 def settings_file(folder: Path, **stage: object) -> Path:
     shape = SHAPE.to_dict()
     stages = [
-        {"name": "mfcc", "units": {"clusters": 4, "share": 1.0}, "steps": 30, "batch_seconds": 6.0, **stage},
-        {"name": "states", "units": {"encoder": "stage:mfcc", "layer": 1, "clusters": 5, "share": 1.0},
+        {"name": "mfcc", "units": [{"clusters": 4, "share": 1.0}], "steps": 30, "batch_seconds": 6.0, **stage},
+        {"name": "states", "units": [
+            {"encoder": "stage:mfcc", "layer": 1, "clusters": 5, "share": 1.0, "normalize": True},
+            {"clusters": 3, "share": 1.0},
+         ],
          "start": "stage:mfcc", "steps": 4, "batch_seconds": 6.0, "mixing": {"probability": 0.5},
          "distortion": {"additive": {"noise": ["NOISE"], "weights": {"NOISE": 2.0}}}},
     ]  # fmt: skip
@@ -105,20 +108,36 @@ def test_units_are_kept_and_are_of_one_corpus(table: LengthTable, tmp_path: Path
     np.testing.assert_array_equal(make_units(table, settings, None, SHAPE, made_by, file).values, first.values)
 
 
+def test_normalised_features_are_what_is_clustered(table: LengthTable, tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
+    frames = normalized(lambda wave: np.pad(mfcc(wave), ((0, 0), (0, 1))))(wave)
+    assert not frames[:, -1].any()  # what does not vary is 0, not NaN
+    np.testing.assert_allclose(frames.mean(0), 0, atol=1e-5)
+    np.testing.assert_allclose(frames[:, :-1].std(0), 1, rtol=1e-4)
+    spread = []
+    for normalize in (False, True):
+        settings, file = UnitSettings(clusters=4, share=1.0, normalize=normalize), tmp_path / f"{normalize}.npz"
+        make_units(table, settings, None, SHAPE, {"seed": 0}, file)
+        with np.load(file) as made:
+            spread.append(np.abs(made["centres"]).max())
+    assert spread[1] < 4 < spread[0]  # in standard deviations of an utterance, or as MFCC come
+
+
 def test_a_crops_units_are_those_of_its_frames(table: LengthTable) -> None:
     """Units that are frame numbers tell where a crop begins; its first sample must be that frame's."""
     counts = np.array([SHAPE.frames(int(n)) for n in table.samples])
     offsets = np.concatenate([[0], np.cumsum(counts)])
     numbers = np.concatenate([np.arange(count) for count in counts]).astype(np.int16)
     plan = FramePlan(table.samples, 1, 6.0, 16_000, seed=0)
-    dataset = UnitCrops(table, plan, Units(numbers, offsets, 100), SHAPE)
+    dataset = UnitCrops(table, plan, [Units(numbers, offsets, 100), Units(-1 - numbers, offsets, 9)], SHAPE)
     seen = 0
     for spec in plan:
         batch = dataset[spec]
-        assert batch.units.shape == (len(spec.items), SHAPE.frames(spec.samples))
+        assert batch.units.shape == (len(spec.items), 2, SHAPE.frames(spec.samples))
         for row, (item, start) in enumerate(zip(spec.items, spec.starts, strict=True)):
             assert start % 320 == 0
-            known = batch.units[row][batch.units[row] >= 0]
+            known = batch.units[row, 0][batch.units[row, 0] >= 0]
+            assert torch.equal(batch.units[row, 1][: len(known)], -1 - known)  # the other codebook's, side by side
             assert torch.equal(known, torch.arange(len(known)) + start // 320)
             whole, _ = soundfile.read(table.paths[item], dtype="float32")
             np.testing.assert_array_equal(batch.wave[row].numpy(), whole[start : start + spec.samples])
@@ -143,9 +162,9 @@ def test_only_hidden_frames_count_unless_asked() -> None:
     torch.manual_seed(0)
     wave, mask = torch.randn(3, 8_000), MaskConfig(probability=0.1, length=3)
     frames = SHAPE.frames(8_000)
-    units = torch.randint(0, 5, (3, frames))
-    units[:, -2:] = -1
-    model = MaskedPrediction(Encoder(SHAPE), 5, mask).eval()
+    units = torch.stack([torch.randint(0, 5, (3, frames)), torch.randint(0, 4, (3, frames))], dim=1)
+    units[..., -2:] = -1
+    model = MaskedPrediction(Encoder(SHAPE), [5, 4], mask).eval()
     torch.manual_seed(7)
     found = model(wave, units)
     torch.manual_seed(7)
@@ -153,11 +172,17 @@ def test_only_hidden_frames_count_unless_asked() -> None:
     out = model.encoder(
         wave, states=[2], replace=lambda f: torch.where(hidden.unsqueeze(-1), model.mask.vector, f)
     ).states[2]
-    scores = torch.cosine_similarity(model.projection(out).unsqueeze(2), model.unit_vectors, dim=-1) / 0.1
-    losses = -scores.log_softmax(-1).gather(-1, units.clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    known = units >= 0
+    scores = [out @ linear.weight.t() + linear.bias for linear in model.classifiers]
+    losses = torch.stack(
+        [
+            -one.log_softmax(-1).gather(-1, units[:, book].clamp(min=0).unsqueeze(-1)).squeeze(-1)
+            for book, one in enumerate(scores)
+        ],
+        dim=1,
+    )
+    known, hidden = units >= 0, hidden.unsqueeze(1)
     torch.testing.assert_close(found.loss, losses[hidden & known].mean())
-    right = (scores.argmax(-1) == units).float()
+    right = (torch.stack([one.argmax(-1) for one in scores], dim=1) == units).float()
     torch.testing.assert_close(found.heard_accuracy, right[~hidden & known].mean())
     model.heard_weight = 0.5
     torch.manual_seed(7)
@@ -217,7 +242,7 @@ def test_the_command_makes_a_teacher_and_goes_on(
     # another setting in the same folder is refused, before anything is lost
     for changes, message in (
         ({"lr": 1e-3}, "mfcc/state.pt: made with other settings"),
-        ({"units": {"clusters": 3}}, "mfcc/units.npz: made with other settings"),
+        ({"units": [{"clusters": 3}]}, "mfcc/units-0.npz: made with other settings"),
     ):
         settings_file(tmp_path, **{"heard_weight": 1.0, "lr": 5e-3} | changes)
         assert command.main([*words, "--out", str(tmp_path / "b")]) == 2
@@ -249,11 +274,14 @@ def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     )
     assert "shape.normalize: clips are not normalised" in message(with_shape(normalize=True))
     assert not (tmp_path / "out").exists()
-    values["stages"][0]["units"] |= {"encoder": "random:hubert_base", "layer": 13}
-    assert "stages[0].units.layer: 13 > 12" in message(with_shape())
-    values["stages"][0]["units"] |= {"encoder": None}
+    values["stages"][0]["units"][0] |= {"encoder": "random:hubert_base", "layer": 13}
+    assert "stages[0].units[0].layer: 13 > 12" in message(with_shape())
+    values["stages"][0]["units"][0] |= {"encoder": None}
     values["stages"][0]["start"] = "random:hubert_base"
     assert "stages[0].start: conv_layers is" in message(with_shape())
+    values["stages"][0] |= {"start": None, "units": [{"clusters": 4}, {"clusters": 4, "encoder": "embedded:huge"}]}
+    assert "stages[0].units[1].encoder: " in message(with_shape())
+    assert not (tmp_path / "out").exists()  # every mistake shows before anything is computed
 
 
 @pytest.mark.parametrize("file", sorted(RECIPES.glob("*.yaml")), ids=lambda file: file.stem)

@@ -29,6 +29,7 @@ from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.student import START_FIELDS
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import data_digest, weights_digest
@@ -55,6 +56,7 @@ def train_teacher(args: argparse.Namespace) -> Path:
     settings = read_settings(file)
     for index, stage in enumerate(settings.stages):
         with_noise(stage, args.noise, f"{file}: stages[{index}]")  # mistakes show before anything is computed
+        check_sources(stage, settings.encoder_shape, f"{file}: stages[{index}]")
     check_device(args.device)
     machine = Machine(torch.device(args.device), PRECISIONS[args.precision], args.workers)
     if machine.device.type == "cuda":
@@ -94,18 +96,20 @@ class _Recipe:
         where = f"{self.file}: stages[{index}]"
         logger.info("[%s] %d steps of %g s of audio", stage.name, stage.steps, stage.batch_seconds)
         seed, shape = self.settings.seed, self.settings.encoder_shape
-        of_units, digest = self._encoder(stage.units.encoder, f"{where}.units.encoder")
-        if of_units is not None and stage.units.layer > of_units.shape.layers:
-            raise EkdError(f"{where}.units.layer: {stage.units.layer} > {of_units.shape.layers}")
-        # where the settings name an encoder, what counts is its weights
-        made_by = {"units": stage.units.model_dump(exclude={"encoder"}), "encoder": digest, "seed": seed}
-        made_by["data"] = data_digest(self.table, "/")
-        file = self.folder / stage.name / "units.npz"
-        units = make_units(self.table, stage.units, of_units, shape, made_by, file, self.machine.device)
+        data = data_digest(self.table, "/")
+        codebooks, made = [], []
+        for book, settings in enumerate(stage.units):
+            of_units, digest = self._encoder(settings.encoder, f"{where}.units[{book}].encoder")
+            # where the settings name an encoder, what counts is its weights
+            made_by = {"units": settings.model_dump(exclude={"encoder"}), "encoder": digest, "seed": seed, "data": data}
+            file = self.folder / stage.name / f"units-{book}.npz"
+            codebooks.append(make_units(self.table, settings, of_units, shape, made_by, file, self.machine.device))
+            made.append(made_by)
         encoder, start = self._start(stage.start, f"{where}.start")
-        made_by |= {"stage": stage.model_dump(mode="json"), "shape": shape.to_dict(), "start": start}
+        made_by = {"codebooks": made, "stage": stage.model_dump(mode="json"), "seed": seed}
+        made_by |= {"shape": shape.to_dict(), "start": start}
         heard = with_noise(stage, self.noise, where)
-        return Stage(encoder, self.table, units, heard, made_by, self.folder / stage.name, self.machine)
+        return Stage(encoder, self.table, codebooks, heard, made_by, self.folder / stage.name, self.machine)
 
     def _start(self, source: str | None, where: str) -> tuple[Encoder, str | None]:
         """A random encoder of the shape, with another's weights where there are such; and these weights' digest."""
@@ -115,10 +119,6 @@ class _Recipe:
             encoder = Encoder(shape)
         other, digest = self._encoder(source, where)
         if other is not None:
-            for name in _SAME:
-                ours, theirs = getattr(shape, name), getattr(other.shape, name)
-                if ours != theirs:
-                    raise EkdError(f"{where}: {name} is {theirs} in {source}, {ours} in shape")
             missing, unexpected = encoder.load_state_dict(other.state_dict(), strict=False)
             if unexpected:
                 raise EkdError(f"{where}: {source} has weights that this shape lacks: {unexpected[0]}")
@@ -133,12 +133,33 @@ class _Recipe:
         if source.startswith(STAGE):
             source = str(self.folder / source.removeprefix(STAGE) / "model")
         described = sources.describe(source, where)
-        if described.shape.hop != HOP:
-            raise EkdError(f"{where}: {source} has a frame every {described.shape.hop} samples, expected 320 (20 ms)")
         encoder = sources.load(described, where)
         if not isinstance(encoder, Encoder):
             raise EkdError(f"{where}: {source} is an s3prl expert; units and starts are of our own encoders only")
         return encoder, weights_digest(described, where, download=True)
+
+
+def check_sources(stage: StageSettings, shape: EncoderShape, where: str) -> None:
+    """See that the encoders which a stage names from outside its file fit; nothing is loaded.
+
+    Raises:
+        EkdError: the key, and what does not.
+    """
+    for key, source, layer in (
+        *((f"units[{book}]", units.encoder, units.layer) for book, units in enumerate(stage.units)),
+        ("start", stage.start, None),
+    ):
+        if source is None or source.startswith(STAGE):
+            continue
+        at = f"{where}.{key}" if layer is None else f"{where}.{key}.encoder"
+        theirs = sources.describe(source, at).shape
+        if theirs.hop != HOP:
+            raise EkdError(f"{at}: {source} has a frame every {theirs.hop} samples, expected 320 (20 ms)")
+        if layer is not None and layer > theirs.layers:
+            raise EkdError(f"{where}.{key}.layer: {layer} > {theirs.layers}")
+        for name in _SAME if layer is None else ():
+            if getattr(shape, name) != getattr(theirs, name):
+                raise EkdError(f"{at}: {name} is {getattr(theirs, name)} in {source}, {getattr(shape, name)} in shape")
 
 
 def with_noise(stage: StageSettings, noise: str | None, where: str) -> StageSettings:

@@ -1,12 +1,12 @@
 """Batches for masked prediction: crops on frame borders, each with its units; what the encoder hears may be distorted.
 
 Order and crops are the batch plan's of the distillation (data/batches.py): equal lengths, no padding, resumable.
-Shapes: B clips, N samples, T frames.
+Shapes: B clips, N samples, T frames, C codebooks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -38,7 +38,7 @@ class UnitBatch:
     wave: Tensor
     """(B, N) float32."""
     units: Tensor
-    """(B, T) int64; -1 where there is none."""
+    """(B, C, T) int64; -1 where there is none."""
     epoch: int
     index: int
 
@@ -54,7 +54,7 @@ class UnitCrops(Dataset[UnitBatch]):
     Args:
         table: the corpus.
         plan: its batches.
-        units: of its clean utterances.
+        codebooks: units of its clean utterances.
         shape: of the encoder, which counts frames.
         distorter: what it hears instead of the clean clip; None: the clip.
         mixing: parts of other clips of the batch on top; None: none.
@@ -65,14 +65,14 @@ class UnitCrops(Dataset[UnitBatch]):
         self,
         table: LengthTable,
         plan: BatchPlan,
-        units: Units,
+        codebooks: Sequence[Units],
         shape: EncoderShape,
         distorter: Distorter | None = None,
         mixing: MixSettings | None = None,
         seed: int = 0,
     ) -> None:
         self.crops = CropDataset(table, plan, distorter)
-        self.units, self.shape, self.mixing, self.seed = units, shape, mixing, seed
+        self.codebooks, self.shape, self.mixing, self.seed = codebooks, shape, mixing, seed
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -84,14 +84,15 @@ class UnitCrops(Dataset[UnitBatch]):
             raise EkdError(batch.skipped[0])
         frames = self.shape.frames(spec.samples)
         units = [
-            self.units.crop(item, start // HOP, frames) for item, start in zip(spec.items, spec.starts, strict=True)
+            [book.crop(item, start // HOP, frames) for book in self.codebooks]
+            for item, start in zip(spec.items, spec.starts, strict=True)
         ]
         wave = batch.wave
         if self.mixing is not None:
             # crops are drawn from (seed, epoch, index) already; SeedSequence ignores a trailing 0, so the mark is 1
             rng = np.random.default_rng([self.seed, spec.epoch, spec.index, 1])
             wave = mix_utterances(wave, self.mixing, rng)
-        return UnitBatch(wave, torch.from_numpy(np.stack(units)).long(), spec.epoch, spec.index)
+        return UnitBatch(wave, torch.from_numpy(np.array(units)).long(), spec.epoch, spec.index)
 
 
 def mix_utterances(wave: Tensor, settings: MixSettings, rng: np.random.Generator) -> Tensor:

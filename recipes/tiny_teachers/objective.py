@@ -1,10 +1,11 @@
 """Masked prediction: hide spans of frames from the transformer, have it tell their units (HuBERT, arXiv 2106.07447).
 
-Shapes: B clips, N samples, T frames, D width, K units.
+Shapes: B clips, N samples, T frames, D width, C codebooks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,10 @@ from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.masking import SpanMask
 
-TEMPERATURE = 0.1  # HuBERT, equation 3
-
 
 @dataclass
 class Prediction:
-    """Scalars of one batch, on the device: nothing here waits for it."""
+    """Scalars of one batch, means over codebooks, on the device: nothing here waits for it."""
 
     loss: Tensor
     """What is minimised: ``masked_loss`` and its like over the frames that were heard, weighted."""
@@ -33,45 +32,44 @@ class Prediction:
 
 
 class MaskedPrediction(nn.Module):
-    """An encoder with what its training needs besides: mask vector, projection, one vector a unit.
+    """An encoder with what its training needs besides: the mask vector and a linear classifier a codebook.
 
-    The score of unit c is the cosine of the projected frame with the unit's vector, over a temperature of 0.1.
+    HuBERT scores a unit by a cosine over a temperature; linear scores, as MelHuBERT's (arXiv 2211.09944), learn faster
+    when there are few steps (docs/teachers.md).
 
     Args:
         encoder: the model.
-        units: K.
+        codebooks: units in each.
         mask: spans to hide.
         heard_weight: of the loss over frames that are not hidden.
     """
 
-    def __init__(self, encoder: Encoder, units: int, mask: MaskConfig, heard_weight: float = 0.0) -> None:
+    def __init__(self, encoder: Encoder, codebooks: Sequence[int], mask: MaskConfig, heard_weight: float = 0.0) -> None:
         super().__init__()
         width = encoder.shape.width
         self.encoder = encoder
         self.mask = SpanMask(width, mask)
         self.heard_weight = heard_weight
-        self.projection = nn.Linear(width, width)
-        self.unit_vectors = nn.Parameter(torch.empty(units, width).uniform_())
+        self.classifiers = nn.ModuleList(nn.Linear(width, units) for units in codebooks)
 
     def forward(self, wave: Tensor, units: Tensor) -> Prediction:
-        """wave (B, N), units (B, T) int64 with -1 for none -> :class:`Prediction`."""
+        """wave (B, N), units (B, C, T) int64 with -1 for none -> :class:`Prediction`."""
         last = self.encoder.shape.layers
-        masked = self.mask.draw(*units.shape, wave.device)  # (B, T)
+        masked = self.mask.draw(units.shape[0], units.shape[2], wave.device)  # (B, T)
         vector = self.mask.vector
         out = self.encoder(
             wave,
             states=[last],
             replace=lambda features: torch.where(masked.unsqueeze(-1), vector.to(features.dtype), features),
         )
-        frames = F.normalize(self.projection(out.states[last]).float(), dim=-1)
-        vectors = F.normalize(self.unit_vectors.float(), dim=-1)
-        with torch.autocast(wave.device.type, enabled=False):
-            scores = frames @ vectors.t() / TEMPERATURE  # (B, T, K)
-            losses = F.cross_entropy(scores.flatten(0, 1), units.flatten(), ignore_index=-1, reduction="none")
+        losses, right = [], []
+        for book, classify in enumerate(self.classifiers):
+            scores = classify(out.states[last]).float().transpose(1, 2)  # (B, units, T)
+            losses.append(F.cross_entropy(scores, units[:, book], ignore_index=-1, reduction="none"))
+            right.append(scores.detach().argmax(1) == units[:, book])
+        losses, right = torch.stack(losses, dim=1), torch.stack(right, dim=1)  # (B, C, T)
         known = units >= 0
-        masked, heard = masked & known, ~masked & known
-        right = scores.detach().argmax(-1) == units
-        losses = losses.view_as(units)
+        masked, heard = masked.unsqueeze(1) & known, ~masked.unsqueeze(1) & known
         masked_loss = loss = _mean(losses, masked)
         if self.heard_weight:
             loss = masked_loss + self.heard_weight * _mean(losses, heard)

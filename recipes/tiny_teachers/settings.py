@@ -22,7 +22,7 @@ NOISE = "NOISE"
 
 
 class UnitSettings(Checked):
-    """Where a stage's targets come from."""
+    """Where a codebook's units come from."""
 
     encoder: str | None = None
     """``stage:NAME`` or a source as in ``ekd.teachers``; null: MFCC with first and second differences."""
@@ -30,6 +30,9 @@ class UnitSettings(Checked):
     """Hidden state that is clustered."""
     clusters: int = Field(ge=2, le=32_767)
     """Number of units."""
+    normalize: bool = False
+    """Give each feature mean 0 and deviation 1 over its utterance first, so that clusters are of sounds and less of
+    voices and microphones."""
     share: float = Field(default=0.2, gt=0, le=1)
     """Share of the utterances that k-means is fitted on."""
 
@@ -50,7 +53,8 @@ class StageSettings(Checked):
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
     """Folder of the stage."""
-    units: UnitSettings
+    units: list[UnitSettings] = Field(min_length=1)
+    """The targets: one codebook, or several that are predicted side by side (HuBERT's cluster ensembles)."""
     start: str | None = None
     """Encoder to go on from: ``stage:NAME`` or a source; null: random weights."""
     steps: int = Field(ge=2)
@@ -108,12 +112,13 @@ def read_settings(file: Path) -> TeacherSettings:
         raise EkdError(f"{file}: shape.normalize: clips are not normalised in this trainer; expected false")
     known: set[str] = set()
     for index, stage in enumerate(settings.stages):
-        for key, source in (("units.encoder", stage.units.encoder), ("start", stage.start)):
+        sources = {f"units[{book}].encoder": units.encoder for book, units in enumerate(stage.units)}
+        for key, source in (sources | {"start": stage.start}).items():
             if source is not None and source.startswith(STAGE) and source.removeprefix(STAGE) not in known:
                 raise EkdError(f"{file}: stages[{index}].{key}: {source} is no earlier stage of this file")
-        if stage.units.encoder is not None and stage.units.encoder.startswith(STAGE):
-            if stage.units.layer > shape.layers:
-                raise EkdError(f"{file}: stages[{index}].units.layer: {stage.units.layer} > {shape.layers}")
+        for book, units in enumerate(stage.units):
+            if units.encoder is not None and units.encoder.startswith(STAGE) and units.layer > shape.layers:
+                raise EkdError(f"{file}: stages[{index}].units[{book}].layer: {units.layer} > {shape.layers}")
         if stage.name in known:
             raise EkdError(f"{file}: stages[{index}].name: {stage.name} is there twice")
         known.add(stage.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Stage:
     Args:
         encoder: random, or where the stage starts from.
         table: the corpus.
-        units: of its clean utterances.
+        codebooks: units of its clean utterances.
         settings: steps, rates, masks, distortion.
         made_by: all that the weights depend on; its ``seed`` is that of masks, crops and mixing, its ``stage`` the
             settings as their file has them.
@@ -78,7 +78,7 @@ class Stage:
         self,
         encoder: Encoder,
         table: LengthTable,
-        units: Units,
+        codebooks: Sequence[Units],
         settings: StageSettings,
         made_by: Mapping[str, Any],
         folder: Path,
@@ -89,8 +89,9 @@ class Stage:
         self.made_by = json.dumps(made_by, sort_keys=True)
         self.as_written = dict(made_by["stage"])
         self.settings, self.machine, self.folder = settings, machine, folder
-        self.table, self.units = table, units
-        self.model = MaskedPrediction(encoder, units.clusters, settings.mask, settings.heard_weight)
+        self.table, self.codebooks = table, codebooks
+        sizes = [units.clusters for units in codebooks]
+        self.model = MaskedPrediction(encoder, sizes, settings.mask, settings.heard_weight)
         self.model.to(machine.device).train()
         self.optimizer = torch.optim.AdamW(_groups(self.model), settings.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -102,7 +103,7 @@ class Stage:
         if settings.distortion is not None:
             distorter = Distorter(settings.distortion, f"stage {settings.name}")
         self.loader: DataLoader[UnitBatch] = DataLoader(
-            UnitCrops(table, self.plan, units, encoder.shape, distorter, settings.mixing, seed),
+            UnitCrops(table, self.plan, codebooks, encoder.shape, distorter, settings.mixing, seed),
             batch_size=None,
             sampler=self.plan,
             num_workers=machine.workers,
@@ -145,7 +146,7 @@ class Stage:
             "stage": self.as_written,
             "hours_heard": round(done.audio_seconds / 3600, 2),
             "hours_of_corpus": round(self.table.hours, 2),
-            "unit_perplexity": round(self.units.perplexity, 1),
+            "unit_perplexity": [round(units.perplexity, 1) for units in self.codebooks],
             "minutes": round(done.seconds / 60, 1),
             "last": self.log.last(),
         }

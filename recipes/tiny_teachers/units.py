@@ -90,6 +90,8 @@ def make_units(
                 raise EkdError(f"{file}: made with other settings, weights or audio; name another --out")
             return Units(there["values"], offsets, settings.clusters)
     features = mfcc if encoder is None else _state_reader(encoder.to(device), settings.layer, device)
+    if settings.normalize:
+        features = normalized(features)
     chosen = np.random.default_rng(seed).permutation(len(table.paths))[: max(1, round(settings.share * len(counts)))]
     sample = np.concatenate([frames for _, frames in _each(table, counts, features, np.sort(chosen))])
     logger.info("[units] k-means: %d clusters of %d frames of %d", settings.clusters, *sample.shape)
@@ -114,6 +116,16 @@ def make_units(
     with whole_file(file) as partial, open(partial, "wb") as stream:
         np.savez(stream, **arrays, made_by=np.array(fingerprint))
     return units
+
+
+def normalized(features: Features) -> Features:
+    """The same features, each with mean 0 and deviation 1 over its utterance; one that does not vary is 0."""
+
+    def read(wave: np.ndarray) -> np.ndarray:
+        frames = features(wave)
+        return (frames - frames.mean(0)) / np.maximum(frames.std(0), 1e-5)
+
+    return read
 
 
 def mfcc(wave: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,13 +106,17 @@ def history(described: sources.TeacherSource) -> list[tuple[str, str]]:
     rows = [("what", record["summary"]), ("data", record["data"]), ("licence", record["licence"])]
     for stage in record["stages"]:
         settings, last = stage["stage"], stage["last"]
-        units = settings["units"]
-        of = "MFCC" if units["encoder"] is None else f"state {units['layer']} of {units['encoder']}"
         text = f"{settings['steps']:,} steps, {stage['hours_heard']:g} h of audio heard, {stage['minutes']:g} minutes; "
-        text += f"{units['clusters']} units of {of}; "
+        text += " and ".join(_units(units) for units in settings["units"]) + "; "
         text += f"at the end {100 * last['masked_accuracy']:.1f} % of masked units right"
         rows.append((f"  {settings['name']}", text))
     return [*rows, ("command", record["command"])]
+
+
+def _units(units: dict[str, Any]) -> str:
+    """Of a record's codebook: how many units of what."""
+    of = "MFCC" if units["encoder"] is None else f"state {units['layer']} of {units['encoder']}"
+    return f"{units['clusters']} units of {of}" + (", normalised by utterance" if units["normalize"] else "")
 
 
 def synthetic_clip(seconds: float = SYNTHETIC_SECONDS) -> Tensor:

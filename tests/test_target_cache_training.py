@@ -386,18 +386,9 @@ def test_states_of_another_size_are_refused_though_the_weights_are_unknown(
     teachers = yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"]
     assert make_expert(lab, tmp_path / "cache", teachers=teachers, initialise_from=None).cache.complete
     name = teachers[1]["name"]
+    other = [teachers[1] | {"source": "random:hubert_large_ll60k"}]
     with pytest.raises(EkdError, match=rf"the source of {name} \(.* there, random:hubert_large_ll60k now\)"):
-        make_expert(
-            lab,
-            tmp_path / "cache",
-            teachers=[teachers[1] | {"source": "random:hubert_large_ll60k"}],
-            initialise_from=None,
-        )
+        make_expert(lab, tmp_path / "cache", teachers=other, initialise_from=None)
     monkeypatch.setattr(module, "difference", lambda *args, **words: None)  # and where even the source has that name
     with pytest.raises(EkdError, match=rf"the states of {name} are \d+ wide there, 1024 now"):
-        make_expert(
-            lab,
-            tmp_path / "cache",
-            teachers=[teachers[1] | {"source": "random:hubert_large_ll60k"}],
-            initialise_from=None,
-        )
+        make_expert(lab, tmp_path / "cache", teachers=other, initialise_from=None)

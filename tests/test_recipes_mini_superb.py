@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,10 @@ import torch
 import yaml
 
 from recipes.mini_superb import __main__ as command
-from recipes.mini_superb import tables
+from recipes.mini_superb import students, tables
 from recipes.mini_superb.settings import read_experiment, rows, variant_file
 from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
-from recipes.mini_superb.students import model_config
+from recipes.mini_superb.students import every_target, model_config
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -60,6 +62,23 @@ def test_students_differ_from_their_variants_in_size_and_sources_alone(experimen
         assert model_config(experiment, name, from_random=True)["ekd"]["initialise_from"] is None
         same = {"mode", "cosine_weight", "targets", "teacher_dropping", "balance", "weights", "residual_heads"}
         assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
+
+
+def test_the_target_cache_is_filled_for_every_variant(
+    experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = every_target(experiment)["ekd"]
+    filled = {teacher["name"]: set(teacher["layers"]) for teacher in found["teachers"]}
+    assert filled == {name: {2, 4, 6} for name in ("hubert", "robust_hubert", "wavlm")}
+    for variant in experiment.students:
+        ekd = model_config(experiment, variant)["ekd"]
+        assert all(set(teacher["layers"]) <= filled[teacher["name"]] for teacher in ekd["teachers"])
+        assert ekd["teacher_precision"] == found["teacher_precision"]
+    (tmp_path / "ffn.yaml").write_text("base: config_model.yaml\nekd: {targets: {tap: ffn}}\n")
+    real = students.variant_file
+    monkeypatch.setattr(students, "variant_file", lambda name: tmp_path / "ffn.yaml" if name == "ffn" else real(name))
+    with pytest.raises(EkdError, match="cache_targets: the targets of ffn are no part of one cache; use false"):
+        every_target(experiment.model_copy(update={"students": ["hubert", "ffn"]}))
 
 
 def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
@@ -159,7 +178,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     make_demo_corpus(tmp_path / "speech", small=True)
     values = yaml.safe_load((HERE / "experiment.yaml").read_text())
     values["students"], values["merged"] = ["hubert", "wavlm"], {"merged": ["hubert", "wavlm"]}
-    values["distillation"] |= {"steps": 4, "batch_seconds": 8.0, "crop_seconds": 2.0}
+    values["distillation"] |= {"steps": 4, "batch_seconds": 8.0, "crop_seconds": 2.0, "cache_targets": True}
     few = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
     values["evaluation"] |= {"preset": "tiny", "seeds": [1, 2], "override": [few]}
     values["evaluation"]["lr"] = {"pr": [1e-2], "sid": [1e-1, 1e-2], "er": [1e-3], "asr": [1e-3]}
@@ -178,6 +197,11 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert second["lr"] == first["lr"] and "grid" not in second
         assert str(tmp_path) not in json.dumps(result.scores)  # no path of this machine is kept
     assert results["hubert"].distillation["2"]["steps"] == 4 and not results["merged"].distillation
+    for student in ("hubert/seed1", "wavlm/seed1", "hubert/seed2", "wavlm/seed2"):  # the teachers computed once for all
+        found = re.search(
+            r"targets of (\d+) of (\d+) windows", (tmp_path / "work/students" / student / "pretrain.log").read_text()
+        )
+        assert found is not None and found[1] == found[2] != "0"
     weights = [
         read_checkpoint(tmp_path / "work/students/hubert" / seed / "run")["encoder"] for seed in ("seed1", "seed2")
     ]
@@ -190,3 +214,10 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     file.write_text(yaml.safe_dump(values))
     assert command.main(words) == 2
     assert "students/hubert/seed1/made_by.json: this student was made with other settings" in capsys.readouterr().err
+    values["distillation"] |= {"batch_seconds": 6.0}  # it shapes the windows
+    file.write_text(yaml.safe_dump(values))
+    shutil.rmtree(tmp_path / "work/students")
+    assert command.main(words) == 2
+    message = capsys.readouterr().err
+    assert "filling/made_by.json: this target cache was made with other settings" in message
+    assert f"remove {tmp_path}/work/filling and {tmp_path}/work/targets" in message

@@ -31,6 +31,8 @@ class Distillation(Checked):
     """Share of the steps that warm up."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Of student and teachers, said rather than left to the device, so that a row is the same wherever it is made."""
+    cache_targets: bool = False
+    """Have the teachers compute once for all rows and seeds (docs/target_cache.md). Clips are then fixed windows."""
 
 
 class Evaluation(Checked):

@@ -13,13 +13,15 @@ import torch
 import yaml
 
 from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import Experiment, Row, variant_file
+from recipes.mini_superb.settings import BASE, Experiment, Row, variant_file
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
+from s3prl_ekd.data import target_cache
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_like, student_state
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.fingerprint import weights_digest
 from s3prl_ekd.whole_file import whole_file
 
 DISTILLATION = "distillation.json"
@@ -61,11 +63,37 @@ def model_config(experiment: Experiment, variant: str, from_random: bool = False
     }
 
 
-def write_config(experiment: Experiment, variant: str, folder: Path, from_random: bool = False) -> Path:
-    """``model.yaml`` of a row."""
+def every_target(experiment: Experiment) -> dict[str, Any]:
+    """A configuration whose teachers and layers are those of all variants together: it fills the target cache."""
+    config = model_config(experiment, BASE, from_random=True)
+    base = load_model_config(variant_file(BASE)).ekd
+    layers: dict[tuple[str, str], set[int]] = {}
+    for variant in (*experiment.students, *experiment.from_random):
+        own = load_model_config(variant_file(variant))
+        same = (own.ekd.targets.tap, own.ekd.cache_precision) == (base.targets.tap, base.cache_precision)
+        if not same or (own.distortion is not None and own.distortion.setup != "clean_teacher"):
+            raise EkdError(f"distillation.cache_targets: the targets of {variant} are no part of one cache; use false")
+        for teacher in model_config(experiment, variant)["ekd"]["teachers"]:
+            layers.setdefault((teacher["name"], teacher["source"]), set()).update(teacher["layers"])
+    config["ekd"]["teachers"] = [
+        {"name": name, "source": source, "layers": sorted(found)} for (name, source), found in layers.items()
+    ]
+    return config
+
+
+def write_config(
+    experiment: Experiment, variant: str, folder: Path, from_random: bool = False, targets: Path | None = None
+) -> Path:
+    """``model.yaml`` of a row; ``targets``: where its teachers' states are kept."""
+    config = model_config(experiment, variant, from_random)
+    if targets is not None:
+        config["ekd"]["cache_targets"] = str(targets)
+    return _write_config(config, folder)
+
+
+def _write_config(config: dict[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.yaml"
-    config = model_config(experiment, variant, from_random)
     file.write_text(yaml.safe_dump(config, sort_keys=False, default_flow_style=None))
     return file
 
@@ -75,7 +103,7 @@ class Students:
 
     Args:
         experiment: rows and budget.
-        work: gets ``students/ROW/seedN``.
+        work: gets ``students/ROW/seedN``, and ``targets`` where the experiment caches them.
         data: what ``s3prl-ekd prepare`` made.
         device: of the distillation.
         call: runs it.
@@ -84,6 +112,8 @@ class Students:
     def __init__(self, experiment: Experiment, work: Path, data: Path, device: str, call: Calls) -> None:
         self.experiment, self.work, self.data, self.device, self.call = experiment, work, data, device, call
         self._locks: dict[Path, threading.Lock] = {}
+        self.targets = work / "targets" if experiment.distillation.cache_targets else None
+        self._digests: dict[str, str | None] = {}
 
     def folder(self, row: str, seed: int) -> Path:
         """Where a row's student of a seed is."""
@@ -106,25 +136,51 @@ class Students:
             return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
         config = model_config(self.experiment, row.what, row.from_random)
         budget = self.experiment.distillation.model_dump() if row.kind == "student" else None
-        self._claim(folder, {"model": config, "distillation": budget})
-        file = write_config(self.experiment, row.what, folder, row.from_random)
+        self._claim(folder, {"model": config, "distillation": budget, "weights": self._weights(config)})
+        file = write_config(
+            self.experiment, row.what, folder, row.from_random, self.targets if row.kind == "student" else None
+        )
         if row.kind == "start":
             return _once(folder / "start.ckpt", lambda out: _write_start(file, out))
         if not (folder / DISTILLATION).is_file():
+            if self.targets is not None:
+                with self._locks.setdefault(self.targets, threading.Lock()):
+                    self._fill(self.targets)
             self._distil(file, folder, seed)
         return folder / "run"
 
-    def _claim(self, folder: Path, made_by: dict[str, Any]) -> None:
+    def _claim(self, folder: Path, made_by: dict[str, Any], what: str = "student", also: str = "") -> None:
         """Refuse a folder of other settings: s3prl's runner would go on with those, whatever is asked now."""
         folder.mkdir(parents=True, exist_ok=True)
         file, text = folder / MADE_BY, json.dumps(made_by, indent=1, sort_keys=True)
         if file.is_file() and file.read_text() != text:
             raise EkdError(
-                f"{file}: this student was made with other settings; name another --work, or remove {folder}"
+                f"{file}: this {what} was made with other settings; name another --work, or remove {folder}{also}"
             )
         file.write_text(text)
 
-    def _distil(self, config: Path, folder: Path, seed: int) -> None:
+    def _weights(self, config: dict[str, Any]) -> dict[str, str | None]:
+        """The digests of all weights that a configuration names: another release may ship others by the same name."""
+        names = {teacher["source"] for teacher in config["ekd"]["teachers"]}
+        names |= {config["ekd"]["initialise_from"]} - {None}
+        for name in names - self._digests.keys():
+            self._digests[name] = weights_digest(sources.describe(name, "teachers"), "teachers", download=True)
+        return {name: self._digests[name] for name in sorted(names)}
+
+    def _fill(self, targets: Path) -> None:
+        """Have the teachers of all rows compute what is missing in the target cache."""
+        folder, config, budget = self.work / "filling", every_target(self.experiment), self.experiment.distillation
+        made_by = {"model": config, "batch_seconds": budget.batch_seconds, "weights": self._weights(config)}
+        self._claim(folder, made_by, "target cache", f" and {targets}")
+        if (targets / target_cache.INDEX).is_file() and target_cache.is_complete(targets, "cache_targets"):
+            return
+        config["ekd"]["cache_targets"] = str(targets)
+        words = ["s3prl-ekd", "targets", "-g", str(_write_config(config, folder))]
+        words += ["-c", str(self._write_runner(folder, seed=0)), "--device", self.device]
+        self.call(words, folder / "targets.log")
+
+    def _write_runner(self, folder: Path, seed: int) -> Path:
+        """``runner.yaml`` of a distillation."""
         budget = self.experiment.distillation
         runner = yaml.safe_load((self.data / "pretrain.yaml").read_text())
         log, save = max(1, budget.steps // 60), max(1, budget.steps // 6)
@@ -133,9 +189,13 @@ class Students:
         # one worker reads thousands of times faster than students learn; a second would take a core from them
         datarc = {"batch_seconds": budget.batch_seconds, "num_workers": 1, "seed": seed}
         runner["pretrain_expert"]["datarc"] |= datarc
-        (folder / "runner.yaml").write_text(yaml.safe_dump(runner, sort_keys=False))
+        file = folder / "runner.yaml"
+        file.write_text(yaml.safe_dump(runner, sort_keys=False))
+        return file
+
+    def _distil(self, config: Path, folder: Path, seed: int) -> None:
         words = ["run_pretrain.py", "-u", "ekd", "-a", "-p", str(folder / "run"), "-g", str(config)]
-        words += ["-c", str(folder / "runner.yaml"), "--device", self.device, "--seed", str(seed)]
+        words += ["-c", str(self._write_runner(folder, seed)), "--device", self.device, "--seed", str(seed)]
         clock = folder / "seconds.txt"  # of all calls, so that an interrupted distillation is not a fast one
         before, started = float(clock.read_text()) if clock.is_file() else 0.0, time.monotonic()
         try:

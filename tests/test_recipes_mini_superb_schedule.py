@@ -19,6 +19,7 @@ from recipes.mini_superb import __main__ as command
 from recipes.mini_superb import scores, students
 from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import rows
+from s3prl_ekd.data import target_cache
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -32,6 +33,7 @@ class FakeCalls:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.02) -> None:
         self.folder, self.seconds, self.log, self.lock = folder, seconds, [], threading.Lock()
+        self.fills = 0
         self.broken: set[str] = set()  # "distil NAME SEED" or "evaluate NAME SEED"
         self.raised: BaseException = EkdError("exit 1: boom")
         monkeypatch.setattr(Calls, "__call__", lambda _, words, log: self(words, log))
@@ -52,6 +54,8 @@ class FakeCalls:
             return len(self.log)
 
     def __call__(self, words: list[str], log: Path) -> None:
+        if words[:2] == ["s3prl-ekd", "targets"]:
+            return self.fill(Path(words[words.index("-g") + 1]))
         name, seed = log.parent.parent.name, log.parent.name.removeprefix("seed")
         act = {"run_pretrain.py": "distil", "s3prl-ekd": "evaluate"}[words[0]]
         self.note("begin", act, name, seed)
@@ -59,6 +63,7 @@ class FakeCalls:
         if f"{act} {name} {seed}" in self.broken:
             raise self.raised
         if act == "distil":
+            assert self.fills == 1  # before the first student, and once for all
             (log.parent / "run").mkdir()
             (log.parent / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
         else:
@@ -66,6 +71,14 @@ class FakeCalls:
             tasks = {task: {"lr": 0.1} for task in TASKS}
             (log.parent / "scores.json").write_text(json.dumps({"label": name, "tasks": tasks}))
         self.note("end", act, name, seed)
+
+    def fill(self, config: Path) -> None:
+        time.sleep(self.seconds)
+        self.fills += 1
+        targets = Path(yaml.safe_load(config.read_text())["ekd"]["cache_targets"])
+        targets.mkdir()
+        (targets / target_cache.INDEX).touch()
+        (targets / target_cache.STATE).write_bytes(bytes([target_cache.STORED]))
 
     def merge(self, parts: list[Path], out: Path) -> None:
         for part in parts:

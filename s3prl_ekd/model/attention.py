@@ -6,11 +6,14 @@ Shapes: B clips, T frames, D width, H heads, d = D / H.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.model.arithmetic import gated_attention_kernel
 from s3prl_ekd.model.shape import EncoderShape
 
 
@@ -35,7 +38,7 @@ class SelfAttention(nn.Module):
         else:
             self.gate = None
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, bias: DistanceBias | None = None) -> Tensor:
         """x (B, T, D), mask bool (B, T) True for speech or None, bias of :class:`RelativeBias` or None -> (B, T, D)."""
         batch, frames, width = x.shape
         query, key, value = (
@@ -44,18 +47,47 @@ class SelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         scores_add = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T) bool
         if self.gate is not None and bias is not None:
-            scores_add = self._gated_bias(x, bias, mask).to(query.dtype)
+            gate = self._gate(x)
+            kernel = gated_attention_kernel(query) if mask is None and dropout == 0.0 else None
+            if kernel is not None:
+                return self.out(kernel(query, key, value, gate, bias.by_distance))
+            scores_add = self._gated_bias(gate, bias, mask).to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=scores_add, dropout_p=dropout)
         return self.out(out.transpose(1, 2).reshape(batch, frames, width))
 
-    def _gated_bias(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
-        """(B, H, T, T): this layer's gate times the shared bias, -inf where the key is padding."""
+    def _gate(self, x: Tensor) -> Tensor:
+        """(B, H, T): this layer's factor on the bias of each query."""
         batch, frames, _ = x.shape
         gates = self.gate(x.view(batch, frames, self.heads, -1)).view(batch, frames, self.heads, 2, 4).sum(-1)
         a, b = torch.sigmoid(gates).transpose(1, 2).unbind(-1)  # (B, H, T)
-        gate = (a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0).contiguous()  # its layout becomes the product's
-        gated = (gate.unsqueeze(-1) * bias)[..., :frames]  # the product first: rows stay aligned
+        return a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0
+
+    @staticmethod
+    def _gated_bias(gate: Tensor, bias: DistanceBias, mask: Tensor | None) -> Tensor:
+        """(B, H, T, T): the gate times the shared bias, -inf where the key is padding."""
+        gate = gate.contiguous().unsqueeze(-1)  # its layout becomes the product's
+        gated = (gate * bias.matrix)[..., : gate.shape[2]]  # the product first: rows stay aligned
         return gated if mask is None else gated.masked_fill(~mask[:, None, None, :], float("-inf"))
+
+
+@dataclass(frozen=True)
+class DistanceBias:
+    """The biases of one length, for all layers: as few as there are distances, and laid out as scores where asked."""
+
+    by_distance: Tensor
+    """(H, 2T - 1): of key - query from 1 - T to T - 1."""
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """(H, T, T'): the bias of (query, key); T' is T rounded up to a multiple of 8. Made once, on first use.
+
+        No key has the last columns. They are there for attention kernels, which read unaligned rows at half the speed.
+        """
+        frames = (self.by_distance.shape[1] + 1) // 2
+        padded = F.pad(self.by_distance, (0, -frames % 8))
+        # row q of the matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor. The
+        # layout is said: flip chooses its own, products take it over, and attention kernels refuse all but this one
+        return padded.unfold(1, frames + -frames % 8, 1).flip(1).contiguous()
 
 
 class RelativeBias(nn.Module):
@@ -67,18 +99,10 @@ class RelativeBias(nn.Module):
         self.max_distance = shape.relative_max_distance
         self.table = nn.Embedding(shape.relative_buckets, shape.heads)
 
-    def forward(self, frames: int) -> Tensor:
-        """(H, T, T'): the bias of (query, key), a function of key - query only; T' is T rounded up to a multiple of 8.
-
-        No key has the last columns. They are there for attention kernels, which read unaligned rows at half the speed.
-        """
-        device = self.table.weight.device
-        distance = torch.arange(1 - frames, frames, device=device)  # (2T - 1,) key - query
-        by_distance = self.table(self._bucket(distance)).t()  # (H, 2T - 1)
-        by_distance = F.pad(by_distance, (0, -frames % 8))
-        # row q of the matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor. The
-        # layout is said: flip chooses its own, products take it over, and attention kernels refuse all but this one
-        return by_distance.unfold(1, frames + -frames % 8, 1).flip(1).contiguous()
+    def forward(self, frames: int) -> DistanceBias:
+        """The biases of a clip of so many frames."""
+        distance = torch.arange(1 - frames, frames, device=self.table.weight.device)  # (2T - 1,) key - query
+        return DistanceBias(self.table(self._bucket(distance)).t().contiguous())
 
     def _bucket(self, distance: Tensor) -> Tensor:
         """T5's buckets: half for each sign; the nearer half of each exact, the rest logarithmic up to max_distance."""

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import add_layer_norm, layer_norm_fp32, linear_gelu, scale_gradient
-from s3prl_ekd.model.attention import RelativeBias, SelfAttention
+from s3prl_ekd.model.attention import DistanceBias, RelativeBias, SelfAttention
 from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask
 from s3prl_ekd.model.position import PositionalConv, PositionalConvStack
 from s3prl_ekd.model.shape import EncoderShape
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         if not self.shape.pre_norm:
             x = layer_norm_fp32(self.norm, x)
         x = F.dropout(x, self.hidden_dropout, self.training)
-        bias = self.relative_bias(x.shape[1]) if self.relative_bias is not None else None  # (H, T, T')
+        bias = self.relative_bias(x.shape[1]) if self.relative_bias is not None else None
         for index in range(last + 1):
             if index > 0:
                 x = self.layers[index - 1](x, mask, bias)
@@ -141,7 +141,7 @@ class TransformerLayer(nn.Module):
             nn.init.normal_(module.weight, std=0.02)  # BERT's initialisation, as fairseq and s3prl's distiller
             nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, mask: Tensor | None, bias: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None, bias: DistanceBias | None) -> Tensor:
         """x (B, T, D) -> (B, T, D); mask and bias as in :class:`SelfAttention`."""
         if self.pre_norm:
             x = x + self._drop(self.attention(layer_norm_fp32(self.attention_norm, x), mask, bias))

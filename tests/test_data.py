@@ -70,6 +70,18 @@ def test_a_seconds_budget_is_filled_and_never_exceeded() -> None:
     assert sorted(item for spec in specs for item in spec.items) == list(range(103))
 
 
+def test_batches_of_a_length_have_one_size_under_a_seconds_budget() -> None:
+    """But the last of an epoch. Every new pair of size and length costs a GPU its choice of kernels."""
+    samples = np.random.default_rng(0).integers(16_000, 250_000, 5_000)
+    plan = BatchPlan(samples, batch_size=1, batch_seconds=100.0, sequence_length=200_000)
+    sizes: dict[int, list[int]] = {}
+    for spec in (spec for _ in range(3) for spec in plan):
+        sizes.setdefault(spec.samples, []).append(len(spec.items))
+    full = {length: int(100 * 16_000 // length) for length in sizes}
+    others = [size for length, found in sizes.items() for size in found if size != full[length]]
+    assert len(others) <= 3
+
+
 def test_resuming_gives_the_batches_that_would_have_come() -> None:
     whole = [spec for plan in [BatchPlan(SAMPLES, 8, seed=3)] for _ in range(2) for spec in plan]
     for stop in (0, 5, 12, 13, 20):

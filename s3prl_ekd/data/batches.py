@@ -154,12 +154,16 @@ class BatchPlan(Sampler[BatchSpec]):
         if self.batch_seconds is None:
             cuts = list(range(self.batch_size, len(order), self.batch_size))
         else:
-            cuts = self._cut_by_seconds(self.crop[order])
+            cuts = self._cut_by_seconds(on_grid(self.crop[order], self.longest))
         batches = np.split(order, cuts)
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def _cut_by_seconds(self, crops: np.ndarray) -> list[int]:
-        """Positions where a new batch starts, so that batch size x shortest crop stays within the budget."""
+        """Positions where a new batch starts, so that batch size x shortest crop stays within the budget.
+
+        ``crops`` on the grid: then all batches of a length have one size, the last one of an epoch aside. Each pair of
+        size and length that comes for the first time costs a GPU half a second (choice of kernels).
+        """
         budget, cuts, start = float(self.batch_seconds or 0) * SAMPLE_RATE, [], 0
         for position in range(1, len(crops)):
             if (position - start + 1) * crops[start : position + 1].min() > budget:

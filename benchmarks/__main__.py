@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import common, distort, growth, memory, models, profile, step
+from benchmarks import common, distort, growth, kernels, memory, models, profile, step
 
 BENCHES = {
     "step": step.run,
@@ -28,6 +28,7 @@ BENCHES = {
     "memory": memory.run,
     "growth": growth.run,
     "profile": profile.run,
+    "kernels": kernels.run,
 }
 
 

@@ -1,0 +1,100 @@
+"""(h) Each fused kernel beside the operators that it replaces, at the full-size step's shapes or the tiny ones.
+
+Where no kernel is used (a CPU, a GPU without Triton) there is nothing to compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks import common
+from s3prl_ekd.model import arithmetic
+from s3prl_ekd.model.attention import DistanceBias, SelfAttention
+from s3prl_ekd.model.shape import EncoderShape
+
+CALLS = 20  # at a time: what one call takes to start is hidden behind those before it
+
+Pair = tuple[Callable[[], Tensor], Callable[[], Tensor], Tensor]
+"""The kernel, what it replaces, and the exact result in float64."""
+
+
+@torch.no_grad()
+def run(options: Any) -> dict[str, Any]:
+    """Milliseconds of both, their ratio, and the relative error of each; ``options.precision`` of the teachers."""
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
+    if arithmetic.fused_kernels(torch.ones(1, device=options.device)) is None:
+        return {"skipped": f"no fused kernels on {options.device}"}
+    shape = common.SIZES[options.size]
+    frames = shape.frames(int(options.clip_seconds * 16_000))
+    values: dict[str, Any] = {"precision": options.precision, "size": options.size, "batch": options.batch}
+    for make in (gated_attention, feed_forward_gelu, residual_norm):
+        torch.manual_seed(0)
+        fused, plain, exact = make(shape, options.batch, frames, dtype, options.device)
+        errors = [_relative(out(), exact) for out in (fused, plain)]
+        result = common.interleaved(_many(fused), _many(plain), options.device, options.pairs)
+        values[make.__name__] = {
+            "fused_ms": 1e3 * result["first_s"] / CALLS,
+            "plain_ms": 1e3 * result["second_s"] / CALLS,
+            "ratio": result["ratio"],
+            "fused_error": errors[0],
+            "plain_error": errors[1],
+        }
+    return values
+
+
+def gated_attention(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
+    """WavLM's attention without its projections; of the exact one, the first clip (the others are like it)."""
+    heads, width = shape.heads, shape.width // shape.heads
+    qkv = torch.randn(batch, frames, 3 * shape.width, device=device, dtype=dtype)
+    query, key, value = (part.view(batch, frames, heads, width).transpose(1, 2) for part in qkv.chunk(3, -1))
+    gate = 1 + torch.rand(batch, heads, frames, device=device).to(dtype)
+    bias = DistanceBias(torch.randn(heads, 2 * frames - 1, device=device).to(dtype))
+    matrix = bias.matrix[..., :frames].double()
+    added = gate[0].double().unsqueeze(-1) * matrix
+    weights = (query[0].double() @ key[0].double().transpose(1, 2) / width**0.5 + added).softmax(-1)
+    exact = (weights @ value[0].double()).transpose(0, 1).reshape(1, frames, shape.width)
+    kernel = arithmetic.gated_attention_kernel(query)
+
+    def plain() -> Tensor:
+        mask = SelfAttention._gated_bias(gate, bias, None)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return out.transpose(1, 2).reshape(batch, frames, shape.width)
+
+    if kernel is None:  # in fp32
+        return plain, plain, exact
+    return (lambda: kernel(query, key, value, gate, bias.by_distance)), plain, exact
+
+
+def feed_forward_gelu(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
+    """The first product of a feed-forward block with its GELU."""
+    linear = nn.Linear(shape.width, shape.ffn_width).to(device, dtype)
+    x = torch.randn(batch, frames, shape.width, device=device, dtype=dtype)
+    exact = F.gelu(F.linear(x[:1].double(), linear.weight.double(), linear.bias.double()))
+    return (lambda: arithmetic.linear_gelu(linear, x)), (lambda: arithmetic.gelu(linear(x))), exact
+
+
+def residual_norm(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
+    """LayerNorm of a sum."""
+    norm = nn.LayerNorm(shape.width).to(device, dtype)
+    x, y = torch.randn(2, batch, frames, shape.width, device=device, dtype=dtype).unbind()
+    exact = F.layer_norm(x[:1].double() + y[:1].double(), (shape.width,), norm.weight.double(), norm.bias.double())
+    fused = lambda: arithmetic.add_layer_norm(norm, x, y)  # noqa: E731
+    return fused, (lambda: arithmetic.layer_norm_fp32(norm, x + y)), exact
+
+
+def _many(work: Callable[[], Tensor]) -> Callable[[], None]:
+    def calls() -> None:
+        for _ in range(CALLS):
+            work()
+
+    return calls
+
+
+def _relative(ours: Tensor, exact: Tensor) -> float:
+    """Of the first clip."""
+    return float((ours[:1].double() - exact).norm() / exact.norm())

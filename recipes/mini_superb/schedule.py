@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recipes.mini_superb import scores
 from recipes.mini_superb.settings import Row
-from recipes.mini_superb.students import Students, write_config
+from recipes.mini_superb.students import Students, model_config, write_config
 from s3prl_ekd.bridge.interrupts import one_line
 from s3prl_ekd.errors import EkdError
 
@@ -63,8 +63,8 @@ class Rows:
         if row.kind in ("teacher", "untrained_teacher"):
             return ["--teacher", row.what]
         if row.kind == "untrained":
-            folder = self.students.folder(row.name, seed)
-            return ["--untrained", str(write_config(self.students.experiment, row.what, folder))]
+            config = model_config(self.students.experiment, row.what)
+            return ["--untrained", str(write_config(config, self.students.folder(row.name, seed)))]
         return ["--ckpt", str(self.students.checkpoint(row, seed))]
 
 

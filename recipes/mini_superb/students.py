@@ -81,17 +81,10 @@ def every_target(experiment: Experiment) -> dict[str, Any]:
     return config
 
 
-def write_config(
-    experiment: Experiment, variant: str, folder: Path, from_random: bool = False, targets: Path | None = None
-) -> Path:
-    """``model.yaml`` of a row; ``targets``: where its teachers' states are kept."""
-    config = model_config(experiment, variant, from_random)
+def write_config(config: dict[str, Any], folder: Path, targets: Path | None = None) -> Path:
+    """``model.yaml`` of a row or of the target cache; ``targets``: where its teachers' states are kept."""
     if targets is not None:
-        config["ekd"]["cache_targets"] = str(targets)
-    return _write_config(config, folder)
-
-
-def _write_config(config: dict[str, Any], folder: Path) -> Path:
+        config = config | {"ekd": config["ekd"] | {"cache_targets": str(targets)}}
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "model.yaml"
     file.write_text(yaml.safe_dump(config, sort_keys=False, default_flow_style=None))
@@ -137,9 +130,7 @@ class Students:
         config = model_config(self.experiment, row.what, row.from_random)
         budget = self.experiment.distillation.model_dump() if row.kind == "student" else None
         self._claim(folder, {"model": config, "distillation": budget, "weights": self._weights(config)})
-        file = write_config(
-            self.experiment, row.what, folder, row.from_random, self.targets if row.kind == "student" else None
-        )
+        file = write_config(config, folder, self.targets if row.kind == "student" else None)
         if row.kind == "start":
             return _once(folder / "start.ckpt", lambda out: _write_start(file, out))
         if not (folder / DISTILLATION).is_file():
@@ -174,8 +165,7 @@ class Students:
         self._claim(folder, made_by, "target cache", f" and {targets}")
         if (targets / target_cache.INDEX).is_file() and target_cache.is_complete(targets, "cache_targets"):
             return
-        config["ekd"]["cache_targets"] = str(targets)
-        words = ["s3prl-ekd", "targets", "-g", str(_write_config(config, folder))]
+        words = ["s3prl-ekd", "targets", "-g", str(write_config(config, folder, targets))]
         words += ["-c", str(self._write_runner(folder, seed=0)), "--device", self.device]
         self.call(words, folder / "targets.log")
 

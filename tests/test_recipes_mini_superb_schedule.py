@@ -19,7 +19,7 @@ from recipes.mini_superb import __main__ as command
 from recipes.mini_superb import scores, students
 from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import rows
-from s3prl_ekd.data import target_cache
+from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -77,8 +77,8 @@ class FakeCalls:
         self.fills += 1
         targets = Path(yaml.safe_load(config.read_text())["ekd"]["cache_targets"])
         targets.mkdir()
-        (targets / target_cache.INDEX).touch()
-        (targets / target_cache.STATE).write_bytes(bytes([target_cache.STORED]))
+        (targets / target_folder.INDEX).touch()
+        (targets / target_folder.STATE).write_bytes(bytes([target_folder.STORED]))
 
     def merge(self, parts: list[Path], out: Path) -> None:
         for part in parts:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_ekd.data import target_cache
-from s3prl_ekd.data.target_cache import MISSING, STORED, TargetCache
+from s3prl_ekd.data import target_cache, target_folder
+from s3prl_ekd.data.target_cache import TargetCache
+from s3prl_ekd.data.target_folder import MISSING, STORED
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
@@ -42,8 +43,8 @@ def states(samples: int, clips: int, seed: int = 0) -> dict[str, dict[int, torch
 
 
 def new_cache(folder: Path, precision: str = "fp16") -> TargetCache:
-    target_cache.check_folder(folder, 1, KEY)
-    target_cache.create(folder, WINDOWS, layout(precision), {"a": "b"}, KEY)
+    target_folder.check_folder(folder, 1, KEY)
+    target_folder.create(folder, WINDOWS, layout(precision), {"a": "b"}, KEY)
     return TargetCache(folder, layout(precision), KEY)
 
 
@@ -141,14 +142,14 @@ def test_folders_that_will_not_do_are_named_before_anything_is_computed(tmp_path
         (tmp_path / "new", 10**18, "the targets need 1000000000.00 GB, only "),
     ):
         with pytest.raises(EkdError) as caught:
-            target_cache.check_folder(folder, size, KEY)
+            target_folder.check_folder(folder, size, KEY)
         assert str(caught.value).startswith(f"{KEY}: {folder}: {expected}")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
 
 
 def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Path) -> None:
     cache = new_cache(tmp_path)
-    index = target_cache.read_index(tmp_path, KEY)
+    index = target_folder.read_index(tmp_path, KEY)
     assert index.fingerprint == {"a": "b"}
     assert [(part.name, part.layers, part.width) for part in index.parts] == [("a", (2, 4), 8), ("b", (1,), 5)]
     assert [part.frames(6_400) for part in index.parts] == [19, 18]
@@ -161,12 +162,12 @@ def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Pa
         TargetCache(tmp_path, layout(), KEY)
     (tmp_path / "index.json").write_text('{"format": 0, "fingerprint": {}}')
     with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 2"):
-        target_cache.read_index(tmp_path, KEY)
+        target_folder.read_index(tmp_path, KEY)
     (tmp_path / "index.json").write_text('{"for')
     with pytest.raises(EkdError, match="index.json: not the index of a target cache"):
-        target_cache.read_index(tmp_path, KEY)
+        target_folder.read_index(tmp_path, KEY)
     (tmp_path / "index.json").unlink()
-    assert target_cache.read_index(tmp_path, KEY) is None
+    assert target_folder.read_index(tmp_path, KEY) is None
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_a_run_may_read_some_teachers_and_layers_in_its_own_order(
     monkeypatch.setattr(os, "preadv", lambda *a: (sizes.append(real(*a)), sizes[-1])[1])
     widths = {"a": 8, "b": 5}
     parts = [TeacherPart(name, layers, widths[name], SHAPES[name].frames) for name, layers in wanted.items()]
-    stored = TargetLayout(target_cache.read_index(tmp_path, KEY).parts, "fp16")
+    stored = TargetLayout(target_folder.read_index(tmp_path, KEY).parts, "fp16")
     some = TargetCache(tmp_path, stored, KEY, wanted=TargetLayout(parts, "fp16"))
     found = some.wanted.unpack(some.read((3, 2)), 6_400)
     assert {name: tuple(layers) for name, layers in found.items()} == wanted
@@ -197,7 +198,7 @@ def test_a_run_may_read_some_teachers_and_layers_in_its_own_order(
 def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
     new_cache(tmp_path)
     code = (
-        "import sys, pathlib; from s3prl_ekd.data.target_cache import hold\n"
+        "import sys, pathlib; from s3prl_ekd.data.target_folder import hold\n"
         f"lock = hold(pathlib.Path({str(tmp_path)!r}), 'k'); print('held', flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE

@@ -11,69 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import target_cache_lab
 import test_pretrain_expert as pretraining
 import torch
 import yaml
+from target_cache_lab import batches, make_expert, train, write_model
 
 from s3prl_ekd.data.batches import Batch
-from s3prl_ekd.data.target_cache import MISSING, STORED, UNREADABLE, TargetCache
+from s3prl_ekd.data.target_folder import MISSING, STORED, UNREADABLE
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
-lab = pretraining.lab  # 12 clips of 0.50 to 0.71 s, batches of 4: windows of three lengths
+lab, calls = target_cache_lab.lab, target_cache_lab.calls  # fixtures
 STEPS = 3  # an epoch
 MODES = ("multi_head", "layerwise_average", "layerwise_concat")
-
-
-def write_model(lab: Path, file: Path, cache: Path | None, sections: dict[str, Any] | None = None, **ekd: Any) -> Path:
-    model = yaml.safe_load((lab / "model.yaml").read_text()) | (sections or {})
-    model["ekd"] |= ekd | {"cache_targets": None if cache is None else str(cache)}
-    file.write_text(yaml.safe_dump(model))
-    return file
-
-
-def make_expert(
-    lab: Path, cache: Path | None, data: dict[str, Any] | None = None, sections: dict | None = None, **ekd: Any
-):
-    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
-
-    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
-    file = write_model(lab, lab / "cached.yaml", cache, sections, **ekd)
-    torch.manual_seed(0)
-    return UpstreamPretrainExpert(datarc | {"num_workers": 0} | (data or {}), str(file), device="cpu").train()
-
-
-def batches(expert: Any, epochs: int) -> Iterator[Batch]:
-    for _ in range(epochs):
-        yield from expert.get_train_dataloader()
-
-
-def train(expert: Any, data: Iterator[Batch]) -> list[float]:
-    """The runner's loop; the loss of every step."""
-    optimizer, losses = torch.optim.AdamW(expert.model.parameters(), lr=1e-3), []
-    for step, batch in enumerate(data, start=1):
-        loss, _ = expert(batch, records={}, global_step=step, log_step=10)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-@pytest.fixture()
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Clips of each call of the ensemble."""
-    found: list[int] = []
-    real = FrozenTeachers.forward
-
-    def counted(self: FrozenTeachers, wave: torch.Tensor, *rest: Any) -> Any:
-        found.append(len(wave))
-        return real(self, wave, *rest)
-
-    monkeypatch.setattr(FrozenTeachers, "forward", counted)
-    return found
-
 
 EVERY_OPTION = {"targets": {"normalise": "standardise", "tap": "ffn"}, "teacher_dropping": {}, "balance": {}}
 
@@ -296,76 +247,6 @@ def test_a_killed_run_fills_on_to_the_same_weights(lab: Path, tmp_path: Path) ->
     assert again.returncode == 0, again.stderr[-2000:]
     expected, found = (pretraining.final_weights(tmp_path / name) for name in ("whole", "killed"))
     assert all(torch.equal(found[key], value) for key, value in expected.items())
-
-
-def test_the_command_fills_a_cache_without_a_student(
-    lab: Path, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Stopped in the middle it goes on; training then finds what it would have computed itself."""
-    from s3prl_ekd.cli import main
-
-    expected = make_expert(lab, tmp_path / "own")
-    losses = train(expected, batches(expected, 1))
-    calls.clear()
-    model = write_model(lab, tmp_path / "model.yaml", tmp_path / "ahead")
-    words = ["targets", "-g", str(model), "-c", str(lab / "runner.yaml")]
-    store = TargetCache.store
-
-    def store_and_stop(cache: TargetCache, *args: Any) -> None:
-        store(cache, *args)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(TargetCache, "store", store_and_stop)
-    assert main(words) == 130
-    assert f"[ekd] targets of 8 of 12 windows are in {tmp_path}/ahead\n" in capsys.readouterr().err
-    monkeypatch.setattr(TargetCache, "store", store)
-    assert main(words) == 0
-    assert calls == [4, 4, 4]  # nothing twice
-    assert "12 of 12 windows" in capsys.readouterr().err
-    assert main(words) == 0
-    trained = make_expert(lab, tmp_path / "ahead")
-    assert trained.teachers.teachers is None
-    assert train(trained, batches(trained, 1)) == losses
-    model = write_model(lab, tmp_path / "model.yaml", None)
-    assert main(words) == 2
-    assert "model.yaml: ekd.cache_targets: null; name the folder" in capsys.readouterr().err
-
-
-def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_know_it(
-    lab: Path, tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """All other windows are there already, as after a run with other batches."""
-    from s3prl_ekd.cli import main
-
-    model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache")
-    content = (lab / "5.flac").read_bytes()
-    try:
-        (lab / "5.flac").write_bytes(b"x" * len(content))
-        expert = make_expert(lab, tmp_path / "cache", initialise_from=None)
-        for batch in batches(expert, 1):
-            if batch.unread:
-                batch.unread = ()
-            expert.teachers.fill(batch.wave, batch)
-        expert.cache.flush()
-        assert (expert.cache.state == MISSING).sum() == 1
-        assert main(["targets", "-g", str(model), "-c", str(lab / "runner.yaml")]) == 0
-        last = f"[ekd] targets of 11 of 12 windows are in {tmp_path}/cache; the audio of 1 could not be read\n"
-        err = capsys.readouterr().err
-        assert err.endswith(last) and f"[ekd] skipped {lab}/5.flac" in err
-    finally:
-        (lab / "5.flac").write_bytes(content)
-    # a run with some of the teachers can't store a row: it computes this one anew, with teachers that it loads once
-    teachers = yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"][1:2]
-    some = make_expert(lab, tmp_path / "cache", teachers=teachers, initialise_from=None)
-    loads, load = [], some.teachers.load
-    some.teachers.load = lambda: (loads.append(1), load())[1]
-    calls.clear()
-    seen: list[Batch] = []
-    losses = train(some, (seen.append(batch) or batch for batch in batches(some, 2)))
-    assert len(calls) == 2 and loads == [1]
-    online = train(make_expert(lab, None, teachers=teachers, initialise_from=None), iter(seen))
-    assert losses == pytest.approx(online, rel=1e-4)
 
 
 def test_states_of_another_size_are_refused_though_the_weights_are_unknown(

@@ -16,7 +16,7 @@ from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import BASE, Experiment, Row, variant_file
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
-from s3prl_ekd.data import target_cache
+from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_like, student_state
@@ -163,7 +163,7 @@ class Students:
         folder, config, budget = self.work / "filling", every_target(self.experiment), self.experiment.distillation
         made_by = {"model": config, "batch_seconds": budget.batch_seconds, "weights": self._weights(config)}
         self._claim(folder, made_by, "target cache", f" and {targets}")
-        if (targets / target_cache.INDEX).is_file() and target_cache.is_complete(targets, "cache_targets"):
+        if (targets / target_folder.INDEX).is_file() and target_folder.is_complete(targets, "cache_targets"):
             return
         words = ["s3prl-ekd", "targets", "-g", str(write_config(config, folder, targets))]
         words += ["-c", str(self._write_runner(folder, seed=0)), "--device", self.device]

@@ -1,34 +1,18 @@
 """Teacher targets on disk: a folder with one row of numbers for each window, filled as training goes along.
 
-========================  ======================================================================================
-file                      content
-========================  ======================================================================================
-``index.json``            format, fingerprint (all that the targets depend on) and what is in a row; written last, so
-                          it is there for a whole cache only
-``windows.npy``           int64 (n, 3): item, start, samples of each window
-``targets.bin``           n rows of bytes, in the order of the windows (target_layout.py says what is in a row)
-``state.bin``             n bytes: 0 missing, 1 unreadable audio, 2 stored
-========================  ======================================================================================
-
-A row counts as stored only after its bytes are on the disk (fsync), so that a kill, or the end of the power, loses the
-last seconds of filling and nothing else. Rows are read with ``pread``, not mapped: a full or broken disk is then an
-error that can be told, and no SIGBUS. What teachers are is not known here: teachers/cached.py.
+What files there are, and who may write: target_folder.py. A row counts as stored only after its bytes are on the disk
+(fsync), so that a kill, or the end of the power, loses the last seconds of filling and nothing else. Rows are read with
+``pread``, not mapped: a full or broken disk is then an error that can be told, and no SIGBUS. What teachers are is not
+known here: teachers/cached.py.
 
 Shapes: n windows, B clips, R numbers a row.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
 import os
-import re
-import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,32 +22,29 @@ from torch import Tensor
 
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch
-from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
+from s3prl_ekd.data.target_folder import (
+    MISSING,
+    STATE,
+    STORED,
+    TARGETS,
+    UNREADABLE,
+    WINDOWS,
+    check_space,
+    hold,
+    row_sizes,
+)
+from s3prl_ekd.data.target_layout import TargetLayout
 from s3prl_ekd.data.windows import WindowPlan, Windows
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.whole_file import whole_file
 
-FORMAT = 2  # raise it when windows, rows or what our encoders compute change: older caches are refused then
-MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
-INDEX, WINDOWS, TARGETS, STATE, LOCK = "index.json", "windows.npy", "targets.bin", "state.bin", "lock"
 FLUSH_SECONDS = 10.0  # an fsync costs up to a second; a kill costs the teachers' work of this time
-
-
-@dataclass(frozen=True)
-class Index:
-    """What a cache says of itself."""
-
-    fingerprint: dict[str, str | None]
-    """All that the targets depend on (teachers/fingerprint.py)."""
-    parts: list[TeacherPart]
-    """What is in a row, of clips as long as the cache's windows."""
 
 
 class TargetCache:
     """An open cache. Copies of it in worker processes read; the main process also stores.
 
     Args:
-        folder: of a cache that is there; :func:`create` makes one.
+        folder: of a cache that is there; :func:`target_folder.create` makes one.
         layout: what a row holds.
         key: the configuration key, for messages.
         lock: of :func:`hold`, where it was taken already.
@@ -232,132 +213,3 @@ class TargetCache:
         return EkdError(
             f"{self.key}: {self.folder / name}: cannot be written ({error.strerror}); what was stored before is kept"
         )
-
-
-def row_sizes(windows: Windows, layout: TargetLayout) -> np.ndarray:
-    """(n,) bytes of each window's row."""
-    lengths, which = np.unique(windows.samples, return_inverse=True)
-    return np.array([layout.bytes(length) for length in lengths.tolist()], dtype=np.int64)[which]
-
-
-def read_index(folder: Path, key: str) -> Index | None:
-    """What the cache in a folder says of itself; None where there is no cache yet.
-
-    Raises:
-        EkdError: unreadable, or the cache of another version.
-    """
-    try:
-        content = json.loads((folder / INDEX).read_text())
-        found = content["format"]
-        index = Index(content["fingerprint"], [_part(row) for row in content["rows"]]) if found == FORMAT else None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "not the index of a target cache"
-        raise EkdError(f"{key}: {folder / INDEX}: {reason}") from error
-    if index is None:
-        raise EkdError(f"{key}: {folder}: a cache of format {found}, this version's is {FORMAT}; give another folder")
-    return index
-
-
-def _part(row: Mapping[str, Any]) -> TeacherPart:
-    frames = {int(samples): int(count) for samples, count in row["frames"].items()}
-    layers = tuple(map(int, row["layers"]))
-    return TeacherPart(str(row["teacher"]), layers, int(row["width"]), frames.__getitem__, tuple(frames))
-
-
-def hold(folder: Path, key: str) -> BinaryIO:
-    """The lock of the one run that fills a cache: two would see rows change under them. Kept while the file is open.
-
-    A POSIX lock: data workers do not inherit it, so that none which outlives a killed run can keep it.
-
-    Raises:
-        EkdError: another run has it, or the folder is not writable.
-    """
-    try:
-        file = open(folder / LOCK, "wb", buffering=0)
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN) and (folder / LOCK).exists():
-            raise EkdError(f"{key}: {folder}: another run is filling it; wait for it to end") from error
-        raise EkdError(f"{key}: {folder / LOCK}: cannot be locked ({error.strerror})") from error
-    return file
-
-
-def is_complete(folder: Path, key: str) -> bool:
-    """Whether the cache in a folder lacks nothing, before it is known to be the right one.
-
-    Raises:
-        EkdError: its file cannot be read.
-    """
-    try:
-        return MISSING not in (folder / STATE).read_bytes()
-    except OSError as error:
-        raise EkdError(f"{key}: {folder / STATE}: cannot be read ({error.strerror})") from error
-
-
-def check_folder(folder: Path, size: int, key: str) -> None:
-    """Make the folder of a new cache and see that it is ours alone and that ``size`` bytes fit.
-
-    Raises:
-        EkdError: it cannot be made or written to, holds other files, or its disk is too small.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if not _ours(path.name))
-    except OSError as error:
-        raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
-    if others:
-        raise EkdError(f"{key}: {folder}: holds other files ({others[0]}); expected an empty or a new folder")
-    check_space(folder, size, key)
-
-
-def check_space(folder: Path, size: int, key: str) -> None:
-    """Raise EkdError where ``size`` bytes are more than the folder's disk has left."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise EkdError(
-            f"{key}: {folder}: the targets need {size / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there"
-        )
-
-
-def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Mapping[str, Any], key: str) -> None:
-    """Write an empty cache: every row missing. The index comes last: a half-made cache is none.
-
-    Raises:
-        EkdError: the disk is full or not writable.
-    """
-    table = BytesIO()
-    np.save(table, np.stack([windows.items, windows.starts, windows.samples], axis=1))
-    lengths = np.unique(windows.samples).tolist()
-    rows = [
-        {
-            "teacher": part.name,
-            "layers": list(part.layers),
-            "width": part.width,
-            "frames": {str(samples): part.frames(samples) for samples in lengths},
-        }
-        for part in layout.parts
-    ]
-    index = {"format": FORMAT, "fingerprint": dict(fingerprint), "rows": rows}
-    try:
-        with open(folder / TARGETS, "wb") as file:
-            file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
-        parts = {
-            WINDOWS: table.getvalue(),
-            STATE: bytes(len(windows)),
-            INDEX: json.dumps(index, indent=2).encode() + b"\n",
-        }
-        for name, content in parts.items():
-            with whole_file(folder / name, durable=True) as partial:
-                partial.write_bytes(content)
-    except OSError as error:
-        raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
-
-
-_OURS = {INDEX, WINDOWS, TARGETS, STATE, LOCK}
-
-
-def _ours(name: str) -> bool:
-    """Of a target cache, or what a kill left of one of its files."""
-    return re.sub(r"^\.(.+)\.tmp-\d+$", r"\1", name) in _OURS

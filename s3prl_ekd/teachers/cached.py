@@ -1,6 +1,7 @@
 """Teachers behind a target cache: asked for what is not on the disk yet, and gone once everything is.
 
-How it is stored is the business of data/target_cache.py; what a cache must match, of fingerprint.py.
+How it is stored is the business of data/target_cache.py and target_folder.py; what a cache must match, of
+fingerprint.py.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from s3prl_ekd.config import DataConfig, ModelConfig
-from s3prl_ekd.data import target_cache
+from s3prl_ekd.data import target_folder
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.target_cache import TargetCache
@@ -97,18 +98,18 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
     if Ranks.current().size > 1:
         raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
     layout = wanted = _layout(config, plan)
-    there, lock = target_cache.read_index(folder, key), None
+    there, lock = target_folder.read_index(folder, key), None
     if there is None:
         windows = cut_windows(table.samples, config.task.sequence_length, data.train_batch_size, data.batch_seconds)
-        size = int(target_cache.row_sizes(windows, layout).sum())
-        target_cache.check_folder(folder, size, key)
-        lock = target_cache.hold(folder, key)
-        there = target_cache.read_index(folder, key)  # another run may have made it meanwhile
+        size = int(target_folder.row_sizes(windows, layout).sum())
+        target_folder.check_folder(folder, size, key)
+        lock = target_folder.hold(folder, key)
+        there = target_folder.read_index(folder, key)  # another run may have made it meanwhile
     if there is None:
-        target_cache.create(folder, windows, layout, fingerprint(config, plan, table, data, download=True), key)
+        target_folder.create(folder, windows, layout, fingerprint(config, plan, table, data, download=True), key)
         logger.info("[ekd] new target cache in %s: %d windows, %.2f GB", folder, len(windows), size / 1e9)
     else:  # a complete one does not need the weights, so they are not downloaded to be compared
-        complete = target_cache.is_complete(folder, key)
+        complete = target_folder.is_complete(folder, key)
         ours = fingerprint(config, plan, table, data, download=not complete)
         other = difference(there.fingerprint, ours, some=complete)
         if other is not None:

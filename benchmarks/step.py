@@ -15,24 +15,38 @@ import torch.nn.functional as F
 
 from benchmarks import common
 from benchmarks.models import s3prl_expert
+from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.distill.losses import head_losses, mean_over_heads
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
+from s3prl_ekd.export.macs import matrix_macs
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import BASE_CONV, EncoderShape
-from s3prl_ekd.model.student import Student, student_like
+from s3prl_ekd.model.student import Student, student_like, student_shape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
-# GFLOP of one second of audio in a full-size step of three teachers and nine heads (docs/performance.md)
-FULL_STEP_GFLOP = 70.5
+
+def step_flop(size: str, clip_seconds: float) -> float:
+    """Operations of a step a clip: three teachers forward; student and nine heads forward, and twice that backward.
+
+    Of convolutions and matrix products, a multiply-accumulate counted as two. 70.4e9 a second at 15.6 s, full size.
+    """
+    shape, samples = common.SIZES[size], int(clip_seconds * SAMPLE_RATE)
+    teachers = sum(matrix_macs(teacher, samples) for teacher in shapes_of(shape).values())
+    heads = [(len(common.LAYERS[size]), shape.width)] * 3
+    return 2.0 * (teachers + 3 * matrix_macs(student_shape(student_config(shape)), samples, heads))
+
+
+def shapes_of(shape: EncoderShape) -> dict[str, EncoderShape]:
+    """Those of the paper's three teachers, in the size of ``shape``."""
+    fairseq = shape.with_(padding_rule="fairseq")
+    return {"hubert": fairseq, "robust_hubert": fairseq, "wavlm": fairseq.with_(attention="gated_relative")}
 
 
 def teachers_of(shape: EncoderShape, count: int = 3) -> dict[str, Encoder]:
     """The paper's three with random weights, or the first ``count`` of them."""
-    fairseq = shape.with_(padding_rule="fairseq")
     torch.manual_seed(0)
-    shapes = {"hubert": fairseq, "robust_hubert": fairseq, "wavlm": fairseq.with_(attention="gated_relative")}
-    return {name: Encoder(shapes[name]).eval() for name in list(shapes)[:count]}
+    return {name: Encoder(teacher).eval() for name, teacher in list(shapes_of(shape).items())[:count]}
 
 
 def ours(
@@ -144,9 +158,8 @@ def run(options: Any) -> dict[str, Any]:
         "clip_seconds": options.clip_seconds,
         "pairs": options.pairs,
     }
-    if options.size == "full":
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        ceiling = common.matmul_ceiling(device, dtype)
-        values["matmul_ceiling_flops"] = ceiling
-        values["matmul_fraction"] = FULL_STEP_GFLOP * 1e9 * audio / result["first_s"] / ceiling
+    ceiling = common.matmul_ceiling(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    values["matmul_ceiling_flops"] = ceiling
+    flop = options.batch * step_flop(options.size, options.clip_seconds)
+    values["matmul_fraction"] = flop / result["first_s"] / ceiling
     return values

@@ -33,7 +33,9 @@ from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
-FORMAT = 2  # raise it when windows, rows or what our encoders compute change: older caches are refused then
+FORMAT = (
+    2  # raise it when windows, rows or what our encoders compute change beyond rounding: older caches are refused then
+)
 MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
 INDEX, WINDOWS, TARGETS, STATE, LOCK = "index.json", "windows.npy", "targets.bin", "state.bin", "lock"
 

@@ -6,8 +6,6 @@ Shapes: B clips, T frames, D width, H heads, d = D / H.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -70,19 +68,28 @@ class SelfAttention(nn.Module):
         return gated if mask is None else gated.masked_fill(~mask[:, None, None, :], float("-inf"))
 
 
-@dataclass(frozen=True)
 class DistanceBias:
-    """The biases of one length, for all layers: as few as there are distances, and laid out as scores where asked."""
+    """The biases of one length, for all layers: as few as there are distances, and laid out as scores where asked.
 
-    by_distance: Tensor
-    """(H, 2T - 1): of key - query from 1 - T to T - 1."""
+    Args:
+        by_distance: (H, 2T - 1), of key - query from 1 - T to T - 1.
+    """
 
-    @cached_property
+    def __init__(self, by_distance: Tensor) -> None:
+        self.by_distance = by_distance
+        self._matrix: Tensor | None = None
+
+    @property
     def matrix(self) -> Tensor:
         """(H, T, T'): the bias of (query, key); T' is T rounded up to a multiple of 8. Made once, on first use.
 
         No key has the last columns. They are there for attention kernels, which read unaligned rows at half the speed.
         """
+        if self._matrix is None:  # no cached_property: torch.compile cannot enter its lock
+            self._matrix = self._laid_out()
+        return self._matrix
+
+    def _laid_out(self) -> Tensor:
         frames = (self.by_distance.shape[1] + 1) // 2
         padded = F.pad(self.by_distance, (0, -frames % 8))
         # row q of the matrix is the slice that starts at T - 1 - q: a reversed sliding window, no index tensor. The

@@ -30,6 +30,7 @@ def gated_attention(
         (B, T, H d), contiguous.
     """
     batch, heads, frames, width = query.shape
+    assert query.stride(3) == key.stride(3) == value.stride(3) == 1
     padded = max(16, triton.next_power_of_2(width))
     if padded * query.element_size() > 256:  # tiles share a multiprocessor's memory
         rows, columns = min(rows, 64), min(columns, 32)

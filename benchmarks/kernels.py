@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import common
+from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.model import arithmetic
 from s3prl_ekd.model.attention import DistanceBias, SelfAttention
 from s3prl_ekd.model.shape import EncoderShape
@@ -30,7 +31,7 @@ def run(options: Any) -> dict[str, Any]:
     if arithmetic.fused_kernels(torch.ones(1, device=options.device)) is None:
         return {"skipped": f"no fused kernels on {options.device}"}
     shape = common.SIZES[options.size]
-    frames = shape.frames(int(options.clip_seconds * 16_000))
+    frames = shape.frames(int(options.clip_seconds * SAMPLE_RATE))
     values: dict[str, Any] = {"precision": options.precision, "size": options.size, "batch": options.batch}
     kernels = [residual_norm] if dtype == torch.float32 else [residual_norm, gated_attention, feed_forward_gelu]
     for make in kernels:  # in fp32 the other two are plain operators
@@ -83,8 +84,7 @@ def residual_norm(shape: EncoderShape, batch: int, frames: int, dtype: torch.dty
     norm = nn.LayerNorm(shape.width).to(device, dtype)
     x, y = torch.randn(2, batch, frames, shape.width, device=device, dtype=dtype).unbind()
     exact = F.layer_norm(x[:1].double() + y[:1].double(), (shape.width,), norm.weight.double(), norm.bias.double())
-    fused = lambda: arithmetic.add_layer_norm(norm, x, y)  # noqa: E731
-    return fused, (lambda: arithmetic.layer_norm_fp32(norm, x + y)), exact
+    return (lambda: arithmetic.add_layer_norm(norm, x, y)), (lambda: arithmetic.layer_norm_fp32(norm, x + y)), exact
 
 
 def _many(work: Callable[[], Tensor]) -> Callable[[], None]:

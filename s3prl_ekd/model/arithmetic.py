@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -36,11 +39,12 @@ def linear_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
     than the exact GELU of sums rounded to bf16 (relative error 0.0017 against 0.0025), in 0.15 ms where the two take
     0.22 (18,696 x 768 x 3072, H200).
     """
-    if not x.is_cuda or type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks:
-        return gelu(linear(x))  # a layer that was wrapped, quantised or is watched computes itself
+    # a layer that was wrapped, quantised or is watched computes itself
+    own_way = type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks
+    if own_way or not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        return gelu(linear(x))
     weight, bias = linear.weight, linear.bias
-    half = x.dtype == weight.dtype and x.dtype in (torch.bfloat16, torch.float16)
-    if not half or bias is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+    if bias is None or x.dtype != weight.dtype or x.dtype not in _HALF:
         return gelu(linear(x))
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
@@ -71,17 +75,26 @@ def fused_kernels(x: Tensor) -> ModuleType | None:
 @cache
 def _triton_kernels() -> ModuleType | None:
     """The module, tried out: Triton is absent from some builds of torch, and needs a C compiler when it runs."""
-    try:
+
+    def trial() -> ModuleType:
         from s3prl_ekd.model import triton_kernels
 
         one = torch.ones(1, 16, device="cuda")
         triton_kernels.add_layer_norm(one, one, one[0], one[0], 1e-5)
+        return triton_kernels
+
+    return _tried(trial, "no fused kernels, some per cent slower")
+
+
+def _tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
+    """What a trial returns; None where Triton's compiler or driver fails, whatever it raises."""
+    try:
+        return trial()
     except torch.OutOfMemoryError:  # says nothing of Triton: the next batch tries again
         raise
-    except Exception as error:  # whatever its compiler or driver raises
-        logger.info("[ekd] no fused kernels, some per cent slower: %s", error)
+    except Exception as error:
+        logger.info("[ekd] %s: %s", otherwise, error)
         return None
-    return triton_kernels
 
 
 def gated_attention_kernel(query: Tensor) -> Callable[..., Tensor] | None:
@@ -89,7 +102,7 @@ def gated_attention_kernel(query: Tensor) -> Callable[..., Tensor] | None:
 
     Not in fp32, which it multiplies without tensor cores, nor before Ampere, where it has too few registers.
     """
-    if query.dtype not in (torch.float16, torch.bfloat16) or fused_kernels(query) is None:
+    if query.dtype not in _HALF or fused_kernels(query) is None:
         return None
     return _gated_attention(query.dtype, query.shape[-1], query.device)
 
@@ -99,18 +112,16 @@ def _gated_attention(dtype: torch.dtype, width: int, device: torch.device) -> Ca
     """The function, tried out: an older Triton lacks what it is made of, a smaller GPU the shared memory."""
     if torch.cuda.get_device_capability(device) < (8, 0):
         return None
-    try:
+
+    def trial() -> Callable[..., Tensor]:
         from s3prl_ekd.model.triton_attention import gated_attention
 
         frames = 80  # more than one tile of keys
         one = torch.ones(1, 1, frames, width, dtype=dtype, device=device)
         gated_attention(one, one, one, one[..., 0], torch.ones(1, 2 * frames - 1, device=device))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # as above
-        logger.info("[ekd] no kernel for gated attention, WavLM is slower: %s", error)
-        return None
-    return gated_attention
+        return gated_attention
+
+    return _tried(trial, "no kernel for gated attention, WavLM is slower")
 
 
 @contextmanager

@@ -227,11 +227,14 @@ class RunnerConfig(Checked):
     """s3prl's optional learning-rate scheduler, for optimizers without one of their own."""
 
 
-def load_model_config(source: str | Path | Mapping[str, Any], file: str = "config_model.yaml") -> ModelConfig:
+def load_model_config(
+    source: str | Path | Mapping[str, Any], file: str = "config_model.yaml", changes: Mapping[str, Any] | None = None
+) -> ModelConfig:
     """Read and check a model configuration.
 
     Args:
         source: a YAML file, or the dictionary that a checkpoint holds (then ``file`` names it in messages).
+        changes: keys that replace those of a YAML file, as a file on top of it would.
 
     Raises:
         EkdError: file and key, and what was expected.
@@ -239,7 +242,7 @@ def load_model_config(source: str | Path | Mapping[str, Any], file: str = "confi
     if isinstance(source, Mapping):
         return check_values(ModelConfig, dict(source), file)
     path = Path(source)
-    config = check_values(ModelConfig, _read_with_base(path), str(path))
+    config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path))
     for teacher in config.ekd.teachers:
         teacher.source = _absolute(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from recipes.mini_superb import __main__ as command
-from recipes.mini_superb import students, tables
+from recipes.mini_superb import settings, tables
 from recipes.mini_superb.settings import read_experiment, rows, variant_file
 from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
 from recipes.mini_superb.students import every_target, model_config
@@ -49,19 +49,30 @@ def test_rows_are_what_the_paper_compares(experiment) -> None:
 
 
 def test_students_differ_from_their_variants_in_size_and_sources_alone(experiment, tmp_path: Path) -> None:
-    for name in experiment.students:
+    made = [row for row in rows(experiment) if row.kind == "student"]
+    assert {row.name for row in made} > {*experiment.students, *experiment.ablations}
+    for row in made:
         file = tmp_path / "model.yaml"
-        file.write_text(yaml.safe_dump(model_config(experiment, name)))
-        ours, theirs = load_model_config(file), load_model_config(variant_file(name))
+        file.write_text(yaml.safe_dump(model_config(experiment, row)))
+        ours, theirs = load_model_config(file), row.read_variant()
         check_teachers(ours, str(file))
-        assert ours.ekd.initialise_from == experiment.initialise_from
+        assert ours.ekd.initialise_from == (None if row.from_random else experiment.initialise_from)
         assert [t.name for t in ours.ekd.teachers] == [t.name for t in theirs.ekd.teachers]
         assert all(t.layers == [2, 4, 6] for t in ours.ekd.teachers)
         assert all(t.source == experiment.teachers[s.source] for t, s in zip(ours.ekd.teachers, theirs.ekd.teachers,
                                                                              strict=True))  # fmt: skip
-        assert model_config(experiment, name, from_random=True)["ekd"]["initialise_from"] is None
         same = {"mode", "cosine_weight", "targets", "teacher_dropping", "balance", "weights", "residual_heads"}
         assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
+
+
+def test_ablations_are_the_halves_of_recommended(experiment) -> None:
+    base, recommended = (load_model_config(variant_file(name)).ekd for name in ("config_model", "recommended"))
+    halves = {row.name: row.read_variant().ekd for row in rows(experiment) if row.name in experiment.ablations}
+    for row, changed in (("standardised", "targets"), ("teacher_dropping", "teacher_dropping")):
+        assert halves[row] == base.model_copy(update={changed: getattr(recommended, changed)})
+        assert halves[row] != base
+    both = {"targets": recommended.targets, "teacher_dropping": recommended.teacher_dropping}
+    assert recommended == base.model_copy(update=both)
 
 
 def test_the_target_cache_is_filled_for_every_variant(
@@ -70,15 +81,17 @@ def test_the_target_cache_is_filled_for_every_variant(
     found = every_target(experiment)["ekd"]
     filled = {teacher["name"]: set(teacher["layers"]) for teacher in found["teachers"]}
     assert filled == {name: {2, 4, 6} for name in ("hubert", "robust_hubert", "wavlm")}
-    for variant in experiment.students:
-        ekd = model_config(experiment, variant)["ekd"]
+    for row in (row for row in rows(experiment) if row.kind == "student"):
+        ekd = model_config(experiment, row)["ekd"]
         assert all(set(teacher["layers"]) <= filled[teacher["name"]] for teacher in ekd["teachers"])
         assert ekd["teacher_precision"] == found["teacher_precision"]
     (tmp_path / "ffn.yaml").write_text("base: config_model.yaml\nekd: {targets: {tap: ffn}}\n")
-    real = students.variant_file
-    monkeypatch.setattr(students, "variant_file", lambda name: tmp_path / "ffn.yaml" if name == "ffn" else real(name))
+    real = settings.variant_file
+    monkeypatch.setattr(settings, "variant_file", lambda name: tmp_path / "ffn.yaml" if name == "ffn" else real(name))
     with pytest.raises(EkdError, match="cache_targets: the targets of ffn are no part of one cache; use false"):
         every_target(experiment.model_copy(update={"students": ["hubert", "ffn"]}))
+    with pytest.raises(EkdError, match="the targets of changed are no part of one cache"):
+        every_target(experiment.model_copy(update={"ablations": {"changed": {"targets": {"tap": "ffn"}}}}))
 
 
 def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
@@ -93,6 +106,9 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
 
     assert "students[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(students=["hubbert"])
     assert "from_random[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(from_random=["hubbert"])
+    assert "ablations.a: " in message(ablations={"a": {"modde": "average"}})
+    assert "ekd.modde: unknown key; did you mean 'mode'?" in message(ablations={"a": {"modde": "average"}})
+    assert "ablations.a.precision: is the experiment's" in message(ablations={"a": {"precision": "fp32"}})
     assert "merged.m: expected two or more of the students" in message(merged={"m": ["hubert"]})
     assert "stepz: unknown key" in message(distillation=values["distillation"] | {"stepz": 1})
 

@@ -63,7 +63,7 @@ class Rows:
         if row.kind in ("teacher", "untrained_teacher"):
             return ["--teacher", row.what]
         if row.kind == "untrained":
-            config = model_config(self.students.experiment, row.what)
+            config = model_config(self.students.experiment, row)
             return ["--untrained", str(write_config(config, self.students.folder(row.name, seed)))]
         return ["--ckpt", str(self.students.checkpoint(row, seed))]
 

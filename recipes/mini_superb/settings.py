@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from s3prl_ekd.checked import Checked
-from s3prl_ekd.config import check_values, packaged, read_yaml
+from s3prl_ekd.config import ModelConfig, check_values, load_model_config, packaged, read_yaml
 from s3prl_ekd.errors import EkdError
 
 BASE = "config_model"
+OWN = {"teachers", "initialise_from", "precision", "teacher_precision", "cache_targets"}
+"""Keys of ``ekd`` that are the experiment's own."""
 
 
 class Distillation(Checked):
@@ -59,6 +62,8 @@ class Experiment(Checked):
     """Variants to distil."""
     from_random: list[str] = []
     """Variants once more, from random weights instead of the common start: rows VARIANT_from_random."""
+    ablations: dict[str, dict[str, Any]] = {}
+    """Row -> keys of ``ekd`` that it changes in the paper's recipe, config_model.yaml."""
     merged: dict[str, list[str]] = {}
     """Row -> students whose weights are averaged."""
     distillation: Distillation
@@ -77,6 +82,19 @@ class Row:
     """merged: the students."""
     from_random: bool = False
     """student: whether it starts from random weights."""
+    changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """student: keys of ``ekd`` that it changes in its variant."""
+
+    def read_variant(self) -> ModelConfig:
+        """The variant as it is for full-size teachers, with this row's changes.
+
+        Raises:
+            EkdError: a change that no configuration takes.
+        """
+        try:
+            return load_model_config(variant_file(self.what), changes={"ekd": self.changes})
+        except EkdError as error:
+            raise EkdError(f"{self.name}: {error}") from error
 
 
 def read_experiment(file: Path) -> Experiment:
@@ -94,6 +112,15 @@ def read_experiment(file: Path) -> Experiment:
         unknown = [part for part in parts if part not in experiment.students]
         if unknown or len(parts) < 2:
             raise EkdError(f"{file}: merged.{name}: expected two or more of the students, found {parts}")
+    for row in rows(experiment):
+        taken = sorted(OWN & row.changes.keys())
+        if taken:
+            raise EkdError(f"{file}: ablations.{row.name}.{taken[0]}: is the experiment's, the same for every row")
+        try:
+            if row.changes:
+                row.read_variant()
+        except EkdError as error:
+            raise EkdError(f"{file}: ablations.{error}") from error
     return experiment
 
 
@@ -118,6 +145,7 @@ def rows(experiment: Experiment) -> list[Row]:
         Row("start", "start", BASE),
         *(Row(name, "student", name) for name in experiment.students),
         *(Row(f"{name}_from_random", "student", name, from_random=True) for name in experiment.from_random),
+        *(Row(name, "student", BASE, changes=changes) for name, changes in experiment.ablations.items()),
         *(Row(name, "merged", "", tuple(parts)) for name, parts in experiment.merged.items()),
     ]
     named = [row.name for row in found]

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import BASE, Experiment, Row, variant_file
+from recipes.mini_superb.settings import BASE, Experiment, Row, rows, variant_file
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.data import target_folder
@@ -29,18 +29,15 @@ MADE_BY = "made_by.json"
 _torch = threading.Lock()  # torch's list of safe classes is one for the process, and rows read checkpoints side by side
 
 
-def model_config(experiment: Experiment, variant: str, from_random: bool = False) -> dict[str, Any]:
-    """A variant's file on top of its own: small teachers in their places, a student of their width, one start.
-
-    ``from_random``: no start, random weights.
+def model_config(experiment: Experiment, row: Row) -> dict[str, Any]:
+    """A file on top of the row's variant: small teachers in their places, a student of their width, one start.
 
     Layers keep their place in proportion: 4, 8, 12 of 12 are 2, 4, 6 of 6.
 
     Raises:
         EkdError: the variant names a source that the experiment has nothing for.
     """
-    file = variant_file(variant)
-    config = load_model_config(file)
+    file, config = variant_file(row.what), row.read_variant()
     shape = sources.describe(experiment.initialise_from, "initialise_from").shape
     teachers = []
     for teacher in config.ekd.teachers:
@@ -54,9 +51,10 @@ def model_config(experiment: Experiment, variant: str, from_random: bool = False
         "base": file.name,
         "ekd": {
             "teachers": teachers,
-            "initialise_from": None if from_random else experiment.initialise_from,
+            "initialise_from": None if row.from_random else experiment.initialise_from,
             "precision": experiment.distillation.precision,
             "teacher_precision": experiment.distillation.precision,
+            **row.changes,
         },
         "student": {"layers": config.student.layers, **student_like(shape)},
         "task": {"sequence_length": int(experiment.distillation.crop_seconds * SAMPLE_RATE)},
@@ -65,15 +63,15 @@ def model_config(experiment: Experiment, variant: str, from_random: bool = False
 
 def every_target(experiment: Experiment) -> dict[str, Any]:
     """A configuration whose teachers and layers are those of all variants together: it fills the target cache."""
-    config = model_config(experiment, BASE, from_random=True)
-    base = load_model_config(variant_file(BASE)).ekd
+    every = Row("every_target", "student", BASE, from_random=True)
+    config, base = model_config(experiment, every), every.read_variant().ekd
     layers: dict[tuple[str, str], set[int]] = {}
-    for variant in (*experiment.students, *experiment.from_random):
-        own = load_model_config(variant_file(variant))
+    for row in (row for row in rows(experiment) if row.kind == "student"):
+        own = row.read_variant()
         same = (own.ekd.targets.tap, own.ekd.cache_precision) == (base.targets.tap, base.cache_precision)
         if not same or (own.distortion is not None and own.distortion.setup != "clean_teacher"):
-            raise EkdError(f"distillation.cache_targets: the targets of {variant} are no part of one cache; use false")
-        for teacher in model_config(experiment, variant)["ekd"]["teachers"]:
+            raise EkdError(f"distillation.cache_targets: the targets of {row.name} are no part of one cache; use false")
+        for teacher in model_config(experiment, row)["ekd"]["teachers"]:
             layers.setdefault((teacher["name"], teacher["source"]), set()).update(teacher["layers"])
     config["ekd"]["teachers"] = [
         {"name": name, "source": source, "layers": sorted(found)} for (name, source), found in layers.items()
@@ -127,7 +125,7 @@ class Students:
             parts = [self.checkpoint(Row(part, "student", part), seed) for part in row.parts]
             self._claim(folder, {"parts": list(row.parts)})
             return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
-        config = model_config(self.experiment, row.what, row.from_random)
+        config = model_config(self.experiment, row)
         budget = self.experiment.distillation.model_dump() if row.kind == "student" else None
         self._claim(folder, {"model": config, "distillation": budget, "weights": self._weights(config)})
         file = write_config(config, folder, self.targets if row.kind == "student" else None)

@@ -1,6 +1,6 @@
-"""(h) Each fused kernel beside the operators that it replaces, at the full-size step's shapes or the tiny ones.
+"""(h) Each kernel beside the operators that it replaces, at the full-size step's shapes or the tiny ones.
 
-Where no kernel is used (a CPU, a GPU without Triton) there is nothing to compare.
+Fused kernels on a GPU, oneDNN's products on a CPU that MKL is slow on. Where none is used there is nothing to compare.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.model import arithmetic
+from s3prl_ekd.model import arithmetic, onednn
 from s3prl_ekd.model.attention import DistanceBias, SelfAttention
+from s3prl_ekd.model.linear import Linear, linear_gelu
 from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.model.strided_conv import InPlace, strided_conv
 
 CALLS = 20  # at a time: what one call takes to start is hidden behind those before it
 
@@ -28,13 +30,18 @@ Pair = tuple[Callable[[], Tensor], Callable[[], Tensor], Tensor]
 def run(options: Any) -> dict[str, Any]:
     """Milliseconds of both, their ratio, and the relative error of each; ``options.precision`` of the teachers."""
     dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
-    if arithmetic.fused_kernels(torch.ones(1, device=options.device)) is None:
-        return {"skipped": f"no fused kernels on {options.device}"}
     shape = common.SIZES[options.size]
     frames = shape.frames(int(options.clip_seconds * SAMPLE_RATE))
     values: dict[str, Any] = {"precision": options.precision, "size": options.size, "batch": options.batch}
-    kernels = [residual_norm] if dtype == torch.float32 else [residual_norm, gated_attention, feed_forward_gelu]
-    for make in kernels:  # in fp32 the other two are plain operators
+    if arithmetic.fused_kernels(torch.ones(1, device=options.device)) is not None:
+        kernels = [residual_norm]
+        if dtype != torch.float32:  # in which the other two are plain operators
+            kernels += [gated_attention, feed_forward_gelu]
+    elif onednn.is_faster(*(torch.empty(2048, shape.width, dtype=dtype, device=options.device) for _ in range(2))):
+        kernels = [product, strided_convolution]
+    else:
+        return {"skipped": f"no kernels of ours on {options.device} in {options.precision}"}
+    for make in kernels:
         torch.manual_seed(0)
         fused, plain, exact = make(shape, options.batch, frames, dtype, options.device)
         errors = [_relative(out(), exact) for out in (fused, plain)]
@@ -73,10 +80,31 @@ def gated_attention(shape: EncoderShape, batch: int, frames: int, dtype: torch.d
 
 def feed_forward_gelu(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
     """The first product of a feed-forward block with its GELU."""
-    linear = nn.Linear(shape.width, shape.ffn_width).to(device, dtype)
+    linear = Linear(shape.width, shape.ffn_width).to(device, dtype)
     x = torch.randn(batch, frames, shape.width, device=device, dtype=dtype)
     exact = F.gelu(F.linear(x[:1].double(), linear.weight.double(), linear.bias.double()))
-    return (lambda: arithmetic.linear_gelu(linear, x)), (lambda: arithmetic.gelu(linear(x))), exact
+    return (lambda: linear_gelu(linear, x)), (lambda: arithmetic.gelu(linear(x))), exact
+
+
+def product(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
+    """The first product of a feed-forward block, by oneDNN and by what torch chooses."""
+    weight, x = torch.randn(shape.ffn_width, shape.width), torch.randn(batch * frames, shape.width)
+    return (lambda: onednn.linear(x, weight)), (lambda: F.linear(x, weight)), x[:1].double() @ weight.double().t()
+
+
+def strided_convolution(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
+    """The last but one convolution of three taps: oneDNN's product of copied windows, and products by MKL in place."""
+    channels = shape.conv_layers[4][0]
+    x, weight = torch.randn(batch, 8 * frames, channels), torch.randn(channels, channels, 3)
+    exact = F.conv1d(F.pad(x[:1], (0, 0, 0, 1)).transpose(1, 2).double(), weight.double(), stride=2).transpose(1, 2)
+    last = exact.shape[1] - 1  # its window sees the next clip
+
+    taps = weight.permute(0, 2, 1).reshape(channels, -1)
+
+    def plain() -> Tensor:
+        return InPlace.apply(x.flatten(0, 1), taps, None, 2).view(batch, -1, channels)[:, :last]
+
+    return (lambda: strided_conv(x, weight, None, 2)[:, :last]), plain, exact[:, :last]
 
 
 def residual_norm(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.strided_conv import _by_cudnn, channels_innermost, strided_conv
+from s3prl_ekd.model.strided_conv import _as_image, channels_innermost, strided_conv
 
 NARROW = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)
 
@@ -101,4 +101,4 @@ def test_the_form_for_cudnn_is_the_same_convolution(kernel: int, stride: int) ->
     torch.manual_seed(0)
     x, weight, offset = torch.randn(2, 31, 6), channels_innermost(torch.randn(5, 6, kernel)), torch.randn(5)
     expected = F.conv1d(x.transpose(1, 2), weight, offset, stride).transpose(1, 2)
-    assert torch.allclose(_by_cudnn(x, weight, offset, stride), expected, atol=1e-5)
+    assert torch.allclose(_as_image(x, weight, offset, stride), expected, atol=1e-5)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from s3prl_ekd.model import arithmetic
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.linear import Linear, linear_gelu
 from s3prl_ekd.model.shape import HUBERT_BASE
 
 # the interpreter multiplies bf16 wrongly, so that type is left to the GPU
@@ -114,15 +115,15 @@ def test_kernels_by_the_interpreter() -> None:
 @pytest.mark.parametrize("dtype", CLOSE)
 def test_gelu_of_a_product(device: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    linear = torch.nn.Linear(64, 96).to(device, dtype)
+    linear = Linear(64, 96).to(device, dtype)
     x = torch.randn(2, 7, 64, device=device).to(dtype)
     exact = F.gelu(F.linear(x.double(), linear.weight.double(), linear.bias.double()))
     with torch.no_grad():
-        ours = arithmetic.linear_gelu(linear, x)
+        ours = linear_gelu(linear, x)
     assert ours.dtype == dtype and ours.shape == exact.shape
     assert relative(ours, exact) < CLOSE[dtype]
     x.requires_grad_()
-    torch.testing.assert_close(arithmetic.linear_gelu(linear, x), F.gelu(linear(x)), rtol=0, atol=0)
+    torch.testing.assert_close(linear_gelu(linear, x), F.gelu(linear(x)), rtol=0, atol=0)
 
 
 def test_not_on_a_cpu() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
-_HALF = (torch.float16, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
@@ -30,23 +30,6 @@ def gelu(x: Tensor) -> Tensor:
     On a CPU a fresh tensor of the size of the first conv layer's output costs as much in page faults as its GELU.
     """
     return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
-
-
-def linear_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``gelu(linear(x))``; in half precision on a GPU without gradients the product's own epilogue computes it.
-
-    cuBLAS takes GELU's tanh form there, at most 5e-4 from the exact one, but of sums not rounded yet: nearer to fp32
-    than the exact GELU of sums rounded to bf16 (relative error 0.0017 against 0.0025), in 0.15 ms where the two take
-    0.22 (18,696 x 768 x 3072, H200).
-    """
-    # a layer that was wrapped, quantised or is watched computes itself
-    own_way = type(linear) is not nn.Linear or linear._forward_hooks or linear._forward_pre_hooks
-    if own_way or not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
-        return gelu(linear(x))
-    weight, bias = linear.weight, linear.bias
-    if bias is None or x.dtype != weight.dtype or x.dtype not in _HALF:
-        return gelu(linear(x))
-    return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
 
 
 def layer_norm_fp32(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -83,10 +66,10 @@ def _triton_kernels() -> ModuleType | None:
         triton_kernels.add_layer_norm(one, one, one[0], one[0], 1e-5)
         return triton_kernels
 
-    return _tried(trial, "no fused kernels, some per cent slower")
+    return tried(trial, "no fused kernels, some per cent slower")
 
 
-def _tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
+def tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
     """What a trial returns; None where Triton's compiler or driver fails, whatever it raises."""
     try:
         return trial()
@@ -102,7 +85,7 @@ def gated_attention_kernel(query: Tensor) -> Callable[..., Tensor] | None:
 
     Not in fp32, which it multiplies without tensor cores, nor before Ampere, where it has too few registers.
     """
-    if query.dtype not in _HALF or fused_kernels(query) is None:
+    if query.dtype not in HALF or fused_kernels(query) is None:
         return None
     return _gated_attention(query.dtype, query.shape[-1], query.device)
 
@@ -121,7 +104,7 @@ def _gated_attention(dtype: torch.dtype, width: int, device: torch.device) -> Ca
         gated_attention(one, one, one, one[..., 0], torch.ones(1, 2 * frames - 1, device=device))
         return gated_attention
 
-    return _tried(trial, "no kernel for gated attention, WavLM is slower")
+    return tried(trial, "no kernel for gated attention, WavLM is slower")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import gated_attention_kernel
+from s3prl_ekd.model.linear import Linear
 from s3prl_ekd.model.shape import EncoderShape
 
 
@@ -28,10 +29,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = shape.heads
         self.dropout = dropout
-        self.qkv = nn.Linear(shape.width, 3 * shape.width)
-        self.out = nn.Linear(shape.width, shape.width)
+        self.qkv = Linear(shape.width, 3 * shape.width)
+        self.out = Linear(shape.width, shape.width)
         if shape.attention == "gated_relative":
-            self.gate = nn.Linear(shape.width // shape.heads, 8)
+            self.gate = Linear(shape.width // shape.heads, 8)
             self.gate_scale = nn.Parameter(torch.ones(shape.heads))
         else:
             self.gate = None

@@ -41,7 +41,7 @@ def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
                     steps, values = series(run, head, term)
                     axes[row][column].plot(steps, values, color=colour, label=f"layer {split_head(head)[1]}")
             axes[0][column].set_title(teacher)
-            axes[0][column].legend(loc="upper right", handlelength=1.4, labelspacing=0.25)
+            axes[0][column].legend(loc="best", handlelength=1.4, labelspacing=0.25)
             axes[1][column].axhline(COSINE_FLOOR, color=theme.muted, linewidth=0.9, linestyle=(0, (2, 3)))
             axes[1][column].set_xlabel("step")
         axes[1][0].annotate(

@@ -160,6 +160,8 @@ def test_where_it_is_not_used(anywhere: None, monkeypatch: pytest.MonkeyPatch) -
     assert not onednn.is_faster(x.to("meta"), weight.to("meta"))
     with torch.autocast("cpu", torch.bfloat16):
         assert not onednn.is_faster(x, weight)
+    with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):  # it speaks of TF32
+        assert not onednn.is_faster(x, weight)
     monkeypatch.setattr(onednn, "_LEAST", 4 * 8 * 8 + 1)
     assert not onednn.is_faster(x, weight) and onednn.is_faster(torch.ones(5, 8), weight)
     with warnings.catch_warnings(action="ignore"):  # torch wishes that people traced no more

@@ -24,7 +24,7 @@ SHAPE = EncoderShape(((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2), width=1
 
 
 class Upstream(nn.Module):
-    """An upstream as s3prl calls it; counts the clips that it encodes."""
+    """A frozen upstream as s3prl calls it, without gradients: with them convolutions may round otherwise. Counts clips."""
 
     def __init__(self, seed: int = 0, factor: float = 1.0) -> None:
         super().__init__()
@@ -33,6 +33,7 @@ class Upstream(nn.Module):
     def get_downsample_rates(self, key: str) -> int:
         return 320
 
+    @torch.no_grad()
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor]]:
         from s3prl_ekd.upstream.interface import encode_clips
 

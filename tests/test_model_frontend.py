@@ -97,7 +97,7 @@ def test_bf16_stays_close(conv_norm: str, autocast: bool) -> None:
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (2, 2), (7, 3)])
-def test_the_form_for_cudnn_is_the_same_convolution(kernel: int, stride: int) -> None:
+def test_the_form_for_libraries_is_the_same_convolution(kernel: int, stride: int) -> None:
     torch.manual_seed(0)
     x, weight, offset = torch.randn(2, 31, 6), channels_innermost(torch.randn(5, 6, kernel)), torch.randn(5)
     expected = F.conv1d(x.transpose(1, 2), weight, offset, stride).transpose(1, 2)

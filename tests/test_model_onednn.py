@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import by_convolutions
-from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.model import onednn
 from s3prl_ekd.model.frontend import ConvFrontEnd
-from s3prl_ekd.model.linear import Linear
+from s3prl_ekd.model.linear import linear
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import ByWindows, channels_innermost, strided_conv
 from s3prl_ekd.model.student import Student
@@ -29,7 +30,7 @@ def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """oneDNN for every product, on every processor."""
     if not torch.backends.mkldnn.is_available():
         pytest.skip("torch was built without oneDNN")
-    monkeypatch.setattr(onednn, "_is_faster_here", lambda: True)
+    monkeypatch.setattr(onednn, "_runs", lambda: True)
     monkeypatch.setattr(onednn, "_LEAST", 0)
 
 
@@ -47,12 +48,12 @@ def test_linear_and_its_gradients(anywhere: None, layout: str, bias: bool) -> No
         "transposed": lambda: torch.randn(2, 24, 7).transpose(1, 2),
         "expanded": lambda: torch.randn(1, 1, 24).expand(2, 7, 24),
     }[layout]().requires_grad_()
-    linear = Linear(24, 10, bias=bias)
-    assert onednn.is_faster(x, linear.weight)
-    inputs = [x, *linear.parameters()]
+    layer = nn.Linear(24, 10, bias=bias)
+    inputs = [x, *layer.parameters()]
     exact = F.linear(*(tensor.double() for tensor in inputs))
     seed = torch.randn(2, 10, 7).transpose(1, 2)  # as a loss over another layout would send it back
-    ours = linear(x)
+    ours = linear(layer, x)
+    assert type(ours.grad_fn.next_functions[0][0]).__name__ == "_LinearBackward"
     assert ours.is_contiguous() and close(ours, exact)
     found = torch.autograd.grad(ours, inputs, seed)
     for mine, theirs in zip(found, torch.autograd.grad(exact, inputs, seed.double()), strict=True):
@@ -127,46 +128,94 @@ def test_a_student_with_its_heads(anywhere: None, monkeypatch: pytest.MonkeyPatc
     ours = gradients()
     forward = 6 + 1 + 2 * 4 + 2 + 3  # convolutions, projection, two layers, heads
     assert len(calls) == 3 * forward  # and their gradients
-    monkeypatch.setattr(onednn, "_is_faster_here", lambda: False)
+    monkeypatch.setattr(onednn, "_runs", lambda: False)
     plain = gradients()
     assert len(calls) == 3 * forward and len(ours) == len(plain) > 40
     for mine, theirs in zip(ours, plain, strict=True):
         assert float((mine - theirs).detach().norm()) < 1e-5 * max(float(theirs.detach().norm()), 1e-3)
 
 
-def test_operations_are_counted(anywhere: None) -> None:
-    _register()
-    with FlopCounterMode(display=False) as counter:
-        Linear(24, 10)(torch.ones(2, 7, 24)).sum().backward()
-    assert counter.get_total_flops() == 2 * 2 * 2 * 7 * 24 * 10  # forward, and the weight's gradient
-    with FlopCounterMode(display=False) as counter:
-        strided_conv(torch.ones(2, 40, 6), torch.ones(5, 6, 3), None, 2)
-    assert counter.get_total_flops() == 2 * 40 * 3 * 6 * 5
+def test_operations_are_counted() -> None:
+    """Also by a counter that is there before the first product."""
+    words = """
+from torch.utils.flop_counter import FlopCounterMode
+import torch
+torch.backends.mkl.is_available = lambda: True
+torch.backends.cpu.get_cpu_capability = lambda: "AVX512"
+import builtins, io
+says = "vendor_id : AuthenticAMD"
+builtins.open = lambda file, *words: io.StringIO(says) if file == "/proc/cpuinfo" else io.open(file, *words)
+from s3prl_ekd.model import linear, onednn, strided_conv
+onednn._LEAST = 0
+calls, real = [], onednn.product
+onednn.product = lambda *words: calls.append(words) or real(*words)
+with FlopCounterMode(display=False) as counter:
+    linear.linear(torch.nn.Linear(24, 10), torch.ones(2, 7, 24)).sum().backward()
+print(counter.get_total_flops())
+with FlopCounterMode(display=False) as counter:
+    strided_conv.strided_conv(torch.ones(2, 40, 6), torch.ones(5, 6, 3), None, 2)
+print(counter.get_total_flops(), len(calls))
+"""
+    done = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    trial, forward_and_weight = 2 * 2 * 2 * 2, 2 * 2 * 2 * 7 * 24 * 10
+    assert done.stdout.split() == [str(trial + forward_and_weight), str(2 * 40 * 3 * 6 * 5), "4"]  # 1 + 2, 1 products
 
 
-def _register() -> None:
-    """As the trial does."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
-        patch.setattr(onednn, "_vendor", lambda: "AuthenticAMD")
-        patch.setattr(torch.backends.mkl, "is_available", lambda: True)
-        assert onednn._asked()
+def test_only_what_the_gradient_needs_is_kept(anywhere: None) -> None:
+    kept: list[tuple[int, ...]] = []
+    x, layer = torch.ones(4, 8, requires_grad=True), nn.Linear(8, 6).requires_grad_(False)
+    clips, kernel = torch.ones(2, 4, 8, requires_grad=True), torch.ones(6, 8, 3)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)), lambda _: None):
+        linear(layer, x)
+        strided_conv(clips, kernel, None, 2)
+    assert kept == [(6, 8), (6, 24)]
+    kept.clear()
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tuple(tensor.shape)), lambda _: None):
+        linear(layer.requires_grad_(), x.detach())
+        strided_conv(clips.detach(), kernel.requires_grad_(), None, 2)
+    assert kept == [(4, 8), (8, 8)]
+
+
+class Quantised(Tensor):
+    """Stands for tensors of a class of their own, which know how to multiply themselves."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return super().__torch_function__(function, types, args, kwargs or {})
 
 
 def test_where_it_is_not_used(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.ones(4, 8), torch.ones(8, 8)
-    assert onednn.is_faster(x, weight)
-    assert not onednn.is_faster(x.bfloat16(), weight.bfloat16()) and not onednn.is_faster(x.double(), weight.double())
-    assert not onednn.is_faster(x.to("meta"), weight.to("meta"))
+    assert onednn.serves(x, weight)
+    assert not onednn.serves(x.bfloat16(), weight.bfloat16()) and not onednn.serves(x.double(), weight.double())
+    assert not onednn.serves(x.to("meta"), weight.to("meta"))
+    assert not onednn.serves(x, weight.as_subclass(Quantised)) and not onednn.serves(x.as_subclass(Quantised), weight)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not onednn.is_faster(x, weight)
+        assert not onednn.serves(x, weight)
     with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):  # it speaks of TF32
-        assert not onednn.is_faster(x, weight)
-    monkeypatch.setattr(onednn, "_LEAST", 4 * 8 * 8 + 1)
-    assert not onednn.is_faster(x, weight) and onednn.is_faster(torch.ones(5, 8), weight)
+        assert not onednn.serves(x, weight)
+    layer = nn.Linear(8, 8)
+    mapped = torch.func.vmap(lambda row: linear(layer, row))(torch.ones(5, 3, 8))
+    assert close(mapped, layer(torch.ones(5, 3, 8)))
+    assert close(linear(layer, torch.ones(8)), layer(torch.ones(8)))  # one dimension is enough
     with warnings.catch_warnings(action="ignore"):  # torch wishes that people traced no more
-        traced = torch.jit.trace(Linear(8, 8), torch.ones(5, 8))
+        traced = torch.jit.trace(lambda x: linear(layer.requires_grad_(False), x), torch.ones(5, 8))
     assert "linear" in str(traced.graph) and "PythonOp" not in str(traced.graph)
+    monkeypatch.setattr(onednn, "_LEAST", 4 * 8 * 8 + 1)
+    assert not onednn.is_faster(x, weight, 4 * 8 * 8) and onednn.is_faster(x, weight, 5 * 8 * 8)
+
+
+def test_a_watched_or_changed_layer_computes_itself(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "linear", lambda *_: pytest.fail("passed over the layer"))
+    seen: list[nn.Module] = []
+    for register in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"):
+        seen.clear()
+        layer = nn.Linear(8, 8)
+        getattr(layer, f"register_{register}")(lambda module, *_: seen.append(module))
+        linear(layer, torch.ones(4, 8, requires_grad=True)).sum().backward()
+        assert seen == [layer]
+    linear(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), torch.ones(4, 8))
 
 
 def test_which_processors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -174,13 +223,18 @@ def test_which_processors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCap
         pytest.skip("torch was built without oneDNN")
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
 
-    def asked(vendor: str, capability: str = "AVX512") -> bool:
+    def runs(vendor: str, capability: str = "AVX512") -> bool:
         monkeypatch.setattr(onednn, "_vendor", lambda: vendor)
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-        return onednn._asked()
+        return onednn._runs.__wrapped__()
 
-    assert asked("AuthenticAMD") and asked("HygonGenuine")
-    assert not asked("GenuineIntel") and not asked("") and not asked("AuthenticAMD", "AVX2")
+    assert runs("AuthenticAMD") and runs("HygonGenuine")
+    assert not runs("GenuineIntel") and not runs("") and not runs("AuthenticAMD", "AVX2")
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert runs("AuthenticAMD")
+    finally:
+        torch.set_default_dtype(torch.float32)
     monkeypatch.setattr(onednn, "product", lambda *_: 1 / 0)
     caplog.set_level(logging.INFO)
-    assert not asked("AuthenticAMD") and "no products by oneDNN" in caplog.text
+    assert not runs("AuthenticAMD") and "no products by oneDNN" in caplog.text

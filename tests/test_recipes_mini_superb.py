@@ -106,8 +106,11 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
 
     assert "students[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(students=["hubbert"])
     assert "from_random[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(from_random=["hubbert"])
-    assert "ablations.a: " in message(ablations={"a": {"modde": "average"}})
-    assert "ekd.modde: unknown key; did you mean 'mode'?" in message(ablations={"a": {"modde": "average"}})
+    wrong = message(ablations={"a": {"modde": "average"}})
+    assert "experiment.yaml: ablations.a: " in wrong and "ekd.modde: unknown key; did you mean 'mode'?" in wrong
+    assert "ablations.a: changes nothing" in message(ablations={"a": {}})
+    assert "ablations.../x: names a folder" in message(ablations={"../x": {"mode": "average"}})
+    assert "experiment.yaml: two rows are called 'hubert'" in message(ablations={"hubert": {"cosine_weight": 2.0}})
     assert "ablations.a.precision: is the experiment's" in message(ablations={"a": {"precision": "fp32"}})
     assert "merged.m: expected two or more of the students" in message(merged={"m": ["hubert"]})
     assert "stepz: unknown key" in message(distillation=values["distillation"] | {"stepz": 1})

@@ -91,10 +91,7 @@ class Row:
         Raises:
             EkdError: a change that no configuration takes.
         """
-        try:
-            return load_model_config(variant_file(self.what), changes={"ekd": self.changes})
-        except EkdError as error:
-            raise EkdError(f"{self.name}: {error}") from error
+        return load_model_config(variant_file(self.what), changes={"ekd": self.changes})
 
 
 def read_experiment(file: Path) -> Experiment:
@@ -112,15 +109,23 @@ def read_experiment(file: Path) -> Experiment:
         unknown = [part for part in parts if part not in experiment.students]
         if unknown or len(parts) < 2:
             raise EkdError(f"{file}: merged.{name}: expected two or more of the students, found {parts}")
-    for row in rows(experiment):
-        taken = sorted(OWN & row.changes.keys())
+    for name, changes in experiment.ablations.items():
+        where = f"{file}: ablations.{name}"
+        if re.fullmatch(r"\w[\w.+-]*", name) is None:
+            raise EkdError(f"{where}: names a folder; expected letters, digits and _ . + -")
+        taken = sorted(OWN & changes.keys())
         if taken:
-            raise EkdError(f"{file}: ablations.{row.name}.{taken[0]}: is the experiment's, the same for every row")
+            raise EkdError(f"{where}.{taken[0]}: is the experiment's, the same for every row")
+        if not changes:
+            raise EkdError(f"{where}: changes nothing")
         try:
-            if row.changes:
-                row.read_variant()
+            Row(name, "student", BASE, changes=changes).read_variant()
         except EkdError as error:
-            raise EkdError(f"{file}: ablations.{error}") from error
+            raise EkdError(f"{where}: {error}") from error
+    try:
+        rows(experiment)
+    except EkdError as error:
+        raise EkdError(f"{file}: {error}") from error
     return experiment
 
 
@@ -151,5 +156,7 @@ def rows(experiment: Experiment) -> list[Row]:
     named = [row.name for row in found]
     doubled = sorted({name for name in named if named.count(name) > 1})
     if doubled:
-        raise EkdError(f"two rows are called {doubled[0]!r}: students, merged and teachers need names of their own")
+        raise EkdError(
+            f"two rows are called {doubled[0]!r}: students, ablations, merged and teachers need names of their own"
+        )
     return found

@@ -70,10 +70,10 @@ def _triton_kernels() -> ModuleType | None:
 
 
 def tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
-    """What a trial returns; None where Triton's compiler or driver fails, whatever it raises."""
+    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises."""
     try:
         return trial()
-    except torch.OutOfMemoryError:  # says nothing of Triton: the next batch tries again
+    except torch.OutOfMemoryError:  # says nothing of the kernel: the next batch tries again
         raise
     except Exception as error:
         logger.info("[ekd] %s: %s", otherwise, error)

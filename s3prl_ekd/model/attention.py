@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import gated_attention_kernel
-from s3prl_ekd.model.linear import Linear
+from s3prl_ekd.model.linear import linear
 from s3prl_ekd.model.shape import EncoderShape
 
 
@@ -29,10 +29,10 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = shape.heads
         self.dropout = dropout
-        self.qkv = Linear(shape.width, 3 * shape.width)
-        self.out = Linear(shape.width, shape.width)
+        self.qkv = nn.Linear(shape.width, 3 * shape.width)
+        self.out = nn.Linear(shape.width, shape.width)
         if shape.attention == "gated_relative":
-            self.gate = Linear(shape.width // shape.heads, 8)
+            self.gate = nn.Linear(shape.width // shape.heads, 8)
             self.gate_scale = nn.Parameter(torch.ones(shape.heads))
         else:
             self.gate = None
@@ -41,7 +41,7 @@ class SelfAttention(nn.Module):
         """x (B, T, D), mask bool (B, T) True for speech or None, bias of :class:`RelativeBias` or None -> (B, T, D)."""
         batch, frames, width = x.shape
         query, key, value = (
-            part.view(batch, frames, self.heads, -1).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=-1)
+            part.view(batch, frames, self.heads, -1).transpose(1, 2) for part in linear(self.qkv, x).chunk(3, dim=-1)
         )  # each (B, H, T, d)
         dropout = self.dropout if self.training else 0.0
         scores_add = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T) bool
@@ -49,10 +49,10 @@ class SelfAttention(nn.Module):
             gate = self._gate(x)
             kernel = gated_attention_kernel(query) if mask is None and dropout == 0.0 else None
             if kernel is not None:
-                return self.out(kernel(query, key, value, gate, bias.by_distance))
+                return linear(self.out, kernel(query, key, value, gate, bias.by_distance))
             scores_add = self._gated_bias(gate, bias, mask).to(query.dtype)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=scores_add, dropout_p=dropout)
-        return self.out(out.transpose(1, 2).reshape(batch, frames, width))
+        return linear(self.out, out.transpose(1, 2).reshape(batch, frames, width))
 
     def _gate(self, x: Tensor) -> Tensor:
         """(B, H, T): this layer's factor on the bias of each query."""

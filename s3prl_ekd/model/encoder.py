@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s3prl_ekd.model.arithmetic import add_layer_norm, layer_norm_fp32, scale_gradient
 from s3prl_ekd.model.attention import DistanceBias, RelativeBias, SelfAttention
 from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask
-from s3prl_ekd.model.linear import Linear, linear_gelu
+from s3prl_ekd.model.linear import linear, linear_gelu
 from s3prl_ekd.model.position import PositionalConv, PositionalConvStack
 from s3prl_ekd.model.shape import EncoderShape
 
@@ -65,7 +65,7 @@ class Encoder(nn.Module):
         self.frontend = ConvFrontEnd(shape)
         self.feature_norm = nn.LayerNorm(channels) if shape.feature_norm else None
         # fairseq leaves the projection out where it would be square
-        self.projection = Linear(channels, shape.width) if channels != shape.width else None
+        self.projection = nn.Linear(channels, shape.width) if channels != shape.width else None
         self.position = PositionalConv(shape) if shape.pos_conv_depth == 1 else PositionalConvStack(shape)
         self.relative_bias = RelativeBias(shape) if shape.attention == "gated_relative" else None
         self.layers = nn.ModuleList(TransformerLayer(shape, dropout) for _ in range(shape.layers))
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         if self.feature_norm is not None:
             features = layer_norm_fp32(self.feature_norm, features)
         if self.projection is not None:
-            features = self.projection(features)  # (B, T, D)
+            features = linear(self.projection, features)  # (B, T, D)
         if mask is not None:
             features = features.masked_fill(~mask.unsqueeze(-1), 0.0)  # the positional convolution must not see padding
         out = EncoderOutput(features, mask=mask)
@@ -135,8 +135,8 @@ class TransformerLayer(nn.Module):
         self.dropout = dropout
         self.attention = SelfAttention(shape, dropout.attention)
         self.attention_norm = nn.LayerNorm(shape.width)
-        self.ffn_in = Linear(shape.width, shape.ffn_width)
-        self.ffn_out = Linear(shape.ffn_width, shape.width)
+        self.ffn_in = nn.Linear(shape.width, shape.ffn_width)
+        self.ffn_out = nn.Linear(shape.ffn_width, shape.width)
         self.ffn_norm = nn.LayerNorm(shape.width)
         for module in (self.attention.qkv, self.attention.out, self.ffn_in, self.ffn_out):
             nn.init.normal_(module.weight, std=0.02)  # BERT's initialisation, as fairseq and s3prl's distiller
@@ -152,7 +152,7 @@ class TransformerLayer(nn.Module):
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         x = F.dropout(linear_gelu(self.ffn_in, x), self.dropout.activation, self.training)
-        return self._drop(self.ffn_out(x))
+        return self._drop(linear(self.ffn_out, x))
 
     def _drop(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.dropout.hidden, self.training)

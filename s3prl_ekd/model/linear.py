@@ -1,4 +1,4 @@
-"""Linear layers: torch's parameters and hooks, and whichever product is fastest where they run."""
+"""``nn.Linear`` layers by whichever product is fastest where they are; they stay torch's own, whom tools look for."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from s3prl_ekd.model import onednn
 from s3prl_ekd.model.arithmetic import HALF, gelu
 
 
-class Linear(nn.Linear):
-    """``nn.Linear``, computed by oneDNN where that is faster (``onednn.py``)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (..., I) -> (..., O)."""
-        if onednn.is_faster(x, self.weight):
-            return onednn.linear(x, self.weight, self.bias)
-        return super().forward(x)
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer(x)``, by oneDNN where that is faster (``onednn.py``). x (..., I) -> (..., O)."""
+    if _is_plain(layer) and onednn.is_faster(x, layer.weight, x.numel() * layer.out_features):
+        return onednn.linear(x, layer.weight, layer.bias)
+    return layer(x)
 
 
-def linear_gelu(linear: nn.Linear, x: Tensor) -> Tensor:
-    """``gelu(linear(x))``; in half precision on a GPU without gradients the product's own epilogue computes it.
+def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``gelu(layer(x))``; in half precision on a GPU without gradients the product's own epilogue computes it.
 
     cuBLAS takes GELU's tanh form there, at most 5e-4 from the exact one, but of sums not rounded yet: nearer to fp32
     than the exact GELU of sums rounded to bf16 (relative error 0.0017 against 0.0025), in 0.15 ms where the two take
     0.22 (18,696 x 768 x 3072, H200).
     """
-    # a layer that was wrapped, quantised or is watched computes itself
-    own_way = type(linear) is not Linear or linear._forward_hooks or linear._forward_pre_hooks
-    if own_way or not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
-        return gelu(linear(x))
-    weight, bias = linear.weight, linear.bias
+    if not _is_plain(layer) or not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        return gelu(linear(layer, x))
+    weight, bias = layer.weight, layer.bias
     if bias is None or x.dtype != weight.dtype or x.dtype not in HALF:
-        return gelu(linear(x))
+        return gelu(layer(x))
     return torch._addmm_activation(bias, x.flatten(0, -2), weight.t(), use_gelu=True).unflatten(0, x.shape[:-1])
+
+
+def _is_plain(layer: nn.Linear) -> bool:
+    """Not so a layer that was wrapped or quantised, or that is watched: it computes itself."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is nn.Linear and not any(hooks)

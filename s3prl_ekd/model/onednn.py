@@ -1,9 +1,10 @@
 """fp32 matrix products on a CPU by oneDNN, where MKL, which torch asks, is half as fast.
 
-MKL keeps its AVX-512 kernels to Intel's processors. On AMD's it computes with AVX2: 110 GFLOP/s of a core where oneDNN,
-which torch brings along for convolutions and bf16, makes 225 (EPYC with AVX-512, torch 2.11, `--bench kernels`). On a
-few small products MKL is faster there too; those stay with it. ``torch.backends.mkldnn.flags(enabled=False)`` turns
-this off.
+MKL keeps its AVX-512 kernels to Intel's processors. On AMD's it computes with AVX2: some 105 GFLOP/s of a core where
+oneDNN, which torch brings along for convolutions and bf16, makes 225 (an EPYC with AVX-512, torch 2.11;
+docs/performance.md). Small products stay with MKL, which takes less to start.
+``torch.backends.mkldnn.flags(enabled=False)`` turns this off. Its gradients have none of their own (``create_graph``);
+under the transforms of ``torch.func`` torch's products are used.
 
 Shapes: R rows, I inputs, O outputs.
 """
@@ -13,69 +14,38 @@ from __future__ import annotations
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import tried
 
-_LEAST = 2**20  # multiply-accumulates
+_LEAST = 2**21  # multiply-accumulates
 _VENDORS = ("AuthenticAMD", "HygonGenuine")
 
 
 def serves(x: Tensor, weight: Tensor) -> bool:
-    """Whether fp32 products of the two belong here: by processor and mode, whatever their size."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+    """Whether products of these two belong here: by processor, type and mode, whatever their size."""
+    if not _runs() or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu":
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch.is_autocast_enabled("cpu"):
+    if type(x) not in (Tensor, nn.Parameter) or type(weight) not in (Tensor, nn.Parameter):
+        return False  # a class of its own, quantised say, brings its own products
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False
-    return _is_faster_here() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
 
 
-def is_faster(x: Tensor, weight: Tensor) -> bool:
-    """Whether ``x`` (..., I) times ``weight`` (O, I), or a kernel of so many numbers, had better be computed here."""
-    return serves(x, weight) and x.numel() // max(x.shape[-1], 1) * weight.numel() >= _LEAST
-
-
-@cache
-def _is_faster_here() -> bool:
-    """:func:`_asked`, once."""
-    return _asked()
-
-
-def _asked() -> bool:
-    """Whether this is a processor on which MKL does not use what it has, and oneDNN runs."""
-    has_both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
-    if not has_both or torch.backends.cpu.get_cpu_capability() != "AVX512" or _vendor() not in _VENDORS:
-        return False
-
-    def trial() -> bool:
-        from torch.utils.flop_counter import flop_registry, register_flop_formula
-
-        one = torch.ones(2, 2)
-        product(one, one)
-        operator = torch.ops.mkldnn._linear_pointwise
-        if operator not in flop_registry:  # who counts a model's operations shall not miss these
-            register_flop_formula(operator)(_flop)
-        return True
-
-    return bool(tried(trial, "no products by oneDNN, a training step on this CPU takes about half as long again"))
-
-
-def _flop(x_shape: list[int], weight_shape: list[int], *_: object, **__: object) -> int:
-    return 2 * weight_shape[0] * torch.Size(x_shape).numel()
-
-
-def _vendor() -> str:
-    """What the processor calls its maker; empty where no /proc/cpuinfo says."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("vendor_id")), "")
-    except OSError:
-        return ""
+def is_faster(x: Tensor, weight: Tensor, multiplications: int) -> bool:
+    """Whether this module serves the two, and a product of so many multiply-accumulates is worth its start."""
+    return multiplications >= _LEAST and serves(x, weight)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.t() + bias`` without gradients: x (R, I), weight (O, I), bias (O,) -> (R, O)."""
     return torch.ops.mkldnn._linear_pointwise(_dense(x), _dense(weight), bias, "none", [], "")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``F.linear`` with gradients: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
+    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
 
 
 def _dense(matrix: Tensor) -> Tensor:
@@ -88,23 +58,57 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, weight)
-        ctx.bias = bias is not None
+        of_x, of_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return product(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad: Tensor):  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
         grad = _dense(grad)
         return (
-            product(grad, weight.t()) if of_x else None,
-            product(grad.t(), x.t()) if of_weight else None,
-            grad.sum(0) if ctx.bias and of_bias else None,
+            None if weight is None else product(grad, weight.t()),
+            None if x is None else product(grad.t(), x.t()),
+            grad.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear`` with gradients: x (..., I), weight (O, I), bias (O,) -> (..., O)."""
-    return _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
+def _mkl_is_slow() -> bool:
+    """Whether this is a processor on which MKL does not use what it has."""
+    if not torch.backends.mkl.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _vendor() in _VENDORS
+
+
+def _vendor() -> str:
+    """What the processor calls its maker; empty where no /proc/cpuinfo says."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("vendor_id")), "")
+    except OSError:
+        return ""
+
+
+@cache
+def _runs() -> bool:
+    """Whether this is the processor for it, and the operator, which is torch.compile's own, is there as we call it."""
+    if not _mkl_is_slow():
+        return False
+    one = torch.ones(2, 2, dtype=torch.float32, device="cpu")
+    return tried(lambda: product(one, one), "no products by oneDNN, fp32 on this CPU is slower") is not None
+
+
+def _count_operations() -> None:
+    """Tell torch's FLOP counter of the operator. When imported: each counter copies the list when it is made."""
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    def flop(x: list[int], weight: list[int], *_: object, **__: object) -> int:
+        return 2 * weight[0] * torch.Size(x).numel()
+
+    if torch.ops.mkldnn._linear_pointwise not in flop_registry:
+        register_flop_formula(torch.ops.mkldnn._linear_pointwise)(flop)
+
+
+if _mkl_is_slow() and hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    _count_operations()

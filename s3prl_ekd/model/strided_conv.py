@@ -28,18 +28,21 @@ def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) ->
     """Convolve clips; in the rows that ``F.conv1d`` gives, the same numbers.
 
     Args:
-        x: (B, N, C) contiguous; N a multiple of ``stride`` where there are gradients, and on a CPU.
+        x: (B, N, C) contiguous; N a multiple of ``stride`` but where a library's own convolution computes (below).
         weight: (O, C, k), fastest where channels lie innermost in memory (:func:`channels_innermost`).
         bias: (O,) or None.
         stride: s.
 
     Returns:
-        (B, N', O) in the dtype of ``x``; N' is N / s, or what ``F.conv1d`` gives: (N - k) // s + 1.
+        (B, N', O) in the dtype of ``x``; N' is N / s, or what ``F.conv1d`` gives, (N - k) // s + 1, where a library's
+        own convolution computes: without gradients on a GPU, or on a CPU where oneDNN serves.
     """
+    # whatever the size: the next convolution, a smaller one, gets N' rows, and the other ways need a multiple of s
     if not torch.is_grad_enabled() and (x.is_cuda or onednn.serves(x, weight)):
         return _as_image(x, weight, bias, stride)
     taps = weight.permute(0, 2, 1).reshape(weight.shape[0], -1)  # (O, k C)
-    way = ByWindows if onednn.is_faster(x, weight) else InPlace
+    windows = x.shape[0] * x.shape[1] // stride
+    way = ByWindows if onednn.is_faster(x, taps, windows * taps.numel()) else InPlace
     out = way.apply(x.flatten(0, 1), taps, bias, stride)
     return out.view(len(x), -1, len(weight))
 
@@ -47,9 +50,9 @@ def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) ->
 def _as_image(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Tensor:
     """By the library's own convolution, a 2-D one: only those read channels-last tensors.
 
-    cuDNN's is a quarter faster than the products (H100, bf16), oneDNN's a tenth faster than its products of windows.
-    With gradients cuDNN's was not tried (its odd numbers of rows do not suit the products that compute ours), and
-    oneDNN's take three times as long as products.
+    cuDNN's is a quarter faster than the products (H100, bf16); oneDNN's is faster than its products of windows (--bench
+    kernels). With gradients cuDNN's was not tried (its odd numbers of rows do not suit the products that compute ours),
+    and oneDNN's take three times as long as products.
     """
     image = x.unsqueeze(1).permute(0, 3, 1, 2)  # (B, C, 1, N), channels last in memory
     out = F.conv2d(image, weight.unsqueeze(2), bias, stride=(1, stride))
@@ -108,8 +111,9 @@ class ByWindows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, taps)
-        ctx.stride, ctx.bias = stride, bias is not None
+        of_x, of_taps, *_ = ctx.needs_input_grad
+        ctx.save_for_backward(x if of_taps else None, taps if of_x else None)
+        ctx.stride, ctx.shape, ctx.taps = stride, x.shape, taps.shape[1]
         out = x.new_empty(x.shape[0] // stride, len(taps))
         for piece, windows in _windows(x, taps.shape[1], stride):
             out[piece] = onednn.product(windows, taps, bias)
@@ -121,12 +125,12 @@ class ByWindows(torch.autograd.Function):
         x, taps = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = grad_taps = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = _gradient_of_input(grad, taps, ctx.stride * x.shape[1]).view_as(x)
-        if ctx.needs_input_grad[1]:
-            pieces = _windows(x, taps.shape[1], ctx.stride)
+        if taps is not None:
+            grad_x = _gradient_of_input(grad, taps, ctx.stride * ctx.shape[1]).view(ctx.shape)
+        if x is not None:
+            pieces = _windows(x, ctx.taps, ctx.stride)
             grad_taps = sum(onednn.product(grad[piece].t(), windows.t()) for piece, windows in pieces)
-        if ctx.bias and ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
         return grad_x, grad_taps, grad_bias, None
 

@@ -24,7 +24,7 @@ SHAPE = EncoderShape(((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2), width=1
 
 
 class Upstream(nn.Module):
-    """A frozen upstream as s3prl calls it, without gradients: with them convolutions may round otherwise. Counts clips."""
+    """A frozen upstream as s3prl calls it, without gradients; with them convolutions may round otherwise. It counts."""
 
     def __init__(self, seed: int = 0, factor: float = 1.0) -> None:
         super().__init__()

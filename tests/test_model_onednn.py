@@ -216,6 +216,10 @@ def test_a_watched_or_changed_layer_computes_itself(anywhere: None, monkeypatch:
         linear(layer, torch.ones(4, 8, requires_grad=True)).sum().backward()
         assert seen == [layer]
     linear(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), torch.ones(4, 8))
+    with warnings.catch_warnings(action="ignore"):  # of torch, which has moved this to another package
+        quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 8)), {nn.Linear})[0]
+    assert type(quantised) is not nn.Linear
+    assert linear(quantised, torch.ones(4, 8)).shape == (4, 8)
 
 
 def test_which_processors(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

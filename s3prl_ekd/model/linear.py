@@ -11,7 +11,7 @@ from s3prl_ekd.model.arithmetic import HALF, gelu
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """``layer(x)``, by oneDNN where that is faster (``onednn.py``). x (..., I) -> (..., O)."""
-    if _is_plain(layer) and onednn.is_faster(x, layer.weight, x.numel() * layer.out_features):
+    if x.is_cpu and _is_plain(layer) and onednn.is_faster(x, layer.weight, x.numel() * layer.out_features):
         return onednn.linear(x, layer.weight, layer.bias)
     return layer(x)
 

@@ -111,6 +111,11 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
     assert out.read_text().startswith("<!doctype html>")
     assert {file.suffix for file in (tmp_path / "out" / "report").iterdir()} == {".png"}
     assert "student & co" in capsys.readouterr().out
+    (tmp_path / "folder.html").mkdir()
+    for wrong in ("folder.html", "figures", "report.png"):  # figures/ is where the figures of figures.html go
+        with pytest.raises(EkdError, match=f"--out .*{wrong}: expected a file that ends in .html"):
+            command.run(parser.parse_args([str(pretraining), "--out", str(tmp_path / wrong)]))
+        assert not (tmp_path / wrong).is_file()
 
 
 def test_folders_that_hold_no_results(tmp_path):

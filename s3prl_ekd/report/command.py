@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the report; returns 0."""
-    if args.out.is_dir():
-        raise EkdError(f"--out {args.out}: is a folder; expected the name of an HTML file")
+    if args.out.is_dir() or args.out.suffix.lower() not in (".html", ".htm"):
+        raise EkdError(f"--out {args.out}: expected a file that ends in .html (figures go into a folder beside it)")
     pretrainings, evaluations = read_results(args.results)
     console = Console()
     if evaluations:

@@ -219,10 +219,10 @@ def test_every_variant_is_built_and_learns_at_reduced_width(file: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_recommended_recipe_by_the_real_command(lab: Path, tmp_path: Path) -> None:
+def test_recommended_with_teacher_dropping_by_the_real_command(lab: Path, tmp_path: Path) -> None:
     values = yaml.safe_load((lab / "model.yaml").read_text())
     recommended = yaml.safe_load(packaged("variants/recommended.yaml").read_text())
-    values["ekd"] |= recommended["ekd"]
+    values["ekd"] |= recommended["ekd"] | {"teacher_dropping": {"probability": 0.5}}
     (lab / "recommended.yaml").write_text(yaml.safe_dump(values))
     arguments = [
         "-u",

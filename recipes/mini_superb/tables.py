@@ -52,7 +52,7 @@ CLAIMS = (
     ("", "the ensemble beats merged weights", "config_model", "merged"),
     ("", "recommended beats the paper's", "recommended", "config_model"),
     ("", "teacher dropping beats the paper's", "teacher_dropping", "config_model"),
-    ("", "recommended beats teacher dropping as well", "recommended", "standardised_and_dropping"),
+    ("", "recommended beats itself with teacher dropping", "recommended", "standardised_and_dropping"),
     ("", "recommended beats HuBERT alone", "recommended", "hubert"),
     ("", "recommended beats RobustHuBERT alone", "recommended", "robust_hubert"),
     ("", "recommended beats WavLM alone", "recommended", "wavlm"),

@@ -3,8 +3,8 @@
 MKL keeps its AVX-512 kernels to Intel's processors. On AMD's it computes with AVX2: some 105 GFLOP/s of a core where
 oneDNN, which torch brings along for convolutions and bf16, makes 225 (an EPYC with AVX-512, torch 2.11;
 docs/performance.md). Small products stay with MKL, which takes less to start.
-``torch.backends.mkldnn.flags(enabled=False)`` turns this off. Its gradients have none of their own (``create_graph``);
-under the transforms of ``torch.func`` torch's products are used.
+``torch.backends.mkldnn.flags(enabled=False)`` turns this off. Its gradients have none of their own (``create_graph``)
+and it knows no forward-mode differentiation; traced, compiled and under ``torch.func`` a linear layer is torch's own.
 
 Shapes: R rows, I inputs, O outputs.
 """
@@ -24,13 +24,13 @@ _VENDORS = ("AuthenticAMD", "HygonGenuine")
 
 def serves(x: Tensor, weight: Tensor) -> bool:
     """Whether products of these two belong here: by processor, type and mode, whatever their size."""
-    if not _runs() or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu":
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
+        return False  # asked first: a graph must not contain the questions that follow
+    if x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu":
         return False
     if type(x) not in (Tensor, nn.Parameter) or type(weight) not in (Tensor, nn.Parameter):
         return False  # a class of its own, quantised say, brings its own products
-    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
-        return False
-    return torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu")
+    return torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu") and _runs()
 
 
 def is_faster(x: Tensor, weight: Tensor, multiplications: int) -> bool:

@@ -18,7 +18,7 @@ from s3prl_ekd.model import arithmetic, onednn
 from s3prl_ekd.model.attention import DistanceBias, SelfAttention
 from s3prl_ekd.model.linear import linear_gelu
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.strided_conv import ByWindows, InPlace, channels_innermost, strided_conv
+from s3prl_ekd.model.strided_conv import ByWindows, InPlace, as_matrix, channels_innermost, strided_conv
 
 CALLS = 20  # at a time: what one call takes to start is hidden behind those before it
 
@@ -95,7 +95,7 @@ def product(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, de
 def convolution_by_windows(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
     """The last convolution of three taps, as in training: products of copied windows, and products by MKL in place."""
     x, weight, exact = _convolution(shape, batch, frames)
-    taps, clips = weight.permute(0, 2, 1).reshape(len(weight), -1), x.flatten(0, 1)
+    taps, clips = as_matrix(weight), x.flatten(0, 1)
 
     def by(way: type[torch.autograd.Function]) -> Callable[[], Tensor]:
         return lambda: way.apply(clips, taps, None, 2).view(batch, -1, len(weight))[:, : exact.shape[1]]

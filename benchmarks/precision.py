@@ -22,7 +22,7 @@ import yaml
 
 from benchmarks import common
 from benchmarks.step import student_config
-from s3prl_ekd.config import read_yaml
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
 
 WINDOW = 25  # steps whose losses are averaged into one point of a curve

@@ -1,11 +1,84 @@
-"""The base of every configuration section: unknown keys and wrong types are errors, field docstrings are its manual."""
+"""Configuration files of any kind: the base of their sections, their YAML, and errors that name file and key.
+
+In a section unknown keys and wrong types are errors, and field docstrings are its manual.
+"""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from s3prl_ekd.errors import EkdError
 
 
 class Checked(BaseModel):
     """A strict pydantic model without room for unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping, or an error that names the file and line."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise EkdError(f"{path}: no such configuration file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise EkdError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" line {mark.line + 1}" if mark else ""
+        raise EkdError(f"{path}:{line} is not valid YAML ({getattr(error, 'problem', error)})") from error
+    if not isinstance(values, dict):
+        raise EkdError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    return values
+
+
+def check_values(model: type[BaseModel], values: dict[str, Any], file: str, prefix: str = "") -> Any:
+    """``values`` as a ``model``, or an EkdError that names the file, the first wrong key and what was expected."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problems = error.errors(include_url=False)
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        raise EkdError(f"{file}: {_explain(model, problems[0], prefix)}{more}") from error
+
+
+def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
+    location = problem["loc"]
+    key = prefix
+    for part in location:
+        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+    if problem["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(str(location[-1]), _fields_at(model, location[:-1]), n=1)
+        return f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+    if problem["type"] == "missing":
+        return f"{key}: required key is missing"
+    if problem["type"] == "value_error":
+        reason = str(problem["ctx"]["error"])
+        return f"{key}: {reason}" if key else reason
+    value = problem["input"]
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
+        return f"{key}: {value!r} is text to YAML; write {float(value):.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{key}: {message}, found {value!r}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names of the keys allowed where a location points."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation if part in current.model_fields else None
+        nested = [annotation, *getattr(annotation, "__args__", ())]
+        current = next((item for item in nested if isinstance(item, type) and issubclass(item, BaseModel)), None)
+        if current is None:
+            return []
+    return list(current.model_fields)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from s3prl_ekd.config import check_runner_config, load_model_config, packaged, read_yaml
+from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.config import check_runner_config, load_model_config, packaged
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from s3prl_ekd.checked import Checked
-from s3prl_ekd.config import ModelConfig, check_values, load_model_config, packaged, read_yaml
+from s3prl_ekd.checked import Checked, check_values, read_yaml
+from s3prl_ekd.config import ModelConfig, load_model_config, packaged
 from s3prl_ekd.errors import EkdError
 
 BASE = "config_model"

@@ -24,7 +24,8 @@ from recipes.tiny_teachers.ship import ship
 from recipes.tiny_teachers.train import Machine, Stage
 from recipes.tiny_teachers.units import make_units
 from s3prl_ekd.bridge.arguments import check_device
-from s3prl_ekd.config import check_runner_config, read_yaml
+from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.config import check_runner_config
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.errors import EkdError

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from s3prl_ekd.checked import Checked
-from s3prl_ekd.config import check_values, read_yaml
+from s3prl_ekd.checked import Checked, check_values, read_yaml
 from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.errors import EkdError

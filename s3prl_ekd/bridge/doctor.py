@@ -189,7 +189,8 @@ def _size(path: Path) -> str:
 
 def pretraining_data(file: Path) -> list[Finding]:
     """The length CSVs and audio of a config_runner.yaml."""
-    from s3prl_ekd.config import check_runner_config, read_yaml
+    from s3prl_ekd.checked import read_yaml
+    from s3prl_ekd.config import check_runner_config
     from s3prl_ekd.data.lengths import read_lengths
 
     config = check_runner_config(read_yaml(file), str(file))
@@ -207,7 +208,7 @@ def pretraining_data(file: Path) -> list[Finding]:
 
 def prepared(folder: Path) -> list[Finding]:
     """What of a prepared data folder is there."""
-    from s3prl_ekd.config import read_yaml
+    from s3prl_ekd.checked import read_yaml
 
     if not folder.is_dir():
         return [Finding("folder", "broken", f"no folder {folder}", f"s3prl-ekd prepare ... --out {folder}")]

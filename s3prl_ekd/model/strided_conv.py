@@ -40,7 +40,7 @@ def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) ->
     # whatever the size: the next convolution, a smaller one, gets N' rows, and the other ways need a multiple of s
     if not torch.is_grad_enabled() and (x.is_cuda or onednn.serves(x, weight)):
         return _as_image(x, weight, bias, stride)
-    taps = weight.permute(0, 2, 1).reshape(weight.shape[0], -1)  # (O, k C)
+    taps = as_matrix(weight)
     windows = x.shape[0] * x.shape[1] // stride
     way = ByWindows if onednn.is_faster(x, taps, windows * taps.numel()) else InPlace
     out = way.apply(x.flatten(0, 1), taps, bias, stride)
@@ -62,6 +62,11 @@ def _as_image(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) -> Te
 def channels_innermost(weight: Tensor) -> Tensor:
     """(O, C, k) of the same numbers, laid out in memory as (O, k, C): what :func:`strided_conv` reads in place."""
     return weight.permute(0, 2, 1).contiguous().permute(0, 2, 1)
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """(O, C, k) -> (O, k C): what a window is multiplied with; no copy where channels lie innermost."""
+    return weight.permute(0, 2, 1).reshape(len(weight), -1)
 
 
 class InPlace(torch.autograd.Function):

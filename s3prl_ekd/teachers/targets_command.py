@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from s3prl_ekd.config import check_runner_config, load_model_config, read_yaml
+from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.errors import EkdError

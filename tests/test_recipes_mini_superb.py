@@ -106,6 +106,8 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
 
     assert "students[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(students=["hubbert"])
     assert "from_random[0]: 'hubbert' is no file of pretrain/ekd/variants/" in message(from_random=["hubbert"])
+    assert "longer.hubbert: is no file of pretrain/ekd/variants/" in message(longer={"hubbert": 6000})
+    assert "longer.hubert: expected more steps than every row's 1500, found 1500" in message(longer={"hubert": 1500})
     wrong = message(ablations={"a": {"modde": "average"}})
     assert "experiment.yaml: ablations.a: " in wrong and "ekd.modde: unknown key; did you mean 'mode'?" in wrong
     assert "ablations.a: changes nothing" in message(ablations={"a": {}})
@@ -197,6 +199,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     make_demo_corpus(tmp_path / "speech", small=True)
     values = yaml.safe_load((HERE / "experiment.yaml").read_text())
     values["students"], values["merged"] = ["hubert", "wavlm"], {"merged": ["hubert", "wavlm"]}
+    values["longer"] = {"hubert": 6}
     values["distillation"] |= {"steps": 4, "batch_seconds": 8.0, "crop_seconds": 2.0, "cache_targets": True}
     few = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
     values["evaluation"] |= {"preset": "tiny", "seeds": [1, 2], "override": [few]}
@@ -206,9 +209,12 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     words = ["--speech", str(tmp_path / "speech"), "--work", str(tmp_path / "work"), "--experiment", str(file)]
     words += ["--results", str(tmp_path / "results"), "--only", "hubert", "merged", "--parallel", "2"]
     assert command.main(words) == 0
+    longer = [*words, "--only", "hubert_longer", "--seeds", "1", "--tasks", "sid"]
+    assert command.main(longer) == 0
     small = read_experiment(file)
     results = tables.read_results(small, tmp_path / "results")
-    assert list(results) == ["hubert", "merged"]
+    assert list(results) == ["hubert", "hubert_longer", "merged"]
+    assert results.pop("hubert_longer").distillation["1"]["steps"] == 6
     for result in results.values():
         assert {task: sorted(result.items(task)) for task in TASKS} == dict.fromkeys(TASKS, ["1", "2"])
         first, second = (scores["tasks"]["sid"] for scores in result.scores.values())

@@ -64,6 +64,8 @@ class Experiment(Checked):
     """Variants once more, from random weights instead of the common start: rows VARIANT_from_random."""
     ablations: dict[str, dict[str, Any]] = {}
     """Row -> keys of ``ekd`` that it changes in the paper's recipe, config_model.yaml."""
+    longer: dict[str, int] = {}
+    """Variant -> optimiser steps: once more, distilled for longer than every row; rows VARIANT_longer."""
     merged: dict[str, list[str]] = {}
     """Row -> students whose weights are averaged."""
     distillation: Distillation
@@ -84,6 +86,8 @@ class Row:
     """student: whether it starts from random weights."""
     changes: Mapping[str, Any] = field(default_factory=dict, hash=False)
     """student: keys of ``ekd`` that it changes in its variant."""
+    steps: int | None = None
+    """student: optimiser steps, where they are not every row's."""
 
     def read_variant(self) -> ModelConfig:
         """The variant as it is for full-size teachers, with this row's changes.
@@ -105,6 +109,12 @@ def read_experiment(file: Path) -> Experiment:
         for index, name in enumerate(names):
             if not variant_file(name).is_file():
                 raise EkdError(f"{file}: {key}[{index}]: {name!r} is no file of pretrain/ekd/variants/")
+    for name, steps in experiment.longer.items():
+        if not variant_file(name).is_file():
+            raise EkdError(f"{file}: longer.{name}: is no file of pretrain/ekd/variants/")
+        if steps <= experiment.distillation.steps:
+            usual = experiment.distillation.steps
+            raise EkdError(f"{file}: longer.{name}: expected more steps than every row's {usual}, found {steps}")
     for name, parts in experiment.merged.items():
         unknown = [part for part in parts if part not in experiment.students]
         if unknown or len(parts) < 2:
@@ -151,6 +161,7 @@ def rows(experiment: Experiment) -> list[Row]:
         *(Row(name, "student", name) for name in experiment.students),
         *(Row(f"{name}_from_random", "student", name, from_random=True) for name in experiment.from_random),
         *(Row(name, "student", BASE, changes=changes) for name, changes in experiment.ablations.items()),
+        *(Row(f"{name}_longer", "student", name, steps=steps) for name, steps in experiment.longer.items()),
         *(Row(name, "merged", "", tuple(parts)) for name, parts in experiment.merged.items()),
     ]
     named = [row.name for row in found]

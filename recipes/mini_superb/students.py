@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import BASE, Experiment, Row, rows, variant_file
+from recipes.mini_superb.settings import BASE, Distillation, Experiment, Row, rows, variant_file
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.data import target_folder
@@ -126,17 +126,23 @@ class Students:
             self._claim(folder, {"parts": list(row.parts)})
             return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
         config = model_config(self.experiment, row)
-        budget = self.experiment.distillation.model_dump() if row.kind == "student" else None
-        self._claim(folder, {"model": config, "distillation": budget, "weights": self._weights(config)})
+        budget = self._budget(row) if row.kind == "student" else None
+        made_of = None if budget is None else budget.model_dump()
+        self._claim(folder, {"model": config, "distillation": made_of, "weights": self._weights(config)})
         file = write_config(config, folder, self.targets if row.kind == "student" else None)
         if row.kind == "start":
             return _once(folder / "start.ckpt", lambda out: _write_start(file, out))
-        if not (folder / DISTILLATION).is_file():
+        if budget is not None and not (folder / DISTILLATION).is_file():
             if self.targets is not None:
                 with self._locks.setdefault(self.targets, threading.Lock()):
                     self._fill(self.targets)
-            self._distil(file, folder, seed)
+            self._distil(file, folder, seed, budget)
         return folder / "run"
+
+    def _budget(self, row: Row) -> Distillation:
+        """A row's own steps in every row's budget."""
+        budget = self.experiment.distillation
+        return budget if row.steps is None else budget.model_copy(update={"steps": row.steps})
 
     def _claim(self, folder: Path, made_by: dict[str, Any], what: str = "student", also: str = "") -> None:
         """Refuse a folder of other settings: s3prl's runner would go on with those, whatever is asked now."""
@@ -164,12 +170,11 @@ class Students:
         if (targets / target_folder.INDEX).is_file() and target_folder.is_complete(targets, "cache_targets"):
             return
         words = ["s3prl-ekd", "targets", "-g", str(write_config(config, folder, targets))]
-        words += ["-c", str(self._write_runner(folder, seed=0)), "--device", self.device]
+        words += ["-c", str(self._write_runner(folder, 0, budget)), "--device", self.device]
         self.call(words, folder / "targets.log")
 
-    def _write_runner(self, folder: Path, seed: int) -> Path:
+    def _write_runner(self, folder: Path, seed: int, budget: Distillation) -> Path:
         """``runner.yaml`` of a distillation."""
-        budget = self.experiment.distillation
         runner = yaml.safe_load((self.data / "pretrain.yaml").read_text())
         log, save = max(1, budget.steps // 60), max(1, budget.steps // 6)
         runner["runner"] |= {"total_steps": budget.steps, "log_step": log, "save_step": save, "max_keep": 1}
@@ -181,9 +186,9 @@ class Students:
         file.write_text(yaml.safe_dump(runner, sort_keys=False))
         return file
 
-    def _distil(self, config: Path, folder: Path, seed: int) -> None:
+    def _distil(self, config: Path, folder: Path, seed: int, budget: Distillation) -> None:
         words = ["run_pretrain.py", "-u", "ekd", "-a", "-p", str(folder / "run"), "-g", str(config)]
-        words += ["-c", str(self._write_runner(folder, seed)), "--device", self.device, "--seed", str(seed)]
+        words += ["-c", str(self._write_runner(folder, seed, budget)), "--device", self.device, "--seed", str(seed)]
         clock = folder / "seconds.txt"  # of all calls, so that an interrupted distillation is not a fast one
         before, started = float(clock.read_text()) if clock.is_file() else 0.0, time.monotonic()
         try:

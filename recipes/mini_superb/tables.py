@@ -41,6 +41,8 @@ NAMES = {
     "standardised_and_dropping": "all three, standardised targets and teacher dropping",
     "hubert_from_random": "HuBERT alone, from random weights",
     "config_model_from_random": "all three, multi-head, from random weights",
+    "recommended_longer": "all three, standardised targets, 4 times the steps",
+    "hubert_longer": "HuBERT alone, 4 times the steps",
     "merged": "the three single-teacher students, merged",
 }
 CLAIMS = (
@@ -57,6 +59,9 @@ CLAIMS = (
     ("", "recommended beats RobustHuBERT alone", "recommended", "robust_hubert"),
     ("", "recommended beats WavLM alone", "recommended", "wavlm"),
     ("", "recommended beats the start", "recommended", "start"),
+    ("", "recommended, longer, beats recommended", "recommended_longer", "recommended"),
+    ("", "recommended, longer, beats HuBERT alone, longer", "recommended_longer", "hubert_longer"),
+    ("", "recommended, longer, beats the start", "recommended_longer", "start"),
     ("", "distilling beats the start", "config_model", "start"),
     ("", "distilling beats random weights", "config_model_from_random", "untrained"),
     ("", "from random weights, the ensemble beats HuBERT alone", "config_model_from_random", "hubert_from_random"),

@@ -1,4 +1,4 @@
-"""Every variant of pretrain/ekd/variants/ and the base, trained a few steps by the real command: does its loss fall?
+"""Every variant of full size and the base, trained a few steps by the real command: does its loss fall?
 
     python -m benchmarks.variants --speech FOLDER [--work result/variants] [--steps 200] [--only NAME ...]
 
@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common
-from s3prl_ekd.config import ModelConfig, load_model_config, packaged
+from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.variants import BASE, variant_file, variant_names
 
-BASE = "config_model"
 EIGHTH = TINY.with_(layers=12, ffn_width=384)  # of 768, 3072 and 512 channels; layers 4, 8 and 12 exist
 STAND_INS = {"hubert_base": "hubert", "hubert_base_robust_mgr": "robust_hubert", "wavlm_base_plus": "wavlm"}
 ENDS = 10  # steps averaged at the start and at the end of a run
@@ -42,12 +42,8 @@ SETTINGS = {"batch_size": 6, "crop_samples": 32_000, "learning_rate": 1.0e-3, "w
 
 
 def variants() -> list[str]:
-    """The base first, then the files of pretrain/ekd/variants/ by name."""
-    return [BASE, *sorted(file.stem for file in packaged("variants").glob("*.yaml"))]
-
-
-def packaged_file(name: str) -> Path:
-    return packaged("config_model.yaml" if name == BASE else f"variants/{name}.yaml")
+    """The base first, then the files of pretrain/ekd/variants/ by name, but for the one that is small already."""
+    return [BASE, *(name for name in variant_names() if name != "embedded")]
 
 
 def small_config(name: str, teachers: dict[str, Path], crop: int) -> dict[str, Any]:
@@ -61,7 +57,7 @@ def small_config(name: str, teachers: dict[str, Path], crop: int) -> dict[str, A
     Raises:
         EkdError: the variant names a source that no small teacher stands in for.
     """
-    file = packaged_file(name)
+    file = variant_file(name)
     config = load_model_config(file)
 
     def stand_in(source: str) -> str:

@@ -7,7 +7,6 @@ Whether teachers have the layers asked for, and whether the audio is there, is c
 
 from __future__ import annotations
 
-import importlib.resources
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +18,7 @@ from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.distill.options import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import BASE_CONV
+from s3prl_ekd.variants import packaged, variant_file
 
 
 class TeacherConfig(Checked):
@@ -265,11 +265,6 @@ def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml
     return check_values(DataConfig, dict(values), file, prefix="pretrain_expert.datarc")
 
 
-def packaged(name: str) -> Path:
-    """Path of a file of pretrain/ekd as installed (config_model.yaml, variants/average.yaml)."""
-    return Path(str(importlib.resources.files("s3prl_ekd.pretrain.ekd").joinpath(name)))
-
-
 def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     values = read_yaml(path)
     base = values.pop("base", None)
@@ -280,7 +275,7 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     # s3prl copies the file into the experiment folder, where a relative base is gone or is the copy itself:
     # the packaged file of that name is the fallback
     seen = (*seen, path.resolve())
-    candidates = [path.parent / base, packaged(Path(base).name), packaged(f"variants/{Path(base).name}")]
+    candidates = [path.parent / base, packaged(Path(base).name), variant_file(Path(base).stem)]
     found = next((file for file in candidates if file.is_file() and file.resolve() not in seen), None)
     if found is None:
         raise EkdError(f"{path}: base: no file {base!r} beside it or among the packaged configurations")

@@ -27,11 +27,7 @@ from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 
 MARKER = ".s3prl-ekd-demo.json"
-TEACHERS = {
-    "hubert": "embedded:tiny_hubert",
-    "robust_hubert": "embedded:tiny_robust_hubert",
-    "wavlm": "embedded:tiny_wavlm",
-}
+VARIANT = "embedded"
 SMALL_TEACHERS = "The three teachers are a thirtieth of the published ones' size and learned from 7.6 hours of speech."
 SYNTHETIC = "The speech is synthetic (espeak-ng voices); no number here is a SUPERB number."
 
@@ -106,18 +102,12 @@ class Demo:
         self.call("s3prl-ekd", "prepare", "--manifest", *manifests, "--out", str(self.out / "data"))
 
     def teachers(self) -> None:
-        from s3prl_ekd.model.student import student_like
-        from s3prl_ekd.teachers.sources import describe
+        from s3prl_ekd.config import load_model_config
+        from s3prl_ekd.variants import variant_file
 
-        for name, source in TEACHERS.items():
-            self.console.print(f"  {name:<14} {source}", highlight=False)
-        shape = describe(TEACHERS["hubert"]).shape
-        layers = [shape.layers // 3, 2 * shape.layers // 3, shape.layers]
-        student = {"layers": 2, **student_like(shape)}
-        teachers = [{"name": name, "source": source, "layers": [*layers]} for name, source in TEACHERS.items()]
-        # `base`: everything not said here is the paper's recipe, pretrain/ekd/config_model.yaml.
-        model = {"base": "config_model.yaml", "ekd": {"teachers": teachers}, "student": student}
-        (self.out / "model.yaml").write_text(yaml.safe_dump(model, sort_keys=False, default_flow_style=None))
+        for teacher in load_model_config(variant_file(VARIANT)).ekd.teachers:
+            self.console.print(f"  {teacher.name:<14} {teacher.source}", highlight=False)
+        self.console.print(f"variant {VARIANT!r}, which -g chooses: {variant_file(VARIANT)}", soft_wrap=True)
 
     def pretrain(self) -> None:
         runner = yaml.safe_load((self.out / "data" / "pretrain.yaml").read_text())
@@ -132,7 +122,7 @@ class Demo:
         runner["pretrain_expert"]["datarc"] |= {"train_batch_size": 4, "num_workers": 0}
         (self.out / "runner.yaml").write_text(yaml.safe_dump(runner, sort_keys=False))
         folder = self.out / "pretrain"
-        command = ["run_pretrain.py", "-u", "ekd", "-a", "-p", str(folder), "-g", str(self.out / "model.yaml")]
+        command = ["run_pretrain.py", "-u", "ekd", "-a", "-p", str(folder), "-g", VARIANT]
         command += ["-c", str(self.out / "runner.yaml"), "--device", self.device]
         self.say(command)
         with Board(self.console) as board, board.phase("pretrain", "train") as watch:
@@ -149,7 +139,7 @@ class Demo:
         self.evaluate("student", "--ckpt", str(self.out / "pretrain"))
 
     def baselines(self) -> None:
-        self.evaluate("untrained", "--untrained", str(self.out / "model.yaml"), "--label", "untrained student")
+        self.evaluate("untrained", "--untrained", VARIANT, "--label", "untrained student")
         self.evaluate("fbank", "--upstream", "fbank", "--label", "fbank")
 
     def evaluate(self, name: str, *upstream: str) -> None:

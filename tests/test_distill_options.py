@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import yaml
 from distill_lab import CLIPS, WIDTH, ekd, heads, hidden_state, objective, states
 
-from s3prl_ekd.config import load_model_config, packaged
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.balance import Balancer, gradient_norms
 from s3prl_ekd.distill.dropping import clip_factors, keep_worst
 from s3prl_ekd.distill.losses import head_losses, mean_over_heads
@@ -25,6 +25,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.student import Student, load_student
 from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.teachers.tiny import TINY
+from s3prl_ekd.variants import packaged
 
 lab = pretraining.lab
 

@@ -14,13 +14,14 @@ import yaml
 from scipy.signal import correlate, fftconvolve
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
-from s3prl_ekd.config import DataConfig, load_model_config, packaged
+from s3prl_ekd.config import DataConfig, load_model_config
 from s3prl_ekd.data.batches import Batch, BatchPlan, BatchSpec, CropDataset, make_loader
 from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.recipe import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.variants import packaged
 
 CLIPS = 14
 

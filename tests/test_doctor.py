@@ -10,7 +10,7 @@ from bridge_corpora import librispeech
 
 from s3prl_ekd.bridge import doctor
 from s3prl_ekd.cli import main
-from s3prl_ekd.config import packaged
+from s3prl_ekd.variants import packaged
 
 
 def runner_config(folder: Path, **data: object) -> Path:

@@ -14,10 +14,12 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.models import choose_models
 from s3prl_ekd.model.encoder import count_parameters
+from s3prl_ekd.model.student import student_like
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.teachers.command import history
 from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted
+from s3prl_ekd.variants import variant_file
 
 NAMES = ("tiny_hubert", "tiny_robust_hubert", "tiny_wavlm")
 
@@ -77,15 +79,13 @@ def test_mistakes_are_named() -> None:
         sources.describe("embedded:tiny_huber", "ekd.teachers[0].source")
 
 
-def test_a_configuration_may_name_them() -> None:
-    layers = [2, 4, 6]
-    teachers = [{"name": name, "source": f"embedded:{name}", "layers": layers} for name in NAMES]
-    shape = sources.describe("embedded:tiny_hubert").shape
-    student = {"width": shape.width, "ffn_width": shape.ffn_width, "heads": shape.heads,
-               "conv_layers": [list(layer) for layer in shape.conv_layers],
-               "pos_conv_kernel": shape.pos_conv_kernel, "pos_conv_groups": shape.pos_conv_groups}  # fmt: skip
-    config = load_model_config({"ekd": {"teachers": teachers, "initialise_from": "tiny_hubert"}, "student": student})
+def test_the_variant_of_them_has_a_student_of_their_width() -> None:
+    config = load_model_config(variant_file("embedded"))
+    assert [teacher.source for teacher in config.ekd.teachers] == [f"embedded:{name}" for name in NAMES]
     assert len(check_teachers(config).target_sets) == 3
+    said = config.student.model_dump(mode="json")
+    like = student_like(sources.describe("embedded:tiny_hubert").shape)
+    assert {key: said[key] for key in like} == like and config.ekd.initialise_from == "hubert"
 
 
 def test_the_command_says_how_it_was_trained(capsys: pytest.CaptureFixture[str]) -> None:

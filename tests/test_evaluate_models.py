@@ -21,6 +21,7 @@ from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.macs_command import model_cost
+from s3prl_ekd.variants import variant_file
 
 
 @pytest.fixture
@@ -83,6 +84,8 @@ def test_which_models_are_meant(tmp_path, monkeypatch):
     Path("x.ckpt").touch()
     both = models("upstream:wav2vec2_local", "ckpt:x.ckpt", "untrained:model.yaml")
     assert [one.arguments()[:3:2] for one in both] == [["-u", "-k"], ["-u", "-g"]]
+    (named,) = models("untrained:embedded")
+    assert named.arguments() == ["-u", "ekd_student", "-g", str(variant_file("embedded"))]
     assert [one.name for one in models("upstream:a=fbank", "upstream:b=fbank")] == ["fbank", "fbank"]
     assert [one.label for one in models("upstream:mfcc", "untrained:u=model.yaml", "upstream:fbank")] == [
         "mfcc", "u", "fbank"
@@ -91,10 +94,12 @@ def test_which_models_are_meant(tmp_path, monkeypatch):
     assert labelled("runs/lr=0.1/x") == (None, "runs/lr=0.1/x")
     assert labelled("a=runs/lr=0.1") == ("a", "runs/lr=0.1")
     Path("list.yaml").write_text(
-        "- {label: theirs, upstream: wav2vec2_local, ckpt: x.ckpt}\n- {untrained: model.yaml}\n"
+        "- {label: theirs, upstream: wav2vec2_local, ckpt: x.ckpt}\n"
+        "- {untrained: model.yaml}\n- {label: e, untrained: embedded}\n"
     )
     listed = choose_models([("upstream", "fbank")], Path("list.yaml"))
-    assert [one.label for one in listed] == ["theirs", "untrained student", "fbank"]
+    assert [one.label for one in listed] == ["theirs", "untrained student", "e", "fbank"]
+    assert [one.model_config for one in listed[1:3]] == [tmp_path / "model.yaml", variant_file("embedded")]
     assert listed[0].checkpoint == tmp_path / "x.ckpt"
 
 

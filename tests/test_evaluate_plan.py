@@ -124,7 +124,7 @@ def test_checkpoints_are_ordered_by_their_number(tmp_path):
 def test_upstream_arguments(tmp_path):
     model = tmp_path / "config_model.yaml"
     model.touch()
-    assert choose_upstream(None, None, model, "base").arguments() == ["-u", "ekd_student", "-g", str(model)]
+    assert choose_upstream(None, None, str(model), "base").arguments() == ["-u", "ekd_student", "-g", str(model)]
     assert choose_upstream(None, "fbank", None, None).arguments() == ["-u", "fbank"]
     other = choose_upstream(model, "wav2vec2_local", None, "mine")
     assert (other.arguments(), other.label) == (["-u", "wav2vec2_local", "-k", str(model)], "mine")

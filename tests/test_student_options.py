@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from distill_lab import TEACHERS
 
 from s3prl_ekd.checkpoints import read_torch_file
-from s3prl_ekd.config import load_model_config, packaged
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TeacherLayers
@@ -21,6 +21,7 @@ from s3prl_ekd.model.masking import SpanMask
 from s3prl_ekd.model.student import Student, load_student, start_layers, student_shape, student_state
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.tiny import TINY, random_encoder
+from s3prl_ekd.variants import packaged
 
 lab = pretraining.lab
 

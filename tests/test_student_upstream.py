@@ -8,11 +8,12 @@ import pytest
 import torch
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
-from s3prl_ekd.config import load_model_config, packaged
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.student import Student, student_state
 from s3prl_ekd.teachers.tiny import TINY
+from s3prl_ekd.variants import packaged
 
 SMALL = {
     "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads, "pos_conv_kernel": 32, "pos_conv_groups": 8,

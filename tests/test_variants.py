@@ -27,7 +27,7 @@ def test_a_small_variant_differs_from_its_file_in_size_and_sources_alone(
 ) -> None:
     file = tmp_path / f"small_{name}.yaml"
     file.write_text(yaml.safe_dump(variants.small_config(name, teachers, 32_000)))
-    small, full = load_model_config(file), load_model_config(variants.packaged_file(name))
+    small, full = load_model_config(file), load_model_config(variants.variant_file(name))
     check_teachers(small, str(file))
     ours, theirs = small.model_dump(mode="json"), full.model_dump(mode="json")
     sources = {source: str(teachers[stand_in]) for source, stand_in in variants.STAND_INS.items()}
@@ -46,7 +46,7 @@ def test_a_variant_with_a_teacher_that_has_no_stand_in_is_one_line(
 ) -> None:
     file = tmp_path / "new.yaml"
     file.write_text("base: config_model.yaml\nekd: {initialise_from: wav2vec2_base_960}\n")
-    monkeypatch.setattr(variants, "packaged_file", lambda name: file)
+    monkeypatch.setattr(variants, "variant_file", lambda name: file)
     with pytest.raises(EkdError, match="new.yaml: no small teacher stands in for 'wav2vec2_base_960'"):
         variants.small_config("new", teachers, 32_000)
 

@@ -51,15 +51,9 @@ data() { # what `prepare` makes of the speech, once
 
 model() { # NAME PRECISION: a student of the three embedded teachers
   cat >"$work/$1.yaml" <<YAML
-base: config_model.yaml
-ekd:
-  precision: $2
-  initialise_from: hubert
-  teachers:
-    - {name: hubert,        source: "embedded:tiny_hubert",        layers: [2, 4, 6]}
-    - {name: robust_hubert, source: "embedded:tiny_robust_hubert", layers: [2, 4, 6]}
-    - {name: wavlm,         source: "embedded:tiny_wavlm",         layers: [2, 4, 6]}
-student: {width: 192, ffn_width: 640, heads: 4, pos_conv_kernel: 32, pos_conv_groups: 8, conv_layers: [[96, 10, 5], [96, 3, 2], [96, 3, 2], [96, 3, 2], [96, 3, 2], [96, 2, 2], [96, 2, 2]]}
+base: embedded.yaml
+ekd: {precision: $2}
+task: {sequence_length: 250000} # of a GPU, not of a CPU
 YAML
 }
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from s3prl_ekd.checked import Checked, check_values, read_yaml
-from s3prl_ekd.config import ModelConfig, load_model_config, packaged
+from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import BASE, variant_file
 
-BASE = "config_model"
 OWN = {"teachers", "initialise_from", "precision", "teacher_precision", "cache_targets"}
 """Keys of ``ekd`` that are the experiment's own."""
 
@@ -137,11 +137,6 @@ def read_experiment(file: Path) -> Experiment:
     except EkdError as error:
         raise EkdError(f"{file}: {error}") from error
     return experiment
-
-
-def variant_file(name: str) -> Path:
-    """A variant's packaged file; ``config_model`` is the base."""
-    return packaged("config_model.yaml" if name == BASE else f"variants/{name}.yaml")
 
 
 def rows(experiment: Experiment) -> list[Row]:

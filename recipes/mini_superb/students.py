@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import BASE, Distillation, Experiment, Row, rows, variant_file
+from recipes.mini_superb.settings import Distillation, Experiment, Row, rows
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.data import target_folder
@@ -22,6 +22,7 @@ from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_like, student_state
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import weights_digest
+from s3prl_ekd.variants import BASE, variant_file
 from s3prl_ekd.whole_file import whole_file
 
 DISTILLATION = "distillation.json"

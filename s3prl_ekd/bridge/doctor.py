@@ -24,6 +24,7 @@ from rich.table import Table
 from s3prl_ekd.bridge import link
 from s3prl_ekd.bridge.modules import s3prl_folder
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
@@ -45,7 +46,7 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a config_runner.yaml: is its data there?")
-    parser.add_argument("-g", "--model-config", type=Path, metavar="FILE", help="a config_model.yaml: its teachers")
+    parser.add_argument("-g", "--model-config", metavar="MODEL", help="what -g of run_pretrain.py takes: its teachers")
     parser.add_argument("--data", type=Path, metavar="DATA", help="a folder that `s3prl-ekd prepare` wrote")
 
 
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         ("devices", devices),
     ]
     if args.model_config is not None:
-        sections.append((str(args.model_config), lambda: teachers(args.model_config)))
+        sections.append((str(args.model_config), lambda: teachers(find_model_config(args.model_config))))
     if args.config is not None:
         sections.append((str(args.config), lambda: pretraining_data(args.config)))
     if args.data is not None:

@@ -20,6 +20,7 @@ from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
 
 # SUPERB's short name -> s3prl's name for -d, and our config of that task.
 TASKS = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}
@@ -178,18 +179,9 @@ class _Downstream:
                 args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
             describe(args.upstream_ckpt, "-k")
         if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
-            args.upstream_model_config = self._model_config(args.upstream_model_config)
+            args.upstream_model_config = str(find_model_config(args.upstream_model_config))
         elif args.upstream_model_config is not None and local:
             args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
-
-    @staticmethod
-    def _model_config(value: str) -> str:
-        folder = ours("pretrain")
-        names = (Path(value), folder.parent / value, folder / "ekd" / value, folder / "ekd/variants" / f"{value}.yaml")
-        for candidate in names:
-            if candidate.is_file():
-                return str(candidate.resolve())
-        raise EkdError(f"-g {value}: no such config file")
 
     def _config(self, value: str | None, task: str) -> str:
         """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""

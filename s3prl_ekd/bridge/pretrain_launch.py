@@ -30,6 +30,7 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
 
 log = logging.getLogger(__name__)
 
@@ -224,18 +225,17 @@ class _Pretraining:
                 if (folder / default).is_file():
                     return str(folder / default)
             raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{default}")
-        variants = mine / task / "variants"
+        if flag == "-g" and task in self.our_tasks:
+            return str(find_model_config(value))
         names = [value, f"{value}.yaml"] if "/" not in value else [value]
         for name in names:
-            places = (mine.parent, mine, mine / task, variants, self.s3prl, theirs / task)
+            places = (mine.parent, mine, mine / task, self.s3prl, theirs / task)
             # "pretrain/ekd/x.yaml" is meant from the folder that holds pretrain/; ours may be installed under another.
             inner = re.sub(r"^(\./)?pretrain/", "", name)
             for candidate in (Path(name), *(place / name for place in places), mine / inner):
                 if candidate.is_file():
                     return str(candidate.resolve())
-        known = [path.stem for path in variants.glob("*.yaml")] if flag == "-g" else []
-        hint = f"; variants by name: {', '.join(sorted(known))}" if known else ""
-        raise EkdError(f"{flag} {value}: no such config file{hint}")
+        raise EkdError(f"{flag} {value}: no such config file")
 
     def _prepare(self, task: str) -> None:
         """Make ``pretrain.<task>.pretrain_expert`` importable, as the runner will ask for it."""

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     models.add_argument(
         "--untrained", action="append", dest="given", type=partial(_given, "untrained"),
-        metavar="[LABEL=]CONFIG_MODEL_YAML", help="this student, untrained",
+        metavar="[LABEL=]CONFIG_MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
     )  # fmt: skip
     models.add_argument(
         "--models",

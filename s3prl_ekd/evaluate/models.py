@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
@@ -67,10 +68,10 @@ def choose_models(
             models.append(choose_teacher(value, own))
             continue
         parts = {name: value if kind == name else None for name in ("ckpt", "upstream", "untrained")}
-        models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], _path(parts["untrained"]), own))
+        models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], parts["untrained"], own))
     if not models:
         raise EkdError(
-            "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained CONFIG_MODEL_YAML"
+            "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained CONFIG_MODEL"
         )
     if label is not None and len(models) > 1:
         raise EkdError(
@@ -127,11 +128,12 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
             return choose_teacher(str(source) if source.exists() else entry["teacher"], entry.get("label"))
         except EkdError as error:
             raise EkdError(f"{where}: {error}") from error
-    files = {
-        key: path.parent / Path(entry[key]).expanduser() if key in entry else None for key in ("ckpt", "untrained")
-    }
+    ckpt = path.parent / Path(entry["ckpt"]).expanduser() if "ckpt" in entry else None
+    untrained = entry.get("untrained")
+    if untrained is not None and (path.parent / Path(untrained).expanduser()).is_file():
+        untrained = str(path.parent / Path(untrained).expanduser())
     try:
-        return choose_upstream(files["ckpt"], entry.get("upstream"), files["untrained"], entry.get("label"))
+        return choose_upstream(ckpt, entry.get("upstream"), untrained, entry.get("label"))
     except EkdError as error:
         raise EkdError(f"{where}: {error}") from error
 
@@ -152,16 +154,13 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source)
 
 
-def choose_upstream(ckpt: Path | None, name: str | None, untrained: Path | None, label: str | None) -> Upstream:
+def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, label: str | None) -> Upstream:
     """A student or an upstream; a name with a checkpoint is s3prl's ``-u NAME -k FILE``."""
     if untrained is not None and (ckpt is not None or name is not None):
         raise EkdError("untrained: one model, and so without a ckpt or upstream of its own")
     if untrained is not None:
-        if not untrained.is_file():
-            raise EkdError(
-                f"--untrained {untrained}: not found; expected a config_model.yaml of run_pretrain.py -u ekd"
-            )
-        return Upstream(STUDENT, label or "untrained student", model_config=untrained.resolve())
+        model_config = find_model_config(untrained, "--untrained")
+        return Upstream(STUDENT, label or "untrained student", model_config=model_config)
     if ckpt is not None:
         if not ckpt.exists():
             raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
@@ -173,7 +172,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: Path | None,
         path = ckpt.resolve() if name else student_checkpoint(ckpt)
         return Upstream(name or STUDENT, label or f"{path.parent.name}/{path.stem}", checkpoint=path)
     if name is None:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL_YAML")
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL")
     return Upstream(name, label or name)
 
 

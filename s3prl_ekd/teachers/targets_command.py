@@ -16,22 +16,24 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers, open_cache
 from s3prl_ekd.teachers.command import usable_device
+from s3prl_ekd.variants import find_model_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments: those of ``run_pretrain.py`` that targets depend on."""
-    parser.add_argument("-g", "--upstream_config", required=True, metavar="YAML", help="the run's config_model.yaml")
+    parser.add_argument("-g", "--upstream_config", required=True, metavar="MODEL", help="the run's -g")
     parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="the run's config_runner.yaml")
     parser.add_argument("--device", default="cpu", help="where teachers compute: cpu (default), cuda, cuda:1, ...")
 
 
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
-    config = load_model_config(args.upstream_config)
+    file = find_model_config(args.upstream_config)
+    config = load_model_config(file)
     if config.ekd.cache_targets is None:
-        raise EkdError(f"{args.upstream_config}: ekd.cache_targets: null; name the folder that is to be filled")
+        raise EkdError(f"{file}: ekd.cache_targets: null; name the folder that is to be filled")
     data = check_runner_config(read_yaml(args.config), str(args.config)).pretrain_expert.datarc
-    plan = check_teachers(config, args.upstream_config)
+    plan = check_teachers(config, str(file))
     device = usable_device(args.device)
     table = read_lengths(data)
     cache = open_cache(config, plan, table, data)

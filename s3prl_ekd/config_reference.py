@@ -37,9 +37,9 @@ error: my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_base_plus
 - **Start from ours.** A model file of your own begins with `base: config_model.yaml` and holds only what differs.
   Mappings merge; lists and values replace. `base` may also name a file beside yours or a packaged variant
   (`base: average.yaml`).
-- **`-g`** takes a file, or the name of a packaged variant: `-g average`; so do `-g` of `run_downstream.py`, `s3prl-ekd targets` and
-  `doctor`, and `evaluate --untrained`. **`-c`** takes a file; `s3prl-ekd prepare`
-  writes one with your paths filled in, `DATA/pretrain.yaml`.
+- **`-g`** takes a file, or the name of a packaged variant: `-g average`; so do `-g` of `run_downstream.py`,
+  `s3prl-ekd targets` and `doctor`, and `evaluate --untrained`. **`-c`** takes a file; `s3prl-ekd prepare` writes one
+  with your paths filled in, `DATA/pretrain.yaml`.
 - **`-o`** overrides keys of the runner file, not of the model file. Items are separated by `,,`:
   `-o "config.runner.total_steps=1000,,config.optimizer.lr=1.0e-4"`.
 - **Numbers.** Write `2.0e-4`, not `2e-4`: YAML reads the latter as text, and the check says so.

@@ -23,11 +23,11 @@ from recipes.tiny_teachers.settings import HOP, NOISE, STAGE, StageSettings, Tea
 from recipes.tiny_teachers.ship import ship
 from recipes.tiny_teachers.train import Machine, Stage
 from recipes.tiny_teachers.units import make_units
-from s3prl_ekd.bridge.arguments import check_device
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.recipe import DistortionConfig
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
@@ -58,8 +58,7 @@ def train_teacher(args: argparse.Namespace) -> Path:
     for index, stage in enumerate(settings.stages):
         with_noise(stage, args.noise, f"{file}: stages[{index}]")  # mistakes show before anything is computed
         check_sources(stage, settings.encoder_shape, f"{file}: stages[{index}]")
-    check_device(args.device)
-    machine = Machine(torch.device(args.device), PRECISIONS[args.precision], args.workers)
+    machine = Machine(find_device(args.device), PRECISIONS[args.precision], args.workers)
     if machine.device.type == "cuda":
         torch.cuda.set_device(machine.device)  # masks are drawn from this device's generator, which is then saved
     recipe = _Recipe(settings, file, args.noise, args.out / file.stem, _corpus(args.data), machine)

@@ -87,14 +87,6 @@ def hide_gpu(argv: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def check_device(device: str) -> None:
-    """Raise EkdError where ``--device`` (default cuda) names a GPU and torch sees none."""
-    import torch
-
-    if str(device).startswith("cuda") and not torch.cuda.is_available():
-        raise EkdError(f"--device {device}: torch sees no CUDA GPU here; give --device cpu")
-
-
 def make_folder(expdir: str | Path) -> None:
     """Make the experiment folder and see that it can be written to, before anything is loaded.
 

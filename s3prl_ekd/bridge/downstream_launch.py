@@ -19,6 +19,7 @@ import yaml
 from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 
@@ -113,7 +114,7 @@ class _Downstream:
         checkpoint = self._resume_from(args)
         self.current.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
-            arguments.check_device(args.device)
+            find_device(args.device)
             args.past_exp, args.auto_resume = str(checkpoint), False
             return
         if args.downstream is None:
@@ -129,7 +130,7 @@ class _Downstream:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
         self._check_upstream(args)
         args.config = self._config(args.config, args.downstream)
-        arguments.check_device(args.device)
+        find_device(args.device)
         arguments.make_folder(args.expdir or f"result/downstream/{args.expname}")
 
     def _resume_from(self, args: Namespace) -> Path | None:

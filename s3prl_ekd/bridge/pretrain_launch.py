@@ -29,6 +29,7 @@ from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 
@@ -173,7 +174,7 @@ class _Pretraining:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
         args.config = self._config("-c", args.config, args.upstream, "config_runner.yaml")
         args.upstream_config = self._config("-g", args.upstream_config, args.upstream, "config_model.yaml")
-        arguments.check_device(args.device)
+        find_device(args.device)
         arguments.make_folder(args.expdir)
         self._prepare(args.upstream)
 
@@ -259,7 +260,7 @@ class _Pretraining:
         self.current.expdir, self.config = Path(args.expdir), config
         self.source = source = str(args.init_ckpt or args.config)
         if args.init_ckpt is not None:
-            arguments.check_device(args.device)
+            find_device(args.device)
             self._prepare(args.upstream)
         if self.world.several and args.upstream not in self.our_tasks:
             raise EkdError(f"-u {args.upstream}: this task of s3prl trains in one process; start it without torchrun")

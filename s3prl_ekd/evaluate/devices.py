@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
 
@@ -32,14 +33,9 @@ def parse_devices(text: str | None) -> list[str]:
 
 def check_devices(devices: Sequence[str]) -> None:
     """:class:`EkdError` for a GPU that this machine does not have."""
-    if all(device == "cpu" for device in devices):
-        return
-    import torch
-
-    count = torch.cuda.device_count()
     for device in devices:
-        if device.startswith("cuda") and int(device.partition(":")[2] or 0) >= count:
-            raise EkdError(f"--devices {device}: torch sees {count or 'no'} CUDA GPU{'s' * (count > 1)} here")
+        if device != "cpu":
+            find_device(device, "--devices")
 
 
 def native_device(device: str) -> str:

@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.teachers import embedded, sources
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
         _list(console)
         return 0
     wave, heard = _clip(args.audio)
-    device = usable_device(args.device)
+    device = find_device(args.device)
     described = sources.describe(args.source, "teachers")
     encoder = sources.load(described, "teachers")
     if not isinstance(encoder, S3prlUpstream) and wave.shape[1] < encoder.shape.receptive_field:
@@ -132,16 +133,6 @@ def _clip(file: Path | None) -> tuple[Tensor, str]:
     if file is None:
         return synthetic_clip(), "synthetic"
     return torch.from_numpy(read_audio(file)).unsqueeze(0), str(file)
-
-
-def usable_device(name: str) -> torch.device:
-    """What ``--device`` names; :class:`EkdError` where torch cannot compute on it."""
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA raises AssertionError
-        raise EkdError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from error
-    return device
 
 
 def _states(

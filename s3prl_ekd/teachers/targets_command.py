@@ -12,10 +12,10 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.cached import cached_teachers, open_cache
-from s3prl_ekd.teachers.command import usable_device
 from s3prl_ekd.variants import find_model_config
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise EkdError(f"{file}: ekd.cache_targets: null; name the folder that is to be filled")
     data = check_runner_config(read_yaml(args.config), str(args.config)).pretrain_expert.datarc
     plan = check_teachers(config, str(file))
-    device = usable_device(args.device)
+    device = find_device(args.device)
     table = read_lengths(data)
     cache = open_cache(config, plan, table, data)
     if cache.complete:

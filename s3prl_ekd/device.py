@@ -1,0 +1,39 @@
+"""What ``--device`` names, checked before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from s3prl_ekd.errors import EkdError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def find_device(name: str, option: str = "--device") -> torch.device:
+    """The device of that name.
+
+    A GPU is counted, not used: several ranks ask before each has taken its own.
+
+    Raises:
+        EkdError: no device is called so, or torch cannot compute on it here.
+    """
+    import torch  # the launchers set up its environment before
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise EkdError(f"{option} {name}: is no device; expected cpu, cuda, or one of cuda:0, cuda:1, ...") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count()
+        if count == 0 or not torch.cuda.is_available():
+            raise EkdError(f"{option} {name}: torch sees no CUDA GPU here; give {option} cpu")
+        if (device.index or 0) >= count:
+            raise EkdError(f"{option} {name}: torch sees {count} CUDA GPU{'s' * (count > 1)} here, the first is cuda:0")
+        return device
+    try:
+        torch.empty(1, device=device).add(1).item()
+    except (RuntimeError, AssertionError, ImportError) as error:  # the latter two: torch built without it
+        reason = str(error).splitlines()[0].partition(". ")[0]
+        raise EkdError(f"{option} {name}: not usable here ({reason})") from error
+    return device

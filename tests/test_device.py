@@ -1,0 +1,38 @@
+"""What ``--device`` may say: one check for every command."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from s3prl_ekd.device import find_device
+from s3prl_ekd.errors import EkdError
+
+
+def gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+
+
+def message(name: str, *option: str) -> str:
+    with pytest.raises(EkdError) as caught:
+        find_device(name, *option)
+    return str(caught.value)
+
+
+def test_a_device_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    gpus(monkeypatch, 2)  # counted, not used: neither is there
+    assert [find_device(name).index for name in ("cuda", "cuda:0", "cuda:1")] == [None, 0, 1]
+    assert message("cuda:2") == "--device cuda:2: torch sees 2 CUDA GPUs here, the first is cuda:0"
+    gpus(monkeypatch, 1)
+    assert "torch sees 1 CUDA GPU here" in message("cuda:1")
+
+
+def test_a_device_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 0)
+    assert message("cuda") == "--device cuda: torch sees no CUDA GPU here; give --device cpu"
+    assert message("cuda:1", "--devices").endswith("give --devices cpu")
+    assert message("gpu") == "--device gpu: is no device; expected cpu, cuda, or one of cuda:0, cuda:1, ..."
+    unusable = message("meta")  # of a kind that torch knows and cannot give numbers of
+    assert unusable.startswith("--device meta: not usable here (") and "\n" not in unusable and len(unusable) < 200

@@ -14,6 +14,7 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_folder import MISSING
+from s3prl_ekd.teachers.cached import CachedTeachers
 
 lab, calls = target_cache_lab.lab, target_cache_lab.calls  # fixtures
 
@@ -38,8 +39,10 @@ def test_the_command_fills_a_cache_without_a_student(
     assert main(words) == 130
     assert f"[ekd] targets of 8 of 12 windows are in {tmp_path}/ahead\n" in capsys.readouterr().err
     monkeypatch.setattr(TargetCache, "store", store)
+    read, fill = [], CachedTeachers.fill
+    monkeypatch.setattr(CachedTeachers, "fill", lambda self, *given: (read.append(given), fill(self, *given))[1])
     assert main(words) == 0
-    assert calls == [4, 4, 4]  # nothing twice
+    assert calls == [4, 4, 4] and len(read) == 1  # nothing twice, neither computed nor read
     assert "12 of 12 windows" in capsys.readouterr().err
     assert main(words) == 0
     trained = make_expert(lab, tmp_path / "ahead")

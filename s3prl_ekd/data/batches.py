@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -267,11 +267,11 @@ def make_loader(
     sequence_length: int,
     distorter: Distorter | None = None,
     cache: TargetCache | None = None,
-    deal: Callable[[BatchPlan], Sampler[BatchSpec]] | None = None,
+    deal: Callable[[BatchPlan], Iterable[BatchSpec]] | None = None,
 ) -> tuple[TimedLoader, BatchPlan]:
     """The DataLoader for s3prl's loop, and the plan that it follows.
 
-    With a target cache it is the plan of its windows; ``deal`` picks a rank's share of each batch.
+    With a target cache it is the plan of its windows; ``deal`` picks some of the batches, or a rank's share of each.
     """
     if cache is None:
         plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)

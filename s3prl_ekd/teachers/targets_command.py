@@ -10,7 +10,7 @@ from rich.progress import track
 
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
-from s3prl_ekd.data.batches import make_loader
+from s3prl_ekd.data.batches import BatchPlan, BatchSpec, make_loader
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
@@ -40,12 +40,16 @@ def run(args: argparse.Namespace) -> int:
     if cache.complete:
         return 0
     teachers = cached_teachers(config, plan, cache, freeze(config, load_teachers(config, plan))).to(device)
+
+    def waiting(plan: BatchPlan) -> list[BatchSpec]:
+        return [spec for spec in plan if not cache.stored(spec.windows).all()]
+
     # what the student hears is not needed, so nothing is distorted
-    loader, batches = make_loader(table, data, config.task.sequence_length, cache=cache)
+    loader, _ = make_loader(table, data, config.task.sequence_length, cache=cache, deal=waiting)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     unread: list[str] = []
     try:
-        for batch in track(loader, "targets", total=len(batches), console=console):
+        for batch in track(loader, "targets", total=len(loader), console=console):
             unread += batch.skipped
             teachers.fill(batch.wave.to(device, non_blocking=True), batch)
     finally:

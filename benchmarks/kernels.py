@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.distill.losses import Terms, fused_terms, l1_and_cosine
 from s3prl_ekd.model import arithmetic, onednn
 from s3prl_ekd.model.attention import DistanceBias, SelfAttention
 from s3prl_ekd.model.linear import linear_gelu
@@ -34,7 +35,7 @@ def run(options: Any) -> dict[str, Any]:
     frames = shape.frames(int(options.clip_seconds * SAMPLE_RATE))
     values: dict[str, Any] = {"precision": options.precision, "size": options.size, "batch": options.batch}
     if arithmetic.fused_kernels(torch.ones(1, device=options.device)) is not None:
-        kernels = [residual_norm]
+        kernels = [residual_norm, loss]
         if dtype != torch.float32:  # in which the other two are plain operators
             kernels += [gated_attention, feed_forward_gelu]
     elif onednn.serves(*(torch.empty(0, dtype=dtype, device=options.device) for _ in range(2))):
@@ -124,6 +125,25 @@ def residual_norm(shape: EncoderShape, batch: int, frames: int, dtype: torch.dty
     x, y = torch.randn(2, batch, frames, shape.width, device=device, dtype=dtype).unbind()
     exact = F.layer_norm(x[:1].double() + y[:1].double(), (shape.width,), norm.weight.double(), norm.bias.double())
     return (lambda: arithmetic.add_layer_norm(norm, x, y)), (lambda: arithmetic.layer_norm_fp32(norm, x + y)), exact
+
+
+def loss(shape: EncoderShape, batch: int, frames: int, dtype: torch.dtype, device: str) -> Pair:
+    """Both terms of one teacher's three heads and their gradient."""
+    prediction = torch.randn(3, batch, frames, shape.width, device=device, dtype=dtype).transpose(0, 1)
+    target = torch.randn(batch, 3, frames, shape.width, device=device, dtype=dtype)
+    weights = torch.randn(2, batch, 3, frames, device=device)
+    fused = fused_terms(prediction, target)
+    assert fused is not None
+
+    @torch.enable_grad()
+    def gradient(terms: Terms, clips: int = batch, kind: torch.dtype = dtype) -> Tensor:
+        leaf = prediction[:clips].detach().to(kind).requires_grad_()
+        l1, cosine = terms(leaf, target[:clips].to(kind), 1e-8)
+        (found,) = torch.autograd.grad((l1, cosine), leaf, tuple(weights[:, :clips].to(l1.dtype)))
+        return found
+
+    exact = gradient(l1_and_cosine, 1, torch.float64)
+    return (lambda: gradient(fused)), (lambda: gradient(l1_and_cosine)), exact
 
 
 def _many(work: Callable[[], Tensor]) -> Callable[[], None]:

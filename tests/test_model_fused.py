@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3prl_ekd.distill.losses import fused_terms, head_losses, l1_and_cosine
 from s3prl_ekd.model import arithmetic
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.linear import linear_gelu
@@ -23,7 +24,7 @@ CLOSE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    return float((ours.detach().double() - theirs.detach().double()).norm() / theirs.detach().double().norm())
 
 
 def check(device: str) -> None:
@@ -47,6 +48,29 @@ def check(device: str) -> None:
             theirs = F.gelu(centred @ matrix.double() + shift.double().unsqueeze(1))
             assert ours.dtype == dtype and relative(ours, theirs) < CLOSE[dtype], (dtype, channels)
         check_attention(device, dtype)
+        check_losses(device, dtype)
+
+
+def check_losses(device: str, dtype: torch.dtype) -> None:
+    """Predictions laid out as heads give them, targets otherwise; a frame of zeros, one equal to its target."""
+    from s3prl_ekd.distill.triton_losses import FusedL1AndCosine
+
+    for width, target_dtype in ((24, dtype), (100, torch.float32)):
+        prediction = torch.randn(3, 2, 5, width, device=device).to(dtype).transpose(0, 1)
+        target = torch.randn(2, 5, 3, width, device=device).to(target_dtype).transpose(1, 2)
+        prediction[0, 0, 0] = 0
+        target[1, 1, 1] = prediction[1, 1, 1]
+        weights = torch.randn(2, 2, 3, 5, device=device)
+        weights[:, 0, 0, 0] *= 1e-8  # a frame of length 0 has a gradient as large as one over its shortest length
+        results = []
+        for terms, kind in ((FusedL1AndCosine.apply, dtype), (l1_and_cosine, torch.float64)):
+            leaf = prediction.detach().to(kind).requires_grad_()
+            found = terms(leaf, target.to(kind) if kind == torch.float64 else target, 1e-8)
+            (found[0] * weights[0] + found[1] * weights[1]).sum().backward()
+            results.append((*found, leaf.grad))
+        for ours, theirs in zip(*results, strict=True):
+            assert ours.shape == theirs.shape and relative(ours, theirs) < CLOSE[dtype], (dtype, width)
+        assert results[0][0].dtype == torch.float32 and results[0][2].stride() == prediction.stride()
 
 
 def check_attention(device: str, dtype: torch.dtype) -> None:
@@ -129,11 +153,29 @@ def test_gelu_of_a_product(device: str, dtype: torch.dtype) -> None:
 def test_not_on_a_cpu() -> None:
     with torch.no_grad():
         assert arithmetic.fused_kernels(torch.ones(1)) is None
+    assert fused_terms(*torch.ones(2, 1, 1, 1, 16)) is None
 
 
 @pytest.mark.gpu
 def test_kernels_on_the_gpu() -> None:
     check("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", CLOSE)
+def test_the_loss_on_the_gpu_is_the_one_on_the_cpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    prediction, target = torch.randn(2, 4, 3, 150, 768).to(dtype)
+    assert fused_terms(prediction.cuda(), target.cuda()) is not None
+    assert fused_terms(prediction.cuda().double(), target.cuda()) is None
+    results = []
+    for device in ("cuda", "cpu"):
+        leaf = prediction.to(device).requires_grad_()
+        losses = head_losses(leaf, target.to(device))
+        losses.total(1.0).sum().backward()
+        results.append((losses.l1.cpu(), losses.cosine.cpu(), leaf.grad.cpu()))
+    for ours, theirs in zip(*results, strict=True):
+        assert relative(ours, theirs) < CLOSE[dtype]
 
 
 @pytest.mark.gpu

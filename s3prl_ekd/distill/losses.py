@@ -5,12 +5,17 @@ Shapes: B clips, n heads of one set, T frames, W channels of the target.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s3prl_ekd.kernels import launchable, tried
+
+Terms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 _EPS = 1e-8  # shortest length of a frame in its cosine, as in torch's
 
 
@@ -53,8 +58,38 @@ def clip_losses(prediction: Tensor, target: Tensor) -> HeadLosses:
 
 def _frame_losses(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """(B, n, T) of each term, in fp32."""
-    l1, cosine = _L1AndCosine.apply(prediction, target)
+    terms = fused_terms(prediction, target) or l1_and_cosine
+    l1, cosine = terms(prediction, target, _EPS)
     return l1, -F.logsigmoid(cosine)
+
+
+def fused_terms(prediction: Tensor, target: Tensor) -> Terms | None:
+    """:func:`l1_and_cosine` as kernels (``triton_losses.py``), where they compute what is asked for and Triton runs."""
+    for x in (prediction, target):
+        if not launchable(x) or x.dtype == torch.float64 or not x.is_floating_point() or x.stride(3) != 1:
+            return None
+    return _fused_terms()
+
+
+@cache
+def _fused_terms() -> Terms | None:
+    """The function, tried out, forward and backward."""
+
+    def trial() -> Terms:
+        from s3prl_ekd.distill.triton_losses import FusedL1AndCosine
+
+        one = torch.ones(1, 1, 1, 16, device="cuda", requires_grad=True)
+        with torch.enable_grad():
+            l1, cosine = FusedL1AndCosine.apply(one, one.detach(), _EPS)
+            (l1 + cosine).sum().backward()
+        return FusedL1AndCosine.apply
+
+    return tried(trial, "no kernels for the loss, training is some per cent slower")
+
+
+def l1_and_cosine(prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``mean |p - t|`` and ``cos(p, t)`` over the last dimension by torch's operators: (B, n, T) each."""
+    return _L1AndCosine.apply(prediction, target, eps)
 
 
 class _L1AndCosine(torch.autograd.Function):
@@ -66,11 +101,11 @@ class _L1AndCosine(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         kind = torch.promote_types(prediction.dtype, torch.float32)
         if prediction.dtype == target.dtype != kind:
             target = target.to(kind)  # otherwise each product below is computed in the wider of the two types
-        lengths = [torch.linalg.vector_norm(x, dim=-1, dtype=kind).clamp(min=_EPS) for x in (prediction, target)]
+        lengths = [torch.linalg.vector_norm(x, dim=-1, dtype=kind).clamp(min=eps) for x in (prediction, target)]
         product = torch.mul(prediction, target)
         cosine = product.sum(-1) / (lengths[0] * lengths[1])
         difference = torch.sub(prediction, target, out=product)
@@ -87,7 +122,7 @@ class _L1AndCosine(torch.autograd.Function):
         of_prediction = (-grad_cosine * cosine / length.square()).unsqueeze(-1)
         grad = torch.sub(prediction, target).sign_().mul_((grad_l1 / prediction.shape[-1]).unsqueeze(-1))
         grad.addcmul_(target, of_target).addcmul_(prediction, of_prediction)
-        return grad.to(prediction.dtype), None
+        return grad.to(prediction.dtype), None, None
 
 
 def mean_over_heads(losses: dict[str, HeadLosses], cosine_weight: float) -> Tensor:

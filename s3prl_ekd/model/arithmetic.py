@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-logger = logging.getLogger(__name__)
-Found = TypeVar("Found")
+from s3prl_ekd.kernels import launchable, tried
+
 HALF = (torch.float16, torch.bfloat16)
 
 
@@ -50,9 +48,7 @@ def add_layer_norm(norm: nn.LayerNorm, x: Tensor, y: Tensor) -> Tensor:
 
 def fused_kernels(x: Tensor) -> ModuleType | None:
     """``triton_kernels`` where it computes what is asked for: on a GPU, without gradients, with a working Triton."""
-    if not x.is_cuda or torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return None
-    return _triton_kernels()
+    return _triton_kernels() if launchable(x) and not torch.is_grad_enabled() else None
 
 
 @cache
@@ -67,17 +63,6 @@ def _triton_kernels() -> ModuleType | None:
         return triton_kernels
 
     return tried(trial, "no fused kernels, some per cent slower")
-
-
-def tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
-    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises."""
-    try:
-        return trial()
-    except torch.OutOfMemoryError:  # says nothing of the kernel: the next batch tries again
-        raise
-    except Exception as error:
-        logger.info("[ekd] %s: %s", otherwise, error)
-        return None
 
 
 def gated_attention_kernel(query: Tensor) -> Callable[..., Tensor] | None:

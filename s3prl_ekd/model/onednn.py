@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from s3prl_ekd.model.arithmetic import tried
+from s3prl_ekd.kernels import tried
 
 _LEAST = 2**21  # multiply-accumulates
 _VENDORS = ("AuthenticAMD", "HygonGenuine")

@@ -1,0 +1,29 @@
+"""Whether kernels of our own are used on a GPU: where they may be, and the trial that comes first."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+Found = TypeVar("Found")
+
+
+def launchable(x: Tensor) -> bool:
+    """A kernel may be launched on ``x`` here: it is on a GPU, and nobody records operators to run them later."""
+    return x.is_cuda and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
+    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises."""
+    try:
+        return trial()
+    except torch.OutOfMemoryError:  # says nothing of the kernel: the next batch tries again
+        raise
+    except Exception as error:
+        logger.info("[ekd] %s: %s", otherwise, error)
+        return None

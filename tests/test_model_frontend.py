@@ -65,6 +65,11 @@ def test_features_and_gradients_equal_the_convolutions(conv_norm: str, bias: boo
             assert a is None and b.norm() < 1e-3 * seed.norm()  # the norm takes the bias away again
         else:
             assert relative(a, b) < 1e-4, name
+    # of the waveform too: a student may be somebody's perceptual loss
+    leaf = wave.clone().requires_grad_()
+    (of_wave,) = torch.autograd.grad(frontend(leaf), leaf, seed)
+    (published,) = torch.autograd.grad(by_convolutions(frontend, leaf), leaf, seed)
+    assert relative(of_wave, published) < 1e-3
 
 
 def test_the_first_window_of_silence_and_of_one_frame() -> None:

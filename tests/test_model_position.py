@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from s3prl_ekd.model.banded_conv import banded_conv, make_band
 from s3prl_ekd.model.position import PositionalConv, grouped_conv
-from s3prl_ekd.teachers.tiny import TINY
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.tiny import TINY, random_encoder
 
 
 @pytest.mark.parametrize("autocast", [False, True])
@@ -29,25 +30,49 @@ def test_bf16_is_fp32_within_its_precision(channels: int, kernel: int, autocast:
     assert (half.float() - exact).norm() < 0.01 * exact.norm()
 
 
-def test_the_kept_weight_follows_every_change() -> None:
+def test_a_weight_that_may_change_is_followed_however_it_does() -> None:
+    """s3prl's optimizers write to ``.data``, torch's fused ones leave no trace either: an evaluation must see both."""
     conv, x = PositionalConv(TINY), torch.randn(2, 30, TINY.width)
+    fused = torch.optim.AdamW(conv.parameters(), lr=1e-2, fused=True)
     with torch.no_grad():
         before = conv(x)
-        assert torch.equal(conv(x), before)
-        conv.v[0].mul_(2)  # in place, as an optimizer
-        changed = conv(x)
-        assert not torch.allclose(changed, before)
-        conv.load_state_dict({name: value.clone() for name, value in PositionalConv(TINY).state_dict().items()})
-        fresh = conv(x)
-    assert not torch.allclose(fresh, changed)
-    assert torch.equal(fresh, conv(x).detach())  # with gradients the weight is made anew each time
-    with torch.inference_mode():
-        assert torch.equal(conv(x), fresh)
-    loss = conv(x).sum()  # a weight kept in inference mode must not reach a graph
-    loss.backward()
-    assert conv.v.grad is not None
+    conv(x).square().sum().backward()
+    fused.step()
     with torch.no_grad():
-        assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
+        stepped = conv(x)
+        conv.v.data.mul_(torch.rand_like(conv.v))
+        changed = conv(x)
+    assert not torch.allclose(stepped, before) and not torch.allclose(changed, stepped)
+    assert torch.equal(changed, conv(x).detach())
+
+
+def test_a_constant_weight_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And again for each precision, and where others are loaded."""
+    encoder, x = random_encoder(TINY, seed=0), torch.randn(2, 30, TINY.width)
+    conv = encoder.position
+    assert isinstance(conv, PositionalConv) and not conv.constant
+    with torch.no_grad():
+        expected = conv(x)
+    FrozenTeachers({"one": encoder}, {"one": [1]})
+    made, normalised = [], PositionalConv._normalised
+    monkeypatch.setattr(PositionalConv, "_normalised", lambda self: (made.append(self), normalised(self))[1])
+    with torch.no_grad():
+        assert torch.equal(conv(x), expected) and torch.equal(conv(x), expected) and len(made) == 1
+    with torch.inference_mode():
+        assert torch.equal(conv(x), expected)
+    leaf = x.clone().requires_grad_()  # a weight kept in inference mode must not reach a graph
+    conv(leaf).sum().backward()
+    assert leaf.grad is not None and len(made) == 3
+    with torch.no_grad():
+        conv.load_state_dict({name: value.clone() for name, value in PositionalConv(TINY).state_dict().items()})
+        assert not torch.allclose(conv(x), expected)
+        assert conv.bfloat16()(x.bfloat16()).dtype == torch.bfloat16 and len(made) == 5
+
+
+def test_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        conv, x = PositionalConv(TINY), torch.randn(2, 30, TINY.width)
+        assert torch.equal(conv(x), conv(x))
 
 
 @pytest.mark.parametrize(("frames", "channels", "groups", "kernel"), [

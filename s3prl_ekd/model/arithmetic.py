@@ -95,12 +95,27 @@ def _gated_attention(dtype: torch.dtype, width: int, device: torch.device) -> Ca
 @contextmanager
 def tf32(enabled: bool) -> Iterator[None]:
     """TF32 matrix products inside the block: torch leaves them off, and fp32 proper costs several times as much."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = enabled or before
+    if not enabled:
+        yield
+        return
+    matmul, name, value = torch.backends.cuda.matmul, "allow_tf32", True
+    try:
+        before: bool | str = matmul.allow_tf32
+    except RuntimeError:  # the program has used torch's newer switch, after which the older one may not be touched
+        name, value, before = "fp32_precision", "tf32", matmul.fp32_precision
+    setattr(matmul, name, value)
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        setattr(matmul, name, before)
+
+
+def tf32_convolutions() -> bool:
+    """Whether torch computes fp32 convolutions in TF32, which it does unless told otherwise."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # as above
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"
 
 
 class _ScaleGradient(torch.autograd.Function):

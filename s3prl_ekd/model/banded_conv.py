@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from s3prl_ekd.model.arithmetic import tf32
+from s3prl_ekd.model.arithmetic import tf32, tf32_convolutions
 
 FRAMES = 16
 """P. At k = 128 an eighth more arithmetic than the convolution itself."""
@@ -66,7 +66,7 @@ class _BandedConv(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             seen = _windows(x, taps, taps // 2, groups)
             asked = _windows(grad, 1, 0, groups)  # (G, B R, P C)
-            with tf32(torch.backends.cudnn.allow_tf32):
+            with tf32(tf32_convolutions()):
                 of_band = torch.bmm(seen.transpose(1, 2), asked)
             of_band = of_band.view(groups, FRAMES + taps - 1, channels, FRAMES, width // groups)
             summed = _diagonals(of_band, taps).sum(3, dtype=torch.promote_types(grad.dtype, torch.float32))
@@ -90,7 +90,7 @@ def _windows(x: Tensor, taps: int, before: int, groups: int) -> Tensor:
 def _multiply(windows: Tensor, band: Tensor, shape: torch.Size) -> Tensor:
     """(G, B R, (P + k - 1) C) times the band -> (B, T, D)."""
     batch, frames, width = shape
-    with tf32(torch.backends.cudnn.allow_tf32):  # as torch does with convolutions
+    with tf32(tf32_convolutions()):  # as torch does with convolutions
         out = torch.bmm(windows, band).view(len(band), batch, -1, width // len(band))  # (G, B, R P, C)
     return out[:, :, :frames].permute(1, 2, 0, 3).reshape(batch, frames, width)
 

@@ -102,7 +102,10 @@ class ConvFrontEnd(nn.Module):
                 return kernels.first_conv_gelu(wave, rounded[:, 0], matrix, shift[:, 0].float(), frames, stride, dtype)
             columns = -(-(kernel + 2) // _PAD) * _PAD  # rows of a length that matrix units read whole
             centred = torch.zeros(*windows.shape[:2], columns, dtype=dtype, device=wave.device)
-            torch.sub(windows, rounded, out=centred[..., :kernel])
+            if wave.requires_grad:
+                centred[..., :kernel] = windows - rounded
+            else:
+                torch.sub(windows, rounded, out=centred[..., :kernel])
             centred[..., kernel : kernel + 2] = 1
             coarse = shift.to(dtype)
             matrix = torch.cat([scaled.transpose(1, 2).to(dtype), coarse, (shift - coarse.double()).to(dtype)], dim=1)

@@ -18,6 +18,7 @@ from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.arithmetic import tf32
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.position import PositionalConv
 from s3prl_ekd.teachers.adapter import S3prlUpstream
 
 logger = logging.getLogger(__name__)
@@ -59,6 +60,9 @@ class FrozenTeachers(nn.Module):
         super().train(False)
         self._tapped: dict[int, Tensor] = {}
         self.tap = tap
+        for module in self.modules():
+            if isinstance(module, PositionalConv):
+                module.constant = True
         for name, encoder in self.encoders.items() if tap == "ffn" else ():
             if not isinstance(encoder, Encoder):
                 raise EkdError(

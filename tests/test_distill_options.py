@@ -165,6 +165,15 @@ def test_the_loss_under_dropping(probability: float, reduce: str) -> None:
     assert subject(predictions, hidden, states())[0].item() == pytest.approx(by_clip.mean().item(), rel=1e-5)
 
 
+def test_a_set_without_weight_is_nobodys_worst() -> None:
+    """It is never trained, so it would be kept alone, and a clip that keeps it alone teaches nothing."""
+    hidden = hidden_state()
+    subject = objective(weights={"c": 0.0}, teacher_dropping={"probability": 1.0})
+    loss, _ = subject(heads(hidden, subject.target_sets), hidden, states())  # of c the largest targets
+    loss.backward()
+    assert hidden.grad is not None and (hidden.grad.flatten(1).norm(dim=1) > 1e-3).all()
+
+
 def every_option() -> Iterator[dict[str, object]]:
     yield {"targets": {"normalise": "standardise"}}
     yield {"targets": {"normalise": "phi_s", "fit_batches": 3}}

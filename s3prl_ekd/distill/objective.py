@@ -131,6 +131,8 @@ class Objective(nn.Module):
         """Losses per head (n,) of what is left after teacher dropping, from losses per clip (B, n)."""
         by_set = torch.stack([part.total(self.cosine_weight).mean(1) for part in clips.values()]).detach()  # (S, B)
         weights = torch.stack([part.sum() for part in self.weights.split([len(t.labels) for t in self.target_sets])])
+        # a set without weight is never trained, so it would be the worst for ever, and its clips would teach nothing
+        by_set = by_set.masked_fill(weights.unsqueeze(1) == 0, -torch.inf)
         factors = clip_factors(keep_worst(by_set, self.dropping.probability), weights)  # (S, B)
         return {
             name: HeadLosses((part.l1 * factor[:, None]).mean(0), (part.cosine * factor[:, None]).mean(0))

@@ -55,18 +55,13 @@ class Ranks:
         return model if self.size == 1 else DistributedDataParallel(model, broadcast_buffers=False)
 
     def share(self, clips: int, device: torch.device) -> Share | None:
-        """What this rank's ``clips`` (0 or more) are of the global batch; None for a process of its own.
-
-        Raises:
-            EkdError: on every rank, where no rank has a clip.
-        """
+        """What this rank's ``clips`` (0 or more) are of the global batch; None for a process of its own."""
         if self.size == 1:
             return None
         total = torch.tensor(clips, device=device)
         dist.all_reduce(total)
-        if clips == 0 and int(total) == 0:  # waits for the device, but only here
-            raise EkdError("not one file of a batch can be read")
-        return Share(clips, total, self.size)
+        empty = clips == 0 and int(total) == 0  # waits for the device, but only where a rank has nothing
+        return Share(clips, total, self.size, empty)
 
     def sums(self, values: Sequence[float], device: torch.device) -> list[float]:
         """Each value summed over the ranks."""
@@ -100,10 +95,11 @@ class Share:
         clips: b_r, 0 where this rank's wave only stands in for clips.
         total: B, a whole number on the training device.
         ranks: W.
+        empty: whether no rank has a clip: nothing can be a mean then.
     """
 
-    def __init__(self, clips: int, total: Tensor, ranks: int) -> None:
-        self.total, self.ranks = total, ranks
+    def __init__(self, clips: int, total: Tensor, ranks: int, empty: bool = False) -> None:
+        self.total, self.ranks, self.empty = total, ranks, empty
         self.fraction = clips / total  # a tensor: nothing here waits for the device
 
     def mean(self, values: Tensor) -> Tensor:

@@ -35,6 +35,8 @@ class Case:
     accumulate: int = 1
     resume_at: int = 0
     """After this step, everything is made anew from what a checkpoint holds."""
+    lost: int | None = None
+    """Of this batch of the first epoch none of the files is there."""
 
 
 def write_lab(folder: Path, clips: int = 12) -> Path:
@@ -77,6 +79,9 @@ def make(lab: Path, model: Path, batch: int) -> Any:
 def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
     """The runner's loop. Returns losses and log values of every step, weights, statistics, shares without a clip."""
     expert = make(lab, model, case.batch)
+    if case.lost is not None:
+        for item in expert.batches._epoch_batches(0)[case.lost]:
+            expert.loader.dataset.table.paths[item] = str(lab / "gone.flac")
     optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
     losses, logs, step, stand_ins, loss_sum = [], [], 0, 0, 0.0
     loader, micro = expert.get_train_dataloader(), 0
@@ -92,7 +97,7 @@ def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
             optimizer.step()
             optimizer.zero_grad()
             losses.append(loss_sum)
-            logs.append(records["ekd"])
+            logs.append(records.get("ekd"))
             loss_sum, step = 0.0, step + 1
             if step == case.steps:
                 break

@@ -61,10 +61,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_expert(lab: Path, **changes: object):
+def make_expert(lab: Path, batch_size: int = 4, **changes: object):
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
-    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | {"num_workers": 0}
+    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    datarc |= {"num_workers": 0, "train_batch_size": batch_size}
     model = yaml.safe_load((lab / "model.yaml").read_text())
     for key, value in changes.items():
         model["ekd"][key] = value
@@ -140,6 +141,27 @@ def test_precisions_agree(lab: Path, precision: str) -> None:
     batch = next(iter(exact.loader))
     values = [float(expert(batch, records={}, global_step=1, log_step=10)[0].detach()) for expert in (exact, other)]
     assert values[1] == pytest.approx(values[0], rel=1e-2)
+
+
+def test_a_batch_of_unreadable_files_teaches_nothing_and_many_end_the_run(lab: Path) -> None:
+    """A lone clip of a batch is enough for the former: a run that ended there would end there again, resumed."""
+    expert = make_expert(lab, batch_size=1)
+    table, (first, *others) = expert.loader.dataset.table, expert.batches._epoch_batches(0)
+    real = list(table.paths)
+    table.paths[first[0]] = str(lab / "gone.flac")
+    data = iter(expert.get_train_dataloader())
+    expert(next(data), records={}, global_step=1, log_step=1)[0].backward()
+    grads = [parameter.grad for parameter in expert.model.parameters()]
+    assert all(grad is not None and not grad.any() for grad in grads)
+    loss, records = expert(next(data), records={}, global_step=2, log_step=1)
+    assert loss > 0 and records["ekd"]["skipped_files"] == 1
+    for (item,) in others:
+        table.paths[item] = str(lab / "gone.flac")
+    for _ in range(9):
+        assert expert(next(data), records={}, global_step=3, log_step=1) == (0.0, {})
+    with pytest.raises(EkdError, match="of 10 batches in a row not one file can be read; the last: .*gone.flac"):
+        expert(next(data), records={}, global_step=3, log_step=1)
+    table.paths[:] = real
 
 
 def test_multi_gpu_and_other_checkpoints_are_refused(lab: Path) -> None:

@@ -17,6 +17,8 @@ import torch
 import yaml
 from target_cache_lab import batches, make_expert, train, write_model
 
+from s3prl_ekd.cli import main
+from s3prl_ekd.data import target_cache, target_folder
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_folder import MISSING, STORED, UNREADABLE
 from s3prl_ekd.distributed import Ranks
@@ -216,6 +218,54 @@ def test_audio_that_cannot_be_read_does_not_hold_the_teachers_back_and_may_be_me
     calls.clear()
     train(expert, batches(expert, 2))
     assert calls == [4] and expert.teachers.teachers is None  # its batch's teachers ran once, and went again
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_teachers_are_loaded_once_for_all_that_was_mended(
+    lab: Path, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch, writable: bool
+) -> None:
+    """Three clips of three batches; where the full cache can't be written to, they are computed in every epoch."""
+    contents = {name: (lab / name).read_bytes() for name in ("1.flac", "5.flac", "10.flac")}
+    try:
+        for name, content in contents.items():
+            (lab / name).write_bytes(b"x" * len(content))
+        expert = make_expert(lab, tmp_path / "cache")
+        assert len(list(batches(expert, 1))) == 3
+        train(expert, batches(expert, 1))
+        assert expert.cache.complete and (expert.cache.state == UNREADABLE).sum() == 3
+    finally:
+        for name, content in contents.items():
+            (lab / name).write_bytes(content)
+    expert.cache._lock.close()
+    stored = (tmp_path / "cache/targets.bin").read_bytes()
+    if not writable:
+        monkeypatch.setattr(target_cache, "hold", lambda folder, key: target_folder.hold(folder / "nowhere", key))
+    expert = make_expert(lab, tmp_path / "cache")
+    loads, load = [], expert.teachers.load
+    expert.teachers.load = lambda: (loads.append(1), load())[1]
+    calls.clear()
+    losses = train(expert, batches(expert, 1))
+    assert len(calls) == 3 and len(loads) == 1 and all(loss > 0 for loss in losses)
+    train(expert, batches(expert, 1))
+    assert len(calls) == (3 if writable else 6) and (expert.teachers.teachers is None) == writable
+    assert ((tmp_path / "cache/targets.bin").read_bytes() == stored) != writable
+
+
+def test_a_batch_without_a_readable_clip_does_not_hold_the_cache_back(lab: Path, tmp_path: Path) -> None:
+    content = (lab / "5.flac").read_bytes()
+    try:
+        (lab / "5.flac").write_bytes(b"x" * len(content))
+        expert = make_expert(lab, tmp_path / "cache", {"train_batch_size": 1})
+        losses = train(expert, batches(expert, 2))
+        assert losses.count(0.0) == 2 and expert.teachers.teachers is None
+        words = ["targets", "-g", str(write_model(lab, tmp_path / "model.yaml", tmp_path / "ahead"))]
+        runner = yaml.safe_load((lab / "runner.yaml").read_text())
+        runner["pretrain_expert"]["datarc"]["train_batch_size"] = 1
+        (tmp_path / "runner.yaml").write_text(yaml.safe_dump(runner))
+        assert main([*words, "-c", str(tmp_path / "runner.yaml")]) == 0
+        assert (tmp_path / "ahead/state.bin").read_bytes().count(UNREADABLE) == 1
+    finally:
+        (lab / "5.flac").write_bytes(content)
 
 
 @pytest.mark.slow

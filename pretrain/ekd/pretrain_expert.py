@@ -39,6 +39,8 @@ from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 logger = logging.getLogger(__name__)
 
+SILENT_LIMIT = 10  # batches in a row of which nothing could be read, after which the data is gone
+
 
 class UpstreamPretrainExpert(nn.Module):
     """What s3prl's pretraining runner drives.
@@ -111,6 +113,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.__dict__["parallel"] = self.model
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped = 0
+        self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
 
     # ------------------------------------------------------------------------------------------ s3prl's interface
@@ -129,6 +132,9 @@ class UpstreamPretrainExpert(nn.Module):
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
         heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
         share = self.ranks.share(data.clips, wave.device)
+        if data.stands_in if share is None else share.empty:
+            return self._nothing_read(data, wave), records
+        self._silent = 0
         targets = self.teachers(heard) if self.cache is None else self.teachers(heard, data)
         with self._student_autocast(wave.device):
             out, predictions = self.parallel(wave)
@@ -208,6 +214,21 @@ class UpstreamPretrainExpert(nn.Module):
         for reason in data.skipped:
             self._skipped += 1
             logger.warning("[ekd] skipped %s", reason)
+
+    def _nothing_read(self, data: Batch, silence: Tensor) -> Tensor:
+        """A loss of zero that every weight has a part in, for a batch without a single clip.
+
+        Raises:
+            EkdError: it is the last of many in a row.
+        """
+        if self.cache is not None:
+            self.cache.mark_unreadable(data.unread)
+        self._silent += 1
+        if self._silent == SILENT_LIMIT:
+            last = f"; the last: {data.skipped[-1]}" if data.skipped else ""
+            raise EkdError(f"of {SILENT_LIMIT} batches in a row not one file can be read{last}")
+        _, predictions = self.parallel(silence)
+        return 0.0 * torch.stack([prediction.float().mean() for prediction in predictions.values()]).sum()
 
     def _student_autocast(self, device: torch.device) -> Any:
         """bf16 where asked for or, under ``auto``, where the GPU has it; the runner's own fp16 goes first."""

@@ -25,7 +25,6 @@ from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.rows import Rows
-from s3prl_ekd.errors import EkdError
 
 if TYPE_CHECKING:
     from s3prl_ekd.data.target_cache import TargetCache
@@ -70,8 +69,7 @@ class Batch:
     targets: Tensor | None = None
     """(B, R) targets from the cache, where all of them are there (target_layout.py)."""
     stands_in: bool = False
-    """No clip of a rank's share could be read: silence that keeps the rank in step with its peers, and weighs
-    nothing."""
+    """No clip of the batch, or of a rank's share of it, could be read: silence, which weighs nothing."""
 
     @property
     def clips(self) -> int:
@@ -206,7 +204,7 @@ class CropDataset(Dataset[Batch]):
         return self._batches
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
-        """Raises EkdError when not one file of the batch can be read."""
+        """Files that cannot be read are left out and told in ``skipped``; where none can, silence stands in."""
         waves, heard_by_teachers = (Rows(len(spec.items), spec.samples) for _ in range(2))
         two_hearings = self.distorter is not None and self.distorter.config.setup != "same"
         skipped, kept = [], []
@@ -231,10 +229,9 @@ class CropDataset(Dataset[Batch]):
             waves.append(student_wave)
             if two_hearings:
                 heard_by_teachers.append(teacher_wave)
-        if not waves and spec.dealt:  # other ranks have clips of this batch
-            return Batch(torch.zeros(1, spec.samples), spec.epoch, spec.index, skipped, stands_in=True)
         if not waves:
-            raise EkdError(f"not one of the {len(spec.items)} files of a batch can be read; the first: {skipped[0]}")
+            silence = torch.zeros(1, spec.samples)
+            return Batch(silence, spec.epoch, spec.index, skipped, unread=spec.windows, stands_in=True)
         batch = Batch(waves.tensor(), spec.epoch, spec.index, skipped)
         if two_hearings:
             batch.distinct_teacher_wave = heard_by_teachers.tensor()

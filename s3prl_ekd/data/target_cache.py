@@ -10,6 +10,7 @@ Shapes: n windows, B clips, R numbers a row.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -36,6 +37,8 @@ from s3prl_ekd.data.target_folder import (
 from s3prl_ekd.data.target_layout import TargetLayout
 from s3prl_ekd.data.windows import WindowPlan, Windows
 from s3prl_ekd.errors import EkdError
+
+logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 10.0  # an fsync costs up to a second; a kill costs the teachers' work of this time
 
@@ -80,6 +83,7 @@ class TargetCache:
         self._flushed = time.monotonic()
         self._files: dict[str, BinaryIO] = {}
         self._lock = lock
+        self._read_only = False  # found out when there is something to store
         if not self.complete:
             self._lock = lock or hold(folder, key)
             check_space(folder, int(sizes[self.state == MISSING].sum()), key)
@@ -97,6 +101,16 @@ class TargetCache:
     def stores(self) -> bool:
         """All of a row is wanted, so that rows can be stored too."""
         return self.wanted is self.layout
+
+    def writable(self) -> bool:
+        """Whether rows may be stored. A cache that was full when it was opened is locked only now, if it can be."""
+        if self._lock is None and not self._read_only:
+            try:
+                self._lock = hold(self.folder, self.key)
+            except EkdError as error:
+                logger.warning("[ekd] %s: targets of audio that became readable are not stored", error)
+                self._read_only = True
+        return self._lock is not None
 
     def progress(self) -> str:
         """How far it is filled, as a line for people."""

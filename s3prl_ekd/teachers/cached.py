@@ -36,8 +36,9 @@ class CachedTeachers(nn.Module):
     What training sees is always what the cache holds, rounded to its precision, in the first epoch too. So a run
     that is killed while filling and resumed repeats itself bit for bit, whichever rows it finds stored.
 
-    A row is stored whole, so where only some of a cache's teachers are wanted nothing is: audio that became readable
-    since the cache was filled has its targets computed in every epoch, rounded the same way.
+    A row is stored whole, so where only some of a cache's teachers are wanted nothing is, nor where a full cache can't
+    be written to: audio that became readable since it was filled has its targets computed in every epoch, rounded the
+    same way. Teachers that were loaded again for such audio stay to the end of the epoch.
 
     Args:
         cache: open.
@@ -49,13 +50,14 @@ class CachedTeachers(nn.Module):
         super().__init__()
         self.cache, self.load = cache, load
         self.teachers: FrozenTeachers | None = teachers if len(teachers.encoders) else None
+        self._epoch: int | None = None  # in which they were loaded again
 
     def forward(self, wave: Tensor, batch: Batch) -> TeacherStates:
         """What the teachers hear (B, N), and the batch it belongs to -> teacher -> layer -> (B, T, D)."""
         rows = self.fill(wave, batch)
         if rows is None:
             rows = batch.targets if batch.targets is not None else self.cache.read(batch.windows)
-        if self.teachers is not None and self.cache.complete and self.cache.stores:
+        if self.teachers is not None and self.cache.complete and self.cache.stores and self._epoch != batch.epoch:
             logger.info("[ekd] the target cache is complete: the teachers are not needed any more")
             self.teachers = None
         return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
@@ -69,10 +71,10 @@ class CachedTeachers(nn.Module):
             return None
         if self.teachers is None:
             logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
-            self.teachers = self.load().to(wave.device)
+            self.teachers, self._epoch = self.load().to(wave.device), batch.epoch
         # the whole batch, though some may be stored: results in the last bits depend on the batch's company
         states = self.teachers(wave)
-        if not self.cache.stores:
+        if not self.cache.stores or not self.cache.writable():
             return self.cache.wanted.pack(states, wave.shape[1])
         rows = self.cache.layout.pack(states, wave.shape[1])
         self.cache.store([batch.windows[row] for row in missing], rows[missing])

@@ -11,6 +11,7 @@ from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.export import onnx_file
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
@@ -34,6 +35,28 @@ def test_dynamic_batch_and_length(tmp_path: Path, capfd: pytest.CaptureFixture[s
         found = session.run(None, {"waveform": wave, "lengths": torch.tensor(samples).numpy()})
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(one), other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.slow
+def test_a_trained_students_first_state_goes_into_the_thousands(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounding grows with it, and is no fault of the file. One that is wrong is not left behind."""
+    checkpoint, file = write_student(tmp_path / "states-1.ckpt"), tmp_path / "student.onnx"
+    state = torch.load(checkpoint, weights_only=False)
+    for name in ("projection.weight", "projection.bias"):
+        state["EKD"]["encoder"][name] *= 3_000
+    torch.save(state, checkpoint)
+    with torch.no_grad():
+        assert UpstreamExpert(str(checkpoint)).eval()([torch.randn(16_000)])["hidden_states"][0].abs().max() > 1_000
+    assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(file)]) == 0
+    written = file.read_bytes()
+    monkeypatch.setattr(onnx_file, "compare", lambda encoder, path: 0.1)
+    assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(file)]) == 2
+    assert "student.onnx: not written: onnxruntime differs from PyTorch by 0.1 of a state" in capfd.readouterr().err
+    assert file.read_bytes() == written and sorted(path.name for path in tmp_path.iterdir()) == [
+        "states-1.ckpt", "student.onnx"
+    ]  # fmt: skip
 
 
 def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,10 @@ import torch
 import yaml
 
 from s3prl_ekd.checkpoints import read_torch_file
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.student import untrained_student
+from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
 
 STUDENT = {
@@ -141,6 +144,37 @@ def test_precisions_agree(lab: Path, precision: str) -> None:
     batch = next(iter(exact.loader))
     values = [float(expert(batch, records={}, global_step=1, log_step=10)[0].detach()) for expert in (exact, other)]
     assert values[1] == pytest.approx(values[0], rel=1e-2)
+
+
+def test_a_step_of_several_batches_is_logged_once_and_whole(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under gradient accumulation every batch of a log step comes with its number."""
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    expert, logged = make_expert(lab), []
+    waits = 0.5
+    data = iter([batch for _ in range(4) for batch in expert.get_train_dataloader()])
+    for step in range(1, 7):
+        for _ in range(2):
+            clock[0] += 1.0
+            expert.loader.waited += waits
+            _, records = expert(next(data), records={}, global_step=step, log_step=2)
+            logged += [records["ekd"]] if records else []
+        clock[0] += 4.0  # the optimizer
+    assert len(logged) == 3
+    for values in logged[1:]:  # two steps each: four batches in 12 s
+        assert values["data_wait"] == pytest.approx(4 * waits / 12)
+        assert 4 * 4 * 0.5 / 12 < values["audio_seconds_per_second"] < 4 * 4 * 0.71 / 12
+
+
+def test_a_student_that_cannot_be_names_its_file(lab: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load((lab / "model.yaml").read_text())
+    values["student"]["heads"] = 5
+    (tmp_path / "odd.yaml").write_text(yaml.safe_dump(values))
+    config = load_model_config(tmp_path / "odd.yaml")
+    with pytest.raises(EkdError, match=r"odd.yaml: student: width \d+ is not a multiple of heads 5"):
+        check_teachers(config, str(tmp_path / "odd.yaml"))
+    with pytest.raises(EkdError, match=r"odd.yaml: student: width"):
+        untrained_student(tmp_path / "odd.yaml")
 
 
 def test_a_batch_of_unreadable_files_teaches_nothing_and_many_end_the_run(lab: Path) -> None:

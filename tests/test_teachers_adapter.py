@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import wave as wave_file
+import weakref
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def hub():
 
 def test_a_10_ms_upstream_is_pooled_to_20_ms(hub, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    adapter.load_upstream.cache_clear()  # it says what it pools when it builds
+    adapter._built.clear()  # it says what it pools when it builds
     described = sources.describe("s3prl:fbank")
     assert (described.kind, described.shape.layers, described.shape.pool, described.shape.hop) == ("s3prl", 0, 2, 320)
     wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)
@@ -51,6 +53,15 @@ def test_a_10_ms_upstream_is_pooled_to_20_ms(hub, caplog: pytest.LogCaptureFixtu
     whole = theirs.shape[1] // 2
     assert torch.equal(states[:, :whole], ((theirs[:, 0::2][:, :whole] + theirs[:, 1::2]) / 2)[:, :24])
     assert "averaged into one of 20 ms" in caplog.text
+
+
+def test_an_ensemble_that_is_dropped_frees_its_upstreams(hub) -> None:
+    described = sources.describe("s3prl:fbank")
+    teachers = FrozenTeachers({"t": sources.load(described)}, {"t": [0]})
+    kept = weakref.ref(teachers.encoders["t"])
+    del teachers
+    gc.collect()
+    assert kept() is None
 
 
 def write_tera(file: Path) -> Path:

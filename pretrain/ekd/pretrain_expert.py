@@ -113,6 +113,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.__dict__["parallel"] = self.model
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped = 0
+        self._logged = -1  # the newest step that was
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
 
@@ -140,9 +141,12 @@ class UpstreamPretrainExpert(nn.Module):
             out, predictions = self.parallel(wave)
         hidden = out.states[self.model.encoder.shape.layers]
         with torch.autocast(wave.device.type, enabled=False):  # the loss is fp32
-            loss, heads = self.objective(predictions, hidden, targets, global_step % log_step == 0, share)
+            # a step of several batches (gradient_accumulate_steps) shows its first
+            log = global_step % log_step == 0 and global_step != self._logged
+            loss, heads = self.objective(predictions, hidden, targets, log, share)
             loss = loss if share is None else share.loss(loss)
         if heads is not None:
+            self._logged = global_step
             records["ekd"] = self._log_values(loss, heads)
         return loss, records
 

@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         from s3prl_ekd.export.onnx_file import export_onnx
 
         path, difference = export_onnx(args.ckpt, args.out)
-        note = f"onnxruntime differs from PyTorch by {difference:.1g} at most"
+        note = f"onnxruntime differs from PyTorch by {difference:.1g} of a state's largest number at most"
     else:
         from s3prl_ekd.export.public import export_public, score_lines
 

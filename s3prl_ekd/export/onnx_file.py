@@ -21,10 +21,11 @@ from s3prl_ekd.export.superb_expert import ConvFrontEnd, PositionalConv, Transfo
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.model.student import load_student
+from s3prl_ekd.whole_file import whole_file
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18
-TOLERANCE = 1e-4  # of hidden states, which are of order 1: onnxruntime adds in another order than PyTorch
+TOLERANCE = 1e-4  # of a state's largest number: onnxruntime adds in another order than PyTorch
 
 
 class OnnxStudent(nn.Module):
@@ -68,7 +69,7 @@ def export_onnx(checkpoint: Path, out: Path) -> tuple[Path, float]:
         out: the file, ``*.onnx``.
 
     Returns:
-        the file, and the largest difference found between onnxruntime and PyTorch.
+        the file, and the largest difference between onnxruntime and PyTorch, as :func:`compare` gives it.
 
     Raises:
         EkdError: ONNX is not installed, the shape cannot be exported, or the results differ.
@@ -82,15 +83,19 @@ def export_onnx(checkpoint: Path, out: Path) -> tuple[Path, float]:
     if shape.attention != "plain" or shape.pre_norm or shape.conv_norm != "group" or shape.normalize:
         raise EkdError(f"{checkpoint}: only the student's own architecture is exported (plain attention, post-norm)")
     model = OnnxStudent(encoder).eval()
-    _write(model, out)
-    difference = compare(encoder, out)
-    if difference > TOLERANCE:
-        raise EkdError(f"{out}: onnxruntime differs from PyTorch by {difference:.2g}; do not use the file")
+    with whole_file(out) as partial:
+        _write(model, partial)
+        difference = compare(encoder, partial)
+        if difference > TOLERANCE:
+            raise EkdError(f"{out}: not written: onnxruntime differs from PyTorch by {difference:.1g} of a state")
     return out, difference
 
 
 def compare(encoder: Encoder, file: Path) -> float:
-    """Largest difference of any hidden state between onnxruntime and our encoder, over several batches and lengths."""
+    """Largest difference between onnxruntime and our encoder, over several batches and lengths.
+
+    Relative to the largest number of each hidden state: state 0, which no norm has seen, goes into the thousands.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -106,7 +111,7 @@ def compare(encoder: Encoder, file: Path) -> float:
             expected = encoder(wave, lengths)
         states = [expected.features, *(expected.states[layer + 1] for layer in range(encoder.shape.layers))]
         for one, other in zip(found, states, strict=True):
-            worst = max(worst, float((torch.from_numpy(one) - other).abs().max()))
+            worst = max(worst, float((torch.from_numpy(one) - other).abs().max() / other.abs().max()))
     return worst
 
 

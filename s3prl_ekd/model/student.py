@@ -30,7 +30,7 @@ START_FIELDS = ("conv_layers", "conv_norm", "conv_bias", "width", "ffn_width", "
 """Fields of a shape that must agree where weights of one encoder start another."""
 
 
-def student_shape(config: StudentConfig) -> EncoderShape:
+def student_shape(config: StudentConfig, where: str = "student") -> EncoderShape:
     """The encoder shape of a configured student: plain attention, post-norm, GroupNorm front end, no feature norm."""
     try:
         return EncoderShape(
@@ -44,7 +44,7 @@ def student_shape(config: StudentConfig) -> EncoderShape:
             pos_conv_groups=config.pos_conv_groups,
         )
     except ValueError as error:
-        raise EkdError(f"student: {error}") from error
+        raise EkdError(f"{where}: {error}") from error
 
 
 def student_like(teacher: EncoderShape) -> dict[str, Any]:
@@ -252,6 +252,7 @@ def load_student(path: str | Path) -> tuple[Encoder, nn.ModuleDict, dict[str, An
 def untrained_student(config_file: str | Path, seed: int = 0) -> Encoder:
     """A student of a configuration with random weights, the same ones each time: the baseline to stand beside."""
     config = load_model_config(config_file)
+    student_shape(config.student, f"{config_file}: student")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Student(config.student).encoder.eval()

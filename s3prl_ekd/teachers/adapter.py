@@ -9,7 +9,6 @@ state. Upstreams with a finer frame (10 ms: 160 samples) are average-pooled to 2
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -92,13 +91,24 @@ class S3prlUpstream(nn.Module):
         return super()._apply(device_only, recurse)
 
 
-@functools.lru_cache(maxsize=8)
-def load_upstream(source: str, where: str = "source") -> S3prlUpstream:
-    """Build the expert that a source names and measure it; the result is kept, since describing needs it already.
+_built: dict[str, S3prlUpstream] = {}  # by source, until they are taken
+
+
+def take_upstream(source: str, where: str = "source") -> S3prlUpstream:
+    """:func:`built_upstream`, which is not kept any longer: it is the caller's to move to a GPU and to drop."""
+    upstream = built_upstream(source, where)
+    del _built[source]
+    return upstream
+
+
+def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
+    """The expert that a source names, built and measured once: describing it needs it before it is loaded.
 
     Raises:
         EkdError: s3prl has no such upstream, it could not be built, or it cannot serve as a teacher.
     """
+    if source in _built:
+        return _built[source]
     name, _, checkpoint = source.removeprefix(PREFIX).partition(":")
     import s3prl_ekd
 
@@ -134,7 +144,8 @@ def load_upstream(source: str, where: str = "source") -> S3prlUpstream:
             raise EkdError(f"{where}: {name} gives {state.shape[1]} frames a second, not the {_SECOND // rate} it says")
     if pool > 1:
         logger.info("[ekd] %s: %d frames of %g ms are averaged into one of 20 ms", source, pool, rate / 16)
-    return S3prlUpstream(name, expert, shape)
+    _built[source] = S3prlUpstream(name, expert, shape)
+    return _built[source]
 
 
 def _hidden_states(expert: nn.Module, clips: list[Tensor]) -> list[Tensor]:

@@ -49,6 +49,7 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     Raises:
         EkdError: file and key, and what was expected.
     """
+    hop = student_shape(config.student, f"{file}: student").hop
     found: dict[str, sources.TeacherSource] = {}
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{file}: ekd.teachers[{index}]"
@@ -58,10 +59,9 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
             raise EkdError(f"{key}.layers: {too_deep[0]} > {source.shape.layers}, the layers of {teacher.source}")
         if config.ekd.targets.tap == "ffn" and source.kind == "s3prl":
             raise EkdError(f"{key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
-        if source.shape.hop != student_shape(config.student).hop:
+        if source.shape.hop != hop:
             raise EkdError(
-                f"{key}.source: {teacher.source} has a frame every {source.shape.hop} samples, "
-                f"the student every {student_shape(config.student).hop}"
+                f"{key}.source: {teacher.source} has a frame every {source.shape.hop} samples, the student every {hop}"
             )
         found[teacher.name] = source
     layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in config.ekd.teachers]

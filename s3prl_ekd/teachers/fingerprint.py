@@ -83,7 +83,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
     digest = hashlib.sha256()
     if source.kind == "s3prl":
         digest.update(source.family.encode())
-        for name, value in sorted(adapter.load_upstream(source.source, where).state_dict().items()):
+        for name, value in sorted(adapter.built_upstream(source.source, where).state_dict().items()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()

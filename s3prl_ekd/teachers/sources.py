@@ -71,7 +71,7 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         except (TypeError, ValueError) as error:  # e.g. a width that its heads do not divide, unequal conv lists
             raise EkdError(f"{where}: the configuration in {path} describes no encoder ({error})") from error
     if source.startswith(adapter.PREFIX):
-        upstream = adapter.load_upstream(source, where)
+        upstream = adapter.built_upstream(source, where)
         return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
     name = source.removeprefix(_RANDOM)
     if name in HUB:
@@ -94,7 +94,7 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
         EkdError: the download failed, or weights do not fit the shape.
     """
     if teacher.kind == "s3prl":
-        return adapter.load_upstream(teacher.source, where)
+        return adapter.take_upstream(teacher.source, where)
     if teacher.kind == "random":  # shapes for benchmarks and memory checks; the seed makes runs comparable
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(teacher.source.encode()))

@@ -64,10 +64,17 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) ->
         reason = str(problem["ctx"]["error"])
         return f"{key}: {reason}" if key else reason
     value = problem["input"]
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE):
-        return f"{key}: {value!r} is text to YAML; write {float(value):.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    if as_number(value) is not None:
+        return f"{key}: {value!r} is text to YAML; write {as_number(value)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{key}: {message}, found {value!r}"
+
+
+def as_number(value: Any) -> str | None:
+    """``2e-4``, which YAML reads as text, as it is to be written; None where it is something else."""
+    if not isinstance(value, str) or re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE) is None:
+        return None
+    return f"{float(value):.1e}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

@@ -6,11 +6,16 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.error
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from export_student import write_student
 
-from s3prl_ekd.bridge import downstream_launch, interrupts, taskkeys
+from s3prl_ekd.bridge import checkpoints, downstream_launch, interrupts, taskdata, taskkeys
 from s3prl_ekd.bridge.modules import ours
 from s3prl_ekd.errors import EkdError
 
@@ -49,6 +54,130 @@ def test_keys_of_ones_own_pass() -> None:
         data = config["downstream_expert"].get("datarc") or config["downstream_expert"]["corpus"]
         data["test-clean2"] = ["test-clean2"]  # a split
         taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("task", "key", "value", "message"),
+    [
+        ("pr", "optimizer.lr", "1e-2", "'1e-2' is text to YAML; write 1.0e-2"),
+        ("pr", "optimizer.lr", "abc", "expected a number, found 'abc'"),
+        ("pr", "downstream_expert.corpus.batch_size", "8", "expected a whole number, found '8'"),
+        ("sid", "downstream_expert.datarc.max_timestep", 64_000.0, "expected a whole number, found 64000.0"),
+        ("er", "downstream_expert.datarc.valid_ratio", 0, "expected more than 0 and less than 1, found 0"),
+        ("er", "downstream_expert.datarc.pre_load", "yes", "expected true or false, found 'yes'"),
+        ("asr", "downstream_expert.modelrc.RNNs.dim", [128, "x"], "expected a list, found [128, 'x']"),
+        ("pr", "downstream_expert.model.select", "FramLevel", "'FramLevel' is no model of s3prl's for this task"),
+        ("sid", "downstream_expert.modelrc.select", "print(1)", "'print(1)' is no model of s3prl's for this task"),
+        ("asr", "downstream_expert.modelrc.select", "os", "'os' is no model of s3prl's for this task"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, message: str) -> None:
+    config = task_config(task)
+    section = config
+    *path, last = key.split(".")
+    for part in path:
+        section = section[part]
+    section[last] = value
+    with pytest.raises(EkdError, match=re.escape(f"x.yaml: {key}: {message}")):
+        taskkeys.check_kinds(config, downstream_launch.TASKS[task], f"{task}.yaml", "x.yaml")
+
+
+def test_values_of_the_usual_kinds_pass() -> None:
+    for name, task in downstream_launch.TASKS.items():
+        config = task_config(name)
+        taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
+        config["optimizer"]["lr"] = 1  # a whole number is a number
+        config["runner"]["cache_states"] = "folder"
+        if name == "asr":
+            config["downstream_expert"]["datarc"]["decoder_args"]["lm_weight"] = 1.5
+        taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("gradient_accumulate_steps", 0, "input should be greater than or equal to 1, found 0"),
+        ("total_steps", "1e3", "'1e3' is text to YAML; write 1.0e+3"),
+        ("eval_dataloaders", "dev", "input should be a valid list, found 'dev'"),
+        ("eval_dataloaders", ["dve"], "no split 'dve'; there are train, dev, test"),
+        ("fp16", "True", "input should be a valid boolean, found 'True'"),
+    ],
+)
+def test_values_that_the_runner_cannot_train_with(key: str, value: object, message: str) -> None:
+    config = task_config("sid")
+    config["runner"][key] = value
+    with pytest.raises(EkdError, match=re.escape(f"x.yaml: runner.{key}: {message}")):
+        taskkeys.check_runner(config, "x.yaml", taskdata.splits("voxceleb1", config))
+    assert taskdata.splits("asr", task_config("asr")) == ["train", "dev-clean", "dev-other", "test-clean", "test-other"]
+    assert taskdata.splits("a_task_of_s3prls", config) is None
+
+
+def test_a_split_to_test_on_is_checked_before_anything_is_loaded() -> None:
+    for name, task in downstream_launch.TASKS.items():
+        args = Namespace(downstream=task, mode="evaluate", evaluate_split="tset")
+        with pytest.raises(EkdError, match=rf"-t tset: {task} knows the splits train, "):
+            taskdata.complete(args, task_config(name), "x.yaml", Path("."))
+
+
+def test_a_continued_run_is_the_one_that_the_command_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, second = tmp_path / "run/states-1.ckpt", tmp_path / "states-2.ckpt"
+    first.parent.mkdir()
+    for file in (first, second):
+        file.touch()
+    saved = {"upstream": "ekd_student", "downstream": "ctc", "upstream_ckpt": str(first)}
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": Namespace(**saved)})
+
+    def check(**given: object) -> None:
+        args = Namespace(**{**saved, "mode": "train", "config": "c.yaml", **given})
+        downstream_launch._Downstream._check_same(args, set(given), Path("states-8.ckpt"))
+
+    check()
+    check(upstream="ekd_student", downstream="ctc", upstream_ckpt=str(first))
+    check(upstream_ckpt=str(first.parent))  # its folder
+    check(upstream_ckpt=str(tmp_path / "moved.ckpt"))
+    for given, message in (
+        ({"upstream": "fbank"}, "-u fbank: states-8.ckpt was made with -u ekd_student; name another experiment"),
+        ({"downstream": "emotion"}, "-d emotion: states-8.ckpt was made with -d ctc"),
+        ({"upstream_ckpt": str(second)}, f"-k {second}: states-8.ckpt was made with -k {first}"),
+    ):
+        with pytest.raises(EkdError, match=re.escape(message)):
+            check(**given)
+    assert not caplog.records
+    check(config="c.yaml")
+    assert "its own config is used, -c is not read" in caplog.text
+
+
+def test_a_download_that_fails_is_one_line() -> None:
+    class Original:
+        args, error = Namespace(upstream="hubert_base"), OSError("of the disk")
+
+        def _get_upstream(self) -> None:
+            raise self.error
+
+    runner = downstream_launch._runner(Original)()
+    with pytest.raises(OSError, match="of the disk"):
+        runner._get_upstream()
+    Original.error = urllib.error.URLError("no route\nto host")
+    with pytest.raises(EkdError, match="-u hubert_base: its checkpoint could not be downloaded .*no route"):
+        runner._get_upstream()
+
+
+def test_a_student_that_another_upstream_is_to_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    student, other = write_student(tmp_path / "states-1.ckpt"), tmp_path / "other.pt"
+    torch.save({"model_weight": {}}, other)
+
+    def check(upstream: str, file: Path) -> None:
+        downstream_launch._Downstream._check_kind(Namespace(upstream=upstream, upstream_ckpt=str(file)))
+
+    check("ekd_student", student)
+    check("hubert_local", other)
+    assert not caplog.records
+    with pytest.raises(EkdError, match="an EKD student, which -u hubert_local does not read; use -u ekd_student"):
+        check("hubert_local", student)
+    check("hubert_base", other)
+    assert "-u hubert_base: downloads its own checkpoint, -k is not read" in caplog.text
 
 
 def test_what_the_runner_reads_without_a_default_must_be_there() -> None:

@@ -85,6 +85,20 @@ def test_newest_goes_by_step_and_skips_the_unreadable(tmp_path: Path, caplog: py
     assert checkpoints.newest(tmp_path / "none", checkpoints.read) is None
 
 
+def test_one_folder_is_one_run(tmp_path: Path) -> None:
+    """Neither a new run beside an old one's checkpoints, nor a step back that the later ones would undo."""
+    checkpoints.check_unused(tmp_path / "nowhere")
+    checkpoints.check_unused(tmp_path)
+    for name, step in (("states-4.ckpt", 4), ("states-8.ckpt", 8), ("states-epoch-1.ckpt", 8)):
+        torch.save(state(step), tmp_path / name)
+    with pytest.raises(EkdError, match=r"holds states-epoch-1.ckpt of an earlier run; go on with it \(-a\)"):
+        checkpoints.check_unused(tmp_path)
+    for name in ("states-8.ckpt", "states-epoch-1.ckpt"):
+        checkpoints.check_last(tmp_path / name, checkpoints.read)
+    with pytest.raises(EkdError, match=r"-e .*states-4.ckpt: is of step 4, and states-\S+ of step 8 beside it"):
+        checkpoints.check_last(tmp_path / "states-4.ckpt", checkpoints.read)
+
+
 @pytest.mark.parametrize("content,words", [(b"", "empty"), (b"hello", "cannot be read"), (None, "no such checkpoint")])
 def test_unreadable_checkpoints_are_one_line(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "states-1.ckpt"

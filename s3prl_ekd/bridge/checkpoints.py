@@ -185,6 +185,36 @@ def resume_from(
     return found
 
 
+def check_unused(folder: str | Path) -> None:
+    """A new experiment in a folder with an earlier one's checkpoints: the highest step of both would be "the newest".
+
+    Raises:
+        EkdError: there are some.
+    """
+    found = sorted(path.name for path in Path(folder).glob(STATES))
+    if found:
+        raise EkdError(
+            f"{folder}: holds {found[-1]} of an earlier run; go on with it (-a), name another folder (-n, -p), or "
+            "move it away"
+        )
+
+
+def check_last(path: Path, check: Callable[[Path], dict[str, Any]]) -> None:
+    """Going back to a checkpoint, while later ones lie beside it that ``-a`` and ``-k FOLDER`` would take instead.
+
+    Raises:
+        EkdError: one of a higher "Step" is there.
+    """
+    step = int(check(path).get("Step") or 0)
+    last = newest(path.parent, check)
+    later = 0 if last is None else int(check(last).get("Step") or 0)
+    if later > step:
+        raise EkdError(
+            f"-e {path}: is of step {step}, and {last.name} of step {later} beside it would be taken for its "
+            "continuation; move what is later away first, or copy this one into a folder of its own"
+        )
+
+
 def sweep(folder: str | Path) -> None:
     """Delete half-written files that a killed run left in ``folder``."""
     for path in Path(folder).glob(".*.tmp-*"):

@@ -6,6 +6,7 @@ then its own ``main()`` runs. What the four tasks' configs must hold is checked 
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from argparse import Namespace
@@ -33,6 +34,7 @@ S3PRL_CONFIGS = {
     "downstream/emotion/config.yaml": "er.yaml",
     "downstream/asr/config.yaml": "asr.yaml",
 }
+log = logging.getLogger(__name__)
 KEYS = ("Args", "Config", "Featurizer", "Downstream")
 
 
@@ -115,6 +117,7 @@ class _Downstream:
         self.current.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
             find_device(args.device)
+            self._check_same(args, explicit, checkpoint)
             args.past_exp, args.auto_resume = str(checkpoint), False
             return
         if args.downstream is None:
@@ -132,6 +135,22 @@ class _Downstream:
         args.config = self._config(args.config, args.downstream)
         find_device(args.device)
         arguments.make_folder(args.expdir or f"result/downstream/{args.expname}")
+
+    @staticmethod
+    def _check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
+        """What the command names is what the checkpoint was made with, for s3prl goes on with that and says nothing."""
+        saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
+        for name, flag in (("upstream", "-u"), ("downstream", "-d"), ("upstream_ckpt", "-k")):
+            given, before = getattr(args, name), getattr(saved, name, None)
+            if name not in explicit or given == before or before is None:
+                continue
+            if name == "upstream_ckpt" and not (Path(given).exists() and Path(before).exists()):
+                continue  # the upstream has moved (_load_resumed), or its name is no path
+            if name == "upstream_ckpt" and Path(given).resolve() in (Path(before).resolve(), *Path(before).parents):
+                continue
+            raise EkdError(f"{flag} {given}: {checkpoint} was made with {flag} {before}; name another experiment (-n)")
+        if "config" in explicit and args.mode == "train":
+            log.warning("continuing %s: its own config is used, -c is not read", checkpoint)
 
     def _resume_from(self, args: Namespace) -> Path | None:
         """The checkpoint that -a or -e means; None for a new experiment."""
@@ -167,6 +186,7 @@ class _Downstream:
             close = arguments.close_names(args.upstream, hub.options())
             raise EkdError(f"-u {args.upstream}: s3prl's hub has no such upstream{close}")
         local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
+        self._check_kind(args)
         if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
             raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
         if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
@@ -183,6 +203,20 @@ class _Downstream:
             args.upstream_model_config = str(find_model_config(args.upstream_model_config))
         elif args.upstream_model_config is not None and local:
             args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
+
+    @staticmethod
+    def _check_kind(args: Namespace) -> None:
+        """``-k`` is no student's where another upstream is to read it."""
+        if args.upstream_ckpt is None or args.upstream.startswith("ekd_") or not Path(args.upstream_ckpt).exists():
+            return
+        from s3prl_ekd.model.student import is_student
+        from s3prl_ekd.teachers.hub import HUB
+
+        if is_student(args.upstream_ckpt):
+            raise EkdError(f"-k {args.upstream_ckpt}: an EKD student, which -u {args.upstream} does not read; "
+                           "use -u ekd_student")  # fmt: skip
+        if args.upstream in HUB:
+            log.warning("-u %s: downloads its own checkpoint, -k is not read", args.upstream)
 
     def _config(self, value: str | None, task: str) -> str:
         """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""
@@ -217,10 +251,11 @@ class _Downstream:
             raise EkdError(f"{source}: expected a YAML file with the sections runner, optimizer, downstream_expert")
         if args.downstream in CONFIGS:
             taskkeys.check_spelling(config, CONFIGS[args.downstream], str(source))
+            taskkeys.check_kinds(config, args.downstream, CONFIGS[args.downstream], str(source))
         taskdata.complete(args, config, source=str(source), s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, str(source))
         if args.mode == "train":
-            taskkeys.check_runner(config, str(source))
+            taskkeys.check_runner(config, str(source), taskdata.splits(args.downstream, config))
         return args, config, backup
 
     @staticmethod
@@ -243,7 +278,16 @@ def _runner(original: type) -> type:
 
     class Runner(original):
         def _get_upstream(self) -> Any:
-            entry = super()._get_upstream()
+            try:
+                entry = super()._get_upstream()
+            except OSError as error:  # which the downloaders of urllib, requests and huggingface_hub raise
+                if type(error).__module__ == "builtins":
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise EkdError(
+                    f"-u {self.args.upstream}: its checkpoint could not be downloaded ({reason}); without a network: "
+                    "docs/faq.md"
+                ) from error
             folder = self.config["runner"].get("cache_states")
             if folder:
                 from s3prl_ekd.bridge.cached_upstream import CachedUpstream

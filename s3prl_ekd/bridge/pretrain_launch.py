@@ -175,13 +175,17 @@ class _Pretraining:
         args.config = self._config("-c", args.config, args.upstream, "config_runner.yaml")
         args.upstream_config = self._config("-g", args.upstream_config, args.upstream, "config_model.yaml")
         find_device(args.device)
+        checkpoints.check_unused(args.expdir)
         arguments.make_folder(args.expdir)
         self._prepare(args.upstream)
 
     def _resume_from(self, args: Namespace) -> Path | None:
         """The checkpoint that -a or -e means; None for a new experiment."""
         check = partial(self._readable, upstream=args.upstream)
-        return checkpoints.resume_from(args.expdir, args.auto_resume, args.past_exp, check)
+        found = checkpoints.resume_from(args.expdir, args.auto_resume, args.past_exp, check)
+        if found is not None and found.match(checkpoints.STATES):
+            checkpoints.check_last(found, check)
+        return found
 
     @staticmethod
     def _readable(path: Path, upstream: str | None) -> dict[str, Any]:

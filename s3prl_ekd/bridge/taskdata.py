@@ -22,6 +22,14 @@ SPEAKERS = 1251  # s3prl's fixed number of classes in SID: ids 10001 to 11251 (d
 SPLITS = {"1": "train", "2": "dev", "3": "test"}  # first column of VoxCeleb1's split file
 
 
+def splits(task: str, config: dict[str, Any]) -> list[str] | None:
+    """What ``-t`` and ``runner.eval_dataloaders`` may name; None for a task that is not ours."""
+    if task != "asr":
+        return ["train", "dev", "test"] if task in ("ctc", "voxceleb1", "emotion") else None
+    data = config["downstream_expert"].get("datarc") or {}
+    return [key for key in data if key.startswith(("train", "dev", "test")) and "batch" not in key]
+
+
 def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) -> None:
     """Fill in and check ``config`` in place.
 
@@ -37,6 +45,9 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
     for section in ("runner", "optimizer", "downstream_expert"):
         if not isinstance(config.get(section), dict):
             raise EkdError(f"{source}: the section {section!r} is missing")
+    known = splits(args.downstream, config)
+    if args.mode == "evaluate" and known is not None and args.evaluate_split not in known:
+        raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")
     task = {"ctc": _phones, "voxceleb1": _speakers, "emotion": _emotion, "asr": _speech}.get(args.downstream)
     if task is not None:
         task(args, _Section(source, config["downstream_expert"], "downstream_expert", s3prl))
@@ -119,8 +130,6 @@ def _phones(args: Namespace, expert: _Section) -> None:
     corpus.files("lexicon")
     root = corpus.folder("path")
     for split in _used(args, ("train", "dev")):
-        if split not in ("train", "dev", "test"):
-            raise EkdError(f"-t {split}: ctc knows the splits train, dev and test")
         for name in _splits(corpus, split):
             if not (root / name).is_dir():
                 raise corpus.wrong(split, f"{root / name}: no such folder")
@@ -145,9 +154,6 @@ def _speech(args: Namespace, expert: _Section) -> None:
     if args.mode == "inference":
         return
     for split in _used(args, ("train",)):
-        if split not in data.values:
-            known = [key for key in data.values if key.startswith(("train", "dev", "test")) and "batch" not in key]
-            raise EkdError(f"-t {split}: {expert.source} has no {data.path}.{split}; it has {', '.join(known)}")
         for name in _splits(data, split):
             if not (tables / f"{name}.csv").is_file():
                 raise data.wrong("bucket_file", f"{tables / name}.csv: no such table of lengths (split {split!r})")

@@ -1,41 +1,113 @@
 """The keys of a downstream config: those that s3prl's runner reads are there, and none of a task of ours is misspelt.
 
 s3prl takes any key. A missing one is a bare KeyError, for ``eval_step`` and others not before training; a misspelt one
-is read by nobody, and the run goes on with the recipe's 200,000 steps. What the values must be is in ``taskdata.py``.
+is read by nobody, and the run goes on with the recipe's 200,000 steps. A value of another kind than s3prl expects
+fails anywhere, at the first evaluation too. What files and folders must be there is in ``taskdata.py``.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+import importlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from s3prl_ekd.bridge.modules import ours
+from s3prl_ekd.checked import as_number, check_values
 from s3prl_ekd.errors import EkdError
 
-# What training reads of `runner` without a default (s3prl's downstream/runner.py)
-RUNNER = (
-    "total_steps",
-    "gradient_clipping",
-    "gradient_accumulate_steps",
-    "log_step",
-    "eval_step",
-    "eval_dataloaders",
-    "save_step",
-    "max_keep",
-)
+
+class Runner(BaseModel):
+    """What training reads of ``runner``, without a default but for the last two (s3prl's downstream/runner.py)."""
+
+    model_config = ConfigDict(strict=True)
+
+    total_steps: int = Field(ge=1)
+    gradient_clipping: float = Field(gt=0)
+    gradient_accumulate_steps: int = Field(ge=1)
+    log_step: int = Field(ge=1)
+    eval_step: int = Field(ge=1)
+    eval_dataloaders: list[str]
+    save_step: int = Field(ge=1)
+    max_keep: int = Field(ge=1)
+    evaluate_ratio: float = Field(default=1.0, gt=0, le=1)
+    fp16: bool = False
+
+
+RUNNER = tuple(name for name, field in Runner.model_fields.items() if field.is_required())
 # What is read beside the keys of our four configs: by the runner, and cache_states by us (cached_upstream.py)
 FURTHER = {"runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states"), "": ("scheduler", "specaug")}
 
 
-def check_runner(config: dict[str, Any], source: str) -> None:
-    """Raise EkdError where training would miss a key of ``runner``; ``source`` is the config's file, for messages."""
+def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None) -> None:
+    """Check what training reads of ``runner``.
+
+    Args:
+        source: the config's file, for messages.
+        splits: those that the task can evaluate on; None: not known.
+
+    Raises:
+        EkdError: a key is missing, or its value is none that can be trained with.
+    """
     for key in RUNNER:
         if config["runner"].get(key) is None:
             raise EkdError(f"{source}: runner.{key}: is missing; give it with -o config.runner.{key}=...")
+    check_values(Runner, config["runner"], source, prefix="runner")
+    for split in config["runner"]["eval_dataloaders"] if splits is not None else ():
+        if split not in splits:
+            raise EkdError(f"{source}: runner.eval_dataloaders: no split {split!r}; there are {', '.join(splits)}")
+
+
+def check_kinds(config: dict[str, Any], task: str, shipped: str, source: str) -> None:
+    """Every value is of the kind that our config of the same task has there, and ``select`` is a model of s3prl's.
+
+    s3prl evaluates ``select`` as an expression, whatever it says, from a checkpoint too.
+
+    Raises:
+        EkdError: the key, what was expected and what was found.
+    """
+    known = yaml.safe_load((ours("downstream_configs") / shipped).read_text())
+    for key, value, usual in _pairs(config, known, ""):
+        kind = _unlike(value, usual)
+        if kind is not None:
+            hint = as_number(value)
+            wrong = f"expected {kind}, found {value!r}" if hint is None else f"{value!r} is text to YAML; write {hint}"
+            raise EkdError(f"{source}: {key}: {wrong}")
+        if key.endswith("model.select") or key.endswith("modelrc.select"):
+            module = importlib.import_module(f"s3prl.downstream.{task}.expert")
+            found = getattr(module, value, None)
+            if not (isinstance(found, type) and issubclass(found, nn.Module)):
+                raise EkdError(f"{source}: {key}: {value!r} is no model of s3prl's for this task")
+        if key.endswith("valid_ratio") and not 0 < value < 1:
+            raise EkdError(f"{source}: {key}: expected more than 0 and less than 1, found {value!r}")
+
+
+def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted key, value and our config's value, where both have one. The decoder's weights are of any kind."""
+    for key, usual in known.items():
+        value = config.get(key)
+        if isinstance(usual, dict) and isinstance(value, dict) and key != "decoder_args":
+            yield from _pairs(value, usual, f"{path}{key}.")
+        elif value is not None and not isinstance(usual, dict) and path != "runner.":
+            yield f"{path}{key}", value, usual
+
+
+def _unlike(value: Any, usual: Any) -> str | None:
+    """The kind of ``usual`` in words where ``value`` is of another one."""
+    if isinstance(usual, list):
+        return None if isinstance(value, list) and all(_unlike(one, usual[0]) is None for one in value) else "a list"
+    if isinstance(usual, bool):
+        return None if isinstance(value, bool) else "true or false"
+    if isinstance(usual, int):
+        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
+    if isinstance(usual, float):
+        return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
+    return None if isinstance(value, str) else "text"
 
 
 def check_cache(config: dict[str, Any], trainable: bool, source: str) -> None:

@@ -164,7 +164,9 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
     if ckpt is not None:
         if not ckpt.exists():
             raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
-        if name is not None and not name.startswith(STUDENT) and _is_student(ckpt):
+        from s3prl_ekd.model.student import is_student  # torch: not needed for --help
+
+        if name is not None and not name.startswith(STUDENT) and is_student(ckpt):
             raise EkdError(
                 f"--ckpt {ckpt}: a student, which s3prl's {name} does not read; to set the two side by side, give them "
                 f"labels: --ckpt LABEL={ckpt} --upstream {name}"
@@ -187,17 +189,6 @@ def student_checkpoint(path: Path) -> Path:
     file = newest_checkpoint(path).resolve()
     read_checkpoint(file)
     return file
-
-
-def _is_student(path: Path) -> bool:
-    """Whether this is a checkpoint of ours; a transformers folder is not, other upstreams read those too."""
-    from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint
-
-    try:
-        file = newest_checkpoint(path)
-        return file.is_file() and bool(read_checkpoint(file))
-    except EkdError:
-        return False
 
 
 def check_names(models: Sequence[Upstream]) -> None:

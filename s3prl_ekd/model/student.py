@@ -234,6 +234,15 @@ def _read_transformers(folder: Path) -> dict[str, Any]:
     }
 
 
+def is_student(path: str | Path) -> bool:
+    """Whether this is a checkpoint of ours; a transformers folder is not, other upstreams read those too."""
+    try:
+        file = newest_checkpoint(path)
+        return file.is_file() and CHECKPOINT_KEY in read_torch_file(file, mmap=True)
+    except EkdError:
+        return False
+
+
 def load_student(path: str | Path) -> tuple[Encoder, nn.ModuleDict, dict[str, Any]]:
     """Encoder and heads of a checkpoint, in eval mode on the CPU, and the checkpoint's ``EKD`` part."""
     part = read_checkpoint(path)

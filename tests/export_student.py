@@ -18,13 +18,13 @@ SMALL = {
 }  # fmt: skip
 
 
-def write_student(file: Path, teacher_width: int = TINY.width, full_size: bool = False) -> Path:
+def write_student(file: Path, teacher_width: int = TINY.width, full_size: bool = False, seed: int = 1) -> Path:
     """A checkpoint of three teachers' heads with random weights, whose norms are not at their trivial start."""
     values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
     config = load_model_config(values | ({} if full_size else {"student": values["student"] | SMALL}))
     layers = [TeacherLayers(t.name, tuple(t.layers), teacher_width) for t in config.ekd.teachers]
     targets = plan_targets(config.ekd.mode, layers)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     student = Student(config.student, targets)
     with torch.no_grad():
         for parameter in student.parameters():

@@ -11,7 +11,7 @@ import soundfile
 import yaml
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.corpora.lengths import read_lengths
+from s3prl_ekd.corpora.lengths import read_lengths, samples_or_reason
 
 
 def audio(file: Path, samples: int = 4000) -> Path:
@@ -77,6 +77,37 @@ def test_librispeech_errors_name_what_is_missing(librispeech, lexicon, tmp_path,
     assert "librispeech is for pr, asr, pretrain, not for sid" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("damage", ["cut", "short"])
+def test_a_clip_that_would_end_a_training_is_named(librispeech, lexicon, tmp_path, capsys, damage):
+    """A copy that was cut short has a sound header; s3prl's upstreams need a frame. Pretraining leaves both out."""
+    file, out = librispeech / "train-clean-100" / "1" / "7" / "1-7-0001.flac", tmp_path / "data"
+    audio(file, 40_000 if damage == "cut" else 320)
+    if damage == "cut":
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+    reason = "the audio data is damaged (its end is missing)" if damage == "cut" else "only 0.020 s long"
+    assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon, "--tasks", "pr,asr") == 2
+    assert f"{file}: {reason}" in capsys.readouterr().err
+    assert prepare("librispeech", librispeech, "--out", out, "--tasks", "pretrain") == 0
+    assert "1 of 3 files left out" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_wav_that_was_cut_short_is_named(tmp_path, subtype):
+    """libsndfile takes it for a shorter clip. Headers of streams promise nothing, and a chunk more is no harm."""
+    file = tmp_path / "clip.wav"
+    soundfile.write(file, 0.1 * np.ones(16_000), 16_000, subtype=subtype)
+    content = file.read_bytes()
+    assert samples_or_reason(file) == 16_000
+    file.write_bytes(content + b"\0" * 50)
+    assert samples_or_reason(file) == 16_000
+    file.write_bytes(content[:-9_000])
+    assert samples_or_reason(file) == f"{file}: the audio data is damaged (its end is missing)"
+    for said in (b"\xff\xff\xff\xff", b"\0\0\0\0"):
+        file.write_bytes(content[:4] + said + content[8:])
+        assert samples_or_reason(file) == 16_000
+
+
 def test_voxceleb1_split_file_is_checked_against_the_wavs(tmp_path, capsys):
     root, split, out = tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt", tmp_path / "data"
     entries = [(part, f"id1000{speaker}/video/{part:05d}.wav") for speaker in (1, 2) for part in (1, 2, 3)]
@@ -118,6 +149,8 @@ def test_iemocap_labels_are_s3prls(tmp_path, capsys):
         (labels / f"{dialog}.txt").write_text("".join(lines))
         (labels / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07")
     assert prepare("iemocap", root, "--out", out) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "Session1/Ses01F_impro01_F999 and 4 more: labelled, but not in sentences/wav" in printed
     data = yaml.safe_load((out / "er.yaml").read_text())["downstream_expert"]["datarc"]
     assert data["root"] == str(root)
     for session in range(1, 6):

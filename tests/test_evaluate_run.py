@@ -13,12 +13,13 @@ from concurrent.futures import wait
 
 import pytest
 from evaluate_stand_in import evaluate, install_stand_in, make_data
+from export_student import write_student
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import process
 from s3prl_ekd.evaluate.models import Upstream
-from s3prl_ekd.evaluate.plan import make_plan
+from s3prl_ekd.evaluate.plan import load_task_config, make_plan
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.results import collect, read_models, read_scores, write_scores
 from s3prl_ekd.evaluate.schedule import run_all
@@ -82,6 +83,36 @@ def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, b
         run_all(changed, board)
     run_all(changed, board, overwrite=True)
     assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["pr", "pr"]
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "configuration", "table"])
+def test_what_lies_under_the_same_path_may_have_changed(what, tmp_path, stand_in, board):
+    """A student trained again under its name, data prepared again: the scores of the former are not theirs."""
+    data = make_data(tmp_path / "own")
+    student = write_student(tmp_path / "states-1.ckpt")
+    model = Upstream("ekd_student", "mine", checkpoint=student)
+
+    def planned():
+        return make_plan([TASKS["sid"]], data, tmp_path / "out", model, {})
+
+    run_all(planned(), board)
+    config = data / "sid.yaml"
+    config.write_text("# the same, prepared again\n" + config.read_text())
+    os.utime(student, (1, 1))
+    run_all(planned(), board)
+    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["sid"]
+    if what == "checkpoint":
+        file = write_student(student, seed=2)
+    elif what == "table":
+        file = data / "split.txt"
+        file.write_text(file.read_text() + "2 id10001/b/1.wav\n")
+    else:
+        file = config
+        file.write_text(json.dumps({**load_task_config(file), "specaug": {}}))
+    with pytest.raises(EkdError, match=rf"run.json: an earlier run here read another {file}: it has changed since"):
+        run_all(planned(), board)
+    run_all(planned(), board, overwrite=True)
+    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["sid", "sid"]
 
 
 def test_a_failure_names_the_log_and_then_continues(data, tmp_path, stand_in, board):

@@ -13,6 +13,7 @@ from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
@@ -118,6 +119,8 @@ def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     record = {
         "label": "mine",
         "upstream": "ekd_student",
+        "checkpoint": str(checkpoint),
+        "checkpoint_sha256": content(checkpoint),
         "preset": "quick",
         "tasks": {"pr": {"per": 51.25, "n_utterances": 7}},
     }
@@ -132,6 +135,13 @@ def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     export_huggingface(checkpoint, tmp_path / "z", scores=scores)
     card = (tmp_path / "z" / "README.md").read_text()
     assert "| PR (PER %) | 51.25 ± 0.50 | 7 |" in card and "Means over 2 seeds" in card
+    folds = {"acc": 50.0, "n_utterances": 8, "folds": {"fold1": {}, "fold2": {}}}
+    scores.write_text(json.dumps(record | {"tasks": {"er": folds}}))
+    export_huggingface(checkpoint, tmp_path / "z", scores=scores)
+    assert "ER is the mean over fold1, fold2 alone." in (tmp_path / "z" / "README.md").read_text()
+    scores.write_text(json.dumps(record | {"checkpoint": "other.ckpt", "checkpoint_sha256": "0" * 64}))
+    with pytest.raises(EkdError, match="holds the scores of other.ckpt, which is not what .*states"):
+        export_huggingface(checkpoint, tmp_path / "y", scores=scores)
     scores.write_text(json.dumps(record | {"label": "fbank", "upstream": "fbank"}))
     with pytest.raises(EkdError, match="scores of 'fbank'"):
         export_huggingface(checkpoint, tmp_path / "y", scores=scores)

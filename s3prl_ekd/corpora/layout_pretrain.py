@@ -12,7 +12,7 @@ from pathlib import Path
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, SAMPLE_RATE
 from s3prl_ekd.corpora.folders import Prepared, check_replaceable, config_template, write_config, write_marker
-from s3prl_ekd.corpora.lengths import MIN_SAMPLES, in_parallel, read_lengths, samples_or_reason, write_lengths
+from s3prl_ekd.corpora.lengths import in_parallel, read_lengths, samples_or_reason, write_lengths
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
@@ -62,11 +62,11 @@ def prepare_pretrain(
     for name, files in sets.items():
         files = [Path(os.path.abspath(file)) for file in files]
         results = in_parallel(samples_or_reason, files)
-        good = [(file, n) for file, n in zip(files, results, strict=True) if isinstance(n, int) and n >= MIN_SAMPLES]
+        good = [(file, n) for file, n in zip(files, results, strict=True) if isinstance(n, int)]
         if not good:
             raise EkdError(f"{source}: no readable audio in set {name}")
         if len(good) < len(files):
-            unread = next((text for text in results if isinstance(text, str)), "some are shorter than 0.05 s")
+            unread = next(text for text in results if isinstance(text, str))
             notes.append(f"{name}: {len(files) - len(good)} of {len(files)} files left out, first: {unread}")
         measured[name] = good
     for name, entries in _earlier(folder).items():

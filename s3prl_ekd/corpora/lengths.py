@@ -49,11 +49,40 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> li
 
 
 def samples_or_reason(path: Path) -> int | str:
-    """A file's length in samples at 16 kHz from its header, or why it cannot be read."""
+    """A file's length in samples at 16 kHz, or why it cannot be trained on.
+
+    The length is the header's, and the last tenth of a second is read: a copy that was cut short has a sound header,
+    and would end a training hours later. (A quarter of a millisecond a file; :func:`probe` decodes all of it.)
+    """
     try:
-        return audio_info(path).samples
+        samples = audio_info(path).samples
+        with soundfile.SoundFile(str(path)) as file:
+            last = min(file.frames, file.samplerate // 10)
+            file.seek(file.frames - last)
+            whole = len(file.read(last, dtype="float32")) == last and not _wav_is_cut(path, file)
     except AudioError as error:
         return str(error)
+    except (soundfile.LibsndfileError, RuntimeError, OSError):
+        whole = False
+    if not whole:
+        return f"{path}: the audio data is damaged (its end is missing)"
+    return _too_short(path, samples) or samples
+
+
+def _wav_is_cut(path: Path, file: soundfile.SoundFile) -> bool:
+    """Whether the file is shorter than its RIFF header says; libsndfile takes what is there. Streams say 0 or 4 GB."""
+    if file.format not in ("WAV", "WAVEX"):
+        return False
+    with open(path, "rb") as stream:
+        head = stream.read(8)
+    said = int.from_bytes(head[4:8], "little")
+    return head[:4] == b"RIFF" and 0 < said < 0xFFFF_FF00 and path.stat().st_size + 1 < said + 8
+
+
+def _too_short(path: Path, samples: int) -> str | None:
+    if samples >= MIN_SAMPLES:
+        return None
+    return f"{path}: only {samples / SAMPLE_RATE:.3f} s long; 0.05 s is the least"
 
 
 def probe(manifest: Manifest, skip_bad: bool = False) -> list[Clip]:
@@ -104,8 +133,9 @@ def _open(row: Row) -> Clip | str:
         return f"{row.audio}: the audio data is damaged ({str(error).strip().rstrip('.').split(': ')[-1]})"
     if read < frames:
         return f"{row.audio}: the audio data is damaged ({read} of {frames} samples can be decoded)"
-    if info.samples < MIN_SAMPLES:
-        return f"{row.audio}: only {info.samples / SAMPLE_RATE:.3f} s long; 0.05 s is the least"
+    short = _too_short(row.audio, info.samples)
+    if short is not None:
+        return short
     return Clip(row, info.samples, info.is_16k_mono, flac)
 
 

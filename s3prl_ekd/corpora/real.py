@@ -81,7 +81,7 @@ def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: S
         measured = in_parallel(samples_or_reason, audio)
         bad = [reason for reason in measured if isinstance(reason, str)]
         if bad:
-            raise EkdError(f"{bad[0]} (and {len(bad) - 1} more unreadable files)")
+            raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
         lengths[split] = [(file.relative_to(root).as_posix(), n) for file, n in zip(audio, measured, strict=True)]
     heard = {Path(path).stem for entries in lengths.values() for path, _ in entries}
     lexicon = None
@@ -145,7 +145,7 @@ def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bo
     )
     bad = [reason for reason in samples if isinstance(reason, str)]
     if bad:
-        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more unreadable files)")
+        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
     with fresh_folder(out / "sid", root) as folder:
         (folder / "split.txt").write_text("".join(f"{number} {path}\n" for number, path in kept), encoding="utf-8")
     write_sid_config(out / "sid.yaml", root, (out / "sid" / "split.txt").absolute())
@@ -192,12 +192,17 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
     missing = [folder.name for folder in folders.values() if not folder.is_dir()]
     if missing:
         raise EkdError(f"{root}: {', '.join(missing)} is missing; expected IEMOCAP's Session1 to Session5")
-    sessions = {number: _iemocap_session(root, folder) for number, folder in folders.items()}
+    absent: list[str] = []
+    sessions = {number: _iemocap_session(root, folder, absent) for number, folder in folders.items()}
     files = [root / item["path"] for items in sessions.values() for item in items]
     samples = in_parallel(samples_or_reason, files)
     bad = [reason for reason in samples if isinstance(reason, str)]
     if bad:
-        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more unreadable files)")
+        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+    notes = []
+    if absent:
+        others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+        notes = [f"{absent[0]}{others}: labelled, but not in sentences/wav, and left out (SUPERB's folds hold 5531)"]
     emotions = [item["label"] for items in sessions.values() for item in items]
     with fresh_folder(out / "er", root) as folder:
         write_sessions(folder, sessions, emotion_labels(SUPERB_EMOTIONS))
@@ -209,12 +214,12 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
         utterances=tuple(map(len, sessions.values())),
         minutes=sum(samples) / SAMPLE_RATE / 60,
         speakers=len({item["speaker"] for items in sessions.values() for item in items}),
-        notes=("emotions: " + ", ".join(f"{name} {emotions.count(name)}" for name in SUPERB_EMOTIONS),),
+        notes=("emotions: " + ", ".join(f"{name} {emotions.count(name)}" for name in SUPERB_EMOTIONS), *notes),
     )
 
 
-def _iemocap_session(root: Path, session: Path) -> list[dict[str, str]]:
-    """One session's utterances of the four emotions.
+def _iemocap_session(root: Path, session: Path, absent: list[str]) -> list[dict[str, str]]:
+    """One session's utterances of the four emotions; the names of those without audio go into ``absent``.
 
     A line with a label reads ``[start - end]<TAB>utterance<TAB>emotion<TAB>[valence, activation, dominance]``.
     """
@@ -228,7 +233,9 @@ def _iemocap_session(root: Path, session: Path) -> list[dict[str, str]]:
             if not line.startswith("[") or len(cells) < 3:
                 continue
             emotion = "hap" if cells[2] == "exc" else cells[2]
-            if emotion in SUPERB_EMOTIONS and cells[1] in wavs:
+            if emotion in SUPERB_EMOTIONS and cells[1] not in wavs:
+                absent.append(f"{session.name}/{cells[1]}")
+            elif emotion in SUPERB_EMOTIONS:
                 path = wavs[cells[1]].relative_to(root).as_posix()
                 items.append({"path": path, "label": emotion, "speaker": cells[1].split("_")[0]})
     if not items:

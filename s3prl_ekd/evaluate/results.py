@@ -22,6 +22,7 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid import Search, searches
+from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import Run, load_task_config
 from s3prl_ekd.evaluate.tasks import TASKS, Task
@@ -57,6 +58,7 @@ def collect(
         "label": upstream.label,
         "upstream": upstream.name,
         "checkpoint": str(upstream.checkpoint) if upstream.checkpoint else None,
+        "checkpoint_sha256": content(Path(upstream.checkpoint)) if upstream.checkpoint else None,
         "model_config": str(upstream.model_config) if upstream.model_config else None,
         "cost": dict(cost) if cost else None,
         "preset": preset,
@@ -85,6 +87,7 @@ def with_earlier_tasks(record: dict[str, Any], out: Path) -> dict[str, Any]:
         "label",
         "upstream",
         "checkpoint",
+        "checkpoint_sha256",
         "model_config",
         "preset",
         "normalize",

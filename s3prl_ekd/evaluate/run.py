@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.inputs import inputs
 from s3prl_ekd.evaluate.nursery import Nursery
 from s3prl_ekd.evaluate.plan import MARKER, Run, downstream_program, numbered_checkpoints, read_marker
 from s3prl_ekd.evaluate.process import run_logged
@@ -27,13 +28,23 @@ _loading = threading.Lock()  # torch's list of safe classes is one for the proce
 
 
 def check_marker(run: Run, overwrite: bool = False) -> None:
-    """Refuse a folder whose earlier run had other settings (``overwrite`` empties it instead)."""
+    """Refuse a folder whose earlier run had other settings or read other things (``overwrite`` empties it instead)."""
     marker = read_marker(run.expdir)
-    if marker is None or marker.get("settings") == run.settings():
+    if marker is None:
+        return
+    same = marker.get("settings") == run.settings()
+    now_read = inputs(run)
+    changed_files = [path for path, digest in marker.get("inputs", {}).items() if now_read.get(path) != digest]
+    if same and not changed_files:
         return
     if overwrite:
         shutil.rmtree(run.expdir)
         return
+    if same:
+        raise EkdError(
+            f"{run.expdir / MARKER}: an earlier run here read another {changed_files[0]}: it has changed since; choose "
+            "another --out, or --overwrite to do it again"
+        )
     before, now = marker.get("settings", {}), run.settings()
     changed = next(key for key in {**now, **before} if before.get(key) != now.get(key))
     raise EkdError(
@@ -47,7 +58,8 @@ def do_train(run: Run, board: Board, environment: dict[str, str], nursery: Nurse
 
     ``{"dev": percent or None, "seconds", "steps", "lr"}``.
     """
-    marker = read_marker(run.expdir) or {"settings": run.settings(), "state": "started", "seconds": 0.0}
+    fresh = {"settings": run.settings(), "inputs": inputs(run), "state": "started", "seconds": 0.0}
+    marker = read_marker(run.expdir) or fresh
     if marker["state"] == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
         write_marker(run.expdir, marker)

@@ -156,12 +156,15 @@ def _scores(record: Mapping[str, Any] | None) -> str:
             rows.append(f"| {title} | {tasks[name][metric]:.2f}{spread} | {tasks[name].get('n_utterances', '')} |")
     table = "\n".join(rows)
     seeds = record.get("seeds", [])
+    er = tasks.get("er", {})
+    folds = next(iter(er.get("seeds", {"": er}).values())).get("folds", {})
+    some = f" ER is the mean over {', '.join(folds)} alone." if 0 < len(folds) < 5 else ""  # IEMOCAP has five
     means = f" Means over {len(seeds)} seeds ± their standard error." if len(seeds) > 1 else ""
     return f"""
 ## Scores
 
 Measured with s3prl's own downstream runner (`{record["label"]}`, preset `{record.get("preset")}`) on the data of its
-`scores.json`. They are comparable with the SUPERB leaderboard only where that data is SUPERB's.{means}
+`scores.json`. They are comparable with the SUPERB leaderboard only where that data is SUPERB's.{means}{some}
 
 | task | test | utterances |
 | --- | --- | --- |

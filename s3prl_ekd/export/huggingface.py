@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.model.student import load_student
+from s3prl_ekd.model.student import load_student, newest_checkpoint
 from s3prl_ekd.teachers.tiny import write_transformers
 
 
@@ -36,7 +37,7 @@ def export_huggingface(
         EkdError: a shape that HubertModel does not have, or an unreadable file.
     """
     encoder, _, part = load_student(checkpoint)
-    record = None if scores is None else _student_scores(scores)
+    record = None if scores is None else _student_scores(scores, checkpoint)
     _check(encoder, checkpoint)
     write_transformers(encoder, output_folder(out, marker="config.json"))
     file = out / "config.json"
@@ -68,11 +69,14 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     return f"uploaded to {repository} ({getattr(commit, 'oid', commit)})"
 
 
-def _student_scores(path: Path) -> dict[str, Any]:
-    """The record of an evaluation; another upstream's scores do not belong on a student's card."""
+def _student_scores(path: Path, checkpoint: Path) -> dict[str, Any]:
+    """The record of an evaluation; another upstream's scores do not belong on a student's card, nor another one's."""
     record = read_scores(path)
     if not str(record.get("upstream", "")).startswith("ekd_student"):
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
+    file = newest_checkpoint(checkpoint)
+    if record.get("checkpoint_sha256") != content(file):
+        raise EkdError(f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {file} is")
     return record
 
 

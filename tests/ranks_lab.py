@@ -84,11 +84,12 @@ def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
             expert.loader.dataset.table.paths[item] = str(lab / "gone.flac")
     optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
     losses, logs, step, stand_ins, loss_sum = [], [], 0, 0, 0.0
-    loader, micro = expert.get_train_dataloader(), 0
+    loader, micro, records = expert.get_train_dataloader(), 0, {}
     while step < case.steps:
         for batch in loader:
             stand_ins += batch.stands_in
-            loss, records = expert(batch, records={}, global_step=step + 1, log_step=1)
+            records = {} if micro % case.accumulate == 0 else records  # the runner's, of a whole step
+            loss, records = expert(batch, records=records, global_step=step + 1, log_step=1)
             (loss / case.accumulate).backward()
             loss_sum, micro = loss_sum + loss.item() / case.accumulate, micro + 1
             if micro % case.accumulate:

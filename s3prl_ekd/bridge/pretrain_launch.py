@@ -183,7 +183,7 @@ class _Pretraining:
         """The checkpoint that -a or -e means; None for a new experiment."""
         check = partial(self._readable, upstream=args.upstream)
         found = checkpoints.resume_from(args.expdir, args.auto_resume, args.past_exp, check)
-        if found is not None and found.match(checkpoints.STATES):
+        if found is not None and args.past_exp is not None and found == Path(args.past_exp):
             checkpoints.check_last(found, check)
         return found
 

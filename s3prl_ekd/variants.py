@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.resources
 import re
 from pathlib import Path
@@ -43,4 +44,6 @@ def find_model_config(value: str, flag: str = "-g") -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    raise EkdError(f"{flag} {value}: no such config file; variants by name: {', '.join(variant_names())}")
+    close = [] if "/" in value else difflib.get_close_matches(value, variant_names(), n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise EkdError(f"{flag} {value}: no such config file; {hint}variants by name: {', '.join(variant_names())}")

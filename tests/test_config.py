@@ -63,7 +63,8 @@ def test_what_g_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine.write_text("base: config_model.yaml\n")
     assert find_model_config("average") == find_model_config(str(mine)) == mine
     for wrong in ("avreage", "../average", "/nowhere/average.yaml"):
-        message = rf"^--untrained {wrong}: no such config file; variants by name: average, .*wavlm$"
+        hint = r"did you mean 'average'\? " if "/" not in wrong else ""
+        message = rf"^--untrained {wrong}: no such config file; {hint}variants by name: average, .*wavlm$"
         with pytest.raises(EkdError, match=message):
             find_model_config(wrong, "--untrained")
 

@@ -32,10 +32,20 @@ _ADMITTED: list[Any] = [
 ]
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file is of the format that PyTorch has written since 1.6. False too where it cannot be opened."""
+    try:
+        with path.open("rb") as stream:
+            return stream.read(4) == b"PK\x03\x04"
+    except OSError:
+        return False
+
+
 def read_torch_file(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """The dictionary that a ``.pt``, ``.bin`` or ``.ckpt`` file holds, on the CPU.
 
-    ``mmap`` leaves tensors on the disk until they are used: for a look at the numbers of a large file.
+    ``mmap`` leaves tensors on the disk until they are used: for a look at the numbers of a large file. (One in the
+    format of PyTorch before 1.6 is read whole.)
 
     Raises:
         EkdError: missing, unreadable, truncated, not a dictionary, or in need of running code from the file.
@@ -43,6 +53,7 @@ def read_torch_file(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise EkdError(f"{path}: no such file")
+    mmap = mmap and is_zip(path)
     try:
         with torch.serialization.safe_globals(_ADMITTED):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)

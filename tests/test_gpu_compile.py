@@ -31,7 +31,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     run, kernels, now = JITFunction.run, [], SimpleNamespace(capability=0)
     monkeypatch.setattr(
         driver,
-        "_active",
+        "active" if "active" in vars(driver) else "_active",  # Triton before 3.4 has no property of that name
         SimpleNamespace(
             get_current_device=lambda: now.capability,
             get_current_stream=lambda device: 0,

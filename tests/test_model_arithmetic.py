@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 PROGRAM = """
 import torch
@@ -26,6 +27,7 @@ print(before, convolutions)
 """
 
 
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9 has the older switch only")
 @pytest.mark.parametrize(("set", "printed"), [
     ("", "tf32 tf32 none True"),
     ("torch.backends.cuda.matmul.allow_tf32 = True; torch.backends.cudnn.allow_tf32 = False", "tf32 tf32 tf32 False"),

@@ -8,11 +8,14 @@ import re
 import subprocess
 import sys
 from argparse import Namespace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+import torch
+from packaging.version import Version
 
 from s3prl_ekd.bridge.modules import s3prl_folder
 from s3prl_ekd.bridge.shims import SHIMS, active_shims, apply_shims
@@ -22,6 +25,7 @@ NAMES = [shim.name for shim in SHIMS]
 
 # Where s3prl 0.4.18 asks for the thing: when its source no longer matches, the mend is to be deleted.
 ASKED = {
+    "import torchaudio": ("run_downstream.py", r"import torchaudio\n"),
     "torchaudio.set_audio_backend": ("run_downstream.py", r"set_audio_backend\("),
     "torchaudio.sox_effects": ("upstream/mos_prediction/expert.py", r"torchaudio\.sox_effects import"),
     "torchaudio.info": ("util/audio_info.py", r"torchaudio\.info\("),
@@ -42,8 +46,12 @@ ASKED = {
 def plain() -> dict[str, bool]:
     """Which mends a fresh process needs, asked before any is applied."""
     code = (
-        "import json; from s3prl_ekd.bridge.shims import SHIMS, active_shims; assert not active_shims();"
-        "print('NEEDED', json.dumps({shim.name: shim.needed() for shim in SHIMS}))"
+        "import json; from s3prl_ekd.bridge.shims import SHIMS, active_shims; assert not active_shims()\n"
+        "needed = {}\n"
+        "for shim in SHIMS:\n"
+        "    needed[shim.name] = shim.needed()\n"
+        "    if shim.name == 'import torchaudio' and needed[shim.name]: shim.apply()  # so that the others can ask\n"
+        "print('NEEDED', json.dumps(needed))"
     )
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300, check=True)
     return json.loads(done.stdout.split("NEEDED ")[1])
@@ -54,6 +62,12 @@ def plain() -> dict[str, bool]:
 def test_the_plain_stack_lacks_it(plain: dict[str, bool], name: str) -> None:
     if name == "distutils" and importlib.util.find_spec("distutils") is not None:
         pytest.skip("Python 3.11, or setuptools is installed: distutils is there")
+    software, _, since = next(shim.removed_by for shim in SHIMS if shim.name == name).partition(" ")
+    if software in ("torch", "torchaudio", "huggingface_hub", "matplotlib", "numpy"):
+        if Version(version(software)) < Version(since):
+            pytest.skip(f"{software} {version(software)} still has it")
+    if name == "import torchaudio" and torch.version.cuda is None:
+        pytest.skip("torch is built without CUDA: torchaudio compares nothing")
     if name == "torchaudio.load" and importlib.util.find_spec("torchcodec") is not None:
         pytest.skip("torchcodec is installed: torchaudio may read by itself")
     if name.endswith("libriphone") and (s3prl_folder() / "downstream/ctc/corpus/libriphone.py").is_file():
@@ -65,6 +79,38 @@ def test_the_plain_stack_lacks_it(plain: dict[str, bool], name: str) -> None:
 def test_s3prl_still_asks_for_it(name: str) -> None:
     file, pattern = ASKED[name]
     assert re.search(pattern, (s3prl_folder() / file).read_text()), f"s3prl's {file} no longer needs the mend {name}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("found", ["13.9", "14.0"])
+def test_torch_of_another_cuda_version(found: str) -> None:
+    """torch 2.15 is built for CUDA 13.2 and torchaudio, whose last release is 2.11, for 13.0."""
+    if torch.version.cuda is None:
+        pytest.skip("torch is built without CUDA: torchaudio compares nothing")
+    code = f"""
+import torch
+torch.version.cuda = {found!r}
+try:
+    import torchaudio
+except RuntimeError as error:
+    print("REFUSED", error)
+from s3prl_ekd.bridge.shims import active_shims, apply_shims
+try:
+    apply_shims()
+except Exception as error:
+    print(type(error).__name__, error)
+else:
+    import torchaudio
+    from s3prl import hub
+    half = torchaudio.functional.resample(torch.ones(1, 80), 2, 1)
+    print("ACTIVE", active_shims()[0].name, torch.version.cuda, half.shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300)
+    assert "REFUSED Detected that PyTorch and TorchAudio were compiled with different CUDA versions" in done.stdout
+    if found == "13.9":
+        assert "ACTIVE import torchaudio 13.9 torch.Size([1, 40])" in done.stdout, done.stdout + done.stderr
+    else:
+        assert "EkdError torch" in done.stdout and "is built for CUDA 14.0, torchaudio for 13.0" in done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ import json
 import operator
 import os
 import pickle
+import re
+import subprocess
 import sys
 import types
 from collections.abc import Iterator
@@ -298,3 +300,123 @@ def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"model": 1}))
     assert "pickle.pt" in message(tmp_path / "pickle.pt")
     assert "try 's3prl:wav2vec2_conformer_rope'" in message("wav2vec2_conformer_rope")
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_unispeech_sats_own_files(pre_norm: bool, tmp_path: Path) -> None:
+    encoder = random_encoder(FAIRSEQ_SHAPE.with_(pre_norm=pre_norm), seed=0)
+    content = fairseq_content(encoder, None)
+    extra = ("spk_proj.weight", "spk_proj.bias", "quant_in_proj.weight", "quant_embedding.weight",
+             "encoder.layer_norm_for_extract.weight", "encoder.layer_norm_for_extract.bias")  # fmt: skip
+    content["model"] |= {name: torch.zeros(2) for name in extra}
+    content["cfg"] = {"model": model_config(encoder) | {"_name": "unispeech_sat"}, "task": {"normalize": False}}
+    torch.save(content, tmp_path / "UniSpeech-SAT.pt")
+    described = sources.describe(str(tmp_path / "UniSpeech-SAT.pt"))
+    assert described.family == "unispeech_sat" and described.shape.padding_rule == "fairseq"
+    assert same(sources.load(described), encoder)
+
+
+def test_the_fine_tuned_wavlm_of_fairseq_counts_frames_as_wavlm(tmp_path: Path) -> None:
+    encoder = random_encoder(TINY.with_(layers=2, attention="gated_relative", padding_rule="fairseq"), seed=0)
+    content = fairseq_content(encoder, None)
+    content["model"] = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in content["model"].items()}
+    shape = encoder.shape
+    relative = {"_name": "wavlm", "relative_position_embedding": True, "gru_rel_pos": True,
+                "num_buckets": shape.relative_buckets, "max_distance": shape.relative_max_distance}  # fmt: skip
+    inner = {"model": model_config(encoder) | relative, "task": {"normalize": False}}
+    content["cfg"] = {"model": {"_name": "wav2vec_ctc", "w2v_args": inner}, "task": {"normalize": False}}
+    torch.save(content, tmp_path / "ctc.pt")
+    described = sources.describe(str(tmp_path / "ctc.pt"))
+    assert (described.family, described.shape) == ("wavlm", shape)
+    assert same(sources.load(described), encoder)
+
+
+@pytest.mark.parametrize("shells", [False, True])
+def test_a_look_at_a_file_leaves_its_weights_on_the_disk(
+    shells: bool, fairseq: types.SimpleNamespace, tmp_path: Path
+) -> None:
+    encoder = random_encoder(FAIRSEQ_SHAPE, seed=0)
+    content = fairseq_content(encoder, fairseq if shells else None)
+    content["cfg"] = {"model": model_config(encoder), "task": {"normalize": False}}
+    content["last_optimizer_state"] = {"exp_avg": torch.ones(4_000_000)}  # 16 MB, whatever else is in the file
+    torch.save(content, tmp_path / "hubert.pt")
+    code = (
+        "import gc, resource, sys; from s3prl_ekd.teachers import sources; gc.disable()\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "sources.describe(sys.argv[2]); before = peak(); sources.describe(sys.argv[1]); print(peak() - before)"
+    )
+    torch.save(content | {"last_optimizer_state": None}, tmp_path / "small.pt")
+    command = [sys.executable, "-c", code, str(tmp_path / "hubert.pt"), str(tmp_path / "small.pt")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    assert float(done.stdout) < 8  # MiB
+
+
+@pytest.mark.parametrize("processor", [True, False])
+@pytest.mark.parametrize("conv_norm", ["group", "layer"])
+def test_the_extractor_inside_a_processors_file_says_whether_to_normalize(
+    processor: bool, conv_norm: str, tmp_path: Path
+) -> None:
+    shape = TINY.with_(layers=2, conv_norm=conv_norm)
+    folder = write_transformers(random_encoder(shape, seed=0), tmp_path)
+    said = conv_norm == "group"  # the other way round than either kind has it
+    own = folder / "preprocessor_config.json"
+    if processor:  # as Wav2Vec2Processor of transformers 5 writes it; it comes before an older file
+        own.write_text(json.dumps({"do_normalize": not said}))
+        nested = {"processor_class": "Wav2Vec2Processor", "feature_extractor": {"do_normalize": said}}
+        (folder / "processor_config.json").write_text(json.dumps(nested))
+    else:
+        own.write_text(json.dumps({"do_normalize": said}))
+    assert sources.describe(str(folder)).shape.normalize is said
+    from transformers import AutoFeatureExtractor
+
+    if processor:
+        assert AutoFeatureExtractor.from_pretrained(folder).do_normalize is said
+    own.write_text("{}")
+    (folder / "processor_config.json").unlink(missing_ok=True)
+    assert sources.describe(str(folder)).shape.normalize is True  # the default of transformers' extractor
+    own.write_text("[]")
+    with pytest.raises(EkdError, match=r"preprocessor_config\.json: holds a list"):
+        sources.describe(str(folder))
+
+
+def test_files_that_are_easily_confused(tmp_path: Path) -> None:
+    encoder = random_encoder(TINY.with_(layers=2), seed=0)
+    folder = write_transformers(encoder, tmp_path / "folder")
+    weights = load_file(folder / "model.safetensors")
+
+    with pytest.raises(EkdError, match=f"named by its folder: {folder}"):
+        sources.describe(str(folder / "model.safetensors"))
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, folder / "pytorch_model.bin")
+    with pytest.raises(EkdError, match=f"named by its folder: {folder}"):
+        sources.describe(str(folder / "pytorch_model.bin"))
+
+    # shards in safetensors beside an older .bin: transformers reads the shards
+    (folder / "model.safetensors").rename(folder / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(weights, "part.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same(load(folder), encoder)
+
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(EkdError, match=r"model\.safetensors: a pointer of Git LFS.*git lfs pull"):
+        load(folder)
+
+    two = {f"{part}.{name}": tensor.clone() for part in ("student", "teacher") for name, tensor in weights.items()}
+    save_file(two, folder / "model.safetensors")
+    with pytest.raises(EkdError, match=r"holds 2 encoders \(student\.feature_extractor.* and teacher\."):
+        load(folder)
+
+    content = fairseq_content(encoder, None)
+    content["cfg"] = {"model": {"_name": "wav2vec_ctc", "w2v_path": "x.pt", "w2v_args": None}, "task": {}}
+    torch.save(content, tmp_path / "ctc.pt")
+    with pytest.raises(EkdError, match=r"ctc\.pt: fine-tuned, without its encoder's configuration"):
+        sources.describe(str(tmp_path / "ctc.pt"))
+
+
+@pytest.mark.parametrize(("name", "hint"), [
+    ("facebook/hubert-base-ls960", "hf download facebook/hubert-base-ls960 --local-dir DIR"),
+    ("multires_hubert_base", "another upstream of s3prl's is 's3prl:multires_hubert_base'"),
+    ("hubert_bsae", "did you mean hubert_base"),
+])  # fmt: skip
+def test_what_may_have_been_meant(name: str, hint: str) -> None:
+    with pytest.raises(EkdError, match=re.escape(hint)):
+        sources.describe(name)

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchaudio
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
 from recipes.tiny_teachers.settings import UnitSettings
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.bridge.shims import apply_shims
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
@@ -29,6 +29,7 @@ from s3prl_ekd.teachers.ensemble import normalize_wave
 from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
+apply_shims()  # torchaudio does not import beside every torch
 
 CPU = torch.device("cpu")
 Features = Callable[[np.ndarray], np.ndarray]
@@ -133,6 +134,8 @@ def mfcc(wave: np.ndarray) -> np.ndarray:
 
     HuBERT's first targets; computed every 10 ms as there, so that the differences span as much, and thinned out.
     """
+    import torchaudio
+
     frames = torchaudio.compliance.kaldi.mfcc(
         torch.from_numpy(wave).unsqueeze(0), sample_frequency=SAMPLE_RATE, use_energy=False
     ).t()  # (13, 10 ms frames)

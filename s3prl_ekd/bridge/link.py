@@ -31,6 +31,7 @@ _HUB = "".join(
 BLOCKS = {
     "hub.py": _SHIMS + _HUB,
     "pretrain/__init__.py": _SHIMS,
+    "run_downstream.py": _SHIMS,  # which imports torchaudio before the hub
 }
 _PATTERN = re.compile(rb"^" + re.escape(BEGIN.encode()) + rb".*?^" + re.escape(END.encode()) + rb"\r?\n?", re.M | re.S)
 

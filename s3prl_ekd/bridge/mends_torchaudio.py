@@ -1,4 +1,7 @@
-"""Mends of torchaudio: what its 2.9 release removed and s3prl still calls. The registry is ``shims.py``."""
+"""Mends of torchaudio: that it imports, and what its 2.9 release removed and s3prl still calls.
+
+The registry is ``shims.py``.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,45 @@ from typing import Any
 
 from s3prl_ekd.bridge.modules import stand_in
 from s3prl_ekd.errors import EkdError
+
+
+def import_refused() -> bool:
+    """Whether ``import torchaudio`` fails because torch was built with another CUDA version than torchaudio.
+
+    torchaudio 2.11 is its last release and takes any later torch, but asks for the same minor version of CUDA (13.0),
+    which torch has left with 2.15 (13.2).
+    """
+    try:
+        import torchaudio  # noqa: F401
+    except RuntimeError as error:
+        return "different CUDA versions" in str(error)
+    return False
+
+
+def apply_import() -> None:
+    """Import torchaudio without its comparison of CUDA versions.
+
+    Its library is loaded by then, with torch's CUDA runtime, which serves what was built with an earlier minor version
+    of the same major one.
+
+    Raises:
+        EkdError: the major versions differ.
+    """
+    import torch
+
+    found: str = torch.version.cuda
+    number = str(torch.ops._torchaudio.cuda_version())  # 13000 for 13.0, as torchaudio reads it
+    major, minor = number[:-3], number[-2]
+    if found.split(".")[0] != major:
+        raise EkdError(
+            f"torch {torch.__version__} is built for CUDA {found}, torchaudio for {major}.{minor}: install a pair of "
+            "one CUDA version, e.g. pip install -c constraints.txt . in the repository of s3prl-ekd"
+        )
+    try:
+        torch.version.cuda = None  # then nothing is compared
+        import torchaudio  # noqa: F401
+    finally:
+        torch.version.cuda = found
 
 
 def apply_set_audio_backend() -> None:

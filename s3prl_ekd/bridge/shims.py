@@ -191,6 +191,13 @@ def _apply_libriphone() -> None:
 
 
 SHIMS: tuple[Shim, ...] = (
+    Shim(  # the first: the others import torchaudio
+        "import torchaudio",
+        "torch 2.15",
+        "s3prl imports it everywhere; torchaudio 2.11, its last, refuses a torch of another CUDA version",
+        mends_torchaudio.import_refused,
+        mends_torchaudio.apply_import,
+    ),
     Shim(
         "torchaudio.set_audio_backend",
         "torchaudio 2.9",

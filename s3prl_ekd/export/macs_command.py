@@ -15,7 +15,7 @@ from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.macs import HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint
+from s3prl_ekd.model.student import is_student, newest_checkpoint, read_checkpoint
 from s3prl_ekd.teachers import sources
 
 
@@ -68,7 +68,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
         return submission_cost(path)
     if path.is_dir() and not (path / "config.json").is_file():
         path = newest_checkpoint(path)
-    if path.is_file() and "EKD" in read_torch_file(path):
+    if is_student(path):
         part = read_checkpoint(path)
         sets = [(len(one["labels"]), one["width"]) for one in part["head_sets"]] if heads else []
         return cost(EncoderShape.from_dict(part["shape"]), sets)

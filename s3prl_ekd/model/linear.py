@@ -5,10 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module
 
 from s3prl_ekd.model import onednn
 from s3prl_ekd.model.arithmetic import HALF, gelu
+
+GLOBAL_HOOKS = (  # torch changes these in place
+    module._global_forward_pre_hooks,
+    module._global_forward_hooks,
+    module._global_backward_pre_hooks,
+    module._global_backward_hooks,
+)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -37,6 +44,6 @@ def linear_gelu(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def _is_plain(layer: nn.Linear) -> bool:
     """Not so a layer that was wrapped or quantised, or that is watched: it computes itself."""
-    if type(layer) is not nn.Linear or "forward" in vars(layer) or _has_any_global_hook():
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or any(GLOBAL_HOOKS):
         return False
     return not any((layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks))

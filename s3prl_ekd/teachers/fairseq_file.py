@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from s3prl_ekd.checkpoints import read_torch_file
+from s3prl_ekd.checkpoints import is_zip, read_torch_file
 from s3prl_ekd.errors import EkdError
 
 # Packages whose classes fairseq's trainers pickle. Inert, so that even a class of theirs with side effects has none.
@@ -101,28 +101,32 @@ def _load(file: Any, **options: Any) -> Any:
 _SHELL_PICKLE = types.SimpleNamespace(Unpickler=ShellUnpickler, load=_load, __name__="shell_pickle")
 
 
-def read_checkpoint_with_shells(path: Path) -> dict[str, Any]:
+def read_checkpoint_with_shells(path: Path, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's dictionary; where it has objects of fairseq, omegaconf and their like, they are :class:`Shell`.
+
+    ``mmap`` as in :func:`s3prl_ekd.checkpoints.read_torch_file`.
 
     Raises:
         EkdError: as :func:`s3prl_ekd.checkpoints.read_torch_file`.
     """
     try:
-        return read_torch_file(path)
+        return read_torch_file(path, mmap)
     except EkdError as error:
         if not isinstance(error.__cause__, pickle.UnpicklingError):
             raise
-        first = error
+        first = str(error)  # the error itself keeps what was read so far in memory
     try:
         _check_container(path)
         # weights_only is torch's own unpickler, which ours replaces; ours builds less than that one does
-        content = torch.load(path, map_location="cpu", pickle_module=_SHELL_PICKLE, weights_only=False)
+        content = torch.load(
+            path, map_location="cpu", pickle_module=_SHELL_PICKLE, weights_only=False, mmap=mmap and is_zip(path)
+        )
     except Refused as error:
         raise EkdError(f"{path}: refused, since reading it could run code from the file ({error})") from error
     except Exception:  # a damaged pickle can fail anywhere; the first reader's message is the better one
-        raise first from None
+        raise EkdError(first) from None
     if not isinstance(content, dict):
-        raise first
+        raise EkdError(first)
     return content
 
 
@@ -156,9 +160,12 @@ def fairseq_configs(checkpoint: Mapping[str, Any], path: Path) -> tuple[dict[str
     if not isinstance(cfg, Mapping):
         cfg = plain(checkpoint.get("args"))
     model, task = _parts(cfg)
-    inner = model.get("w2v_args") if isinstance(model, Mapping) else None
-    if isinstance(inner, Mapping):
-        model, task = _parts(inner)
+    if isinstance(model, Mapping) and ("w2v_args" in model or "w2v_path" in model):
+        if not isinstance(model.get("w2v_args"), Mapping):
+            raise EkdError(
+                f"{path}: fine-tuned, without its encoder's configuration (w2v_args); use the pre-trained file"
+            )
+        model, task = _parts(model["w2v_args"])
     if not isinstance(model, Mapping) or not isinstance(task, Mapping):
         raise EkdError(f"{path}: its fairseq configuration (cfg or args) has no readable model and task part")
     return dict(model), dict(task)

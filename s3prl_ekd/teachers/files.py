@@ -26,25 +26,31 @@ from s3prl_ekd.teachers.fairseq_file import fairseq_configs, is_fairseq, read_ch
 logger = logging.getLogger(__name__)
 
 _GZIP = b"\x1f\x8b"
+_LFS_POINTER = b"version https://git-lfs"
 
 
-def read_teacher_file(path: Path) -> dict[str, Any]:
+def read_teacher_file(path: Path, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's dictionary, unpacked first where the file is gzip'ed.
+
+    Args:
+        path: the file.
+        mmap: leave the weights on the disk until they are used, for a look at the shape of a model.
 
     Raises:
         EkdError: unreadable, cut off, no checkpoint, or in need of running code from the file.
     """
     try:
-        with path.open("rb") as stream:
-            packed = stream.read(2) == _GZIP
-        if not packed:
-            return read_checkpoint_with_shells(path)
+        start = _start(path)
+        if path.suffix == ".safetensors" or (path.suffix == ".bin" and (path.parent / "config.json").is_file()):
+            raise EkdError(f"{path}: weights of a transformers model, which is named by its folder: {path.parent}")
+        if not start.startswith(_GZIP):
+            return read_checkpoint_with_shells(path, mmap)
         with tempfile.TemporaryDirectory() as folder:
             unpacked = Path(folder) / path.name.removesuffix(".gz")
             with gzip.open(path) as source, unpacked.open("wb") as target:
                 shutil.copyfileobj(source, target)
             try:
-                return read_checkpoint_with_shells(unpacked)
+                return read_checkpoint_with_shells(unpacked, mmap)
             except EkdError as error:
                 raise EkdError(str(error).replace(str(unpacked), str(path))) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -67,8 +73,7 @@ def kind_of_file(
     if "model_weight" in checkpoint and "model_cfg" in checkpoint:
         config = _mapping(checkpoint, "model_cfg", path)
         weights = _mapping(checkpoint, "model_weight", path)
-        task = checkpoint.get("task_cfg") or {}
-        normalize = bool(task.get("normalize", False)) if isinstance(task, Mapping) else False
+        normalize = _normalizes(checkpoint.get("task_cfg") or {}, config, path)
         family = "hubert" if "dictionaries_symbols" in checkpoint else _wav2vec2_or_data2vec(weights)
         return "converted", family, shapes.from_fairseq(config, path, normalize, _padding_rule(family)), weights
     if "Distiller" in checkpoint and isinstance(checkpoint.get("Config"), Mapping):
@@ -77,11 +82,7 @@ def kind_of_file(
     if is_fairseq(checkpoint):
         model, task = fairseq_configs(checkpoint, path)
         weights = _mapping(checkpoint, "model", path)
-        family = "hubert" if _is_hubert(model, weights) else _wav2vec2_or_data2vec(weights)
-        normalize = task.get("normalize", False)
-        if not isinstance(normalize, bool):  # e.g. "${task.normalize}": guess what the front end's kind implies
-            normalize = model.get("extractor_mode") == "layer_norm"
-            logger.warning("%s: its task.normalize is not readable; taken to be %s", path, normalize)
+        family, normalize = _fairseq_family(model, weights), _normalizes(task, model, path)
         return "fairseq", family, shapes.from_fairseq(model, path, normalize, _padding_rule(family)), weights
     if "cfg" in checkpoint and "model" in checkpoint:
         config = _mapping(checkpoint, "cfg", path)
@@ -100,11 +101,10 @@ def transformers_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         EkdError: none there, a shard is missing, or a file is damaged.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
         if (folder / name).is_file():
             return _read_shard(folder / name)
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        shards = folder / name
+        shards = folder / f"{name}.index.json"
         if shards.is_file():
             weights: dict[str, Tensor] = {}
             for shard in sorted(set(_mapping(read_json(shards, str(folder)), "weight_map", shards).values())):
@@ -113,6 +113,20 @@ def transformers_weights(folder: Path) -> dict[str, Tensor]:
                 weights |= _read_shard(folder / shard)
             return weights
     raise EkdError(f"{folder}: no weights in it (model.safetensors or pytorch_model.bin)")
+
+
+def extractor_normalizes(folder: Path) -> bool | None:
+    """``do_normalize`` of a transformers folder's feature extractor; None where it has none.
+
+    transformers 5 keeps the extractor inside the processor's file where a model has a processor, and reads that first.
+    """
+    for name, key in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
+        if (folder / name).is_file():
+            content = read_json(folder / name, str(folder))
+            extractor = content.get(key) if key else content
+            if isinstance(extractor, Mapping):
+                return bool(extractor.get("do_normalize", True))  # transformers' default
+    return None
 
 
 def read_json(path: Path, where: str) -> dict[str, Any]:
@@ -131,6 +145,7 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _read_shard(path: Path) -> dict[str, Tensor]:
+    _start(path)
     if path.suffix != ".safetensors":
         return read_torch_file(path)
     from safetensors import SafetensorError
@@ -142,6 +157,15 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
         raise EkdError(f"{path}: not a readable safetensors file ({error})") from error
 
 
+def _start(path: Path) -> bytes:
+    """The first bytes of a file, which is not what Git leaves of a large one."""
+    with path.open("rb") as stream:
+        start = stream.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise EkdError(f"{path}: a pointer of Git LFS, not the file itself: git lfs pull")
+    return start
+
+
 def _mapping(content: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Any]:
     value = content.get(key)
     if not isinstance(value, Mapping):
@@ -149,9 +173,15 @@ def _mapping(content: Mapping[str, Any], key: str, path: Path) -> Mapping[str, A
     return value
 
 
-def _is_hubert(model: Mapping[str, Any], weights: Mapping[str, Any]) -> bool:
+def _fairseq_family(model: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
     name = str(model.get("_name") or model.get("arch") or "")
-    return name.startswith("hubert") or any("label_embs_concat" in key for key in weights)
+    if model.get("relative_position_embedding"):
+        return "wavlm"
+    if name.startswith("unispeech_sat") or any("spk_proj" in key for key in weights):
+        return "unispeech_sat"
+    if name.startswith("hubert") or any("label_embs_concat" in key for key in weights):
+        return "hubert"
+    return _wav2vec2_or_data2vec(weights)
 
 
 def _wav2vec2_or_data2vec(weights: Mapping[str, Any]) -> str:
@@ -159,4 +189,15 @@ def _wav2vec2_or_data2vec(weights: Mapping[str, Any]) -> str:
 
 
 def _padding_rule(family: str) -> Literal["conv", "fairseq"]:
-    return "fairseq" if family == "hubert" else "conv"
+    return "fairseq" if family in {"hubert", "wavlm", "unispeech_sat"} else "conv"
+
+
+def _normalizes(task: Any, model: Mapping[str, Any], path: Path) -> bool:
+    """The ``normalize`` of a fairseq task."""
+    found = task.get("normalize", False) if isinstance(task, Mapping) else False
+    if isinstance(found, bool):
+        return found
+    # e.g. "${task.normalize}": guess what the front end's kind implies
+    guess = model.get("extractor_mode") == "layer_norm"
+    logger.warning("%s: its task's normalize is %r, which says nothing; taken to be %s", path, found, guess)
+    return guess

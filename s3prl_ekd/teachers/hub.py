@@ -23,6 +23,7 @@ from s3prl_ekd.model.shape import (
 
 CONVERTED = "https://huggingface.co/s3prl/converted_ckpts/resolve/main/"
 _DISTILHUBERT = "https://huggingface.co/leo19941227/distilhubert/resolve/main/distilhubert_ls960_4-8-12.ckpt"
+_MS_HUBERT = "https://huggingface.co/s3prl/MS-HuBERT/resolve/main/iter3.pt"
 
 # fairseq's HubertModel and WavLM count the frames of a padded clip otherwise than its wav2vec 2.0
 _HUBERT_BASE = HUBERT_BASE.with_(padding_rule="fairseq")
@@ -64,6 +65,7 @@ HUB: dict[str, HubEntry] = {
         "contentvec_km100": ("contentvec_km100.pt", _HUBERT_BASE),
         "contentvec_km500": ("contentvec_km500.pt", _HUBERT_BASE),
         "mhubert_base_vp_en_es_fr_it3": ("mhubert_base_vp_en_es_fr_it3.pt", _HUBERT_BASE),
+        "ms_hubert": (_MS_HUBERT, _HUBERT_BASE),
     }),
     **_family("wavlm", {
         "wavlm": ("wavlm_base_plus.pt", _WAVLM_BASE),
@@ -78,6 +80,8 @@ HUB: dict[str, HubEntry] = {
         "wav2vec2_large_ll60k": ("wav2vec_vox_new.pt", WAV2VEC2_LARGE_LV60),
         "wav2vec2_large_lv60_cv_swbd_fsh": ("w2v_large_lv_fsh_swbd_cv.pt", WAV2VEC2_LARGE_LV60),
         "wav2vec2_large_voxpopuli_100k": ("wav2vec2_large_100k.pt", WAV2VEC2_LARGE_LV60),
+        "wav2vec2_base_s2st_es_voxpopuli": ("wav2vec2_base_s2st_es_voxpopuli.pt", HUBERT_BASE),
+        "wav2vec2_base_s2st_en_librilight": ("wav2vec2_base_s2st_en_librilight.pt", HUBERT_BASE),
         "xlsr_53": ("xlsr_53_56k.pt", WAV2VEC2_LARGE_LV60),
         "xls_r_300m": ("xlsr2_300m.pt", WAV2VEC2_LARGE_LV60),
         "xls_r_1b": ("xlsr2_960m_1000k.pt", _XLS_R_1B),

@@ -67,10 +67,11 @@ TRANSFORMERS = (
 
 _PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "part": "[qkv]"}
 
-# Parts of training that produce no hidden state: mask vectors, cluster predictors, quantizers, task heads.
+# Parts of training that produce no hidden state: mask vectors, cluster predictors, quantizers, losses, task heads.
 PRETRAINING_ONLY = re.compile(
     r"(mask_emb|masked_spec_embed|label_embs_concat|final_proj|target_glu|output_layer|quantizer|project_q|project_hid|_ema|lm_head"
-    r"|classifier|speaker_proj|dropout_features|label_embeddings_concat|layer_norm_for_extract|projector|layer_weights|untie|logit_scale|encoder\.masked_spec_embed)(\.|$)"
+    r"|classifier|speaker_proj|dropout_features|label_embeddings_concat|layer_norm_for_extract|projector|layer_weights|untie|logit_scale|encoder\.masked_spec_embed"
+    r"|spk_proj|quant_in_proj|quant_embedding|encoder\.layer_norm_for_extract)(\.|$)"  # UniSpeech's own files
 )
 
 
@@ -148,11 +149,14 @@ def _compiled(template: str) -> re.Pattern[str]:
 
 
 def _prefix(weights: Mapping[str, Tensor], source: str) -> str:
-    for name in weights:
-        position = name.find("feature_extractor.conv_layers.")
-        if position >= 0:
-            return name[:position]
-    raise EkdError(f"{source}: no wav2vec2-family weights in it (nothing called feature_extractor.conv_layers.*)")
+    first = "feature_extractor.conv_layers."
+    prefixes = sorted({name.partition(first)[0] for name in weights if first in name})
+    if not prefixes:
+        raise EkdError(f"{source}: no wav2vec2-family weights in it (nothing called {first}*)")
+    if len(prefixes) > 1:
+        named = " and ".join(prefix + first + "*" for prefix in prefixes)
+        raise EkdError(f"{source}: holds {len(prefixes)} encoders ({named}); save the one that is to teach by itself")
+    return prefixes[0]
 
 
 def _fuse_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -13,13 +13,18 @@ from s3prl_ekd.model.shape import BASE_CONV, EncoderShape, conv_layers
 TRANSFORMERS_FAMILIES = ("hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
 
 
-def from_transformers(config: Mapping[str, Any], folder: Path) -> tuple[str, EncoderShape]:
+def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | None) -> tuple[str, EncoderShape]:
     """Family and shape of a transformers ``config.json``: one of TRANSFORMERS_FAMILIES, bare or with a task head.
+
+    Args:
+        config: the file's content.
+        file: for messages.
+        normalize: the feature extractor's ``do_normalize``; None where the folder has no extractor: as the model's kind
+            of front end usually has it.
 
     Raises:
         EkdError: another model type, or a variant that our encoder does not compute.
     """
-    file = folder / "config.json"
     family = config.get("model_type")
     if family not in TRANSFORMERS_FAMILIES:
         raise EkdError(
@@ -31,7 +36,7 @@ def from_transformers(config: Mapping[str, Any], folder: Path) -> tuple[str, Enc
     _require(file, config, "layer_norm_eps", 1e-5)
     for unsupported in ("conv_pos_batch_norm", "add_adapter"):
         _require(file, config, unsupported, False)
-    stable = bool(config.get("do_stable_layer_norm", False))
+    stable = bool(config.get("do_stable_layer_norm", False)) and not data2vec  # whose model has no such choice
     norm = "layer" if data2vec else config.get("feat_extract_norm", "group")
     position = (
         (_integer(file, config, "conv_pos_kernel_size", 19), _integer(file, config, "num_conv_pos_embeddings", 5))
@@ -45,7 +50,7 @@ def from_transformers(config: Mapping[str, Any], folder: Path) -> tuple[str, Enc
         conv_layers=conv_layers(list(zip(dims, kernels, strides, strict=True))),
         conv_norm=norm,
         conv_bias=bool(config.get("conv_bias", False)),
-        feature_norm=bool(config.get("feat_proj_layer_norm", True)),
+        feature_norm=bool(config.get("feat_proj_layer_norm", True)) or family != "hubert",  # nor the others this one
         width=_integer(file, config, "hidden_size", 768),
         layers=_integer(file, config, "num_hidden_layers", 12),
         ffn_width=_integer(file, config, "intermediate_size", 3072),
@@ -56,29 +61,17 @@ def from_transformers(config: Mapping[str, Any], folder: Path) -> tuple[str, Enc
         pos_conv_groups=_integer(file, config, "num_conv_pos_embedding_groups", 16),
         attention="gated_relative" if family == "wavlm" else "plain",
         padding_rule="conv",
-        normalize=_do_normalize(folder, default=norm == "layer"),
+        normalize=norm == "layer" if normalize is None else normalize,
         normalize_eps=1e-7,
-        **(_relative(config, "max_bucket_distance", 800) if family == "wavlm" else {}),
+        **(_relative(file, config, "max_bucket_distance", 800) if family == "wavlm" else {}),
     )
 
 
-def _relative(config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, int]:
+def _relative(file: Path, config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, int]:
     return {
-        "relative_buckets": config.get("num_buckets", 320),
-        "relative_max_distance": config.get(distance_key, distance),
+        "relative_buckets": _integer(file, config, "num_buckets", 320),
+        "relative_max_distance": _integer(file, config, distance_key, distance),
     }
-
-
-def _do_normalize(folder: Path, default: bool) -> bool:
-    import json
-
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return default
-    try:
-        return bool(json.loads(file.read_text()).get("do_normalize", default))
-    except ValueError as error:
-        raise EkdError(f"{file}: not valid JSON ({error})") from error
 
 
 def from_fairseq(
@@ -119,7 +112,9 @@ def from_fairseq(
         attention="gated_relative" if relative else "plain",
         padding_rule=padding_rule,
         normalize=normalize,
-        **(_relative(config, "max_distance", 1280) if relative else {}),  # WavLM.py's default; its checkpoints say 800
+        **(
+            _relative(file, config, "max_distance", 1280) if relative else {}
+        ),  # WavLM.py's default; its checkpoints say 800
     )
 
 

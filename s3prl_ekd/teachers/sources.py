@@ -7,6 +7,7 @@ from its name or header; :func:`load` gives the encoder with its weights. No fil
 from __future__ import annotations
 
 import difflib
+import re
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,13 @@ from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
-from s3prl_ekd.teachers.files import kind_of_file, read_json, read_teacher_file, transformers_weights
+from s3prl_ekd.teachers.files import (
+    extractor_normalizes,
+    kind_of_file,
+    read_json,
+    read_teacher_file,
+    transformers_weights,
+)
 from s3prl_ekd.teachers.hub import HUB
 
 __all__ = ["HUB", "TeacherSource", "describe", "load"]
@@ -79,12 +86,18 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         return TeacherSource(source, kind, HUB[name].family, HUB[name].shape, None)
     if "conformer" in source:
         raise EkdError(f"{where}: {source!r} has conformer layers, which have no mapping here; try 's3prl:{source}'")
-    close = difflib.get_close_matches(source, HUB, n=3)
-    hint = f"did you mean {' or '.join(close)}?" if close else "`s3prl-ekd teachers` lists what can be named"
-    if not close and "/" not in source and ":" not in source:
-        hint += f"; an upstream of s3prl's that is not among them is 's3prl:{source}'"
     what = "is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers folder"
-    raise EkdError(f"{where}: {source!r} {what}; {hint}")
+    raise EkdError(f"{where}: {source!r} {what}; {_hint(source)}")
+
+
+def _hint(source: str) -> str:
+    """What may have been meant by a source that is none."""
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        return f"a model of huggingface.co is named by its folder here: hf download {source} --local-dir DIR"
+    close = difflib.get_close_matches(source, HUB, n=3)
+    if source.isidentifier() and adapter.is_upstream(source):
+        return f"another upstream of s3prl's is 's3prl:{source}'"
+    return f"did you mean {' or '.join(close)}?" if close else "`s3prl-ekd teachers` lists what can be named"
 
 
 def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstream:
@@ -122,8 +135,9 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
 def _describe_path(source: str, path: Path, where: str) -> TeacherSource:
     if path.is_dir():
         config = read_json(path / "config.json", where)
-        return TeacherSource(source, "transformers", *shapes.from_transformers(config, path), path)
-    kind, family, shape, _ = kind_of_file(read_teacher_file(path), path)
+        described = shapes.from_transformers(config, path / "config.json", extractor_normalizes(path))
+        return TeacherSource(source, "transformers", *described, path)
+    kind, family, shape, _ = kind_of_file(read_teacher_file(path, mmap=True), path)
     return TeacherSource(source, kind, family, shape, path)
 
 

@@ -119,19 +119,25 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
 
 
 def items(rng: np.random.Generator, share: float, seeds: int = 3, utterances: int = 400) -> dict:
-    """Utterances of 10 tokens, each wrong with a probability."""
+    """Utterances of 10 tokens, each of its own speaker, each token wrong with a probability."""
     return {str(seed): {str(n): [int(rng.binomial(10, share)), 10] for n in range(utterances)} for seed in range(seeds)}
 
 
-def test_scores_and_their_errors() -> None:
-    found = {"1": {"a": [1, 4], "b": [2, 4]}, "2": {"a": [0, 4], "b": [1, 4]}}
-    assert [PER.rate(PER.counts(found[seed])) for seed in "12"] == [37.5, 12.5]
-    assert [SID.rate(SID.counts(found[seed])) for seed in "12"] == [62.5, 87.5]
+def test_means_and_their_errors() -> None:
     mean, error = mean_and_error({"1": 37.5, "2": 12.5})
     assert (mean, error) == (25.0, pytest.approx(12.5))
     assert mean_and_error({"1": 3.0}) == (3.0, None)
-    words = {"a": [1, 2, 3, 12], "b": [1, 2, 0, 12]}
-    assert (WER.rate(WER.counts(words)), CER.rate(CER.counts(words))) == (50.0, 12.5)
+
+
+def test_a_gain_is_the_difference_of_the_scores_of_record() -> None:
+    words = {"1": {"a-1": [1, 2, 3, 12], "b-1": [1, 4, 0, 12]}}
+    other = {"1": {"a-1": [1, 2, 6, 12], "b-1": [3, 4, 0, 12]}}
+    assert difference(WER, words, other).gain == pytest.approx(100 * (4 / 6 - 2 / 6))
+    assert difference(CER, words, other).gain == pytest.approx(100 * 3 / 24)
+    # folds of 1 and 3 utterances count alike, as in s3prl's five-fold mean
+    ours = {"1": {"03_a": [0, 1, 1], "04_a": [1, 1, 2], "04_b": [0, 1, 2], "05_a": [0, 1, 2]}}
+    theirs = {"1": {"03_a": [1, 1, 1], "04_a": [1, 1, 2], "04_b": [1, 1, 2], "05_a": [0, 1, 2]}}
+    assert difference(ER, ours, theirs).gain == pytest.approx(100 * ((1 + 2 / 3) / 2 - (0 + 1 / 3) / 2))
 
 
 def test_differences_have_a_direction_and_an_honest_error() -> None:
@@ -141,20 +147,37 @@ def test_differences_have_a_direction_and_an_honest_error() -> None:
     assert found.gain == pytest.approx(10, abs=2) and found.beyond_noise  # lower is better: the first row gains
     assert difference(SID, good, bad).gain == pytest.approx(found.gain)  # so it does in what is right
     assert difference(PER, bad, good).gain == pytest.approx(-found.gain)
-    # binomial: each row's rate has a variance of p (1 - p) / tokens; over seeds and over utterances it shows twice
+    # binomial: each row's rate has a variance of p (1 - p) / tokens; over seeds and over speakers it shows twice
     expected = 100 * math.sqrt((0.2 * 0.8 + 0.3 * 0.7) / (3 * 400 * 10))
     assert expected < found.error < 2.5 * expected
+    assert 2 <= found.freedom <= 2 + 399
     same = difference(PER, good, good)
     assert same.gain == 0 and not same.beyond_noise
-    # of equal rows few differences may look real: about one in twenty by chance, less with both errors added
+    # of equal rows few differences may look real: one in twenty by chance, less with both errors added
     beyond = sum(
-        difference(PER, items(rng, 0.3, utterances=80), items(rng, 0.3, utterances=80)).beyond_noise for _ in range(60)
+        difference(PER, items(rng, 0.3, utterances=80), items(rng, 0.3, utterances=80)).beyond_noise for _ in range(200)
     )
-    assert beyond <= 8
+    assert beyond <= 15
     paired = {seed: {n: [min(10, e + 1), 10] for n, (e, _) in utts.items()} for seed, utts in good.items()}
     assert difference(PER, good, paired).error < 0.5  # what both share cancels
     assert difference(PER, {"1": good["1"]}, {"2": bad["2"]}) is None  # no common seed
     assert difference(PER, {"1": good["1"]}, {"1": bad["1"]}).error > 0  # one seed: the test set's noise alone
+
+
+def test_speakers_are_what_is_drawn() -> None:
+    """Rows that are equal in truth, but whose speakers take to one or the other: utterances would see differences."""
+    rng = np.random.default_rng(0)
+
+    def row(likes: np.ndarray) -> dict:
+        made = {}
+        for seed in "123":
+            made[seed] = {f"{s}-{n}": [int(rng.binomial(10, likes[s])), 10] for s in range(8) for n in range(30)}
+        return made
+
+    found = [difference(PER, row(rng.uniform(0.1, 0.5, 8)), row(rng.uniform(0.1, 0.5, 8))) for _ in range(100)]
+    assert sum(one.beyond_noise for one in found) <= 10
+    spread = float(np.std([one.gain for one in found]))
+    assert spread / 1.5 < float(np.mean([one.error for one in found])) < 1.5 * spread
 
 
 def test_the_page_gets_its_tables() -> None:
@@ -183,9 +206,11 @@ def test_the_page_is_what_the_results_give(experiment) -> None:
 def test_items_agree_with_the_scores_of_record(experiment) -> None:
     """Every kept row: what its utterances add up to is what the runner printed."""
     for result in tables.read_results(experiment, tables.RESULTS).values():
-        for metric in (PER, SID, WER, CER):  # ER's score is the mean of its folds, which differ in size
+        for metric in METRICS:
             for seed, utterances in result.items(metric.task).items():
-                score = metric.rate(metric.counts(utterances))
+                names = list(utterances)
+                wrong = float(metric.errors(utterances, names) @ metric.weights(utterances, names)[1])
+                score = wrong if metric.lower_is_better else 100 - wrong
                 assert score == pytest.approx(result.of_record(metric)[seed], abs=0.02)
 
 

@@ -97,15 +97,15 @@ def keep(folder: Path, student: Path, work: Path, target: Path) -> None:
 
 
 def items(task: Task, record: dict[str, Any], runs: Path) -> dict[str, list[int]]:
-    """utterance -> [errors, tokens] of a tested run (ER: of every fold's); of ASR its characters' behind them."""
+    """utterance -> [errors, tokens] of a tested run; behind them ER's fold, or ASR's [errors, tokens] of characters."""
     found: dict[str, list[int]] = {}
-    for fold, part in record.get("folds", {None: record}).items():
+    for number, (fold, part) in enumerate(record.get("folds", {None: record}).items(), 1):
         folder = runs / part["folder"]
         hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
         for name, reference in read_predictions(folder / task.reference.format(fold=fold)).items():
             said = hypotheses.get(name, "")
             if task.metric == "acc":
-                found[name] = [int(said != reference), 1]
+                found[name] = [int(said != reference), 1] + [number] * (fold is not None)
                 continue
             found[name] = list(edit_counts(said, reference, jiwer.process_words))
             if task.name == "asr":

@@ -6,6 +6,7 @@ The registry is ``shims.py``.
 from __future__ import annotations
 
 import importlib.util
+import re
 import tempfile
 import warnings
 import wave
@@ -22,11 +23,17 @@ def import_refused() -> bool:
     torchaudio 2.11 is its last release and takes any later torch, but asks for the same minor version of CUDA (13.0),
     which torch has left with 2.15 (13.2).
     """
+    return _refusal() is not None
+
+
+def _refusal() -> list[str] | None:
+    """The CUDA versions of torch and of torchaudio, where torchaudio refuses to be imported for them."""
     try:
         import torchaudio  # noqa: F401
     except RuntimeError as error:
-        return "different CUDA versions" in str(error)
-    return False
+        if "different CUDA versions" in str(error):
+            return re.findall(r"has CUDA version ([\d.]+\d)", str(error))
+    return None
 
 
 def apply_import() -> None:
@@ -40,14 +47,13 @@ def apply_import() -> None:
     """
     import torch
 
-    found: str = torch.version.cuda
-    number = str(torch.ops._torchaudio.cuda_version())  # 13000 for 13.0, as torchaudio reads it
-    major, minor = number[:-3], number[-2]
-    if found.split(".")[0] != major:
+    ours, theirs = _refusal() or ("", "")
+    if ours.split(".")[0] != theirs.split(".")[0]:
         raise EkdError(
-            f"torch {torch.__version__} is built for CUDA {found}, torchaudio for {major}.{minor}: install a pair of "
-            "one CUDA version, e.g. pip install -c constraints.txt . in the repository of s3prl-ekd"
+            f"torch {torch.__version__} is built for CUDA {ours}, torchaudio for {theirs}: install a pair of one CUDA "
+            "version, e.g. pip install -c constraints.txt . in the repository of s3prl-ekd"
         )
+    found = torch.version.cuda
     try:
         torch.version.cuda = None  # then nothing is compared
         import torchaudio  # noqa: F401

@@ -1,4 +1,4 @@
-"""``s3prl-ekd``: the project's own commands. Each lives in its room and is imported only when it is called."""
+"""``s3prl-ekd``: distil several speech teachers into one student and evaluate it through s3prl."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class RunnerSection(Checked):
     max_keep: int = Field(ge=1)
     """Checkpoints kept."""
     fp16: bool = False
-    """fp16 autocast with loss scaling for the student; off when ekd.precision does the work."""
+    """true: fp16 autocast with loss scaling for the student, in place of ekd.precision."""
 
     @model_validator(mode="after")
     def _shorter_than_total(self) -> RunnerSection:
@@ -244,6 +244,8 @@ def load_model_config(
         teacher.source = _absolute(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
         config.ekd.initialise_from = _absolute(config.ekd.initialise_from)
+    if config.distortion is not None:
+        _make_sources_absolute(config.distortion)
     if config.ekd.cache_targets is not None:  # it need not exist yet
         config.ekd.cache_targets = str(Path(config.ekd.cache_targets).expanduser().resolve())
     return config
@@ -253,6 +255,16 @@ def _absolute(source: str) -> str:
     """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
+
+
+def _make_sources_absolute(distortion: DistortionConfig) -> None:
+    """Of noise and room responses; a noise source's weight has its name."""
+    additive, other = distortion.additive, distortion.non_additive
+    if additive is not None:
+        additive.weights = {_absolute(s) if s in additive.noise else s: w for s, w in additive.weights.items()}
+        additive.noise = [_absolute(source) for source in additive.noise]
+    if other is not None:
+        other.reverb = [_absolute(source) for source in other.reverb]
 
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:

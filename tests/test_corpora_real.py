@@ -75,6 +75,14 @@ def test_librispeech_errors_name_what_is_missing(librispeech, lexicon, tmp_path,
     assert "nowhere: no such folder" in capsys.readouterr().err
     assert prepare("librispeech", librispeech, "--out", out, "--tasks", "sid") == 2
     assert "librispeech is for pr, asr, pretrain, not for sid" in capsys.readouterr().err
+    assert prepare("librispeech", librispeech, "--out", out, "--name", "x") == 2
+    assert "--name: is for audio and manifest, not for librispeech" in capsys.readouterr().err
+    assert prepare("audio", librispeech, "--out", out, "--allow-missing") == 2
+    assert "--allow-missing: is for voxceleb1, not for audio" in capsys.readouterr().err
+    for file in (librispeech / "dev-clean").rglob("*.flac"):
+        file.rename(file.with_suffix(".wav"))
+    assert prepare("librispeech", librispeech, "--out", out, "--tasks", "asr", "--lexicon", lexicon) == 2
+    assert "dev-clean: no .flac file in it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "short"])
@@ -126,6 +134,9 @@ def test_voxceleb1_split_file_is_checked_against_the_wavs(tmp_path, capsys):
     assert "2 of 8 files are not below" in capsys.readouterr().err
     assert prepare("voxceleb1", root, "--split-file", split, "--out", out, "--allow-missing") == 0
     assert "gone" not in Path(data["meta_data"]).read_text()
+    split.write_text("1 id10001/a/b.wav\n3 id10001/a/b.wav\n")
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2
+    assert f"{split}:2: id10001/a/b.wav is there twice, first in line 1" in capsys.readouterr().err
     for line in ("4 id10001/a/b.wav", "1 id10001/b.wav", "1 id11252/a/b.wav"):
         split.write_text(line + "\n")
         assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2

@@ -305,3 +305,17 @@ def test_real_noise_and_rooms_on_real_speech(speech: Path) -> None:
         )
         lag = int(correlate(after - after.mean(), before - before.mean(), method="fft").argmax()) - (len(clip) - 1)
         assert abs(lag) < 160  # half a frame
+
+
+def test_noise_and_rooms_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl copies the configuration into the experiment's folder, from where a run may be gone on with."""
+    for name in ("noise", "rooms"):
+        (tmp_path / name).mkdir()
+    additive = {"noise": ["noise"], "weights": {"noise": 2.0, "clean": 1.0}}
+    section = {"additive": additive, "non_additive": {"reverb": ["rooms"]}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"base": "config_model.yaml", "distortion": section}))
+    monkeypatch.chdir(tmp_path)
+    found = load_model_config("mine.yaml").distortion
+    assert found.additive.noise == [str(tmp_path / "noise")]
+    assert found.additive.weights == {str(tmp_path / "noise"): 2.0, "clean": 1.0}
+    assert found.non_additive.reverb == [str(tmp_path / "rooms")]

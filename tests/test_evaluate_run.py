@@ -21,9 +21,9 @@ from s3prl_ekd.evaluate import process
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import load_task_config, make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import collect, read_models, read_scores, write_scores
+from s3prl_ekd.evaluate.results import collect, read_models, read_scores, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.schedule import run_all
-from s3prl_ekd.evaluate.table import score_markdown
+from s3prl_ekd.evaluate.table import footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
 
@@ -74,6 +74,39 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     assert "| other | **12.50** | – | – | – | – |" in text
     assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
     assert "SID 50.00 (one speaker in all)" in text
+
+
+def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, caplog):
+    data = make_data(tmp_path / "own")
+
+    def scores(*tasks):
+        runs = plan(data, tmp_path, tasks)
+        record = collect(runs[0].upstream, runs, run_all(runs, board), "tiny")
+        write_scores(with_earlier_tasks(record, tmp_path / "out"), tmp_path / "out")
+        return read_scores(tmp_path / "out")["tasks"]
+
+    (data / "er.txt").write_text("ER's own table\n")
+    own = (data / "er.yaml").read_text().replace("split.txt", "er.txt")
+    (data / "er.yaml").write_text(own)
+    scores("sid")
+    scores("er")
+    (data / "er.yaml").write_text("# prepared again\n" + own)
+    assert set(scores("er")) == {"sid", "er"}
+    (data / "split.txt").write_text((data / "split.txt").read_text() + "2 id10001/b/1.wav\n")
+    assert set(scores("pr")) == {"pr", "er"}
+    assert f"left out of scores.json: {data / 'split.txt'} has changed since" in caplog.text
+
+
+def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
+    def row(label, folds, cached):
+        er = {"acc": 50.0, "rescored": {"agrees": True}, "folds": dict.fromkeys(folds, {})}
+        return {"label": label, "tasks": {"er": er}, "cache_states": cached}
+
+    alike = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold1", "fold2"], True)])
+    assert "ER: mean of 2 folds." in alike and "NOT comparable" not in alike
+    unlike = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold1"], False)])
+    assert "ER: mean of 2 folds (a); fold1 alone (b): NOT comparable." in unlike
+    assert "Clips were encoded alone (a); in padded batches (b): NOT comparable." in unlike
 
 
 def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, board):

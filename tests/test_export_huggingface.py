@@ -17,6 +17,7 @@ from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
+from s3prl_ekd.model.shape import HUBERT_BASE
 from s3prl_ekd.model.student import load_student
 from s3prl_ekd.teachers import sources
 
@@ -122,13 +123,16 @@ def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
         "checkpoint": str(checkpoint),
         "checkpoint_sha256": content(checkpoint),
         "preset": "quick",
-        "tasks": {"pr": {"per": 51.25, "n_utterances": 7}},
+        "cache_states": True,
+        "tasks": {"pr": {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}},
     }
     scores.write_text(json.dumps(record))
     assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(tmp_path / "x"), "--scores", str(scores),
                  "--licence", "cc-by-4.0"]) == 0  # fmt: skip
     card = (tmp_path / "x" / "README.md").read_text()
-    assert "| PR (PER %) | 51.25 | 7 |" in card and "license: cc-by-4.0" in card
+    assert (
+        "| PR (PER %) | 51.25 | 7 | 300 | 0.01 |" in card and "encoded alone" in card and "license: cc-by-4.0" in card
+    )
     assert not (tmp_path / "x" / "LICENSE").exists()
     several = {"seeds": [1, 2], "tasks": {"pr": record["tasks"]["pr"] | {"standard_error": {"per": 0.5}}}}
     scores.write_text(json.dumps(record | several))
@@ -145,6 +149,21 @@ def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     scores.write_text(json.dumps(record | {"label": "fbank", "upstream": "fbank"}))
     with pytest.raises(EkdError, match="scores of 'fbank'"):
         export_huggingface(checkpoint, tmp_path / "y", scores=scores)
+
+
+def test_a_folder_of_somebody_else_stays(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "whisper"
+    theirs.mkdir()
+    for name in ("config.json", "README.md", "expert.py", "model.pt"):
+        (theirs / name).write_text("mine")
+    for kind in ("hf", "superb"):
+        assert main(["export", kind, "--ckpt", str(checkpoint), "--out", str(theirs)]) == 2
+    assert {file.read_text() for file in theirs.iterdir()} == {"mine"}
+    ours = tmp_path / "ours"
+    export_huggingface(checkpoint, ours)
+    assert (ours / "LICENSE").is_file()
+    export_huggingface(checkpoint, ours, licence="cc-by-nc-4.0")  # an earlier export is written over
+    assert not (ours / "LICENSE").exists()
 
 
 def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:
@@ -190,3 +209,6 @@ def test_push_only_when_asked(checkpoint: Path, tmp_path: Path, monkeypatch: pyt
 def test_a_card_does_not_tell_where_files_lay(source: str, shown: str) -> None:
     text = cards._origin({"config": {"ekd": {"teachers": [{"name": "one", "source": source}]}}})
     assert f"one (`{shown}`)" in text and "secret" not in text
+    ekd = {"teachers": [], "mode": "multi_head", "cosine_weight": 1.0, "initialise_from": source}
+    method = cards._method({"config": {"ekd": ekd}}, HUBERT_BASE)
+    assert f"started from: {shown}" in method and "secret" not in method

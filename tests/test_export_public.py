@@ -114,3 +114,4 @@ def test_no_runs_and_other_runs(runs: Path, tmp_path: Path) -> None:
     (runs / "scores.json").write_text(json.dumps({"label": "x", "tasks": {"sid": {"acc": 75.0}}}))
     with pytest.raises(EkdError, match="they are of another run"):
         export_public(runs, tmp_path / "predict.zip")
+    assert not (tmp_path / "predict.zip").exists()

@@ -78,6 +78,8 @@ def test_what_cannot_be_merged_is_one_line(
         ([good, str(other), "--out", out], f"error: {other}: heads is 2, in {good} 4"),
         ([good, good, "--weights", "1", "--out", out], "--weights: expected 2 numbers"),
         ([good, good, "--weights", "1", "-1", "--out", out], "--weights: expected 2 numbers"),
+        ([good, good, "--weights", "nan", "1", "--out", out], "--weights: expected 2 numbers"),
+        ([good, good, "--weights", "1e308", "1e308", "--out", out], "--weights: expected 2 numbers"),
         ([good, str(tmp_path / "none.ckpt"), "--out", out], "none.ckpt: no such checkpoint"),
         ([good, good, "--out", str(tmp_path)], "is a folder"),
     ):

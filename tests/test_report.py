@@ -6,15 +6,17 @@ import argparse
 import json
 import math
 import re
+import shutil
 
 import pytest
 import torch
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.page import page
-from s3prl_ekd.report.sources import read_evaluation, read_pretraining, read_results
+from s3prl_ekd.report.sources import read_evaluation, read_pretraining, read_results, split_head
 from s3prl_ekd.report.style import DARK, LIGHT
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -127,3 +129,41 @@ def test_folders_that_hold_no_results(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(EkdError, match="no log step yet"):
         read_results([tmp_path])
+
+
+def test_what_is_joined_or_a_difference_is_one_teachers_layer(pretraining):
+    heads = {name: {"l1": 1.0, "cosine": 0.5} for name in ("average.8+12", "average.4+8", "residual.4-8")}
+    (pretraining / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "lr": 1e-4, "heads": heads}) + "\n")
+    run = read_pretraining(pretraining)
+    assert run.heads() == ["average.4+8", "average.8+12", "residual.4-8"]
+    assert [split_head(name) for name in run.heads()] == [("average", "4+8"), ("average", "8+12"), ("residual", "4-8")]
+    assert head_losses_png(run).startswith(PNG)
+
+
+def test_runs_and_models_of_one_name_are_told_apart(pretraining, evaluation, tmp_path):
+    again, other = tmp_path / "b" / pretraining.name, tmp_path / "other"
+    shutil.copytree(pretraining, again)
+    shutil.copytree(evaluation, other)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    words = [str(one) for one in (pretraining, again, evaluation, other)]
+    assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
+    names = {file.name for file in (tmp_path / "r").iterdir()}
+    assert {f"{pretraining.name}-loss.png", f"{pretraining.name}-2-loss.png"} <= names
+    labels = [one.scores["label"] for one in read_results([evaluation, other])[1]]
+    assert labels == [f"student & co ({evaluation})", f"student & co ({other})"]
+    # the page of one run beside it: its figures do not go into the run's own folder
+    before = sorted(again.iterdir())
+    assert command.run(parser.parse_args([str(again), "--out", str(again) + ".html"])) == 0
+    assert sorted(again.iterdir()) == before and (again.parent / f"{again.name}_figures").is_dir()
+
+
+def test_a_killed_runs_steps_are_forgotten_where_it_goes_on(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    # checkpoint at 40, killed in the middle of a line; gone on with another log_step
+    file.write_text("".join(f'{{"step": {step}, "run": 1}}\n' for step in (20, 40, 60, 80)) + '{"step": 100, "ru')
+    assert [line["step"] for line in read_metrics(file)] == [20, 40, 60, 80]
+    forget_from(file, 50)
+    assert file.read_text() == '{"step": 20, "run": 1}\n{"step": 40, "run": 1}\n'
+    file.write_text(file.read_text() + '{"step": 60, "run": 1}\n{"step": 50, "run": 2}\n')  # by an older version
+    assert [(line["step"], line["run"]) for line in read_metrics(file)] == [(20, 1), (40, 1), (50, 2)]

@@ -367,9 +367,9 @@ def test_the_extractor_inside_a_processors_file_says_whether_to_normalize(
     else:
         own.write_text(json.dumps({"do_normalize": said}))
     assert sources.describe(str(folder)).shape.normalize is said
-    from transformers import AutoFeatureExtractor
+    from transformers import AutoFeatureExtractor, __version__
 
-    if processor:
+    if processor and not __version__.startswith("4."):
         assert AutoFeatureExtractor.from_pretrained(folder).do_normalize is said
     own.write_text("{}")
     (folder / "processor_config.json").unlink(missing_ok=True)

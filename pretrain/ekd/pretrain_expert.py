@@ -30,6 +30,7 @@ from s3prl_ekd.data.shards import Dealt
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.metrics_file import METRICS, forget_from
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
 from s3prl_ekd.random_state import random_state, set_random_state
@@ -114,6 +115,7 @@ class UpstreamPretrainExpert(nn.Module):
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped = 0
         self._logged = -1  # the newest step that was
+        self._writing = False  # whether this process has written a line of metrics.jsonl
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
 
@@ -166,7 +168,11 @@ class UpstreamPretrainExpert(nn.Module):
                     logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
             for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
                 logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
-            with open(Path(logger.logdir) / "metrics.jsonl", "a") as file:
+            path = Path(logger.logdir) / METRICS
+            if not self._writing and path.is_file():
+                forget_from(path, global_step)
+            self._writing = True
+            with open(path, "a") as file:
                 file.write(json.dumps({"step": global_step, **values}) + "\n")
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,9 @@ def devices() -> list[Finding]:
         facts = torch.cuda.get_device_properties(index)
         bf16 = facts.major >= 8  # Ampere and later compute bf16 in hardware
         text = f"{facts.name}, {facts.total_memory / GIB:.0f} GiB, bf16 {'yes' if bf16 else 'no'}"
-        rows.append(Finding(f"cuda:{index}", "ok", text, "" if bf16 else "set ekd.precision: fp32"))
+        rows.append(
+            Finding(f"cuda:{index}", "ok", text, "" if bf16 else "leave ekd.precision: auto, which is fp32 here")
+        )
     return rows
 
 

@@ -56,7 +56,7 @@ class LibriPhoneDataset(Dataset):
         items: list[Item] = []
         for name in split:
             folder = Path(path, name)
-            files = sorted(folder.rglob("*.flac"))
+            files = sorted(file for file in folder.rglob("*.flac") if not file.name.startswith("."))  # macOS leaves ._X
             if not files:
                 raise EkdError(f"config downstream_expert.corpus: {folder}: no *.flac file below this folder")
             transcripts: dict[Path, dict[str, str]] = {}

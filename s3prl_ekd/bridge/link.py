@@ -1,10 +1,10 @@
-"""``s3prl-ekd link`` and ``unlink``: a git checkout of s3prl whose own, unmodified scripts know this project.
+"""``s3prl-ekd link`` and ``unlink``: a git checkout of s3prl whose own scripts know this project.
 
 ``link`` adds thin folders (``s3prl/pretrain/ekd``, ``s3prl/upstream/ekd_*``) and a marked block at the top of
-two files, ``s3prl/hub.py`` and ``s3prl/pretrain/__init__.py``. A block applies the mends of ``shims.py`` before
-anything else there is imported: s3prl's ``run_downstream.py`` starts with ``hub``, ``run_pretrain.py`` with
-``pretrain``. ``unlink`` takes out the blocks and the files that ``link`` wrote. The command line is in
-``link_command.py`` and ``unlink_command.py``.
+three files: ``s3prl/hub.py``, ``s3prl/pretrain/__init__.py``, which ``run_pretrain.py`` imports first, and
+``s3prl/run_downstream.py``, which imports torchaudio before the hub. A block applies the mends of ``shims.py`` before
+anything else there is imported. ``unlink`` takes out the blocks and the files that ``link`` wrote. The command line is
+in ``link_command.py`` and ``unlink_command.py``.
 """
 
 from __future__ import annotations

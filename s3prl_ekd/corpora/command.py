@@ -23,6 +23,14 @@ TASKS_OF = {
     "audio": ("pretrain",),
 }
 DOWNSTREAM = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}  # s3prl's names of the tasks
+READERS = {  # option -> the sources that read it
+    "lexicon": {"manifest", "librispeech"},
+    "root": {"manifest"},
+    "skip_bad": {"manifest"},
+    "split_file": {"voxceleb1"},
+    "allow_missing": {"voxceleb1"},
+    "name": {"manifest", "audio"},
+}
 EXAMPLES = """\
 examples:
   s3prl-ekd prepare --manifest speech/asr/manifest.tsv --out data            tasks are chosen by the columns
@@ -92,6 +100,8 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
     results = []
     for manifest in manifests:
         results += prepare_manifest(manifest, args.out, tasks, args.lexicon, args.root, args.skip_bad, args.name)
+    used = {"manifest"} if manifests else set()
+    _check_options(args, used | ({source} if source else set()))
     if source in TASKS_OF:
         wanted = tasks or TASKS_OF[source]
         foreign = [task for task in wanted if task not in TASKS_OF[source]]
@@ -100,6 +110,14 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
         args.out.mkdir(parents=True, exist_ok=True)
         results += _real(source, args, wanted)
     return results
+
+
+def _check_options(args: argparse.Namespace, sources: set[str]) -> None:
+    """An option that no given source reads would be silently without effect."""
+    for name, readers in READERS.items():
+        if getattr(args, name) and not sources & readers:
+            flag = "--" + name.replace("_", "-")
+            raise EkdError(f"{flag}: is for {' and '.join(sorted(readers))}, not for {', '.join(sorted(sources))}")
 
 
 def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[Prepared]:

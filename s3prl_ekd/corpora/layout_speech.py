@@ -42,7 +42,7 @@ SPEAKABLE = set("%&@#*")  # punctuation that is read out: dropping it would chan
 
 @dataclass(frozen=True)
 class Utterance:
-    """A clip with its id (``SPK-CHAP-UTT``), its transcript (upper-case A-Z and ') and the phones given for it."""
+    """A clip with its id (``SPK-CHAP-UTT``), its transcript (upper-case A-Z and ')."""
 
     key: str
     clip: Clip

@@ -64,6 +64,11 @@ def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: S
     lengths: dict[str, list[tuple[str, int]]] = {}
     for split in LIBRISPEECH_SPLITS.values():
         audio = [file for file in find_audio(root / split) if file.suffix == ".flac"]
+        if not audio:
+            raise EkdError(
+                f"{root / split}: no .flac file in it, which is what s3prl's PR and ASR read; for other audio give a "
+                "manifest (--manifest), which converts it"
+            )
         for folder in sorted({file.parent for file in audio}):
             file = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
             if not file.is_file():
@@ -165,7 +170,8 @@ def _read_split(file: Path) -> list[tuple[int, str]]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise EkdError(f"{file}: cannot be read as a split file ({error})") from error
-    entries = []
+    entries: list[tuple[int, str]] = []
+    seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -175,6 +181,9 @@ def _read_split(file: Path) -> list[tuple[int, str]]:
             raise EkdError(f"{file}:{number}: {line.strip()!r}; expected '1|2|3 idXXXXX/video/clip.wav'")
         if not FIRST_ID <= int(speaker[2:]) < FIRST_ID + MAX_SPEAKERS:
             raise EkdError(f"{file}:{number}: speaker {speaker}; s3prl's labels cover id10001 to id11251")
+        if path in seen:
+            raise EkdError(f"{file}:{number}: {path} is there twice, first in line {seen[path]}")
+        seen[path] = number
         entries.append((int(part), path))
     if not entries:
         raise EkdError(f"{file}: no lines; expected '1|2|3 idXXXXX/video/clip.wav'")

@@ -1,1 +1,1 @@
-"""Pretraining data: length tables, seconds-budget batches."""
+"""Pretraining data: length tables, batches, distortions, the target cache."""

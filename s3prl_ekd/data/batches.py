@@ -146,9 +146,7 @@ class BatchPlan(Sampler[BatchSpec]):
     def _epoch_batches(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch])
         noise = 1 + self.LENGTH_NOISE * rng.random(len(self.crop))
-        order = np.argsort(
-            -self.crop * noise, kind="stable"
-        )  # longest first, so that running out of memory shows early
+        order = np.argsort(-self.crop * noise, kind="stable")  # neighbours in length share a batch
         if self.batch_seconds is None:
             cuts = list(range(self.batch_size, len(order), self.batch_size))
         else:

@@ -57,7 +57,10 @@ def read_lengths(config: DataConfig) -> LengthTable:
         table = table[table.length > -config.max_timestep]
     table = table[table.length >= MIN_SAMPLES]
     if table.empty:
-        raise EkdError(f"{KEYS}.sets: {found} utterances in {', '.join(config.sets)}, none left after max_timestep")
+        raise EkdError(
+            f"{KEYS}.sets: {found} utterances in {', '.join(config.sets)}, none left: under 0.25 s, or by max_timestep "
+            f"({config.max_timestep})"
+        )
     if len(table) < found:
         logger.info("[data] %d of %d utterances left out (max_timestep, or under 0.25 s)", found - len(table), found)
     paths = [str(root / path) for path in table.file_path]

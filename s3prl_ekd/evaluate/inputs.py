@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,31 @@ def inputs(run: Run) -> dict[str, str]:
         EkdError: a file cannot be read.
     """
     config = load_task_config(run.config)
-    found = {str(run.config): hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()}
+    found = {str(run.config): _configuration(run.config)}
     paths = [Path(path) for path in (run.upstream.checkpoint, run.upstream.model_config) if path is not None]
     for path in [*paths, *_tables(config.get("downstream_expert"))]:
         digest = content(path)
         if digest is not None:
             found[str(path)] = digest
     return found
+
+
+def changed_input(recorded: Mapping[str, str]) -> str | None:
+    """The first path of :func:`inputs`, as a run kept it, that has another content now or is gone."""
+    for name, digest in recorded.items():
+        path = Path(name)
+        if content(path) == digest:
+            continue
+        if path.suffix in (".yaml", ".yml") and path.is_file() and _configuration(path) == digest:
+            continue
+        return name
+    return None
+
+
+def _configuration(path: Path) -> str:
+    """Of what a task's configuration says: its comments and order do not count."""
+    text = json.dumps(load_task_config(path), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def content(path: Path) -> str | None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -22,14 +24,16 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid import Search, searches
-from s3prl_ekd.evaluate.inputs import content
+from s3prl_ekd.evaluate.inputs import changed_input, content
 from s3prl_ekd.evaluate.models import Upstream
-from s3prl_ekd.evaluate.plan import Run, load_task_config
+from s3prl_ekd.evaluate.plan import MARKER, Run, load_task_config, read_marker
+from s3prl_ekd.evaluate.score import read_predictions
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 from s3prl_ekd.version import __version__
 from s3prl_ekd.whole_file import whole_file
 
 FILE_NAME = "scores.json"
+log = logging.getLogger(__name__)
 
 
 def collect(
@@ -100,8 +104,24 @@ def with_earlier_tasks(record: dict[str, Any], out: Path) -> dict[str, Any]:
     earlier = {"cache_states": False, **earlier}  # of a version that had no cache
     if any(earlier.get(key) != record[key] for key in made_by):
         return record
-    tasks = {**earlier["tasks"], **record["tasks"]}
+    kept = {
+        name: task for name, task in earlier["tasks"].items() if name in record["tasks"] or not _outdated(task, out)
+    }
+    tasks = {**kept, **record["tasks"]}
     return {**record, "tasks": {name: tasks[name] for name in TASKS if name in tasks}}
+
+
+def _outdated(task: Mapping[str, Any], out: Path) -> bool:
+    """Whether what an earlier score was made from has changed since; said, since the score is left out then."""
+    for part in by_seed(task).values():
+        for run in part.get("folds", {None: part}).values():
+            folder = out / "runs" / run["folder"] if "folder" in run else None
+            marker = read_marker(folder) if folder is not None and folder.is_dir() else None
+            changed = None if marker is None else changed_input(marker.get("inputs", {}))
+            if changed is not None:
+                log.warning("%s: left out of %s: %s has changed since", folder / MARKER, FILE_NAME, changed)
+                return True
+    return False
 
 
 def search_record(search: Search, results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -189,7 +209,7 @@ def merge_folds(task: Task, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
     """What knowing nothing scores, in percent: SID one in the number of speakers, ER the commonest emotion."""
     if task.name == "er":
-        return record["rescored"]["majority"]
+        return _commonest_emotion(task, run.expdir.parent, record)
     if task.name != "sid":
         return None
     split_file = Path(load_task_config(run.config)["downstream_expert"]["datarc"]["meta_data"])
@@ -198,6 +218,20 @@ def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
     except OSError as error:
         raise EkdError(f"{run.config}: downstream_expert.datarc.meta_data: {split_file}: {error.strerror}") from error
     return 100.0 / len(speakers) if speakers else None
+
+
+def _commonest_emotion(task: Task, runs: Path, record: Mapping[str, Any]) -> float | None:
+    """What the commonest emotion of ALL folds scores, in percent, as the mean of the folds.
+
+    (``majority`` is what each test fold's own commonest one would: nobody knows that one beforehand.)
+    """
+    folds: Mapping[str, Any] = next(iter(by_seed(record).values()))["folds"]
+    counts = [
+        Counter(read_predictions(runs / part["folder"] / task.reference.format(fold=fold)).values())
+        for fold, part in folds.items()
+    ]
+    commonest = sum(counts, Counter()).most_common(1)[0][0]
+    return 100.0 * fmean(count[commonest] / count.total() for count in counts)
 
 
 def write_scores(record: Mapping[str, Any], out: Path) -> Path:

@@ -146,12 +146,10 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     if counts:
         number = f"{counts.pop()} seeds" if len(counts) == 1 else "a model's seeds"
         parts.append(f"±: standard error of the mean over {number}.")
-    for record in records:
-        er = next(iter(by_seed(record["tasks"].get("er", {})).values()))
-        if "folds" in er:
-            count = len(er["folds"])
-            parts.append(f"ER: mean of {count} folds." if count > 1 else f"ER: {next(iter(er['folds']))} alone.")
-            break
+    parts += _conditions("ER: ", {record["label"]: _er_folds(record) for record in records})
+    cached = {record["label"]: "alone" if record.get("cache_states") else "in padded batches" for record in records}
+    if len(set(cached.values())) > 1:
+        parts += _conditions("Clips were encoded ", cached)
     if costs(records):
         parts.append("MACs: over the challenge's 32 utterances.")
     levels = []
@@ -166,6 +164,25 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
             if not scores["rescored"].get("agrees", True):
                 parts.append(f"{record['label']}, {name}: the prediction files do not give the runner's number.")
     return " ".join(parts)
+
+
+def _conditions(start: str, by_label: dict[str, str | None]) -> list[str]:
+    """A sentence for all rows, or one for each group of rows that were tested otherwise."""
+    groups: dict[str, list[str]] = {}
+    for label, condition in by_label.items():
+        if condition is not None:
+            groups.setdefault(condition, []).append(label)
+    if len(groups) < 2:
+        return [f"{start}{condition}." for condition in groups]
+    told = "; ".join(f"{condition} ({', '.join(labels)})" for condition, labels in groups.items())
+    return [f"{start}{told}: NOT comparable."]
+
+
+def _er_folds(record: dict[str, Any]) -> str | None:
+    folds = next(iter(by_seed(record["tasks"].get("er", {})).values())).get("folds")
+    if folds is None:
+        return None
+    return f"mean of {len(folds)} folds" if len(folds) > 1 else f"{next(iter(folds))} alone"
 
 
 def _chance(record: dict[str, Any], task: str) -> float | None:

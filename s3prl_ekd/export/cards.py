@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.export.files import MADE_WITH
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.version import __version__
 
@@ -138,9 +140,9 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
         lines += [
             f"- targets: {_MODES[ekd['mode']]}; teacher layers: {layers}",
             f"- loss: L1 + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads",
-            f"- started from: {ekd['initialise_from'] or 'random weights'}",
+            f"- started from: {_shown(ekd['initialise_from'] or 'random weights')}",
         ]
-    return "\n".join([*lines, f"- made with s3prl-ekd {__version__}"])
+    return "\n".join([*lines, f"- {MADE_WITH} {__version__}"])
 
 
 def _scores(record: Mapping[str, Any] | None) -> str:
@@ -150,23 +152,27 @@ def _scores(record: Mapping[str, Any] | None) -> str:
     rows = []
     for name, title in _TITLES.items():
         if name in tasks:
-            metric = "per" if name == "pr" else "wer" if name == "asr" else "acc"
-            error = tasks[name].get("standard_error", {}).get(metric)
+            scores, metric = tasks[name], TASKS[name].metric
+            error = scores.get("standard_error", {}).get(metric)
             spread = "" if error is None else f" ± {error:.2f}"
-            rows.append(f"| {title} | {tasks[name][metric]:.2f}{spread} | {tasks[name].get('n_utterances', '')} |")
+            rate = scores.get("lr")
+            how = f"{scores.get('steps', '')} | {'' if rate is None else f'{rate:g}'}"
+            rows.append(f"| {title} | {scores[metric]:.2f}{spread} | {scores.get('n_utterances', '')} | {how} |")
     table = "\n".join(rows)
     seeds = record.get("seeds", [])
     er = tasks.get("er", {})
     folds = next(iter(er.get("seeds", {"": er}).values())).get("folds", {})
     some = f" ER is the mean over {', '.join(folds)} alone." if 0 < len(folds) < 5 else ""  # IEMOCAP has five
+    alone = " Clips were encoded alone, not in padded batches." if record.get("cache_states") else ""
     means = f" Means over {len(seeds)} seeds ± their standard error." if len(seeds) > 1 else ""
     return f"""
 ## Scores
 
 Measured with s3prl's own downstream runner (`{record["label"]}`, preset `{record.get("preset")}`) on the data of its
-`scores.json`. They are comparable with the SUPERB leaderboard only where that data is SUPERB's.{means}{some}
+`scores.json`. They are comparable with the SUPERB leaderboard only where that data and the steps below are
+SUPERB's.{means}{some}{alone}
 
-| task | test | utterances |
-| --- | --- | --- |
+| task | test | utterances | training steps | learning rate |
+| --- | --- | --- | --- | --- |
 {table}
 """

@@ -31,16 +31,30 @@ SOFTWARE.
 """
 
 
+MADE_WITH = "made with s3prl-ekd"
+"""In every card that an export writes."""
+
+
 def output_folder(folder: Path, marker: str) -> Path:
-    """Make ``folder``; refuse one that holds other things than an earlier export (told by the file ``marker``).
+    """Make ``folder``; refuse one that holds other things than an earlier export.
+
+    Such an export is told by the file ``marker`` beside a card of ours. A licence that it wrote goes: the weights may
+    get another one now.
 
     Raises:
         EkdError: a file of that name, or a folder of somebody else's files.
     """
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"--out {folder}: is a file; expected a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / marker).is_file():
-        raise EkdError(f"--out {folder}: is not empty and holds no earlier export (no {marker}); name another folder")
+    if folder.is_dir() and any(folder.iterdir()):
+        card, licence = folder / "README.md", folder / "LICENSE"
+        if not (folder / marker).is_file() or not card.is_file() or MADE_WITH not in card.read_text(errors="replace"):
+            raise EkdError(
+                f"--out {folder}: is not empty and holds no earlier export ({marker}, and README.md that says "
+                f"'{MADE_WITH}'); name another folder"
+            )
+        if licence.is_file() and licence.read_text(errors="replace") == _MIT:
+            licence.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

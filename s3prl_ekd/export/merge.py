@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _shares(files: Sequence[Path], weights: Sequence[float] | None) -> list[floa
         raise EkdError("merge: expected two checkpoints or more")
     if weights is None:
         return [1.0 / len(files)] * len(files)
-    if len(weights) != len(files) or min(weights) < 0 or sum(weights) <= 0:
+    if len(weights) != len(files) or min(weights) < 0 or not 0 < sum(weights) < math.inf:  # nor NaN
         raise EkdError(f"--weights: expected {len(files)} numbers, none negative and not all 0, not {list(weights)}")
     return [weight / sum(weights) for weight in weights]
 

@@ -20,6 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.export.files import output_file
+from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +77,6 @@ def export_public(
     if not chosen:
         raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
     predictions = [one for task in chosen for one in _collect(task, places[task.name])]
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for one in predictions:
-            archive.write(one.source, f"predict/{one.place}")
-    size = out.stat().st_size
-    if size >= LIMIT:
-        raise EkdError(f"{out}: {size / 1e6:.0f} MB; the site takes less than {LIMIT / 1e6:.0f} MB")
     scores = {}
     for task in chosen:
         parts = [one for one in predictions if one.task is task]
@@ -92,6 +87,13 @@ def export_public(
                 "%s: %d utterances, SUPERB's test set has %d: no SUPERB score", task.name, count, FULL[task.name]
             )
     _agree_with_record(runs, scores, tested)
+    with whole_file(out) as partial:
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+            for one in predictions:
+                archive.write(one.source, f"predict/{one.place}")
+        size = partial.stat().st_size
+        if size >= LIMIT:
+            raise EkdError(f"{out}: {size / 1e6:.0f} MB; the site takes less than {LIMIT / 1e6:.0f} MB")
     return out, scores
 
 

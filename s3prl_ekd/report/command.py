@@ -43,6 +43,9 @@ def run(args: argparse.Namespace) -> int:
         for table in [*grid_tables(records), score_table(records)]:
             console.print(table)
     page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference)
-    figures = write_pngs(args.out.with_suffix(""), pretrainings, evaluations)
-    console.print(f"{page} [dim]and {len(figures)} figures in {args.out.with_suffix('')}/[/]", highlight=False)
+    folder = args.out.with_suffix("")
+    if folder in args.results:  # report run --out run.html
+        folder = folder.with_name(f"{folder.name}_figures")
+    figures = write_pngs(folder, pretrainings, evaluations)
+    console.print(f"{page} [dim]and {len(figures)} figures in {folder}/[/]", highlight=False)
     return 0

@@ -17,9 +17,12 @@ def write_pngs(
     folder.mkdir(parents=True, exist_ok=True)
     records = [one.scores for one in evaluations]
     figures: dict[str, bytes | None] = {}
-    for run in pretrainings:
-        figures[f"{run.name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
-        figures[f"{run.name}-loss.png"] = overview_png(run, theme)
+    names = [run.name for run in pretrainings]
+    for number, run in enumerate(pretrainings):
+        before = names[:number].count(run.name)
+        name = f"{run.name}-{before + 1}" if before else run.name
+        figures[f"{name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
+        figures[f"{name}-loss.png"] = overview_png(run, theme)
     figures["learning-rates.png"] = grid_png(records, theme)
     figures["macs.png"] = cost_png(records, theme)
     figures["layer-weights.png"] = layer_weights_png(evaluations, theme)

@@ -5,7 +5,8 @@ Nothing is drawn or written here.
 
 from __future__ import annotations
 
-import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +16,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_models, read_scores
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
-
-METRICS = "metrics.jsonl"
+from s3prl_ekd.metrics_file import METRICS, read_metrics
 
 
 @dataclass
@@ -30,13 +30,14 @@ class Pretraining:
     @property
     def name(self) -> str:
         """The experiment's name: its folder's."""
-        return self.folder.name
+        return self.folder.resolve().name
 
     def heads(self) -> list[str]:
         """``<teacher>.<layer>`` of every prediction head, teachers in the order they were given, layers ascending."""
         names = list(dict.fromkeys(name for line in self.metrics for name in line.get("heads", {})))
         order = {teacher: rank for rank, teacher in enumerate(dict.fromkeys(split_head(name)[0] for name in names))}
-        return sorted(names, key=lambda name: (order[split_head(name)[0]], split_head(name)[1]))
+        first = {name: int(re.split("[+-]", split_head(name)[1])[0]) for name in names}
+        return sorted(names, key=lambda name: (order[split_head(name)[0]], first[name]))
 
 
 @dataclass
@@ -61,27 +62,23 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
             found = True
         if not found:
             raise EkdError(f"{folder}: holds neither {METRICS} (run_pretrain.py) nor {FILE_NAME} (s3prl-ekd evaluate)")
+    labels = Counter(one.scores["label"] for one in evaluations)
+    for one in evaluations:  # figures tell models by their labels
+        if labels[one.scores["label"]] > 1:
+            one.scores["label"] += f" ({one.folder})"
     return pretrainings, evaluations
 
 
 def read_pretraining(folder: Path) -> Pretraining:
-    """Metrics and configuration copies of an experiment folder. Steps repeated by a resume are kept once, the last."""
-    lines: dict[int, dict[str, Any]] = {}
+    """Metrics and configuration copies of an experiment folder."""
     path = folder / METRICS
-    for number, text in enumerate(path.read_text().splitlines(), start=1):
-        if not text.strip():
-            continue
-        try:
-            line = json.loads(text)
-            lines[int(line["step"])] = line
-        except (ValueError, KeyError, TypeError) as error:
-            raise EkdError(f"{path}:{number}: expected a JSON object with a step: {error}") from error
+    lines = read_metrics(path)
     if not lines:
         raise EkdError(f"{path}: no log step yet; pretraining writes one line every runner.log_step")
     configs = {
         file.name: file.read_text() for file in sorted(folder.glob("*.y*ml")) if not file.name.startswith("args")
     }
-    return Pretraining(folder, [lines[step] for step in sorted(lines)], configs)
+    return Pretraining(folder, lines, configs)
 
 
 def read_evaluation(folder: Path) -> Evaluation:
@@ -133,7 +130,7 @@ def layer_weights(checkpoint: Path) -> list[float]:
     return [] if weights is None else weights.float().softmax(-1).tolist()
 
 
-def split_head(name: str) -> tuple[str, int]:
-    """``"hubert.4"`` as ``("hubert", 4)``; a name without a layer gets layer 0."""
+def split_head(name: str) -> tuple[str, str]:
+    """``"hubert.4"`` as ``("hubert", "4")``, ``"average.4+8"`` as ``("average", "4+8")``; without a layer, layer 0."""
     teacher, _, layer = name.rpartition(".")
-    return (teacher, int(layer)) if teacher and layer.isdigit() else (name, 0)
+    return (teacher, layer) if teacher and re.fullmatch(r"\d+(?:[+-]\d+)*", layer) else (name, "0")

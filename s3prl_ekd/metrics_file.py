@@ -1,0 +1,46 @@
+"""``metrics.jsonl`` of a pretraining folder: one JSON object a log step, with its ``step``; written by the expert."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
+
+METRICS = "metrics.jsonl"
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines, by ascending step.
+
+    Where a step is not after the one before it, a killed run went on from its checkpoint: what it did beyond that is
+    left out. A last line that a kill cut short is none.
+
+    Raises:
+        EkdError: a line is no JSON object with a step.
+    """
+    lines: list[dict[str, Any]] = []
+    texts = path.read_text().split("\n")
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = json.loads(text)
+            step = int(line["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(texts):
+                break
+            raise EkdError(f"{path}:{number}: expected a JSON object with a step: {error}") from error
+        while lines and lines[-1]["step"] >= step:
+            lines.pop()
+        lines.append(line)
+    return lines
+
+
+def forget_from(path: Path, step: int) -> None:
+    """Drop what a killed run logged at ``step`` and after it: these steps are done again."""
+    kept = [line for line in read_metrics(path) if line["step"] < step]
+    with whole_file(path) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))

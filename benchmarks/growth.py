@@ -1,4 +1,4 @@
-"""(f) How our training step grows with clip length, batch size and number of teachers."""
+"""How our training step grows with clip length, batch size and number of teachers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""(h) Each kernel beside the operators that it replaces, at the full-size step's shapes or the tiny ones.
+"""Each kernel beside the operators that it replaces, at the full-size step's shapes or the tiny ones.
 
 Fused kernels on a GPU, oneDNN's products on a CPU that MKL is slow on. Where none is used there is nothing to compare.
 """

@@ -1,4 +1,4 @@
-"""(e) Peak memory of the training step, each side in a process of its own.
+"""Peak memory of the training step, each side in a process of its own.
 
 On a GPU what torch allocated at most; on a CPU the process's peak resident set, libraries and all.
 """

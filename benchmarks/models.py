@@ -1,4 +1,4 @@
-"""Forward passes alone: (b) each teacher family, (c) the student at inference, ours against the class it comes from.
+"""Forward passes alone: each teacher family, and the student at inference, ours against the class it comes from.
 
 Random weights of the real shapes. The other side is s3prl's own class where s3prl has one of its own (HuBERT, WavLM),
 transformers' elsewhere; transformers' HubertModel with two layers stands beside the student.
@@ -30,7 +30,7 @@ STUDENT_BATCHES = (1, 24)
 
 
 def run_teachers(options: Any) -> dict[str, Any]:
-    """(b) Seconds of one forward pass that returns three layers, fp32 on their side, ours in ``options.precision``."""
+    """Seconds of one forward pass that returns three layers, fp32 on their side, ours in ``options.precision``."""
     logging.disable(logging.INFO)
     base, layers = common.SIZES[options.size], common.LAYERS[options.size]
     clips = common.clips(options.batch, options.clip_seconds, options.device)
@@ -52,7 +52,7 @@ def run_teachers(options: Any) -> dict[str, Any]:
 
 
 def run_student(options: Any) -> dict[str, Any]:
-    """(c) Seconds of the student's forward pass at batch 1 and 24, against transformers' HubertModel of two layers."""
+    """Seconds of the student's forward pass at batch 1 and 24, against transformers' HubertModel of two layers."""
     logging.disable(logging.INFO)
     shape = DISTILHUBERT if options.size == "full" else common.SIZES["tiny"].with_(layers=2, feature_norm=False)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""(g) Where one of our training steps spends its time: the operators or kernels that take most of it.
+"""Where one of our training steps spends its time: the operators or kernels that take most of it.
 
 On a GPU these are kernels, by their own time on the device; on a CPU operators, by their own time. What the device does
 not do while it waits for Python shows as ``idle_share``.

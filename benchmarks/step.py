@@ -1,4 +1,4 @@
-"""(a) One EKD training step: ours against the s3prl way, same audio, same process, interleaved.
+"""One EKD training step: ours against the s3prl way, same audio, same process, interleaved.
 
 The s3prl way: the three teachers as s3prl's own HubertModel and WavLM in fp32 (in eval mode, which is kind to it),
 its DistillerModel student with nine heads, zero-padded batches and the attention masks that come with them.

@@ -235,7 +235,7 @@ def rows(results: dict[str, dict[str, Any]]) -> list[list[str]]:
     return table
 
 
-COLUMNS = ("variant", "first", "last", "change", "heads that fell", "s / processor s", "s / s of clock")
+COLUMNS = ("variant", "first", "last", "change", "heads that fell", "audio s / core s", "audio s / s")
 
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:

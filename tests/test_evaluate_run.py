@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from concurrent.futures import wait
+from types import SimpleNamespace
 
 import pytest
 from evaluate_stand_in import evaluate, install_stand_in, make_data
@@ -21,7 +22,7 @@ from s3prl_ekd.evaluate import process
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import load_task_config, make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import collect, read_models, read_scores, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.results import chance, collect, read_models, read_scores, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.table import footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -295,3 +296,15 @@ def test_our_own_error_line_is_the_message(tmp_path):
     code = "import sys; print('noise'); sys.stderr.write('error: config_model.yaml: ekd.mode: bad\\n'); sys.exit(2)"
     with pytest.raises(EkdError, match=r"x\.log: config_model\.yaml: ekd\.mode: bad$"):
         process.run_logged([sys.executable, "-c", code], tmp_path / "x.log")
+
+
+def test_the_chance_of_er_is_one_emotion_for_all_folds(tmp_path):
+    """The commonest emotion of each test fold would be an oracle: nobody knows it beforehand."""
+    folds = {"fold1": ["neu", "neu", "hap", "ang"], "fold2": ["neu", "neu", "hap", "hap", "hap"]}
+    for fold, labels in folds.items():
+        (tmp_path / f"er-{fold}").mkdir()
+        file = tmp_path / f"er-{fold}" / TASKS["er"].reference.format(fold=fold)
+        file.write_text("".join(f"{fold}_{number} {label}\n" for number, label in enumerate(labels)))
+    record = {"folds": {fold: {"folder": f"er-{fold}"} for fold in folds}}
+    run = SimpleNamespace(expdir=tmp_path / "er-fold1")
+    assert chance(TASKS["er"], run, record) == pytest.approx(100 * (2 / 4 + 2 / 5) / 2)  # neu, first of two

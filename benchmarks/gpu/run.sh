@@ -111,7 +111,7 @@ import json, statistics, sys
 lines = [json.loads(line) for line in open(sys.argv[1])]  # one a step
 lines = lines[min(10, len(lines) // 2) :]  # the first hold the warm-up
 rates = [line["audio_seconds_per_second"] for line in lines]
-# the median: a step of a length that comes for the first time takes some 0.3 s more, and 200k steps have few of those
+# the median: a step of a length that comes for the first time takes about 0.25 s more, and 200k steps have few of those
 rate, all_of_them = statistics.median(rates), statistics.harmonic_mean(rates)
 waited = statistics.mean(line["data_wait"] for line in lines)
 print(f"{rate:.0f} audio seconds a second (median of {len(rates)} steps; {all_of_them:.0f} with the lengths that are new), {waited:.1%}")

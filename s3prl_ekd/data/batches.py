@@ -158,7 +158,7 @@ class BatchPlan(Sampler[BatchSpec]):
         """Positions where a new batch starts, so that batch size x shortest crop stays within the budget.
 
         ``crops`` on the grid: then all batches of a length have one size, the last one of an epoch aside. Each pair of
-        size and length that comes for the first time costs a GPU some 0.3 s (choice of kernels).
+        size and length that comes for the first time costs a GPU about 0.25 s (choice of kernels).
         """
         budget, cuts, start = float(self.batch_seconds or 0) * SAMPLE_RATE, [], 0
         for position in range(1, len(crops)):

@@ -26,7 +26,8 @@ class PhiS(nn.Module):
     scaled without rotation, then the rotation is computed once and nothing changes any more.
 
     Args:
-        width: D; a Hadamard matrix of that order must be known (512, 768, 1024 and most multiples of 4 are).
+        width: D; a Hadamard matrix of that order must be known (192, 512, 640, 768, 1024 are, and
+            142 of the 256 multiples of 4 up to 1024).
         fit_batches: batches to fit on.
 
     Raises:

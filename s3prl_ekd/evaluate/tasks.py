@@ -1,6 +1,6 @@
 """The four SUPERB tasks as one table: what s3prl's runner calls them, what it prints and what it writes.
 
-Everything else in this package reads this table; a task is never spelled out elsewhere. The names are those of s3prl
+Everything else in this package reads this table. The names are those of s3prl
 0.4.18 (``downstream/{ctc,voxceleb1,emotion,asr}/expert.py``). Data paths and recipes are not here: they come with
 ``DATA/<task>.yaml`` (``s3prl-ekd prepare``) and the presets.
 """

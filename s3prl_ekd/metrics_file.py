@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
 METRICS = "metrics.jsonl"
+logger = logging.getLogger(__name__)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -40,7 +42,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def forget_from(path: Path, step: int) -> None:
-    """Drop what a killed run logged at ``step`` and after it: these steps are done again."""
-    kept = [line for line in read_metrics(path) if line["step"] < step]
+    """Drop what a killed run logged at ``step`` and after it: these steps are done again.
+
+    A file that cannot be read is left as it is: no training ends for it.
+    """
+    try:
+        kept = [line for line in read_metrics(path) if line["step"] < step]
+    except (EkdError, UnicodeDecodeError) as error:
+        logger.warning("%s; new lines go behind it", error)
+        with open(path, "a") as file:
+            file.write("\n")  # not behind half a line
+        return
     with whole_file(path) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))

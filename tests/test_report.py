@@ -165,5 +165,11 @@ def test_a_killed_runs_steps_are_forgotten_where_it_goes_on(tmp_path):
     assert [line["step"] for line in read_metrics(file)] == [20, 40, 60, 80]
     forget_from(file, 50)
     assert file.read_text() == '{"step": 20, "run": 1}\n{"step": 40, "run": 1}\n'
-    file.write_text(file.read_text() + '{"step": 60, "run": 1}\n{"step": 50, "run": 2}\n')  # by an older version
+    good = file.read_text()
+    file.write_text(
+        good + '{"step": 60, "r{"step": 50, "run": 2}\n{"st'
+    )  # as an older version went on behind half a line
+    forget_from(file, 50)
+    assert file.read_text() == good + '{"step": 60, "r{"step": 50, "run": 2}\n{"st\n'
+    file.write_text(good + '{"step": 60, "run": 1}\n{"step": 50, "run": 2}\n')  # by an older version
     assert [(line["step"], line["run"]) for line in read_metrics(file)] == [(20, 1), (40, 1), (50, 2)]

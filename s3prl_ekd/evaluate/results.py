@@ -226,10 +226,13 @@ def _commonest_emotion(task: Task, runs: Path, record: Mapping[str, Any]) -> flo
     (``majority`` is what each test fold's own commonest one would: nobody knows that one beforehand.)
     """
     folds: Mapping[str, Any] = next(iter(by_seed(record).values()))["folds"]
-    counts = [
-        Counter(read_predictions(runs / part["folder"] / task.reference.format(fold=fold)).values())
-        for fold, part in folds.items()
-    ]
+    try:
+        counts = [
+            Counter(read_predictions(runs / part["folder"] / task.reference.format(fold=fold)).values())
+            for fold, part in folds.items()
+        ]
+    except EkdError:
+        return None  # of a finished run, whose files may have been cleared away
     commonest = sum(counts, Counter()).most_common(1)[0][0]
     return 100.0 * fmean(count[commonest] / count.total() for count in counts)
 

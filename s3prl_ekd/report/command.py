@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
             console.print(table)
     page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference)
     folder = args.out.with_suffix("")
-    if folder in args.results:  # report run --out run.html
+    if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
         folder = folder.with_name(f"{folder.name}_figures")
     figures = write_pngs(folder, pretrainings, evaluations)
     console.print(f"{page} [dim]and {len(figures)} figures in {folder}/[/]", highlight=False)

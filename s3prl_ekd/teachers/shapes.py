@@ -112,9 +112,8 @@ def from_fairseq(
         attention="gated_relative" if relative else "plain",
         padding_rule=padding_rule,
         normalize=normalize,
-        **(
-            _relative(file, config, "max_distance", 1280) if relative else {}
-        ),  # WavLM.py's default; its checkpoints say 800
+        # WavLM.py's default; its checkpoints say 800
+        **(_relative(file, config, "max_distance", 1280) if relative else {}),
     )
 
 

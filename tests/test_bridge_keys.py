@@ -15,7 +15,7 @@ import torch
 import yaml
 from export_student import write_student
 
-from s3prl_ekd.bridge import checkpoints, downstream_launch, interrupts, taskdata, taskkeys
+from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch, interrupts, taskdata, taskkeys
 from s3prl_ekd.bridge.modules import ours
 from s3prl_ekd.errors import EkdError
 
@@ -79,11 +79,11 @@ def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, me
         section = section[part]
     section[last] = value
     with pytest.raises(EkdError, match=re.escape(f"x.yaml: {key}: {message}")):
-        taskkeys.check_kinds(config, downstream_launch.TASKS[task], f"{task}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, downstream_arguments.TASKS[task], f"{task}.yaml", "x.yaml")
 
 
 def test_values_of_the_usual_kinds_pass() -> None:
-    for name, task in downstream_launch.TASKS.items():
+    for name, task in downstream_arguments.TASKS.items():
         config = task_config(name)
         taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
         config["optimizer"]["lr"] = 1  # a whole number is a number
@@ -113,7 +113,7 @@ def test_values_that_the_runner_cannot_train_with(key: str, value: object, messa
 
 
 def test_a_split_to_test_on_is_checked_before_anything_is_loaded() -> None:
-    for name, task in downstream_launch.TASKS.items():
+    for name, task in downstream_arguments.TASKS.items():
         args = Namespace(downstream=task, mode="evaluate", evaluate_split="tset")
         with pytest.raises(EkdError, match=rf"-t tset: {task} knows the splits train, "):
             taskdata.complete(args, task_config(name), "x.yaml", Path("."))
@@ -131,7 +131,7 @@ def test_a_continued_run_is_the_one_that_the_command_names(
 
     def check(**given: object) -> None:
         args = Namespace(**{**saved, "mode": "train", "config": "c.yaml", **given})
-        downstream_launch._Downstream._check_same(args, set(given), Path("states-8.ckpt"))
+        downstream_arguments.check_same(args, set(given), Path("states-8.ckpt"))
 
     check()
     check(upstream="ekd_student", downstream="ctc", upstream_ckpt=str(first))
@@ -169,7 +169,7 @@ def test_a_student_that_another_upstream_is_to_read(tmp_path: Path, caplog: pyte
     torch.save({"model_weight": {}}, other)
 
     def check(upstream: str, file: Path) -> None:
-        downstream_launch._Downstream._check_kind(Namespace(upstream=upstream, upstream_ckpt=str(file)))
+        downstream_arguments._check_kind(Namespace(upstream=upstream, upstream_ckpt=str(file)))
 
     check("ekd_student", student)
     check("hubert_local", other)

@@ -1,7 +1,8 @@
 """``run_downstream.py``: s3prl's downstream script and runner, from any folder, with our upstreams and task configs.
 
 The script is imported as it is; stand-ins in its namespace and in its runner's see to checkpoints, devices and paths,
-then its own ``main()`` runs. What the four tasks' configs must hold is checked in ``taskdata.py``.
+then its own ``main()`` runs. What its arguments may be is checked in ``downstream_arguments.py``, what the four tasks'
+configs must hold in ``taskdata.py`` and ``taskkeys.py``.
 """
 
 from __future__ import annotations
@@ -17,23 +18,12 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, ranks
 from s3prl_ekd.bridge.interrupts import Run
-from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
+from s3prl_ekd.bridge.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.variants import find_model_config
 
-# SUPERB's short name -> s3prl's name for -d, and our config of that task.
-TASKS = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}
-CONFIGS = {downstream: f"{task}.yaml" for task, downstream in TASKS.items()}
-# Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
-S3PRL_CONFIGS = {
-    "downstream/ctc/libriphone.yaml": "pr.yaml",
-    "downstream/voxceleb1/config.yaml": "sid.yaml",
-    "downstream/emotion/config.yaml": "er.yaml",
-    "downstream/asr/config.yaml": "asr.yaml",
-}
 log = logging.getLogger(__name__)
 KEYS = ("Args", "Config", "Featurizer", "Downstream")
 
@@ -117,13 +107,13 @@ class _Downstream:
         self.current.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
             find_device(args.device)
-            self._check_same(args, explicit, checkpoint)
+            downstream_arguments.check_same(args, explicit, checkpoint)
             args.past_exp, args.auto_resume = str(checkpoint), False
             return
         if args.downstream is None:
             raise EkdError("-d TASK is missing: ctc (PR), voxceleb1 (SID), emotion (ER), asr, or another task of s3prl")
-        self._check_task(args.downstream)
-        if args.mode == "evaluate" and args.downstream in CONFIGS and args.init_ckpt is None:
+        downstream_arguments.check_task(args.downstream, self.s3prl)
+        if args.mode == "evaluate" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
             raise EkdError(f"-m evaluate -d {args.downstream}: no trained model; give its checkpoint with -e")
         if args.expname is None and args.expdir is None:
             raise EkdError(
@@ -131,26 +121,10 @@ class _Downstream:
             )
         if args.upstream is None:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
-        self._check_upstream(args)
-        args.config = self._config(args.config, args.downstream)
+        downstream_arguments.check_upstream(args)
+        args.config = downstream_arguments.find_task_config(args.config, args.downstream, self.s3prl)
         find_device(args.device)
         arguments.make_folder(args.expdir or f"result/downstream/{args.expname}")
-
-    @staticmethod
-    def _check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
-        """What the command names is what the checkpoint was made with, for s3prl goes on with that and says nothing."""
-        saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
-        for name, flag in (("upstream", "-u"), ("downstream", "-d"), ("upstream_ckpt", "-k")):
-            given, before = getattr(args, name), getattr(saved, name, None)
-            if name not in explicit or given == before or before is None:
-                continue
-            if name == "upstream_ckpt" and not (Path(given).exists() and Path(before).exists()):
-                continue  # the upstream has moved (_load_resumed), or its name is no path
-            if name == "upstream_ckpt" and Path(given).resolve() in (Path(before).resolve(), *Path(before).parents):
-                continue
-            raise EkdError(f"{flag} {given}: {checkpoint} was made with {flag} {before}; name another experiment (-n)")
-        if "config" in explicit and args.mode == "train":
-            log.warning("continuing %s: its own config is used, -c is not read", checkpoint)
 
     def _resume_from(self, args: Namespace) -> Path | None:
         """The checkpoint that -a or -e means; None for a new experiment."""
@@ -170,68 +144,6 @@ class _Downstream:
             saved.upstream_ckpt = self.args.upstream_ckpt  # the upstream has moved, and the user says where to
         return state
 
-    def _check_task(self, name: str) -> None:
-        known = {path.parent.name for path in (self.s3prl / "downstream").glob("*/expert.py")}
-        if name in known:
-            return
-        if name in TASKS:
-            raise EkdError(f"-d {name}: s3prl calls this task -d {TASKS[name]}")
-        raise EkdError(f"-d {name}: s3prl has no such downstream task{arguments.close_names(name, known)}")
-
-    def _check_upstream(self, args: Namespace) -> None:
-        """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute."""
-        from s3prl import hub
-
-        if args.hub == "torch" and not getattr(args, "from_hf_hub", False) and args.upstream not in hub.options():
-            close = arguments.close_names(args.upstream, hub.options())
-            raise EkdError(f"-u {args.upstream}: s3prl's hub has no such upstream{close}")
-        local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
-        self._check_kind(args)
-        if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
-            raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
-        if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
-            args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
-        if args.upstream == "ekd_teacher":
-            from s3prl_ekd.teachers.sources import describe
-
-            if args.upstream_ckpt is None:
-                raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
-            if Path(args.upstream_ckpt).exists():
-                args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
-            describe(args.upstream_ckpt, "-k")
-        if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
-            args.upstream_model_config = str(find_model_config(args.upstream_model_config))
-        elif args.upstream_model_config is not None and local:
-            args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
-
-    @staticmethod
-    def _check_kind(args: Namespace) -> None:
-        """``-k`` is no student's where another upstream is to read it."""
-        if args.upstream_ckpt is None or args.upstream.startswith("ekd_") or not Path(args.upstream_ckpt).exists():
-            return
-        from s3prl_ekd.model.student import is_student
-        from s3prl_ekd.teachers.hub import HUB
-
-        if is_student(args.upstream_ckpt):
-            raise EkdError(f"-k {args.upstream_ckpt}: an EKD student, which -u {args.upstream} does not read; "
-                           "use -u ekd_student")  # fmt: skip
-        if args.upstream in HUB:
-            log.warning("-u %s: downloads its own checkpoint, -k is not read", args.upstream)
-
-    def _config(self, value: str | None, task: str) -> str:
-        """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""
-        folder = ours("downstream_configs")
-        if value is None:
-            for candidate in (Path("downstream", task, "config.yaml"), folder / CONFIGS.get(task, "-")):
-                if candidate.is_file():
-                    return str(candidate.resolve())
-            value = f"downstream/{task}/config.yaml"
-        name = str(Path(value))
-        places = [self.s3prl, folder, folder.parent]
-        if name in S3PRL_CONFIGS and not Path(name).is_file() and not (self.s3prl / name).is_file():
-            return str(folder / S3PRL_CONFIGS[name])
-        return arguments.find_config("-c", name, places)
-
     # --------------------------------------------------------------------------------------------------- configs
 
     def _checked(
@@ -244,33 +156,19 @@ class _Downstream:
         self.current.expdir = Path(args.expdir)
         source = args.init_ckpt if args.past_exp else args.config
         if args.past_exp:
-            self._check_task(args.downstream)
-            self._check_upstream(args)
-            self._check_world(args)
+            downstream_arguments.check_task(args.downstream, self.s3prl)
+            downstream_arguments.check_upstream(args)
+            downstream_arguments.check_world(args)
         if not isinstance(config, dict):
             raise EkdError(f"{source}: expected a YAML file with the sections runner, optimizer, downstream_expert")
-        if args.downstream in CONFIGS:
-            taskkeys.check_spelling(config, CONFIGS[args.downstream], str(source))
-            taskkeys.check_kinds(config, args.downstream, CONFIGS[args.downstream], str(source))
+        if args.downstream in downstream_arguments.CONFIGS:
+            taskkeys.check_spelling(config, downstream_arguments.CONFIGS[args.downstream], str(source))
+            taskkeys.check_kinds(config, args.downstream, downstream_arguments.CONFIGS[args.downstream], str(source))
         taskdata.complete(args, config, source=str(source), s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, str(source))
         if args.mode == "train":
             taskkeys.check_runner(config, str(source), taskdata.splits(args.downstream, config))
         return args, config, backup
-
-    @staticmethod
-    def _check_world(args: Namespace) -> None:
-        """s3prl continues a distributed run only with as many processes; it says so with bare assertions."""
-        if args.mode != "train":
-            return
-        state = checkpoints.read(args.init_ckpt, mmap=True)
-        before = int(state.get("WorldSize", 1)) if state["Args"].local_rank is not None else 0
-        now = int(os.environ.get("WORLD_SIZE", "1")) if args.local_rank is not None else 0
-        if before != now:
-            words = {0: "without torchrun"}
-            old = words.get(before, f"on {before} processes")
-            new = words.get(now, f"on {now} processes")
-            raise EkdError(f"{args.init_ckpt}: trained {old}, cannot continue {new}")
 
 
 def _runner(original: type) -> type:

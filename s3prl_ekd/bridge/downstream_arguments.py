@@ -1,0 +1,124 @@
+"""What ``-d``, ``-u``, ``-k``, ``-g`` and ``-c`` of ``run_downstream.py`` may be, checked before s3prl acts on them.
+
+s3prl meets a wrong one with a traceback, or goes on with something else; here each is one line. Paths become absolute.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from pathlib import Path
+
+from s3prl_ekd.bridge import arguments, checkpoints
+from s3prl_ekd.bridge.modules import ours
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
+
+# SUPERB's short name -> s3prl's name for -d, and our config of that task.
+TASKS = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}
+CONFIGS = {downstream: f"{task}.yaml" for task, downstream in TASKS.items()}
+# Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
+S3PRL_CONFIGS = {
+    "downstream/ctc/libriphone.yaml": "pr.yaml",
+    "downstream/voxceleb1/config.yaml": "sid.yaml",
+    "downstream/emotion/config.yaml": "er.yaml",
+    "downstream/asr/config.yaml": "asr.yaml",
+}
+log = logging.getLogger(__name__)
+
+
+def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
+    """What the command names is what the checkpoint was made with, for s3prl goes on with that and says nothing."""
+    saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
+    for name, flag in (("upstream", "-u"), ("downstream", "-d"), ("upstream_ckpt", "-k")):
+        given, before = getattr(args, name), getattr(saved, name, None)
+        if name not in explicit or given == before or before is None:
+            continue
+        if name == "upstream_ckpt" and not (Path(given).exists() and Path(before).exists()):
+            continue  # the upstream has moved (_load_resumed), or its name is no path
+        if name == "upstream_ckpt" and Path(given).resolve() in (Path(before).resolve(), *Path(before).parents):
+            continue
+        raise EkdError(f"{flag} {given}: {checkpoint} was made with {flag} {before}; name another experiment (-n)")
+    if "config" in explicit and args.mode == "train":
+        log.warning("continuing %s: its own config is used, -c is not read", checkpoint)
+
+
+def check_task(name: str, s3prl: Path) -> None:
+    """``-d`` names a downstream task of the package folder ``s3prl``."""
+    known = {path.parent.name for path in (s3prl / "downstream").glob("*/expert.py")}
+    if name in known:
+        return
+    if name in TASKS:
+        raise EkdError(f"-d {name}: s3prl calls this task -d {TASKS[name]}")
+    raise EkdError(f"-d {name}: s3prl has no such downstream task{arguments.close_names(name, known)}")
+
+
+def check_upstream(args: Namespace) -> None:
+    """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute."""
+    from s3prl import hub
+
+    if args.hub == "torch" and not getattr(args, "from_hf_hub", False) and args.upstream not in hub.options():
+        close = arguments.close_names(args.upstream, hub.options())
+        raise EkdError(f"-u {args.upstream}: s3prl's hub has no such upstream{close}")
+    local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
+    _check_kind(args)
+    if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
+        raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
+    if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
+        args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
+    if args.upstream == "ekd_teacher":
+        from s3prl_ekd.teachers.sources import describe
+
+        if args.upstream_ckpt is None:
+            raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
+        if Path(args.upstream_ckpt).exists():
+            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
+        describe(args.upstream_ckpt, "-k")
+    if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
+        args.upstream_model_config = str(find_model_config(args.upstream_model_config))
+    elif args.upstream_model_config is not None and local:
+        args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
+
+
+def _check_kind(args: Namespace) -> None:
+    """``-k`` is no student's where another upstream is to read it."""
+    if args.upstream_ckpt is None or args.upstream.startswith("ekd_") or not Path(args.upstream_ckpt).exists():
+        return
+    from s3prl_ekd.model.student import is_student
+    from s3prl_ekd.teachers.hub import HUB
+
+    if is_student(args.upstream_ckpt):
+        raise EkdError(f"-k {args.upstream_ckpt}: an EKD student, which -u {args.upstream} does not read; "
+                       "use -u ekd_student")  # fmt: skip
+    if args.upstream in HUB:
+        log.warning("-u %s: downloads its own checkpoint, -k is not read", args.upstream)
+
+
+def find_task_config(value: str | None, task: str, s3prl: Path) -> str:
+    """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""
+    folder = ours("downstream_configs")
+    if value is None:
+        for candidate in (Path("downstream", task, "config.yaml"), folder / CONFIGS.get(task, "-")):
+            if candidate.is_file():
+                return str(candidate.resolve())
+        value = f"downstream/{task}/config.yaml"
+    name = str(Path(value))
+    places = [s3prl, folder, folder.parent]
+    if name in S3PRL_CONFIGS and not Path(name).is_file() and not (s3prl / name).is_file():
+        return str(folder / S3PRL_CONFIGS[name])
+    return arguments.find_config("-c", name, places)
+
+
+def check_world(args: Namespace) -> None:
+    """s3prl continues a distributed run only with as many processes; it says so with bare assertions."""
+    if args.mode != "train":
+        return
+    state = checkpoints.read(args.init_ckpt, mmap=True)
+    before = int(state.get("WorldSize", 1)) if state["Args"].local_rank is not None else 0
+    now = int(os.environ.get("WORLD_SIZE", "1")) if args.local_rank is not None else 0
+    if before != now:
+        words = {0: "without torchrun"}
+        old = words.get(before, f"on {before} processes")
+        new = words.get(now, f"on {now} processes")
+        raise EkdError(f"{args.init_ckpt}: trained {old}, cannot continue {new}")

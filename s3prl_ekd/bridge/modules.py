@@ -17,8 +17,6 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 
-PACKAGE = Path(__file__).resolve().parent.parent  # s3prl_ekd/
-
 
 class ModuleProxy(ModuleType):
     """A module that answers some names itself and passes all others on.

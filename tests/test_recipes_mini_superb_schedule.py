@@ -216,8 +216,10 @@ def test_a_signal_stops_the_commands(fake: FakeCalls, number: int, tmp_path: Pat
     """The real process: its command, in a session of its own, hears of it."""
     script = tmp_path / "slow.py"
     script.write_text("import time\nprint('up', flush=True)\ntime.sleep(100)\n")
-    start = "import signal, sys, runpy; from recipes.mini_superb import calls; popen = calls.subprocess.Popen; "
-    start += f"calls.subprocess.Popen = lambda words, **how: popen([sys.executable, {str(script)!r}], **how); "
+    # the module's own name alone: of other subprocesses torch, from 2.15 on, starts some at its import
+    start = "import sys, runpy, subprocess, types; from recipes.mini_superb import calls; "
+    start += f"popen = lambda words, **how: subprocess.Popen([sys.executable, {str(script)!r}], **how); "
+    start += "calls.subprocess = types.SimpleNamespace(**{**vars(subprocess), 'Popen': popen}); "
     start += "sys.argv[0] = 'mini_superb'; runpy.run_module('recipes.mini_superb', run_name='__main__')"
     words = ["--speech", str(tmp_path / "speech"), "--work", str(tmp_path / "work"), "--parallel", "2"]
     words += ["--results", str(tmp_path / "results"), "--only", "fbank", "tiny_hubert"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.inputs import inputs
+from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.nursery import Nursery
 from s3prl_ekd.evaluate.plan import MARKER, Run, downstream_program, numbered_checkpoints, read_marker
 from s3prl_ekd.evaluate.process import run_logged
@@ -33,16 +33,15 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
     if marker is None:
         return
     same = marker.get("settings") == run.settings()
-    now_read = inputs(run)
-    changed_files = [path for path, digest in marker.get("inputs", {}).items() if now_read.get(path) != digest]
-    if same and not changed_files:
+    changed_file = changed_input(marker.get("inputs", {}))
+    if same and changed_file is None:
         return
     if overwrite:
         shutil.rmtree(run.expdir)
         return
     if same:
         raise EkdError(
-            f"{run.expdir / MARKER}: an earlier run here read another {changed_files[0]}: it has changed since; choose "
+            f"{run.expdir / MARKER}: an earlier run here read another {changed_file}: it has changed since; choose "
             "another --out, or --overwrite to do it again"
         )
     before, now = marker.get("settings", {}), run.settings()

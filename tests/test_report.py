@@ -16,7 +16,8 @@ from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.page import page
-from s3prl_ekd.report.sources import read_evaluation, read_pretraining, read_results, split_head
+from s3prl_ekd.report.score_figures import cost_png, looks
+from s3prl_ekd.report.sources import Evaluation, read_pretraining, read_results, split_head
 from s3prl_ekd.report.style import DARK, LIGHT
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -64,6 +65,10 @@ def evaluation(tmp_path):
     record |= {"versions": {"torch": "2.11"}, "machine": {"cpu_cores": 2}}
     (folder / "scores.json").write_text(json.dumps(record))
     return folder
+
+
+def read_evaluation(folder) -> Evaluation:
+    return read_results([folder])[1][0]
 
 
 def test_a_resumed_runs_steps_are_read_once(pretraining):
@@ -156,6 +161,21 @@ def test_runs_and_models_of_one_name_are_told_apart(pretraining, evaluation, tmp
     before = sorted(again.iterdir())
     assert command.run(parser.parse_args([str(again), "--out", str(again) + ".html"])) == 0
     assert sorted(again.iterdir()) == before and (again.parent / f"{again.name}_figures").is_dir()
+
+
+def test_any_label_can_be_drawn(pretraining, evaluation):
+    record = json.loads((evaluation / "scores.json").read_text()) | {"label": r"half $\x$ or {"}
+    record["cost"] = {"params": 1, "macs": 10**12}
+    (evaluation / "scores.json").write_text(json.dumps(record))
+    one = read_evaluation(evaluation)
+    assert layer_weights_png([one]).startswith(PNG) and cost_png([one.scores]).startswith(PNG)
+    (pretraining / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 1.0}\n')
+    assert "half $" in page([read_pretraining(pretraining)], [one], "title")
+
+
+def test_a_hundred_models_look_different():
+    found = looks([{"label": str(number)} for number in range(100)], LIGHT)
+    assert len(set(found.values())) == 100
 
 
 def test_a_killed_runs_steps_are_forgotten_where_it_goes_on(tmp_path):

@@ -97,7 +97,7 @@ def series(run: Pretraining, head: str, term: str) -> tuple[list[int], list[floa
 
 
 def _line(axis: Axes, run: Pretraining, key: str, colour: str, title: str) -> None:
-    lines = [line for line in run.metrics if key in line]
+    lines = [line for line in run.metrics if line.get(key) is not None]
     marker = "o" if len(lines) == 1 else None
     axis.plot([line["step"] for line in lines], [line[key] for line in lines], color=colour, marker=marker)
     axis.set_title(title)

@@ -72,8 +72,9 @@ def _facts(pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> st
         first, last = run.metrics[0], run.metrics[-1]
         facts.append((f"{last['step']:,}", "pretraining steps"))
         facts.append((str(len(run.heads())), "prediction heads"))
-        if "loss" in first and "loss" in last:
-            facts.append((f"{first['loss']:.3f} → {last['loss']:.3f}", "loss"))
+        losses = [line["loss"] for line in (first, last) if line.get("loss") is not None]
+        if len(losses) == 2:
+            facts.append((f"{losses[0]:.3f} → {losses[1]:.3f}", "loss"))
         speeds = [line["audio_seconds_per_second"] for line in run.metrics if line.get("audio_seconds_per_second")]
         if speeds:
             facts.append((f"{sorted(speeds)[len(speeds) // 2]:,.0f} ×", "real time, training"))

@@ -29,7 +29,7 @@ _LEGEND_ROW = 0.19  # inches
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn: hues repeat after six models, with another marker and line."""
+    """How a model is drawn: hues repeat after six models, with another marker and line; all alike after 108."""
 
     colour: str
     marker: str
@@ -38,16 +38,13 @@ class Look:
 
 def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
     """A look for each label, in the records' order."""
-    hues = theme.teachers
-    labels = dict.fromkeys(record["label"] for record in records)
-    return {
-        label: Look(
-            hues[number % len(hues)],
-            _MARKERS[number // len(hues) % len(_MARKERS)],
-            _LINES[number // len(hues) % len(_LINES)],
-        )  # fmt: skip
-        for number, label in enumerate(labels)
-    }
+    found = {}
+    for number, label in enumerate(dict.fromkeys(record["label"] for record in records)):
+        turn, hue = divmod(number, len(theme.teachers))
+        marker = turn % len(_MARKERS)
+        line = (turn + turn // len(_MARKERS)) % len(_LINES)
+        found[label] = Look(theme.teachers[hue], _MARKERS[marker], _LINES[line])
+    return found
 
 
 def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:

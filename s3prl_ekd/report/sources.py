@@ -14,7 +14,7 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_models, read_scores
+from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_models
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
 from s3prl_ekd.metrics_file import METRICS, read_metrics
 
@@ -81,12 +81,8 @@ def read_pretraining(folder: Path) -> Pretraining:
     return Pretraining(folder, lines, configs)
 
 
-def read_evaluation(folder: Path) -> Evaluation:
-    """Scores of one model's evaluation folder, and the layer weights that its downstream checkpoints learned."""
-    return _evaluation(folder, read_scores(folder))
-
-
 def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
+    """One model's scores, and the layer weights that its downstream checkpoints learned."""
     if "cost" not in scores:
         scores["cost"] = _cost(scores)
     weights: dict[str, list[float]] = {}

@@ -81,6 +81,7 @@ def drawing(theme: Theme) -> Iterator[None]:
                 "legend.frameon": False,
                 "legend.fontsize": 8.5,
                 "font.family": ["DejaVu Sans"],
+                "text.parse_math": False,  # a label with dollar signs is a label
                 "font.size": 9.5,
                 "lines.linewidth": 1.9,
                 "lines.solid_capstyle": "round",

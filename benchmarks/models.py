@@ -19,7 +19,7 @@ from benchmarks import common
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import DISTILHUBERT, EncoderShape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import write_converted, write_transformers
+from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
 FAMILIES = {
     "hubert": {"padding_rule": "fairseq"},

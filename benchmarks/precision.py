@@ -23,7 +23,7 @@ import yaml
 from benchmarks import common
 from benchmarks.step import student_config
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 
 WINDOW = 25  # steps whose losses are averaged into one point of a curve
 
@@ -36,7 +36,7 @@ def curve(options: Any, precision: str, seed: int) -> list[float]:
     datarc |= {"num_workers": 0, "train_batch_size": options.batch, "seed": seed}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        sources = write_demo_teachers(folder / "teachers")
+        sources = write_stand_ins(folder / "teachers")
         teachers = [{"name": n, "source": str(s), "layers": [2, 4, 6]} for n, s in sources.items()]
         ekd = {"teachers": teachers, "initialise_from": None, "precision": precision, "teacher_precision": precision}
         model = {"base": "config_model.yaml", "ekd": ekd, "student": student_config(TINY).model_dump(mode="json")}

@@ -31,7 +31,7 @@ from benchmarks import common
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 from s3prl_ekd.variants import BASE, variant_file, variant_names
 
 EIGHTH = TINY.with_(layers=12, ffn_width=384)  # of 768, 3072 and 512 channels; layers 4, 8 and 12 exist
@@ -134,7 +134,7 @@ class Bench:
             manifest = options.speech.resolve() / "pretrain" / "manifest.tsv"
             self.call(["s3prl-ekd", "prepare", "--manifest", str(manifest), "--out", str(self.data)])
         # written again each time: the same weights from the same seeds
-        self.teachers = write_demo_teachers(self.work / "teachers", EIGHTH)
+        self.teachers = write_stand_ins(self.work / "teachers", EIGHTH)
 
     def run(self, name: str) -> dict[str, Any]:
         """A variant's figures, from its earlier run where that had the same settings and configuration."""

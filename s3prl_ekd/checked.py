@@ -5,7 +5,6 @@ In a section unknown keys and wrong types are errors, and field docstrings are i
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
 
 
 class Checked(BaseModel):
@@ -56,8 +56,7 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) ->
     for part in location:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
     if problem["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(location[-1]), _fields_at(model, location[:-1]), n=1)
-        return f"{key}: unknown key" + (f"; did you mean {close[0]!r}?" if close else "")
+        return f"{key}: unknown key{did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))}"
     if problem["type"] == "missing":
         return f"{key}: required key is missing"
     if problem["type"] == "value_error":

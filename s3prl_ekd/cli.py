@@ -20,10 +20,10 @@ COMMANDS = {
     "export": ("s3prl_ekd.export.command", "take a student away: SUPERB submissions, a Hugging Face model, ONNX"),
     "validate": ("s3prl_ekd.export.validate", "check a SUPERB hidden-set submission folder as the organisers do"),
     "merge": ("s3prl_ekd.export.merge", "one student from several of one initialisation: interpolated weights"),
-    "macs": ("s3prl_ekd.export.macs_command", "parameters and MACs of a model, counted as the SUPERB challenge does"),
+    "macs": ("s3prl_ekd.macs.command", "parameters and MACs of a model, counted as the SUPERB challenge does"),
     "link": ("s3prl_ekd.bridge.link_command", "make a git checkout of s3prl know this project in its own scripts"),
     "unlink": ("s3prl_ekd.bridge.unlink_command", "restore a checkout that was linked, byte for byte"),
-    "doctor": ("s3prl_ekd.bridge.doctor", "versions, s3prl's mends, devices, and what a given config lacks"),
+    "doctor": ("s3prl_ekd.doctor", "versions, s3prl's mends, devices, and what a given config lacks"),
     "demo": ("s3prl_ekd.demo", "the whole job on embedded data: pretrain, four tasks, report"),
 }
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import re
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
 
 BASE = "config_model"
 """The paper's recipe, which every variant starts from."""
@@ -44,6 +44,5 @@ def find_model_config(value: str, flag: str = "-g") -> Path:
     for candidate in candidates:
         if candidate.is_file():
             return candidate.resolve()
-    close = [] if "/" in value else difflib.get_close_matches(value, variant_names(), n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise EkdError(f"{flag} {value}: no such config file; {hint}variants by name: {', '.join(variant_names())}")
+    hint = "" if "/" in value else did_you_mean(value, variant_names())
+    raise EkdError(f"{flag} {value}: no such config file (variants by name: {', '.join(variant_names())}){hint}")

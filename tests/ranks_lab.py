@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 
 RANKS = 2
 STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
@@ -51,7 +51,7 @@ def write_lab(folder: Path, clips: int = 12) -> Path:
     (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
     for i in (0, 6):
         (folder / f"{i}.flac").write_bytes(b"no audio")
-    write_demo_teachers(folder / "teachers")
+    write_stand_ins(folder / "teachers")
     return folder
 
 

@@ -13,7 +13,7 @@ import pytest
 from bridge_corpora import BIN, command, environment, iemocap, librispeech, overrides, tera, voxceleb
 
 from s3prl_ekd.bridge import checkpoints
-from s3prl_ekd.bridge.modules import s3prl_folder
+from s3prl_ekd.compat.modules import s3prl_folder
 
 pytestmark = pytest.mark.slow
 CPU = ("--device", "cpu")
@@ -117,9 +117,9 @@ def test_help_is_s3prls_own(tmp_path: Path) -> None:
 
 MISTAKES = {
     "downstream": [
-        ("-m train -u fbnk -d ctc -n x", "-u fbnk: s3prl's hub has no such upstream (did you mean fbank"),
+        ("-m train -u fbnk -d ctc -n x", "-u fbnk: s3prl's hub has no such upstream; did you mean fbank"),
         ("-m train -u fbank -d pr -n x", "-d pr: s3prl calls this task -d ctc"),
-        ("-m train -u fbank -d emotoin -n x", "-d emotoin: s3prl has no such downstream task (did you mean emotion"),
+        ("-m train -u fbank -d emotoin -n x", "-d emotoin: s3prl has no such downstream task; did you mean emotion"),
         ("-m train -u fbank -d ctc", "-n NAME is missing"),
         ("-m train -d ctc -n x", "-u UPSTREAM is missing"),
         ("-m train -u fbank -n x", "-d TASK is missing"),

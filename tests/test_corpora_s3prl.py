@@ -41,7 +41,7 @@ def check_with_s3prl(speech: Path, out: Path, monkeypatch) -> None:
     from s3prl.downstream.emotion.dataset import IEMOCAPDataset
     from s3prl.downstream.voxceleb1 import dataset as voxceleb1
 
-    from s3prl_ekd.bridge.libriphone import LibriPhoneDataset
+    from s3prl_ekd.compat.libriphone import LibriPhoneDataset
 
     for task in ("asr", "sid", "er"):
         prepare_manifest(speech / task / "manifest.tsv", out)

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from s3prl_ekd.audio import AudioError, audio_info, read_audio
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.data.batches import BatchPlan, CropDataset, make_loader
+from s3prl_ekd.data.batches import CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
+from s3prl_ekd.data.plan import BatchPlan
 from s3prl_ekd.data.rows import Rows
 from s3prl_ekd.errors import EkdError
 

@@ -22,9 +22,10 @@ from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.student import Student, load_student
+from s3prl_ekd.model.student import Student
+from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.teachers.build import check_teachers
-from s3prl_ekd.teachers.tiny import TINY
+from s3prl_ekd.teachers.stand_ins import TINY
 from s3prl_ekd.variants import packaged
 
 lab = pretraining.lab
@@ -262,7 +263,7 @@ MISTAKES = {
     "ekd.weights.wavlm: input should be greater than or equal to 0": {"weights": {"wavlm": -1.0}},
     "ekd.weights: at least one head set": {"weights": {"hubert": 0.0, "robust_hubert": 0.0, "wavlm": 0.0}},
     "ekd.teacher_dropping: needs two head sets": {"mode": "layerwise_average", "teacher_dropping": {}},
-    "ekd.targets.normalize: unknown key; did you mean 'normalise'": {"targets": {"normalize": "phi_s"}},
+    "ekd.targets.normalize: unknown key; did you mean normalise": {"targets": {"normalize": "phi_s"}},
     "layers: layer 0 has no feed-forward block": {
         "targets": {"tap": "ffn"}, "teachers": [{"name": "hubert", "source": "hubert_base", "layers": [0, 4]}]
     },

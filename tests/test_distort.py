@@ -15,12 +15,13 @@ from scipy.signal import correlate, fftconvolve
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
 from s3prl_ekd.config import DataConfig, load_model_config
-from s3prl_ekd.data.batches import Batch, BatchPlan, BatchSpec, CropDataset, make_loader
+from s3prl_ekd.data.batches import Batch, CropDataset, make_loader
 from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
 from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.recipe import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 from s3prl_ekd.variants import packaged
 
 CLIPS = 14
@@ -202,9 +203,7 @@ MISTAKES = {
     "distortion.non_additive.pitch_cents: input should be less than or equal to 700": {
         "non_additive": {"pitch_cents": 5_000}
     },
-    "distortion.non_additive.band_rejct: unknown key; did you mean 'band_reject'": {
-        "non_additive": {"band_rejct": True}
-    },
+    "distortion.non_additive.band_rejct: unknown key; did you mean band_reject": {"non_additive": {"band_rejct": True}},
 }
 
 
@@ -228,7 +227,7 @@ def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None):
     pytest.importorskip("s3prl")
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
-    teachers = write_demo_teachers(tmp_path / "teachers")
+    teachers = write_stand_ins(tmp_path / "teachers")
     model = {
         "base": "config_model.yaml",
         "ekd": {"teachers": [{"name": n, "source": str(p), "layers": [2, 6]} for n, p in teachers.items()]},

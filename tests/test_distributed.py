@@ -22,11 +22,11 @@ from ranks_lab import RANKS, Case, rank_main, train, write_lab, write_model
 from s3prl_ekd.bridge import downstream_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import World
-from s3prl_ekd.checkpoints import read_torch_file
-from s3prl_ekd.data.batches import BatchPlan
+from s3prl_ekd.data.plan import BatchPlan
 from s3prl_ekd.data.shards import Dealt
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.torch_file import read_torch_file
 
 BEYOND = {
     "targets": {"normalise": "standardise"},

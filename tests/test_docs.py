@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import REPO
 
-from s3prl_ekd.bridge.modules import s3prl_folder
 from s3prl_ekd.cli import COMMANDS
+from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.config_reference import reference
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from bridge_corpora import librispeech
 
-from s3prl_ekd.bridge import doctor
+from s3prl_ekd import doctor
 from s3prl_ekd.cli import main
 from s3prl_ekd.variants import packaged
 

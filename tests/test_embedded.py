@@ -18,7 +18,8 @@ from s3prl_ekd.model.student import student_like
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.teachers.command import history
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted
 from s3prl_ekd.variants import variant_file
 
 NAMES = ("tiny_hubert", "tiny_robust_hubert", "tiny_wavlm")
@@ -75,7 +76,7 @@ def test_random_weights_of_any_shape(tmp_path: Path) -> None:
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(EkdError, match=r"ekd\.teachers\[0\]\.source: 'embedded:tiny_huber' is no embedded teacher.*"
-                                       r"tiny_wavlm\); did you mean embedded:tiny_hubert\?"):  # fmt: skip
+                                       r"tiny_wavlm\); did you mean tiny_hubert\?"):  # fmt: skip
         sources.describe("embedded:tiny_huber", "ekd.teachers[0].source")
 
 

@@ -278,7 +278,7 @@ def test_a_small_grid_with_the_real_runner(tmp_path):
     import yaml
     from bridge_corpora import BIN, voxceleb
 
-    from s3prl_ekd.bridge.modules import ours
+    from s3prl_ekd.compat.modules import ours
 
     corpus, folder = voxceleb(tmp_path / "vox"), tmp_path / "data"
     folder.mkdir()

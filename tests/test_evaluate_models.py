@@ -20,7 +20,7 @@ from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.tasks import TASKS
-from s3prl_ekd.export.macs_command import model_cost
+from s3prl_ekd.macs.command import model_cost
 from s3prl_ekd.variants import variant_file
 
 

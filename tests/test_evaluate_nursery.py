@@ -22,7 +22,8 @@ from s3prl_ekd.evaluate.process import run_logged
 # A nursery without the imports; its runs print where they are. {gpu} stands for what its trial finds.
 QUICK = """
 import os, socket, sys
-from s3prl_ekd.bridge import launch, register
+from s3prl_ekd.bridge import launch
+from s3prl_ekd.compat import hub
 from s3prl_ekd.evaluate import nursery
 
 def show():
@@ -30,7 +31,7 @@ def show():
     print(os.getpid() == os.getsid(0), sys.argv[1:], [os.environ.get(name) for name in names])
     return 3 if "fail" in sys.argv else 0
 
-nursery._IMPORTS, register.register, launch.run_downstream = (), lambda: None, show
+nursery._IMPORTS, hub.register, launch.run_downstream = (), lambda: None, show
 trials = []
 def trial(environment):
     trials.append(environment["CUDA_VISIBLE_DEVICES"])

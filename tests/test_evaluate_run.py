@@ -17,10 +17,11 @@ from evaluate_stand_in import evaluate, install_stand_in, make_data
 from export_student import write_student
 from rich.console import Console
 
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import process
 from s3prl_ekd.evaluate.models import Upstream
-from s3prl_ekd.evaluate.plan import load_task_config, make_plan
+from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.results import chance, collect, read_models, read_scores, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.schedule import run_all
@@ -142,7 +143,7 @@ def test_what_lies_under_the_same_path_may_have_changed(what, tmp_path, stand_in
         file.write_text(file.read_text() + "2 id10001/b/1.wav\n")
     else:
         file = config
-        file.write_text(json.dumps({**load_task_config(file), "specaug": {}}))
+        file.write_text(json.dumps({**read_yaml(file), "specaug": {}}))
     with pytest.raises(EkdError, match=rf"run.json: an earlier run here read another {file}: it has changed since"):
         run_all(planned(), board)
     run_all(planned(), board, overwrite=True)

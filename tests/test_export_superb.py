@@ -15,7 +15,8 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.superb import export_superb, parse_task_states
 from s3prl_ekd.export.validate import run_in_s3prl, run_isolated
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_transformers
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
 
 
 @pytest.fixture(scope="module")

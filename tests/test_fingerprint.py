@@ -13,7 +13,8 @@ import torch
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import data_digest, difference, weights_digest
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted, write_transformers
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
 
 def digest(source: str | Path, download: bool = True) -> str | None:

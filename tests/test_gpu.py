@@ -10,10 +10,10 @@ import test_pretrain_expert as pretraining
 import torch
 import trouble_lab
 
-from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.torch_file import read_torch_file
 
 pytestmark = pytest.mark.gpu
 

@@ -13,10 +13,10 @@ from bridge_corpora import environment, iemocap, librispeech, overrides
 from export_student import SMALL, write_student
 
 from s3prl_ekd.bridge import link
-from s3prl_ekd.bridge.modules import ours, s3prl_folder
 from s3prl_ekd.cli import main
+from s3prl_ekd.compat.modules import ours, s3prl_folder
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.tiny import write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import write_stand_ins
 
 FILES = ("hub.py", "run_pretrain.py", "run_downstream.py", "upstream/__init__.py", "pretrain/__init__.py")
 
@@ -100,7 +100,7 @@ def test_the_stock_commands_run(tmp_path: Path) -> None:
     root = make_checkout(tmp_path / "checkout", whole=True)
     link.link(root)
     libri, iem = librispeech(tmp_path / "libri"), iemocap(tmp_path / "iem")
-    teachers = write_demo_teachers(tmp_path / "teachers")
+    teachers = write_stand_ins(tmp_path / "teachers")
     listed = [{"name": name, "source": str(path), "layers": [2, 4]} for name, path in teachers.items()]
     ekd = {"teachers": listed, "initialise_from": "hubert"}
     model = {"base": "config_model.yaml", "ekd": ekd, "student": SMALL}

@@ -13,12 +13,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.export.macs import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.export.superb import export_superb
+from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.model.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_transformers
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
 
 # The SUPERB hidden-set leaderboard: parameters, MACs of short, medium, long, longer
 PUBLISHED = {

@@ -9,7 +9,7 @@ import torch
 from export_student import write_student
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.model.student import load_student, read_checkpoint
+from s3prl_ekd.student_checkpoint import load_student, read_checkpoint
 
 
 @pytest.fixture(scope="module")

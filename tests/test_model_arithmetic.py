@@ -12,7 +12,7 @@ PROGRAM = """
 import torch
 from s3prl_ekd.model.arithmetic import tf32, tf32_convolutions
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, random_encoder
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 
 {set}
 matmul = torch.backends.cuda.matmul

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from s3prl_ekd.model.banded_conv import banded_conv, make_band
 from s3prl_ekd.model.position import PositionalConv, grouped_conv
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, random_encoder
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 
 
 @pytest.mark.parametrize("autocast", [False, True])

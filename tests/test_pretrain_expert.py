@@ -16,12 +16,12 @@ import soundfile
 import torch
 import yaml
 
-from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.student import untrained_student
+from s3prl_ekd.student_checkpoint import untrained_student
 from s3prl_ekd.teachers.build import check_teachers
-from s3prl_ekd.teachers.tiny import TINY, write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
+from s3prl_ekd.torch_file import read_torch_file
 
 STUDENT = {
     "layers": 2, "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
@@ -42,7 +42,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(folder / f"{i}.flac", 0.3 * tone + 0.01 * rng.standard_normal(len(tone)), 16_000)
         rows.append(f"{i},{i}.flac,{len(tone)},")
     (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
-    teachers = write_demo_teachers(folder / "teachers")
+    teachers = write_stand_ins(folder / "teachers")
     model = {
         "base": "config_model.yaml",
         "ekd": {
@@ -266,7 +266,7 @@ def test_mistakes_are_one_line_and_a_status(lab: Path, tmp_path: Path) -> None:
     for override, expected in (
         ("config.pretrain_expert.datarc.libri_root='/nowhere'", "datarc.libri_root: no folder /nowhere"),
         ("config.runner.total_steps=4", "must be below total_steps"),
-        ("config.pretrain_expert.datarc.set=['a']", "unknown key; did you mean 'sets'"),
+        ("config.pretrain_expert.datarc.set=['a']", "unknown key; did you mean sets"),
     ):
         result = run(lab, tmp_path, *base, "-o", override)
         assert result.returncode == 2

@@ -21,7 +21,7 @@ from recipes.mini_superb.students import every_target, model_config
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
-from s3prl_ekd.model.student import read_checkpoint
+from s3prl_ekd.student_checkpoint import read_checkpoint
 from s3prl_ekd.teachers.build import check_teachers
 
 HERE = Path(command.__file__).parent
@@ -109,7 +109,7 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
     assert "longer.hubbert: is no file of pretrain/ekd/variants/" in message(longer={"hubbert": 6000})
     assert "longer.hubert: expected more steps than every row's 1500, found 1500" in message(longer={"hubert": 1500})
     wrong = message(ablations={"a": {"modde": "average"}})
-    assert "experiment.yaml: ablations.a: " in wrong and "ekd.modde: unknown key; did you mean 'mode'?" in wrong
+    assert "experiment.yaml: ablations.a: " in wrong and "ekd.modde: unknown key; did you mean mode?" in wrong
     assert "ablations.a: changes nothing" in message(ablations={"a": {}})
     assert "ablations.../x: names a folder" in message(ablations={"../x": {"mode": "average"}})
     assert "experiment.yaml: two rows are called 'hubert'" in message(ablations={"hubert": {"cosine_weight": 2.0}})

@@ -256,7 +256,7 @@ def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert command.main([str(file), *words]) == 2
         return capsys.readouterr().err
 
-    assert "stepz: unknown key; did you mean 'steps'?" in message(settings_file(tmp_path, stepz=3))
+    assert "stepz: unknown key; did you mean steps?" in message(settings_file(tmp_path, stepz=3))
     assert "stages[0].start: stage:later is no earlier stage" in message(settings_file(tmp_path, start="stage:later"))
     noisy = {"additive": {"noise": ["NOISE"]}}
     assert "stages[0].distortion.additive.noise: give --noise DIR" in message(settings_file(tmp_path, distortion=noisy))

@@ -17,8 +17,8 @@ import soundfile
 import torch
 from packaging.version import Version
 
-from s3prl_ekd.bridge.modules import s3prl_folder
-from s3prl_ekd.bridge.shims import SHIMS, active_shims, apply_shims
+from s3prl_ekd.compat.modules import s3prl_folder
+from s3prl_ekd.compat.shims import SHIMS, active_shims, apply_shims
 from s3prl_ekd.errors import EkdError
 
 NAMES = [shim.name for shim in SHIMS]
@@ -46,7 +46,7 @@ ASKED = {
 def plain() -> dict[str, bool]:
     """Which mends a fresh process needs, asked before any is applied."""
     code = (
-        "import json; from s3prl_ekd.bridge.shims import SHIMS, active_shims; assert not active_shims()\n"
+        "import json; from s3prl_ekd.compat.shims import SHIMS, active_shims; assert not active_shims()\n"
         "needed = {}\n"
         "for shim in SHIMS:\n"
         "    needed[shim.name] = shim.needed()\n"
@@ -72,7 +72,7 @@ def test_the_plain_stack_lacks_it(plain: dict[str, bool], name: str) -> None:
         pytest.skip("torchcodec is installed: torchaudio may read by itself")
     if name.endswith("libriphone") and (s3prl_folder() / "downstream/ctc/corpus/libriphone.py").is_file():
         pytest.skip("a git checkout of s3prl: it has the corpus code")
-    assert plain[name], f"{name}: this stack has it again; delete the mend from s3prl_ekd/bridge/shims.py"
+    assert plain[name], f"{name}: this stack has it again; delete the mend from s3prl_ekd/compat/shims.py"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +94,7 @@ try:
     import torchaudio
 except RuntimeError as error:
     print("REFUSED", error)
-from s3prl_ekd.bridge.shims import active_shims, apply_shims
+from s3prl_ekd.compat.shims import active_shims, apply_shims
 try:
     apply_shims()
 except Exception as error:
@@ -227,7 +227,7 @@ def test_figures(mended: None) -> None:
 
 
 def test_strtobool_where_python_has_no_distutils() -> None:
-    from s3prl_ekd.bridge import shims
+    from s3prl_ekd.compat import shims
 
     kept = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "distutils"}
     try:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from distill_lab import TEACHERS
 
-from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.distill.residual import plan_residuals
@@ -18,9 +17,11 @@ from s3prl_ekd.distill.targets import TeacherLayers
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.masking import SpanMask
-from s3prl_ekd.model.student import Student, load_student, start_layers, student_shape, student_state
+from s3prl_ekd.model.student import Student, start_layers, student_shape
+from s3prl_ekd.student_checkpoint import load_student, student_state
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, random_encoder
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.variants import packaged
 
 lab = pretraining.lab

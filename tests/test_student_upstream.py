@@ -11,8 +11,9 @@ from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.student import Student, student_state
-from s3prl_ekd.teachers.tiny import TINY
+from s3prl_ekd.model.student import Student
+from s3prl_ekd.student_checkpoint import student_state
+from s3prl_ekd.teachers.stand_ins import TINY
 from s3prl_ekd.variants import packaged
 
 SMALL = {
@@ -105,7 +106,7 @@ def test_a_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, tmp_path: Path) -> None:
     """Not the youngest file (copying a folder shuffles times), nor the highest number (the last is states-epoch-N)."""
-    from s3prl_ekd.model.student import newest_checkpoint
+    from s3prl_ekd.student_checkpoint import newest_checkpoint
 
     for step, name in ((30, "states-epoch-3.ckpt"), (20, "states-20.ckpt")):
         torch.save(torch.load(checkpoint, weights_only=True) | {"Step": step}, tmp_path / name)

@@ -19,7 +19,7 @@ from s3prl_ekd.data.target_folder import MISSING, STORED
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.tiny import TINY
+from s3prl_ekd.teachers.stand_ins import TINY
 
 KEY = "my.yaml: ekd.cache_targets"
 SHAPES = {"a": TINY, "b": TINY.with_(conv_layers=(*TINY.conv_layers[:-1], (64, 4, 2)))}  # a frame less

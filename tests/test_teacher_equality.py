@@ -16,7 +16,8 @@ from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.model.shape import HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted, write_transformers
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
 LARGE = {"conv_norm": "layer", "pre_norm": True, "normalize": True}
 SMALL_SHAPES = {
@@ -104,6 +105,11 @@ def test_equals_s3prl(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SMALL_SHAPES)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
     check_against_transformers(SMALL_SHAPES[name], tmp_path)
+
+
+def test_equals_transformers_as_wide_as_its_conv_features(tmp_path: Path) -> None:
+    wide = tuple((TINY.width, kernel, stride) for _, kernel, stride in TINY.conv_layers)
+    check_against_transformers(TINY.with_(conv_layers=wide, square_projection=True), tmp_path)
 
 
 @pytest.mark.slow

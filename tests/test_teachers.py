@@ -14,7 +14,8 @@ from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.teachers import mapping, sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, normalize_wave
 from s3prl_ekd.teachers.shapes import parse_conv_layers
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted, write_transformers
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
 
 def test_teachers_stay_frozen_whatever_the_runner_calls() -> None:

@@ -20,7 +20,8 @@ from s3prl_ekd.teachers import adapter, sources
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted
 
 LENGTHS = (8_000, 6_123, 3_200)
 

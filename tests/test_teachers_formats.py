@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.teachers import mapping, sources
-from s3prl_ekd.teachers.tiny import TINY, random_encoder, write_converted, write_transformers
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
 FAIRSEQ_SHAPE = TINY.with_(padding_rule="fairseq", layers=2)
 

@@ -34,7 +34,7 @@ def fail(code: int, filename: str | None) -> None:
 def test_what_the_disk_refuses_is_the_users_and_the_rest_is_a_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from s3prl_ekd.export import macs_command
+    from s3prl_ekd.macs import command as macs_command
 
     for code in (errno.EROFS, errno.ENOSPC, errno.EACCES):
         monkeypatch.setattr(macs_command, "run", lambda args, code=code: fail(code, "/there"))

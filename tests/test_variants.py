@@ -13,12 +13,12 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student
 from s3prl_ekd.teachers.build import check_teachers
-from s3prl_ekd.teachers.tiny import write_demo_teachers
+from s3prl_ekd.teachers.stand_ins import write_stand_ins
 
 
 @pytest.fixture(scope="module")
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return write_demo_teachers(tmp_path_factory.mktemp("teachers"), variants.EIGHTH)
+    return write_stand_ins(tmp_path_factory.mktemp("teachers"), variants.EIGHTH)
 
 
 @pytest.mark.parametrize("name", variants.variants())

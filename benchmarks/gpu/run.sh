@@ -131,7 +131,7 @@ part_trouble() {
     sleep 0.2
     lines=$(wc -l 2>/dev/null <"$work/killed/metrics.jsonl" || echo 0)
   done
-  pkill -9 -f -- "-p $work/killed" || true # the command, not the shell that called it
+  pkill -9 -P $shell || true # the command; its workers end with it
   wait $shell || true
   [ "$(wc -l <"$work/killed/metrics.jsonl")" -lt 40 ] || { echo "killed too late: nothing is shown"; return 1; }
   pretrain resumed "$work/killed" 40 False >>"$out/killed.log" 2>&1

@@ -32,8 +32,9 @@ from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import METRICS, forget_from
 from s3prl_ekd.model.encoder import count_parameters
-from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_state
+from s3prl_ekd.model.student import Student, initialise_student
 from s3prl_ekd.random_state import random_state, set_random_state
+from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_initialiser, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_cache
 from s3prl_ekd.teachers.ensemble import FrozenTeachers

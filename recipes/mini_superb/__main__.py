@@ -1,6 +1,6 @@
 """Distil and evaluate every row of experiment.yaml; go on where an earlier call stopped.
 
-python -m recipes.mini_superb --speech ../shared/speech --work result/mini_superb
+python -m recipes.mini_superb --speech $SPEECH --work result/mini_superb
 python -m recipes.mini_superb.tables
 
 --speech DIR holds pretrain, asr, sid and er, each with a manifest.tsv. What a row needs that is there already is kept.

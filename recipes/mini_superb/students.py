@@ -19,7 +19,8 @@ from s3prl_ekd.config import load_model_config
 from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
-from s3prl_ekd.model.student import CHECKPOINT_KEY, Student, initialise_student, student_like, student_state
+from s3prl_ekd.model.student import Student, initialise_student, student_like
+from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import weights_digest
 from s3prl_ekd.variants import BASE, variant_file

@@ -1,6 +1,6 @@
 """Train one of the embedded teachers, or one of your own.
 
-python -m recipes.tiny_teachers tiny_hubert --data data --noise ../shared/speech/noise --out teachers
+python -m recipes.tiny_teachers tiny_hubert --data data --noise $SPEECH/noise --out teachers
 python -m recipes.tiny_teachers tiny_robust_hubert ...   (needs embedded:tiny_hubert)
 python -m recipes.tiny_teachers tiny_wavlm ...           (needs embedded:tiny_hubert)
 

@@ -16,9 +16,10 @@ from torch.utils.data import Dataset
 
 from recipes.tiny_teachers.settings import HOP, MixSettings
 from recipes.tiny_teachers.units import Units
-from s3prl_ekd.data.batches import BatchPlan, BatchSpec, CropDataset
+from s3prl_ekd.data.batches import CropDataset
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import EncoderShape
 

@@ -12,7 +12,7 @@ import torch
 from recipes.tiny_teachers.settings import TeacherSettings
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.teachers.embedded import RECORD
-from s3prl_ekd.teachers.tiny import write_transformers
+from s3prl_ekd.teachers.writers import write_transformers
 
 
 def ship(

@@ -19,12 +19,12 @@ from recipes.tiny_teachers.objective import MaskedPrediction, Prediction
 from recipes.tiny_teachers.settings import StageSettings
 from recipes.tiny_teachers.units import Units
 from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.random_state import random_state, set_random_state
+from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)

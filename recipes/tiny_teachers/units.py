@@ -20,7 +20,7 @@ from torch import Tensor
 
 from recipes.tiny_teachers.settings import UnitSettings
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
-from s3prl_ekd.bridge.shims import apply_shims
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder

@@ -1,1 +1,1 @@
-"""Everything that touches s3prl: registration, shims for the current stack, the two launchers."""
+"""The two launchers: s3prl's own runner scripts with checks before them and mends around them; ``link``."""

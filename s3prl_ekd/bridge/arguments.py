@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
-import difflib
 import os
 import re
 import sys
@@ -20,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge.modules import ModuleProxy
+from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
 
 After = Callable[[Namespace, set[str]], None]
@@ -180,14 +179,6 @@ def check_file(flag: str, value: str, what: str) -> str:
     if not Path(value).expanduser().exists():
         raise EkdError(f"{flag} {value}: no such {what}")
     return str(Path(value).expanduser().resolve())
-
-
-def close_names(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean a, b?)`` for a misspelt name, else an empty string."""
-    known = sorted(known)
-    lower = {item.lower(): item for item in known}
-    found = [lower[item] for item in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)]
-    return f" (did you mean {', '.join(found)}?)" if found else ""
 
 
 def with_argv(argv: list[str]) -> None:

@@ -91,7 +91,7 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     """
     import torch
 
-    from s3prl_ekd.bridge.shims import apply_shims
+    from s3prl_ekd.compat.shims import apply_shims
 
     apply_shims("core")
     path = Path(path)

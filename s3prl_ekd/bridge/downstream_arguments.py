@@ -11,13 +11,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from s3prl_ekd.bridge import arguments, checkpoints
-from s3prl_ekd.bridge.modules import ours
+from s3prl_ekd.compat.hub import check_upstream_name
+from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.variants import find_model_config
 
-# SUPERB's short name -> s3prl's name for -d, and our config of that task.
-TASKS = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}
-CONFIGS = {downstream: f"{task}.yaml" for task, downstream in TASKS.items()}
+CONFIGS = {downstream: f"{task}.yaml" for task, downstream in DOWNSTREAM.items()}
+"""s3prl's -d -> our config of that task."""
 # Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
 S3PRL_CONFIGS = {
     "downstream/ctc/libriphone.yaml": "pr.yaml",
@@ -49,18 +51,15 @@ def check_task(name: str, s3prl: Path) -> None:
     known = {path.parent.name for path in (s3prl / "downstream").glob("*/expert.py")}
     if name in known:
         return
-    if name in TASKS:
-        raise EkdError(f"-d {name}: s3prl calls this task -d {TASKS[name]}")
-    raise EkdError(f"-d {name}: s3prl has no such downstream task{arguments.close_names(name, known)}")
+    if name in DOWNSTREAM:
+        raise EkdError(f"-d {name}: s3prl calls this task -d {DOWNSTREAM[name]}")
+    raise EkdError(f"-d {name}: s3prl has no such downstream task{did_you_mean(name, known, count=3)}")
 
 
 def check_upstream(args: Namespace) -> None:
     """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute."""
-    from s3prl import hub
-
-    if args.hub == "torch" and not getattr(args, "from_hf_hub", False) and args.upstream not in hub.options():
-        close = arguments.close_names(args.upstream, hub.options())
-        raise EkdError(f"-u {args.upstream}: s3prl's hub has no such upstream{close}")
+    if args.hub == "torch" and not getattr(args, "from_hf_hub", False):
+        check_upstream_name(args.upstream, "-u")
     local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
     _check_kind(args)
     if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
@@ -85,7 +84,7 @@ def _check_kind(args: Namespace) -> None:
     """``-k`` is no student's where another upstream is to read it."""
     if args.upstream_ckpt is None or args.upstream.startswith("ekd_") or not Path(args.upstream_ckpt).exists():
         return
-    from s3prl_ekd.model.student import is_student
+    from s3prl_ekd.student_checkpoint import is_student
     from s3prl_ekd.teachers.hub import HUB
 
     if is_student(args.upstream_ckpt):

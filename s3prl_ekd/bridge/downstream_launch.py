@@ -20,7 +20,7 @@ import yaml
 
 from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, ranks
 from s3prl_ekd.bridge.interrupts import Run
-from s3prl_ekd.bridge.modules import ModuleProxy, s3prl_folder
+from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
@@ -56,7 +56,7 @@ class _Downstream:
         self.args = Namespace()
 
     def main(self) -> None:
-        from s3prl_ekd.bridge.register import register
+        from s3prl_ekd.compat.hub import register
 
         register()
         warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)

@@ -16,15 +16,15 @@ import re
 import shutil
 from pathlib import Path
 
-from s3prl_ekd.bridge.modules import ours
-from s3prl_ekd.bridge.register import UPSTREAMS
+from s3prl_ekd.compat.hub import UPSTREAMS
+from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 
 BEGIN = "# >>> s3prl-ekd: made by `s3prl-ekd link`, removed by `s3prl-ekd unlink` >>>"
 END = "# <<< s3prl-ekd <<<"
 RECORD = ".s3prl-ekd.json"  # in each folder that link makes: file -> SHA-256 of what link wrote
 
-_SHIMS = "from s3prl_ekd.bridge.shims import apply_shims as _ekd_apply_shims\n\n_ekd_apply_shims()\n"
+_SHIMS = "from s3prl_ekd.compat.shims import apply_shims as _ekd_apply_shims\n\n_ekd_apply_shims()\n"
 _HUB = "".join(
     f"from s3prl.upstream.{folder}.hubconf import {', '.join(names)}\n" for folder, names in UPSTREAMS.items()
 )

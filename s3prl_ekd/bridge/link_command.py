@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from s3prl_ekd.bridge import link
-from s3prl_ekd.bridge.modules import s3prl_folder
+from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.errors import EkdError
 
 

@@ -27,7 +27,7 @@ import yaml
 
 from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.bridge.interrupts import Run
-from s3prl_ekd.bridge.modules import ModuleProxy, ours, s3prl_folder
+from s3prl_ekd.compat.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
@@ -78,7 +78,7 @@ class _Pretraining:
 
     def _load(self) -> ModuleType:
         """Load s3prl's script and runner and put the stand-ins into their namespaces."""
-        from s3prl_ekd.bridge.shims import apply_shims
+        from s3prl_ekd.compat.shims import apply_shims
 
         apply_shims("core")
         warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
@@ -253,7 +253,7 @@ class _Pretraining:
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
         else:
-            from s3prl_ekd.bridge.shims import apply_shims
+            from s3prl_ekd.compat.shims import apply_shims
 
             apply_shims("pretrain")
 

@@ -13,13 +13,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge.modules import ours
+from s3prl_ekd.compat.modules import ours
+from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
 SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
-SPEAKERS = 1251  # s3prl's fixed number of classes in SID: ids 10001 to 11251 (downstream/voxceleb1/dataset.py)
-SPLITS = {"1": "train", "2": "dev", "3": "test"}  # first column of VoxCeleb1's split file
 
 
 def splits(task: str, config: dict[str, Any]) -> list[str] | None:
@@ -188,7 +187,7 @@ def _speakers(args: Namespace, expert: _Section) -> None:
     data = expert.section("datarc")
     root, table = data.folder("file_path"), data.file("meta_data")
     lists = speaker_lists(root, table, key=f"{expert.source}: {data.path}")
-    for split in SPLITS.values():
+    for split in PARTS:
         if not lists[split] and (split != "test" or args.mode != "train"):
             raise EkdError(f"{table}: lists no utterance for {split}")
     cache = Path(args.expdir, ".files").resolve()
@@ -211,21 +210,14 @@ def speaker_lists(root: Path, table: Path, key: str) -> dict[str, list[str]]:
     Raises:
         EkdError: a malformed line, an id outside 10001..11251, or an utterance without audio.
     """
-    parts = sorted(path for path in root.glob("*/wav") if path.is_dir())
-    if not parts:
+    folders = wav_folders(root)
+    if not folders:
         raise EkdError(f"{key}.file_path: {root}: has no */wav/ folder")
-    lists: dict[str, list[str]] = {split: [] for split in SPLITS.values()}
-    for number, line in enumerate(table.read_text().splitlines(), start=1):
-        words = line.split()
-        if not words:
-            continue
-        speaker = words[1].split("/")[0] if len(words) == 2 else ""
-        if words[0] not in SPLITS or not (speaker.startswith("id") and speaker[2:].isdigit()):
-            raise EkdError(f"{table}:{number}: {line!r}: expected '1|2|3 idNNNNN/VIDEO/CLIP.wav'")
-        if not 10001 <= int(speaker[2:]) <= 10000 + SPEAKERS:
-            raise EkdError(f"{table}:{number}: {speaker}: s3prl's SID knows id10001 to id{10000 + SPEAKERS}")
-        found = next((part / words[1] for part in parts if (part / words[1]).is_file()), None)
+    names = {number: split for split, number in PARTS.items()}
+    lists: dict[str, list[str]] = {split: [] for split in PARTS}
+    for part, path in read_split_file(table):
+        found = next((folder / path for folder in folders if (folder / path).is_file()), None)
         if found is None:
-            raise EkdError(f"{table}:{number}: {words[1]}: no such file in a */wav/ folder of {root}")
-        lists[SPLITS[words[0]]].append(str(found))
+            raise EkdError(f"{table}: {path}: no such file in a */wav/ folder of {root}")
+        lists[names[part]].append(str(found))
     return lists

@@ -7,7 +7,6 @@ fails anywhere, at the first evaluation too. What files and folders must be ther
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,9 +16,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from s3prl_ekd.bridge.modules import ours
 from s3prl_ekd.checked import as_number, check_values
+from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
 
 
 class Runner(BaseModel):
@@ -140,9 +140,9 @@ def check_spelling(config: dict[str, Any], shipped: str, source: str) -> None:
     """
     known = yaml.safe_load((ours("downstream_configs") / shipped).read_text())
     for path, key, siblings in _unknown(config, known, ""):
-        close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.8)
-        if close:
-            raise EkdError(f"{source}: {path}{key}: unknown key; did you mean {close[0]!r}?")
+        hint = did_you_mean(key, siblings, cutoff=0.8)
+        if hint:
+            raise EkdError(f"{source}: {path}{key}: unknown key{hint}")
 
 
 def _unknown(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, str, list[str]]]:

@@ -14,6 +14,7 @@ from s3prl_ekd.corpora.layout_pretrain import find_audio, prepare_pretrain
 from s3prl_ekd.corpora.prepare import parse_tasks, prepare_manifest
 from s3prl_ekd.corpora.real import prepare_iemocap, prepare_librispeech, prepare_voxceleb1
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.task_names import DOWNSTREAM
 
 SOURCES = ("manifest", "librispeech", "voxceleb1", "iemocap", "audio")
 TASKS_OF = {
@@ -22,7 +23,6 @@ TASKS_OF = {
     "iemocap": ("er",),
     "audio": ("pretrain",),
 }
-DOWNSTREAM = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}  # s3prl's names of the tasks
 READERS = {  # option -> the sources that read it
     "lexicon": {"manifest", "librispeech"},
     "root": {"manifest"},

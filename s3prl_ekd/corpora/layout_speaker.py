@@ -23,11 +23,8 @@ from s3prl_ekd.corpora.folders import (
 )
 from s3prl_ekd.corpora.lengths import Clip
 from s3prl_ekd.corpora.manifest import SPLITS, Manifest
+from s3prl_ekd.corpora.split_file import FIRST_ID, MAX_SPEAKERS, PARTS
 from s3prl_ekd.errors import EkdError
-
-FIRST_ID = 10_001  # s3prl's label of a speaker is the number behind "id" minus this
-MAX_SPEAKERS = 1_251  # outputs of s3prl's SID head, fixed in its voxceleb1/dataset.py
-SPLIT_NUMBERS = {"train": 1, "dev": 2, "test": 3}  # as in VoxCeleb1's iden_split.txt
 
 
 def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Prepared:
@@ -49,7 +46,7 @@ def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
     with fresh_folder(out / "sid", manifest.file) as folder:
         tree = folder / "VoxCeleb1" / "all" / "wav"
         converted = place(clips, [tree / key for key in keys], flac_only=False)
-        lines = [f"{SPLIT_NUMBERS[clip.row.split]} {entry}\n" for clip, entry in zip(clips, entries, strict=True)]
+        lines = [f"{PARTS[clip.row.split]} {entry}\n" for clip, entry in zip(clips, entries, strict=True)]
         (folder / "split.txt").write_text("".join(lines), encoding="utf-8")
         table = "".join(f"{number}\t{speaker}\n" for speaker, number in numbers.items())
         (folder / "speakers.tsv").write_text("id\tspeaker\n" + table, encoding="utf-8")

@@ -14,10 +14,11 @@ from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import Prepared, copy_resource, fresh_folder
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS, emotion_labels, write_er_config, write_sessions
 from s3prl_ekd.corpora.layout_pretrain import find_audio, prepare_pretrain
-from s3prl_ekd.corpora.layout_speaker import FIRST_ID, MAX_SPEAKERS, write_sid_config
+from s3prl_ekd.corpora.layout_speaker import write_sid_config
 from s3prl_ekd.corpora.layout_speech import lexicon_notes, write_asr_config, write_pr_config
 from s3prl_ekd.corpora.lengths import in_parallel, samples_or_reason, write_lengths
 from s3prl_ekd.corpora.lexicon import build_lexicon
+from s3prl_ekd.corpora.split_file import read_split_file, speaker_of, wav_folders
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
@@ -130,10 +131,10 @@ def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bo
         EkdError: a malformed line, a speaker that s3prl cannot number, or (without ``allow_missing``) missing wavs.
     """
     root = root.absolute()
-    parts = sorted(folder for folder in root.glob("*/wav") if folder.is_dir())
+    parts = wav_folders(root)
     if not parts:
         raise EkdError(f"{root}: no dev/wav or test/wav folder in it; expected VoxCeleb1")
-    entries = _read_split(split_file)
+    entries = read_split_file(split_file)
     present = in_parallel(lambda entry: any((part / entry[1]).is_file() for part in parts), entries)
     missing = [path for (_, path), here in zip(entries, present, strict=True) if not here]
     if missing and not allow_missing:
@@ -160,34 +161,9 @@ def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bo
         splits=("train", "dev", "test"),
         utterances=counts,
         minutes=sum(samples) / SAMPLE_RATE / 60,
-        speakers=len({path.split("/")[0] for _, path in kept}),
+        speakers=len({speaker_of(path) for _, path in kept}),
         notes=(f"{len(missing)} of {len(entries)} files of {split_file.name} left out: not there",) if missing else (),
     )
-
-
-def _read_split(file: Path) -> list[tuple[int, str]]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EkdError(f"{file}: cannot be read as a split file ({error})") from error
-    entries: list[tuple[int, str]] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        part, _, path = line.strip().partition(" ")
-        speaker = path.split("/")[0]
-        if part not in ("1", "2", "3") or path.count("/") != 2 or not speaker[2:].isdecimal():
-            raise EkdError(f"{file}:{number}: {line.strip()!r}; expected '1|2|3 idXXXXX/video/clip.wav'")
-        if not FIRST_ID <= int(speaker[2:]) < FIRST_ID + MAX_SPEAKERS:
-            raise EkdError(f"{file}:{number}: speaker {speaker}; s3prl's labels cover id10001 to id11251")
-        if path in seen:
-            raise EkdError(f"{file}:{number}: {path} is there twice, first in line {seen[path]}")
-        seen[path] = number
-        entries.append((int(part), path))
-    if not entries:
-        raise EkdError(f"{file}: no lines; expected '1|2|3 idXXXXX/video/clip.wav'")
-    return entries
 
 
 def prepare_iemocap(root: Path, out: Path) -> Prepared:

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from torch.utils.data import Sampler
 
-from s3prl_ekd.data.batches import BatchPlan, BatchSpec
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.distributed import Ranks
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.data.batches import BatchPlan, BatchSpec, on_grid
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec, on_grid
 
 HOP = BatchPlan.FRAME  # windows start on frame borders
 SHORTEST_REST = SAMPLE_RATE  # what whole windows leave of a long utterance is a window of its own from 1 s on

@@ -33,21 +33,16 @@ class HeadLosses:
         return self.l1 + cosine_weight * self.cosine
 
 
-def head_losses(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> HeadLosses:
+def head_losses(prediction: Tensor, target: Tensor) -> HeadLosses:
     """``L1 = mean |p - t|`` and ``-log sigmoid(cos(p, t))`` for every head, in fp32.
 
     The loss of DistilHuBERT (arXiv 2110.01900, equation 1; s3prl pretrain/distiller/pretrain_expert.py).
 
     Args:
-        prediction, target: (B, n, T, W).
-        mask: bool (B, T), True for speech; None averages over all frames.
+        prediction, target: (B, n, T, W), every frame of them speech.
     """
     l1, cosine = _frame_losses(prediction, target)
-    if mask is None:
-        return HeadLosses(l1.mean((0, 2)), cosine.mean((0, 2)))
-    weight = mask.to(l1.dtype).unsqueeze(1)  # (B, 1, T)
-    frames = weight.sum()
-    return HeadLosses((l1 * weight).sum((0, 2)) / frames, (cosine * weight).sum((0, 2)) / frames)
+    return HeadLosses(l1.mean((0, 2)), cosine.mean((0, 2)))
 
 
 def clip_losses(prediction: Tensor, target: Tensor) -> HeadLosses:

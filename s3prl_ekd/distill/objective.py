@@ -92,7 +92,7 @@ class Objective(nn.Module):
         norms = []
         for target_set in self.target_sets:
             name = target_set.name
-            prediction, target, _ = align_frames(predictions[name], target_set.gather(states), None)
+            prediction, target = align_frames(predictions[name], target_set.gather(states))
             if self.dropping is not None and self.training:
                 clips[name] = clip_losses(prediction, target)
                 raw[name] = HeadLosses(clips[name].l1.mean(0), clips[name].cosine.mean(0))

@@ -57,11 +57,6 @@ class PhiS(nn.Module):
         y = (x - self.mean) / self._phi()
         return y @ self.rotation.t() if self.batches >= self.fit_batches else y
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """What :meth:`forward` made of x, back to x."""
-        rotated = y @ self.rotation if self.batches >= self.fit_batches else y
-        return rotated * self._phi() + self.mean
-
     def _phi(self) -> Tensor:
         return self.covariance.diagonal().mean().clamp(min=1e-12).sqrt()
 

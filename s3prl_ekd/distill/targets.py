@@ -95,23 +95,22 @@ def plan_targets(mode: Mode, teachers: Sequence[TeacherLayers]) -> list[TargetSe
     return [TargetSet("concat", labels, sum(t.width for t in teachers), sources, "concat")]
 
 
-def align_frames(prediction: Tensor, target: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def align_frames(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Trim both to the shorter one when they differ by at most two frames.
 
     Args:
         prediction, target: (B, n, T, W) with their own T.
-        mask: bool (B, T) of the prediction, or None.
 
     Raises:
         EkdError: they differ by more; both shapes are named.
     """
     ours, theirs = prediction.shape[2], target.shape[2]
     if ours == theirs:
-        return prediction, target, mask
+        return prediction, target
     if abs(ours - theirs) > MAX_FRAME_DIFFERENCE:
         raise EkdError(
             f"student and teacher frames differ by more than {MAX_FRAME_DIFFERENCE}: "
             f"predictions {tuple(prediction.shape)}, targets {tuple(target.shape)} (clips, heads, frames, channels)"
         )
     frames = min(ours, theirs)
-    return prediction[:, :, :frames], target[:, :, :frames], None if mask is None else mask[:, :frames]
+    return prediction[:, :, :frames], target[:, :, :frames]

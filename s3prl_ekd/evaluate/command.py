@@ -71,7 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
     parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
-    parser.add_argument("--preset", default="superb", help=f"one of {', '.join(preset_names())} (default: %(default)s)")
+    about = "; ".join(f"{name}: {preset(name)['about']}" for name in preset_names())
+    parser.add_argument("--preset", default="superb", metavar="NAME", help=f"{about} (default: %(default)s)")
     parser.add_argument(
         "--lr", action="append", default=[], metavar="[TASK:]RATE,RATE,...",
         help="learning rates to search, for one task or all (default: as the preset says); repeatable",

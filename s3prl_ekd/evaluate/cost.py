@@ -1,6 +1,6 @@
 """Parameters and MACs of an upstream as the SUPERB challenge counts them, to set beside its scores.
 
-The counting is in ``export/macs.py``; here is only what an upstream of an evaluation is, and that it may be unknown.
+The counting is in ``macs/counting.py``; here is only what an upstream of an evaluation is, and that it may be unknown.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ def upstream_cost(
     Raises:
         EkdError: our student's checkpoint or configuration is not readable.
     """
-    from s3prl_ekd.export.macs import HUB_SHAPES, cost  # torch: not needed for --help
+    from s3prl_ekd.macs.counting import HUB_SHAPES, cost  # torch: not needed for --help
 
     if name.startswith("ekd_student") and checkpoint is not None:
-        from s3prl_ekd.export.macs_command import model_cost
+        from s3prl_ekd.macs.command import model_cost
 
         found = model_cost(str(checkpoint))
     elif name.startswith("ekd_student") and model_config is not None:
-        from s3prl_ekd.model.student import untrained_student
+        from s3prl_ekd.student_checkpoint import untrained_student
 
         found = cost(untrained_student(model_config).shape)
     elif name == "ekd_teacher" and checkpoint is not None:

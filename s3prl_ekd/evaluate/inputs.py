@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.plan import Run, load_task_config
+from s3prl_ekd.evaluate.plan import Run
 
 TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv"}
 """Configuration key of a folder of tables -> the tables in it (ER, ASR)."""
@@ -25,7 +26,7 @@ def inputs(run: Run) -> dict[str, str]:
     Raises:
         EkdError: a file cannot be read.
     """
-    config = load_task_config(run.config)
+    config = read_yaml(run.config)
     found = {str(run.config): _configuration(run.config)}
     paths = [Path(path) for path in (run.upstream.checkpoint, run.upstream.model_config) if path is not None]
     for path in [*paths, *_tables(config.get("downstream_expert"))]:
@@ -49,7 +50,7 @@ def changed_input(recorded: Mapping[str, str]) -> str | None:
 
 def _configuration(path: Path) -> str:
     """Of what a task's configuration says: its comments and order do not count."""
-    text = json.dumps(load_task_config(path), sort_keys=True, default=str)
+    text = json.dumps(read_yaml(path), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

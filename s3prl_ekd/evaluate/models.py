@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 
@@ -164,7 +165,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
     if ckpt is not None:
         if not ckpt.exists():
             raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
-        from s3prl_ekd.model.student import is_student  # torch: not needed for --help
+        from s3prl_ekd.student_checkpoint import is_student  # torch: not needed for --help
 
         if name is not None and not name.startswith(STUDENT) and is_student(ckpt):
             raise EkdError(
@@ -184,7 +185,7 @@ def _path(text: str | None) -> Path | None:
 
 def student_checkpoint(path: Path) -> Path:
     """The student's checkpoint file (a folder's newest), read once so that a wrong one fails here and not in a run."""
-    from s3prl_ekd.model.student import newest_checkpoint, read_checkpoint  # torch: not needed for --help
+    from s3prl_ekd.student_checkpoint import newest_checkpoint, read_checkpoint  # torch: not needed for --help
 
     file = newest_checkpoint(path).resolve()
     read_checkpoint(file)
@@ -196,15 +197,6 @@ def check_names(models: Sequence[Upstream]) -> None:
 
     Importing the hub takes seconds, so this is for calls whose later models would fail hours after the first began.
     """
-    names = [model.name for model in models if model.name not in (STUDENT, TEACHER)]
-    if not names:
-        return
-    from s3prl_ekd.bridge.arguments import close_names
-    from s3prl_ekd.bridge.register import register
-
-    register()
-    from s3prl import hub
-
-    for name in names:
-        if name not in hub.options():
-            raise EkdError(f"--upstream {name}: s3prl's hub has no such upstream{close_names(name, hub.options())}")
+    for model in models:
+        if model.name not in (STUDENT, TEACHER):
+            check_upstream_name(model.name, "--upstream")

@@ -201,7 +201,7 @@ class Child:
 def serve(connection: socket.socket) -> None:
     """The nursery's life: import, then fork one run a request until the other side hangs up."""
     os.environ.pop("TQDM_DISABLE", None)  # tqdm reads it on import; see bridge/launch.py
-    from s3prl_ekd.bridge.register import register
+    from s3prl_ekd.compat.hub import register
 
     register()
     for name in _IMPORTS:

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
 from s3prl_ekd.evaluate.models import Upstream
@@ -89,7 +88,7 @@ class Run:
 
     def effective_config(self) -> dict[str, Any]:
         """The task's YAML with the overrides applied; :class:`EkdError` when it cannot lead to a score."""
-        config = apply_overrides(load_task_config(self.config), self.overrides)
+        config = apply_overrides(read_yaml(self.config), self.overrides)
         runner = config.get("runner", {})
         total, evaluate = runner.get("total_steps"), runner.get("eval_step")
         if not isinstance(total, int) or not isinstance(evaluate, int):
@@ -199,17 +198,6 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
         return int(match.group(1)) if match else -1
 
     return sorted((path for path in folder.glob("states-*.ckpt") if number(path) >= 0), key=number)
-
-
-def load_task_config(path: Path) -> dict[str, Any]:
-    """A downstream YAML file as a dict; :class:`EkdError` when it is not one."""
-    try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EkdError(f"{path}: not readable as YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(config, dict):
-        raise EkdError(f"{path}: expected a mapping with runner, optimizer, downstream_expert")
-    return config
 
 
 def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[str | None]:

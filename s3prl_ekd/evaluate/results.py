@@ -22,11 +22,13 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.corpora.split_file import read_split_file, speaker_of
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid import Search, searches
 from s3prl_ekd.evaluate.inputs import changed_input, content
 from s3prl_ekd.evaluate.models import Upstream
-from s3prl_ekd.evaluate.plan import MARKER, Run, load_task_config, read_marker
+from s3prl_ekd.evaluate.plan import MARKER, Run, read_marker
 from s3prl_ekd.evaluate.score import read_predictions
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 from s3prl_ekd.version import __version__
@@ -212,12 +214,11 @@ def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
         return _commonest_emotion(task, run.expdir.parent, record)
     if task.name != "sid":
         return None
-    split_file = Path(load_task_config(run.config)["downstream_expert"]["datarc"]["meta_data"])
+    split_file = Path(read_yaml(run.config)["downstream_expert"]["datarc"]["meta_data"])
     try:
-        speakers = {line.split()[1].split("/")[0] for line in split_file.read_text().splitlines() if line.split()[1:]}
-    except OSError as error:
-        raise EkdError(f"{run.config}: downstream_expert.datarc.meta_data: {split_file}: {error.strerror}") from error
-    return 100.0 / len(speakers) if speakers else None
+        return 100.0 / len({speaker_of(path) for _, path in read_split_file(split_file)})
+    except EkdError as error:
+        raise EkdError(f"{run.config}: downstream_expert.datarc.meta_data: {error}") from error
 
 
 def _commonest_emotion(task: Task, runs: Path, record: Mapping[str, Any]) -> float | None:

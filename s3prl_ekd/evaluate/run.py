@@ -155,7 +155,7 @@ def checkpoint_step(path: Path) -> int | None:
 
 def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint of s3prl's downstream runner (it pickles one class: the argparse Namespace of its arguments)."""
-    from s3prl_ekd.checkpoints import read_torch_file  # here: a plan and a table need no torch
+    from s3prl_ekd.torch_file import read_torch_file  # here: a plan and a table need no torch
 
     with _loading:
         state = read_torch_file(path)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.task_names import DOWNSTREAM
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ TASKS: dict[str, Task] = {
     "pr": Task(
         name="pr",
         title="phoneme recognition",
-        downstream="ctc",
+        downstream=DOWNSTREAM["pr"],
         metric="per",
         lower_is_better=True,
         runner_scale=100.0,
@@ -53,7 +54,7 @@ TASKS: dict[str, Task] = {
     "sid": Task(
         name="sid",
         title="speaker identification",
-        downstream="voxceleb1",
+        downstream=DOWNSTREAM["sid"],
         metric="acc",
         lower_is_better=False,
         runner_scale=100.0,
@@ -66,7 +67,7 @@ TASKS: dict[str, Task] = {
     "er": Task(
         name="er",
         title="emotion recognition",
-        downstream="emotion",
+        downstream=DOWNSTREAM["er"],
         metric="acc",
         lower_is_better=False,
         runner_scale=100.0,
@@ -80,7 +81,7 @@ TASKS: dict[str, Task] = {
     "asr": Task(
         name="asr",
         title="speech recognition",
-        downstream="asr",
+        downstream=DOWNSTREAM["asr"],
         metric="wer",
         lower_is_better=True,
         runner_scale=1.0,

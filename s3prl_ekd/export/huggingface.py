@@ -1,7 +1,7 @@
 """A student as a Hugging Face model: a folder that transformers loads as ``HubertModel``, and its upload.
 
-Weights are renamed, never changed; the format's details are ``teachers/mapping.py``'s and ``teachers/tiny.py``'s. The
-way back (such a folder as student or teacher) is ``model/student.py: load_student`` and ``teachers/sources.py``.
+Weights are renamed, never changed; the format is in ``teachers/mapping.py`` and ``teachers/writers.py``. The way
+back (such a folder as student or teacher) is ``student_checkpoint.py: load_student`` and ``teachers/sources.py``.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.model.student import load_student, newest_checkpoint
-from s3prl_ekd.teachers.tiny import write_transformers
+from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint
+from s3prl_ekd.teachers.writers import write_transformers
 
 
 def export_huggingface(

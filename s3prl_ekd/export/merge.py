@@ -20,7 +20,7 @@ from torch import Tensor
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.files import output_file
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.student import CHECKPOINT_KEY, read_checkpoint
+from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from s3prl_ekd.export.files import output_file
 from s3prl_ekd.export.superb_expert import ConvFrontEnd, PositionalConv, TransformerLayer
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import frame_mask
-from s3prl_ekd.model.student import load_student
+from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.whole_file import whole_file
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     config = write_corpus(work)
     import huggingface_hub
 
-    from s3prl_ekd.bridge.register import register
+    from s3prl_ekd.compat.hub import register
 
     register()  # s3prl needs its mends on this stack; it loads the submission by itself
     huggingface_hub.snapshot_download = lambda *args, **kwargs: str(folder)

@@ -17,7 +17,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import output_folder, write_license
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.student import load_student
+from s3prl_ekd.student_checkpoint import load_student
 
 # The keys that the organisers' validator asks for (superb-submission template, cli.py)
 TASKS = ("PR", "SID", "ER", "ASR", "QbE", "ASV", "SD", "ST", "SE", "SS", "secret")

@@ -38,7 +38,8 @@ class UpstreamExpert(nn.Module):
         width, channels = shape["width"], self.conv_layers[-1][0]
         self.frontend = ConvFrontEnd(self.conv_layers, shape["conv_bias"])
         self.feature_norm = nn.LayerNorm(channels) if shape["feature_norm"] else None
-        self.projection = nn.Linear(channels, width) if channels != width else None
+        projected = channels != width or shape["square_projection"]
+        self.projection = nn.Linear(channels, width) if projected else None
         self.position = PositionalConv(width, shape["pos_conv_kernel"], shape["pos_conv_groups"])
         self.norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(

@@ -64,8 +64,7 @@ class Encoder(nn.Module):
         channels = shape.conv_layers[-1][0]
         self.frontend = ConvFrontEnd(shape)
         self.feature_norm = nn.LayerNorm(channels) if shape.feature_norm else None
-        # fairseq leaves the projection out where it would be square
-        self.projection = nn.Linear(channels, shape.width) if channels != shape.width else None
+        self.projection = nn.Linear(channels, shape.width) if shape.projected else None
         self.position = PositionalConv(shape) if shape.pos_conv_depth == 1 else PositionalConvStack(shape)
         self.relative_bias = RelativeBias(shape) if shape.attention == "gated_relative" else None
         self.layers = nn.ModuleList(TransformerLayer(shape, dropout) for _ in range(shape.layers))

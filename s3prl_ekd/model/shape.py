@@ -26,6 +26,9 @@ class EncoderShape:
     """Whether the convolutions have a bias (wav2vec 2.0 Large LV-60 has)."""
     feature_norm: bool = True
     """LayerNorm on the conv features before the projection; DistilHuBERT's student has none."""
+    square_projection: bool = False
+    """Whether there is a projection although the conv features have ``width`` channels already: transformers always has
+    one, fairseq only between different widths."""
     width: int = 768
     """Channels of every hidden state."""
     layers: int = 12
@@ -65,6 +68,11 @@ class EncoderShape:
             raise ValueError(f"width {self.width} is not a multiple of pos_conv_groups {self.pos_conv_groups}")
         if not self.conv_layers:
             raise ValueError("conv_layers is empty")
+
+    @property
+    def projected(self) -> bool:
+        """Whether the conv features pass a linear layer to ``width`` channels."""
+        return self.square_projection or self.conv_layers[-1][0] != self.width
 
     @property
     def hop(self) -> int:

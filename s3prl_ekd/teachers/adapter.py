@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.compat.hub import find_upstream
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.model.shape import EncoderShape
@@ -110,7 +111,7 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     if source in _built:
         return _built[source]
     name, _, checkpoint = source.removeprefix(PREFIX).partition(":")
-    factory = _factory(name)
+    factory = find_upstream(name)
     if factory is None:
         raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
     if name.endswith(("_local", "_custom")) and not checkpoint:
@@ -141,20 +142,6 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
         logger.info("[ekd] %s: %d frames of %g ms are averaged into one of 20 ms", source, pool, rate / 16)
     _built[source] = S3prlUpstream(name, expert, shape)
     return _built[source]
-
-
-def is_upstream(name: str) -> bool:
-    """Whether s3prl's hub has an upstream of this name."""
-    return _factory(name) is not None
-
-
-def _factory(name: str) -> Callable[..., nn.Module] | None:
-    import s3prl_ekd
-
-    s3prl_ekd.register()
-    from s3prl import hub
-
-    return getattr(hub, name) if name in hub.options() else None
 
 
 def _hidden_states(expert: nn.Module, clips: list[Tensor]) -> list[Tensor]:

@@ -7,13 +7,13 @@ on a small machine; no published number is theirs.
 
 from __future__ import annotations
 
-import difflib
 import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
 
 PREFIX = "embedded:"
 RECORD = "training.json"
@@ -34,8 +34,7 @@ def folder(source: str, where: str = "source") -> Path:
     """
     name = source.removeprefix(PREFIX)
     if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+        hint = did_you_mean(name, names())
         raise EkdError(f"{where}: {source!r} is no embedded teacher (there are {', '.join(names())}){hint}")
     return _root() / name
 

@@ -23,8 +23,8 @@ from typing import Any
 
 import torch
 
-from s3prl_ekd.checkpoints import is_zip, read_torch_file
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.torch_file import is_zip, read_torch_file
 
 # Packages whose classes fairseq's trainers pickle. Inert, so that even a class of theirs with side effects has none.
 _PACKAGES = frozenset({"fairseq", "omegaconf", "examples", "hydra", "typing", "enum", "numpy", "torch"})
@@ -104,10 +104,10 @@ _SHELL_PICKLE = types.SimpleNamespace(Unpickler=ShellUnpickler, load=_load, __na
 def read_checkpoint_with_shells(path: Path, mmap: bool = False) -> dict[str, Any]:
     """A checkpoint's dictionary; where it has objects of fairseq, omegaconf and their like, they are :class:`Shell`.
 
-    ``mmap`` as in :func:`s3prl_ekd.checkpoints.read_torch_file`.
+    ``mmap`` as in :func:`s3prl_ekd.torch_file.read_torch_file`.
 
     Raises:
-        EkdError: as :func:`s3prl_ekd.checkpoints.read_torch_file`.
+        EkdError: as :func:`s3prl_ekd.torch_file.read_torch_file`.
     """
     try:
         return read_torch_file(path, mmap)

@@ -46,12 +46,14 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
     dims = config.get("conv_dim", [channels for channels, _, _ in BASE_CONV])
     kernels = config.get("conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
     strides = config.get("conv_stride", [stride for _, _, stride in BASE_CONV])
+    width = _integer(file, config, "hidden_size", 768)
     return family, EncoderShape(
         conv_layers=conv_layers(list(zip(dims, kernels, strides, strict=True))),
         conv_norm=norm,
         conv_bias=bool(config.get("conv_bias", False)),
         feature_norm=bool(config.get("feat_proj_layer_norm", True)) or family != "hubert",  # nor the others this one
-        width=_integer(file, config, "hidden_size", 768),
+        square_projection=dims[-1] == width,
+        width=width,
         layers=_integer(file, config, "num_hidden_layers", 12),
         ffn_width=_integer(file, config, "intermediate_size", 3072),
         heads=_integer(file, config, "num_attention_heads", 12),

@@ -6,7 +6,6 @@ from its name or header; :func:`load` gives the encoder with its weights. No fil
 
 from __future__ import annotations
 
-import difflib
 import re
 import zlib
 from dataclasses import dataclass, replace
@@ -15,9 +14,11 @@ from typing import Literal
 
 import torch
 
+from s3prl_ekd.compat import hub
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.files import (
@@ -94,10 +95,9 @@ def _hint(source: str) -> str:
     """What may have been meant by a source that is none."""
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return f"a model of huggingface.co is named by its folder here: hf download {source} --local-dir DIR"
-    close = difflib.get_close_matches(source, HUB, n=3)
-    if source.isidentifier() and adapter.is_upstream(source):
+    if source.isidentifier() and hub.find_upstream(source) is not None:
         return f"another upstream of s3prl's is 's3prl:{source}'"
-    return f"did you mean {' or '.join(close)}?" if close else "`s3prl-ekd teachers` lists what can be named"
+    return did_you_mean(source, HUB, count=3).removeprefix("; ") or "`s3prl-ekd teachers` lists what can be named"
 
 
 def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstream:
@@ -149,14 +149,11 @@ def hub_file(name: str, where: str, download: bool = True) -> Path | None:
     Raises:
         EkdError: the download failed.
     """
-    from s3prl.util.download import _urls_to_filepaths
-
     url = HUB[name].url
     if not download:
-        cached = Path(_urls_to_filepaths(url, download=False))
-        return cached if cached.is_file() else None
+        return hub.downloaded(url)
     try:
-        return Path(_urls_to_filepaths(url))
+        return hub.download(url)
     except Exception as error:  # the downloader raises whatever its HTTP library raises
         raise EkdError(
             f"{where}: the checkpoint of {name!r} could not be downloaded from {url} ({type(error).__name__}); "

@@ -10,8 +10,9 @@ from rich.progress import track
 
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
-from s3prl_ekd.data.batches import BatchPlan, BatchSpec, make_loader
+from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers

@@ -13,7 +13,7 @@ from s3prl_ekd.upstream.interface import encode_clips
 from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.student import load_student, untrained_student
+from s3prl_ekd.student_checkpoint import load_student, untrained_student
 
 logger = logging.getLogger(__name__)
 

@@ -29,9 +29,9 @@ def ekd_student_url(ckpt: str, refresh: bool = False, *args: Any, **kwargs: Any)
         ckpt: the URL of a checkpoint.
         refresh: download again although the file is in the cache.
     """
-    from s3prl.util.download import _urls_to_filepaths
+    from s3prl_ekd.compat.hub import download
 
-    return ekd_student_local(_urls_to_filepaths(ckpt, refresh=refresh), *args, **kwargs)
+    return ekd_student_local(str(download(ckpt, refresh)), *args, **kwargs)
 
 
 def ekd_student(ckpt: str | None = None, refresh: bool = False, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``s3prl-ekd macs X``: find out what X is, and show its parameters and MACs; the counting is in ``macs.py``."""
+"""``s3prl-ekd macs X``: find out what X is, and show its parameters and MACs; the counting is in ``counting.py``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from s3prl_ekd.checkpoints import read_torch_file
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.export.macs import HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
+from s3prl_ekd.macs.counting import HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.model.student import is_student, newest_checkpoint, read_checkpoint
+from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.torch_file import read_torch_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def submission_cost(folder: Path) -> Cost:
     if saved is not None:
         shape = EncoderShape.from_dict(saved["shape"])
         return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
-    script = str(Path(__file__).with_name("macs_folder.py"))
+    script = str(Path(__file__).with_name("folder.py"))
     command = [sys.executable, "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()

@@ -5,7 +5,7 @@ MACs depend on their lengths only. A count of matrix products and convolutions a
 What is missing is, a layer, exactly 4 T D + k H T^2 (T frames, D width, H heads; k = 4 for HuBERT Base, 3 for Large):
 taken to be the biases of attention's four projections, softmax and scaling, and Base's attention dropout. Both numbers
 were read off HuBERT's rows, and then give WavLM's to the last digit too (tests/test_macs.py).
-What a folder of somebody else's code computes is counted by running it: ``macs_folder.py``.
+What a folder of somebody else's code computes is counted by running it: ``folder.py``.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def matrix_macs(shape: EncoderShape, samples: int, heads: Sequence[tuple[int, in
         total += length * width * channels * kernel
         channels = width
     frames, width = shape.frames(samples), shape.width
-    if channels != width:
+    if shape.projected:
         total += frames * channels * width
     # an even kernel makes one frame more than it gets, which is thrown away after it was computed
     position_frames = frames + (shape.pos_conv_kernel % 2 == 0)

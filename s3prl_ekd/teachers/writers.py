@@ -1,7 +1,4 @@
-"""Teachers written to disk in the real checkpoint formats, from any encoder.
-
-The demo's stand-ins and the tests' fixtures: small, with RANDOM weights, in the formats that real teachers come in.
-"""
+"""An encoder as a file: s3prl's converted format, and the transformers folder that ``export hf`` makes."""
 
 from __future__ import annotations
 
@@ -13,30 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers import mapping
-
-# The family's 20 ms frame with a narrow conv stack: 0.9 M parameters, fast enough for two CPU cores
-TINY = EncoderShape(
-    conv_layers=((64, 10, 5), *((64, 3, 2),) * 4, *((64, 2, 2),) * 2),
-    width=96,
-    layers=6,
-    ffn_width=256,
-    heads=4,
-    pos_conv_kernel=32,
-    pos_conv_groups=8,
-)
-
-
-def random_encoder(shape: EncoderShape, seed: int) -> Encoder:
-    """An encoder with random weights whose norms and gates are not at their trivial start."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        encoder = Encoder(shape).eval()
-        with torch.no_grad():
-            for parameter in encoder.parameters():
-                parameter.add_(0.05 * torch.randn_like(parameter))
-    return encoder
 
 
 def write_converted(encoder: Encoder, file: Path) -> Path:
@@ -141,23 +115,3 @@ def write_transformers(
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
     return folder
-
-
-def write_demo_teachers(folder: Path, shape: EncoderShape = TINY) -> dict[str, Path]:
-    """Three small teachers with random weights, one of each kind: name -> source for ``ekd.teachers``.
-
-    The robust one is the HuBERT with a little noise on its weights, as RobustHuBERT is tuned from HuBERT.
-    """
-    hubert = random_encoder(shape.with_(padding_rule="fairseq"), seed=1)
-    robust = Encoder(shape)
-    robust.load_state_dict(hubert.state_dict())
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(2)
-        for parameter in robust.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))
-    wavlm = random_encoder(shape.with_(attention="gated_relative"), seed=3)
-    return {
-        "hubert": write_converted(hubert, folder / "hubert.pt"),
-        "robust_hubert": write_transformers(robust, folder / "robust_hubert"),
-        "wavlm": write_transformers(wavlm, folder / "wavlm", "wavlm"),
-    }

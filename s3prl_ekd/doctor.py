@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.bridge import link
-from s3prl_ekd.bridge.modules import s3prl_folder
+from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 from s3prl_ekd.version import __version__
@@ -111,8 +111,8 @@ def bridge() -> list[Finding]:
     if checkout and not linked:
         hint = f"for its own scripts: s3prl-ekd link {root.parent}"
         rows.append(Finding("link", "note", "not linked; our run_*.py commands need no link", hint))
-    from s3prl_ekd.bridge.register import register
-    from s3prl_ekd.bridge.shims import active_shims, apply_shims
+    from s3prl_ekd.compat.hub import register
+    from s3prl_ekd.compat.shims import active_shims, apply_shims
 
     try:
         apply_shims("all")
@@ -176,13 +176,10 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
         return Finding(name, "note", f"{text}, random weights", "for benchmarks only")
     if described.kind != "hub":
         return Finding(name, "ok", f"{text}, {_size(described.path)}")
-    from s3prl.util.download import _urls_to_filepaths
-
-    url = sources.HUB[source].url
-    cached = Path(_urls_to_filepaths(url, download=False))
-    if cached.is_file():
+    cached = sources.hub_file(source, where, download=False)
+    if cached is not None:
         return Finding(name, "ok", f"{text}, downloaded, {_size(cached)}")
-    return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {url}")
+    return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {sources.HUB[source].url}")
 
 
 def _size(path: Path) -> str:

@@ -3,7 +3,7 @@
 ``torch.load(weights_only=True)`` lets tensors, containers and numbers through. s3prl's runners also pickle their
 ``argparse.Namespace`` and, with ``*_with_schedule`` optimizers, schedule objects; these few names are admitted here:
 the Namespace as itself, the schedules as inert shells, so that neither s3prl nor its bare ``optimizers`` module is
-needed to read a student. (s3prl's own resume reads with the real classes: ``bridge/shims.py``.)
+needed to read a student. (s3prl's own resume reads with the real classes: ``compat/shims.py``.)
 """
 
 from __future__ import annotations

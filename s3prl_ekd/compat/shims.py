@@ -18,8 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from s3prl_ekd.bridge import mends_hub, mends_torchaudio
-from s3prl_ekd.bridge.modules import lacks, stand_in
+from s3prl_ekd.compat import shims_huggingface, shims_torchaudio
+from s3prl_ekd.compat.modules import lacks, stand_in
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _libriphone_needed() -> bool:
 
 
 def _apply_libriphone() -> None:
-    from s3prl_ekd.bridge import libriphone
+    from s3prl_ekd.compat import libriphone
 
     package = "s3prl.downstream.ctc.corpus"
     if package not in sys.modules:
@@ -195,64 +195,64 @@ SHIMS: tuple[Shim, ...] = (
         "import torchaudio",
         "torch 2.15",
         "s3prl imports it everywhere; torchaudio 2.11, its last, refuses a torch of another CUDA version",
-        mends_torchaudio.import_refused,
-        mends_torchaudio.apply_import,
+        shims_torchaudio.import_refused,
+        shims_torchaudio.apply_import,
     ),
     Shim(
         "torchaudio.set_audio_backend",
         "torchaudio 2.9",
         "s3prl.hub (byol_s) and run_downstream call it",
         lacks("torchaudio", "set_audio_backend"),
-        mends_torchaudio.apply_set_audio_backend,
+        shims_torchaudio.apply_set_audio_backend,
     ),
     Shim(
         "torchaudio.sox_effects",
         "torchaudio 2.9",
         "s3prl.hub (mos_prediction) imports it",
-        mends_torchaudio.sox_needed,
-        mends_torchaudio.apply_sox_effects,
+        shims_torchaudio.sox_needed,
+        shims_torchaudio.apply_sox_effects,
     ),
     Shim(
         "torchaudio.info",
         "torchaudio 2.9",
         "s3prl's length tools call it",
         lacks("torchaudio", "info"),
-        mends_torchaudio.apply_info,
+        shims_torchaudio.apply_info,
     ),
     Shim(
         "torchaudio.load",
         "torchaudio 2.9",
         "every dataset of s3prl reads through it; without torchcodec and FFmpeg it cannot read",
-        mends_torchaudio.load_broken,
-        mends_torchaudio.apply_load,
+        shims_torchaudio.load_broken,
+        shims_torchaudio.apply_load,
     ),
     Shim(
         "huggingface_hub.HfFolder",
         "huggingface_hub 1.0",
         "s3prl's downstream runner imports it",
         lacks("huggingface_hub", "HfFolder"),
-        mends_hub.apply_hf_folder,
+        shims_huggingface.apply_hf_folder,
     ),
     Shim(
         "huggingface_hub.Repository",
         "huggingface_hub 1.0",
         "s3prl's downstream runner imports it",
         lacks("huggingface_hub", "Repository"),
-        mends_hub.apply_repository,
+        shims_huggingface.apply_repository,
     ),
     Shim(
         "huggingface_hub.HfApi.login",
         "huggingface_hub 0.9",
         "run_downstream --hub huggingface calls it",
-        mends_hub.login_needed,
-        mends_hub.apply_login,
+        shims_huggingface.login_needed,
+        shims_huggingface.apply_login,
     ),
     Shim(
         "huggingface_hub.snapshot_download",
         "huggingface_hub 1.0",
         "run_downstream --hub huggingface passes the revision by position and use_auth_token",
-        mends_hub.snapshot_needed,
-        mends_hub.apply_snapshot,
+        shims_huggingface.snapshot_needed,
+        shims_huggingface.apply_snapshot,
     ),
     Shim(
         "torch.load of s3prl checkpoints",

@@ -13,7 +13,7 @@ import wave
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge.modules import stand_in
+from s3prl_ekd.compat.modules import stand_in
 from s3prl_ekd.errors import EkdError
 
 
@@ -111,7 +111,7 @@ def load_broken() -> bool:
 def apply_load() -> None:
     import torchaudio
 
-    from s3prl_ekd.bridge import torchaudio_io
+    from s3prl_ekd.compat import torchaudio_io
 
     torchaudio.load = torchaudio_io.load
 
@@ -119,6 +119,6 @@ def apply_load() -> None:
 def apply_info() -> None:
     import torchaudio
 
-    from s3prl_ekd.bridge import torchaudio_io
+    from s3prl_ekd.compat import torchaudio_io
 
     torchaudio.info = torchaudio_io.info

@@ -1,0 +1,76 @@
+"""s3prl's hub: our upstreams added to it, any upstream by its name, and its cache of downloads.
+
+s3prl takes ``-u NAME`` as an attribute of the module ``s3prl.hub``, so setting attributes there is the whole
+registration, for the registry's wheel and for a git checkout alike. The first use imports torch and s3prl, which takes
+seconds; importing this file does not.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
+
+UPSTREAMS = {
+    "ekd_student": ("ekd_student", "ekd_student_local", "ekd_student_url"),
+    "ekd_teacher": ("ekd_teacher",),
+}
+"""Folder of ``upstream/`` -> the hub names that its ``hubconf.py`` defines."""
+
+
+def register() -> None:
+    """Mend s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (safe to call again)."""
+    from s3prl_ekd.compat.shims import apply_shims
+
+    apply_shims()
+
+    from s3prl import hub
+
+    for folder, names in UPSTREAMS.items():
+        hubconf = importlib.import_module(f"s3prl_ekd.upstream.{folder}.hubconf")
+        for name in names:
+            setattr(hub, name, getattr(hubconf, name))
+
+
+def find_upstream(name: str) -> Callable[..., Any] | None:
+    """The hub's entry of this name, which builds the upstream's expert; None where there is none."""
+    register()
+    from s3prl import hub
+
+    return getattr(hub, name) if name in hub.options() else None
+
+
+def check_upstream_name(name: str, flag: str) -> None:
+    """See that the hub has an upstream of this name.
+
+    Raises:
+        EkdError: it has not; with the names that are near.
+    """
+    register()
+    from s3prl import hub
+
+    if name not in hub.options():
+        raise EkdError(f"{flag} {name}: s3prl's hub has no such upstream{did_you_mean(name, hub.options(), count=3)}")
+
+
+def downloaded(url: str) -> Path | None:
+    """Where s3prl keeps what it downloaded from ``url`` (~/.cache/s3prl/download); None where it is not there yet."""
+    from s3prl.util.download import _urls_to_filepaths
+
+    path = Path(_urls_to_filepaths(url, download=False))
+    return path if path.is_file() else None
+
+
+def download(url: str, refresh: bool = False) -> Path:
+    """The file that ``url`` names, from s3prl's cache, or downloaded into it; raises what the downloader raises.
+
+    Args:
+        refresh: download again although it is in the cache.
+    """
+    from s3prl.util.download import _urls_to_filepaths
+
+    return Path(_urls_to_filepaths(url, refresh=refresh))

@@ -1,0 +1,1 @@
+"""Parameters and multiply-accumulates as the SUPERB challenge counts them."""

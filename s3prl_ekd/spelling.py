@@ -1,0 +1,19 @@
+"""What may have been meant by a name that nothing has."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
+    """``; did you mean a or b?``, to end a message about ``name``; empty where nothing is near.
+
+    Args:
+        known: the names that there are; upper and lower case count as equal.
+        count: how many to offer at most.
+        cutoff: how near is near, as in :func:`difflib.get_close_matches`.
+    """
+    lower = {item.lower(): item for item in sorted(known)}
+    found = [lower[item] for item in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]
+    return f"; did you mean {' or '.join(found)}?" if found else ""

@@ -20,7 +20,7 @@ from s3prl_ekd.spelling import did_you_mean
 class Checked(BaseModel):
     """A strict pydantic model without room for unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

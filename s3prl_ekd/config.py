@@ -7,6 +7,7 @@ Whether teachers have the layers asked for, and whether the audio is there, is c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.distill.options import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import BASE_CONV
+from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.variants import packaged, variant_file
 
 
@@ -82,6 +84,8 @@ class EkdConfig(Checked):
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise ValueError(f"two teachers are called {doubled[0]!r}")
+        if self.initialise_from is None and self.initialise_layers != "first":
+            raise ValueError("initialise_layers: has no effect while initialise_from is null")
         return self
 
 
@@ -165,8 +169,15 @@ class DataConfig(Checked):
     """Folder of the length CSVs (`s3prl-ekd prepare` writes them)."""
     sets: list[str] = Field(min_length=1)
     """Names of the length CSVs, without .csv."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Seed of batch order and crops; the order depends on (seed, epoch) alone, not on workers."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DataConfig:
+        doubled = sorted({name for name in self.sets if self.sets.count(name) > 1})
+        if doubled:
+            raise ValueError(f"sets: {doubled[0]!r} is named twice; its utterances would count twice")
+        return self
 
 
 class RunnerSection(Checked):
@@ -176,8 +187,8 @@ class RunnerSection(Checked):
     """> 0 sets the number of steps from passes over the data; s3prl's schedule still uses total_steps."""
     total_steps: int = Field(ge=2)
     """Optimiser steps."""
-    gradient_clipping: float = Field(gt=0)
-    """Largest norm of the gradient."""
+    gradient_clipping: float = Field(gt=0, allow_inf_nan=True)
+    """Largest norm of the gradient; .inf clips nothing."""
     gradient_accumulate_steps: int = Field(default=1, ge=1)
     """Batches a step."""
     log_step: int = Field(ge=1)
@@ -203,15 +214,42 @@ class PretrainExpertSection(Checked):
     datarc: DataConfig
 
 
+OPTIMIZER_KEYS = {
+    "AdamW_with_schedule": ("warmup_proportion", "betas", "eps"),
+    "Lamb_with_schedule": ("warmup_proportion", "betas", "eps"),
+    "BertAdam_with_schedule": ("warmup_proportion",),
+    "Adam": (),
+    "AdamW": (),
+}
+"""What s3prl's optimizers read beside name and lr; TorchOptim hands on whatever it gets."""
+
+
 class OptimizerSection(BaseModel):
     """``optimizer`` of config_runner.yaml; further keys go to the optimizer that ``name`` selects."""
 
-    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
-    name: str
-    """One of s3prl's: AdamW_with_schedule, Lamb_with_schedule, BertAdam_with_schedule, Adam, AdamW, TorchOptim."""
+    name: Literal[
+        "AdamW_with_schedule", "Lamb_with_schedule", "BertAdam_with_schedule", "Adam", "AdamW", "TorchOptim"
+    ]  # fmt: skip
+    """One of s3prl's."""
     lr: float = Field(gt=0)
     """Peak learning rate."""
+
+    @model_validator(mode="after")
+    def _known_keys(self) -> OptimizerSection:
+        """s3prl's functions swallow what they do not know, or fail on it when the teachers are loaded."""
+        known = OPTIMIZER_KEYS.get(self.name)
+        for key, value in (self.model_extra or {}).items():
+            if known is not None and key not in known:
+                has = f"has {', '.join(known)}" if known else "has no further keys"
+                raise ValueError(f"{key}: {self.name} {has}{did_you_mean(key, known)}")
+            kinds = [type(one) for one in value] if isinstance(value, (list, tuple)) else []
+            if key == "betas" and not (len(kinds) == 2 and set(kinds) <= {int, float}):
+                raise ValueError(f"betas: expected two numbers, as in [0.9, 0.98], found {value!r}")
+        if self.name == "TorchOptim" and not isinstance((self.model_extra or {}).get("torch_optim_name"), str):
+            raise ValueError("torch_optim_name: TorchOptim needs it: the name of a class of torch.optim, as AdamW")
+        return self
 
 
 class RunnerConfig(Checked):
@@ -252,9 +290,14 @@ def load_model_config(
 
 
 def _absolute(source: str) -> str:
-    """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
-    path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    """A path from the current folder made absolute, so that a run goes on from any folder; names stay names.
+
+    Also the path behind ``random:`` and at the end of ``s3prl:NAME:``.
+    """
+    match = re.match(r"random:|s3prl:[^:]+:", source)
+    prefix = match.group() if match else ""
+    path = Path(source.removeprefix(prefix)).expanduser()
+    return f"{prefix}{path.resolve()}" if path.exists() else source
 
 
 def _make_sources_absolute(distortion: DistortionConfig) -> None:

@@ -83,6 +83,26 @@ def test_cached_states_repeat_a_run_bit_for_bit(corpora: dict, tmp_path: Path) -
     assert not list(elsewhere.iterdir())
 
 
+def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora: dict, tmp_path: Path) -> None:
+    train = ("-m", "train", "-n", "x", "-u", "fbank", "-d", "emotion", *CPU)
+    options = overrides("emotion", corpora["emotion"])
+    done = command("run_downstream.py", *train, "-o", options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = f"{options},,config.runner.total_steps=4,,config.optimizer.lr=0.5"
+    for more, message in (
+        (("-a", "-o", f"{again},,config.optimizer.torch_optim_name='SGD'"), "torch_optim_name: a run that goes on"),
+        (("-e", "result/downstream/x", "-p", "elsewhere", "-o", again), "-p: elsewhere is not the folder of result/"),
+        (("-o", again), "x: holds states-2.ckpt of an earlier run; go on with it (-a)"),
+    ):
+        done = command("run_downstream.py", *train, *more, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
+    assert not (tmp_path / "elsewhere").exists()
+    done = command("run_downstream.py", *train, "-a", "-o", again, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = checkpoints.read(tmp_path / "result/downstream/x/states-4.ckpt")
+    assert [group["lr"] for group in state["Optimizer"]["param_groups"]] == [0.5]
+
+
 def test_pretrain_tera_resumes_past_a_broken_checkpoint(corpora: dict, tmp_path: Path) -> None:
     runner, model = tera(tmp_path, corpora["ctc"])
     work = tmp_path / "work"
@@ -133,6 +153,9 @@ MISTAKES = {
         ("-m evaluate -e none.ckpt", "-e none.ckpt: no such checkpoint or experiment folder"),
         ("-m evaluate -e text.ckpt", "text.ckpt: cannot be read"),
         ("-m evaluate -d ctc -u fbank -n x", "-m evaluate -d ctc: no trained model"),
+        ("-m inference -d ctc -u fbank -n x", "-m inference: s3prl's ctc has none, only asr"),
+        ("-m train -u fbank -d ctc -n used", "used: holds states-7.ckpt of an earlier run; go on with it (-a)"),
+        ("-m train -u fbank -d ctc -n x -o config.runner.total_steps.x=1", "total_steps.x=1': a key is none"),
         ("-m train -u fbank -d ctc -n x", "corpus.lexicon: /path/to/"),
     ],
     "pretrain": [
@@ -171,6 +194,9 @@ def test_mistakes_are_one_line_each(tmp_path: Path, name: str) -> None:
     if name == "pretrain" and (s3prl_folder() / "pretrain/tera/config_runner.yaml").is_file():
         pytest.skip("a git checkout of s3prl: it has the config that the wheel lacks")
     (tmp_path / "text.ckpt").write_text("hello")
+    used = tmp_path / "result/downstream/used"
+    used.mkdir(parents=True)
+    (used / "states-7.ckpt").touch()
     words = [sys.executable, "-c", SCRIPT, name, *(line for line, _ in MISTAKES[name])]
     done = subprocess.run(words, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

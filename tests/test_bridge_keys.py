@@ -127,7 +127,8 @@ def test_a_continued_run_is_the_one_that_the_command_names(
     first.parent.mkdir()
     for file in (first, second):
         file.touch()
-    saved = {"upstream": "ekd_student", "downstream": "ctc", "upstream_ckpt": str(first)}
+    saved = {"upstream": "ekd_student", "downstream": "ctc", "upstream_ckpt": str(first), "upstream_trainable": False,
+             "upstream_layer_selection": 1, "seed": 1337}  # fmt: skip
     monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": Namespace(**saved)})
 
     def check(**given: object) -> None:
@@ -142,12 +143,41 @@ def test_a_continued_run_is_the_one_that_the_command_names(
         ({"upstream": "fbank"}, "-u fbank: states-8.ckpt was made with -u ekd_student; name another experiment"),
         ({"downstream": "emotion"}, "-d emotion: states-8.ckpt was made with -d ctc"),
         ({"upstream_ckpt": str(second)}, f"-k {second}: states-8.ckpt was made with -k {first}"),
+        ({"upstream_layer_selection": 0}, "-l 0: states-8.ckpt was made with -l 1"),
+        ({"upstream_trainable": True}, "-f: states-8.ckpt was made without it"),
+        ({"downstream_variant": "fold2"}, "-v fold2: states-8.ckpt was made without it"),
+        ({"seed": 7}, "--seed 7: states-8.ckpt was made with --seed 1337"),
     ):
         with pytest.raises(EkdError, match=re.escape(message)):
             check(**given)
     assert not caplog.records
     check(config="c.yaml")
     assert "its own config is used, -c is not read" in caplog.text
+
+
+def test_a_head_stays_with_the_student_that_it_was_trained_on(tmp_path: Path) -> None:
+    """A folder means its newest checkpoint of now: pretraining may go on in it before the head is tested."""
+    file = write_student(tmp_path / "run/states-10.ckpt")
+    common = {"hub": "torch", "upstream_model_config": None}
+    for name, given, kept in (
+        ("ekd_student", file.parent, file),
+        ("ekd_student_local", file.parent, file),
+        ("ekd_student", file, file),
+        ("mine_local", file.parent, file.parent),  # what another upstream makes of a folder is its business
+    ):
+        args = Namespace(upstream=name, upstream_ckpt=str(given), from_hf_hub=name == "mine_local", **common)
+        if name == "mine_local":
+            file.rename(tmp_path / "other.ckpt")
+        downstream_arguments.check_upstream(args)
+        assert args.upstream_ckpt == str(kept)
+
+
+def test_a_best_checkpoint_of_a_split_that_there_is_not() -> None:
+    config = task_config("pr")
+    for best in (["dve"], "dve"):
+        config["downstream_expert"]["save_best_on"] = best
+        with pytest.raises(EkdError, match="x.yaml: downstream_expert.save_best_on: no split 'dve'; there are train, "):
+            taskkeys.check_runner(config, "x.yaml", taskdata.splits("ctc", config))
 
 
 def test_a_download_that_fails_is_one_line() -> None:

@@ -179,7 +179,7 @@ def test_local_rank(monkeypatch: pytest.MonkeyPatch, argv: list, env: str | None
     assert arguments.take_local_rank(argv) == expected
 
 
-@pytest.mark.parametrize("argv", [["--device", "cpu"], ["--device=cpu"]])
+@pytest.mark.parametrize("argv", [["--device", "cpu"], ["--device=cpu"], ["--dev", "cpu"], ["--de=cpu"]])
 def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch, argv: list) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     arguments.hide_gpu(["--device", "cuda"])

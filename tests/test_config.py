@@ -95,6 +95,14 @@ MODEL_MISTAKES = {
     "student.layers: input should be a valid integer, found 'two'": ("student", "layers", "two"),
     "student.dropout: input should be less than 1": ("student", "dropout", 1.5),
     "task: sequence_length: 100 samples; expected 4000": ("task", "sequence_length", 100),
+    "ekd: initialise_layers: has no effect while initialise_from is null": (
+        "ekd", "_", {"initialise_from": None, "initialise_layers": [1, 2]}
+    ),
+    "ekd.cosine_weight: input should be a finite number, found inf": ("ekd", "cosine_weight", float("inf")),
+    "ekd.weights.hubert: input should be a finite number": ("ekd", "weights", {"hubert": float("nan")}),
+    "distortion.additive.weights.clean: input should be a finite number": (
+        "distortion", "additive", {"weights": {"clean": float("nan")}}
+    ),
     "ekd.cosine_weight: '1e-1' is text to YAML; write 1.0e-1": ("ekd", "cosine_weight", "1e-1"),
 }  # fmt: skip
 
@@ -103,7 +111,7 @@ MODEL_MISTAKES = {
 def test_model_mistakes_name_file_and_key(expected: str, tmp_path: Path) -> None:
     section, key, value = MODEL_MISTAKES[expected]
     values = copy.deepcopy(BASE)
-    values[section][key] = value
+    values.setdefault(section, {}).update(value if key == "_" else {key: value})
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(values))
     with pytest.raises(EkdError) as caught:
@@ -163,6 +171,24 @@ def test_paths_of_teachers_become_absolute_and_names_stay_names(
     config = load_model_config("mine.yaml")
     assert config.ekd.teachers[0].source == str(tmp_path / "models/one")
     assert config.ekd.initialise_from == "hubert"  # the teacher of that name, not the folder
+    for source in ("random:models/one", "s3prl:hubert_local:models/one", "random:hubert_base", "s3prl:fbank"):
+        (tmp_path / "mine.yaml").write_text(
+            f"base: config_model.yaml\nekd:\n  teachers:\n    - {{name: hubert, source: '{source}'}}\n"
+        )
+        found = load_model_config("mine.yaml").ekd.teachers[0].source
+        assert found == source.replace("models/one", str(tmp_path / "models/one"))
+
+
+def test_names_that_a_head_set_cannot_have() -> None:
+    values = copy.deepcopy(BASE)
+    values["ekd"]["teachers"][1]["name"] = "train"
+    with pytest.raises(EkdError, match=r"ekd.teachers\[1\].name: 'train' is a word of torch's"):
+        check_teachers(load_model_config(values))
+    first, second, third = (teacher["name"] for teacher in BASE["ekd"]["teachers"])
+    values["ekd"]["teachers"][1]["name"] = f"{first}_minus_{third}"
+    values["ekd"]["residual_heads"] = [[first, third]]
+    with pytest.raises(EkdError, match=f"ekd.residual_heads: a teacher is called '{first}_minus_{third}'"):
+        check_teachers(load_model_config(values))
 
 
 def test_runner_mistakes_name_file_and_key() -> None:
@@ -172,6 +198,19 @@ def test_runner_mistakes_name_file_and_key() -> None:
         ("runner: save_step: 10000 must be below total_steps: 100", ("runner", "total_steps"), 100),
         ("optimizer.lr: '2e-4' is text to YAML; write 2.0e-4", ("optimizer", "lr"), "2e-4"),
         ("pretrain_expert.datarc.sets: list should have at least 1 item", ("pretrain_expert", "datarc", "sets"), []),
+        ("datarc: sets: 'a' is named twice", ("pretrain_expert", "datarc", "sets"), ["a", "a"]),
+        ("datarc.seed: input should be greater than or equal to 0", ("pretrain_expert", "datarc", "seed"), -1),
+        ("optimizer.lr: input should be a finite number", ("optimizer", "lr"), float("inf")),
+        ("optimizer.name: input should be 'AdamW_with_schedule', ", ("optimizer", "name"), "Adamm"),
+        ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", ("optimizer", "warmup"), 0.1),
+        (
+            "optimizer: warmup_propotion: AdamW_with_schedule has warmup_proportion, betas, eps; did you mean "
+            "warmup_proportion?",
+            ("optimizer", "warmup_propotion"),
+            0.1,
+        ),
+        ("optimizer: betas: expected two numbers, as in [0.9, 0.98], found 0.9", ("optimizer", "betas"), 0.9),
+        ("optimizer: torch_optim_name: TorchOptim needs it", ("optimizer",), {"name": "TorchOptim", "lr": 1.0}),
     ):
         values = copy.deepcopy(base)
         target = values
@@ -181,6 +220,13 @@ def test_runner_mistakes_name_file_and_key() -> None:
         with pytest.raises(EkdError) as caught:
             check_runner_config(values, "my.yaml")
         assert str(caught.value).startswith("my.yaml: ") and expected in str(caught.value)
+
+
+def test_what_torchs_own_optimizers_take_is_theirs() -> None:
+    values = read_yaml(packaged("config_runner.yaml"))
+    values["optimizer"] = {"name": "TorchOptim", "torch_optim_name": "SGD", "lr": 0.1, "momentum": 0.9}
+    values["runner"]["gradient_clipping"] = float("inf")
+    assert check_runner_config(values, "my.yaml").optimizer.model_extra["momentum"] == 0.9
 
 
 def test_files_that_are_no_yaml(tmp_path: Path) -> None:

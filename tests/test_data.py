@@ -14,7 +14,7 @@ from s3prl_ekd.audio import AudioError, audio_info, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
-from s3prl_ekd.data.plan import BatchPlan
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.rows import Rows
 from s3prl_ekd.errors import EkdError
 
@@ -37,6 +37,8 @@ def test_each_epoch_has_every_utterance_once_in_a_new_order() -> None:
     for epoch in (first, second):
         assert sorted(item for spec in epoch for item in spec.items) == list(range(103))
     assert [spec.items for spec in first] != [spec.items for spec in second]
+    company = [{frozenset(spec.items) for spec in epoch} for epoch in (first, second)]
+    assert len(company[0] & company[1]) < 3  # new neighbours too, and not the same batches in another order
     assert len(plan) == len(first) == 13
 
 
@@ -120,6 +122,20 @@ def test_a_file_that_breaks_during_training_is_skipped_and_named(tmp_path: Path)
     batch = CropDataset(table, plan)[spec]
     assert batch.stands_in and batch.clips == 0 and len(batch.skipped) == 4
     assert batch.wave.shape == (1, spec.samples) and not batch.wave.any()
+
+
+def test_a_clip_that_its_csv_makes_longer_is_left_out_but_for_a_frame(tmp_path: Path) -> None:
+    config = write_corpus(tmp_path, clips=3)
+    table = read_lengths(config)
+    dataset = CropDataset(table, BatchPlan(table.samples, 1))
+    for samples, kept in ((16_000, True), (16_320, True), (16_321, False)):  # of the 16,000 of 0.wav
+        batch = dataset[BatchSpec(0, 0, (0,), (0,), samples)]
+        assert batch.wave.shape == (1, samples) and batch.stands_in is not kept
+        assert torch.equal(batch.wave[0, :16_000], torch.full((16_000,), 0.01 if kept else 0.0))
+        assert not batch.wave[0, 16_000:].any()
+        assert [text.rpartition("/")[2] for text in batch.skipped] == (
+            [] if kept else ["0.wav: shorter than its length CSV says"]
+        )
 
 
 def test_stereo_and_other_rates_are_converted(tmp_path: Path) -> None:
@@ -207,12 +223,16 @@ def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> N
     assert "0.wav" in message()
     (tmp_path / "train.csv").write_text("a,b\n1,2\n")
     assert "file_path and length" in message()
-    (tmp_path / "train.csv").write_text(",file_path,length,label\n0,1.wav,long,\n")
-    assert "line 2" in message()
+    for length in ("long", "inf", ""):
+        (tmp_path / "train.csv").write_text(f",file_path,length,label\n0,1.wav,{length},\n")
+        assert "line 2" in message()
 
 
 def test_s3prls_length_filter(tmp_path: Path) -> None:
     config = write_corpus(tmp_path)
+    with (tmp_path / "train.csv").open("a") as file:
+        file.write("11,0.wav,3999,\n")  # under 0.25 s, which no filter of s3prl's asks for
+    assert len(read_lengths(config).paths) == 11
     assert read_lengths(config.model_copy(update={"max_timestep": 20_000})).samples.max() < 20_000
     assert read_lengths(config.model_copy(update={"max_timestep": -20_000})).samples.min() > 20_000
     assert isinstance(read_lengths(config), LengthTable)

@@ -123,6 +123,17 @@ def test_the_balancers_average_is_corrected_for_its_start_and_rests_in_eval() ->
     assert all(torch.equal(before[name], value) for name, value in balancer.state_dict().items())
 
 
+def test_a_head_that_was_dropped_or_overflowed_leaves_the_balance_as_it_was() -> None:
+    balancer = Balancer(torch.ones(2), decay=0.9).train()
+    balancer(torch.tensor([1.0, 3.0]))
+    for _ in range(100):
+        balancer(torch.tensor([1.0, 0.0]))
+    assert torch.allclose(balancer(torch.tensor([1.0, 3.0])), torch.tensor([2.0, 2.0 / 3.0]))
+    before = copy.deepcopy(balancer.state_dict())
+    balancer(torch.tensor([float("inf"), 3.0]))
+    assert all(torch.equal(before[name], value) for name, value in balancer.state_dict().items())
+
+
 def test_gradient_norms_do_not_vanish_in_half_precision() -> None:
     hidden = torch.randn(2, 50, 64, dtype=torch.float16, requires_grad=True)
     exact = hidden.detach().float().requires_grad_()

@@ -146,6 +146,26 @@ def test_precisions_agree(lab: Path, precision: str) -> None:
     assert values[1] == pytest.approx(values[0], rel=1e-2)
 
 
+def test_the_runners_autocast_reaches_neither_teachers_nor_loss(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fp16 of s3prl's runner is for the student; the teachers' precision is their own, and the loss is fp32."""
+    expert = make_expert(lab).eval()
+    batch = next(iter(expert.loader))
+    expected = expert.teachers(batch.wave)
+    seen, objective = {}, expert.objective.forward
+
+    def watched(*args: object) -> object:
+        seen["autocast"] = torch.is_autocast_enabled("cpu")
+        return objective(*args)
+
+    monkeypatch.setattr(expert.objective, "forward", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = expert.teachers(batch.wave)
+        loss, _ = expert(batch, records={}, global_step=1, log_step=10)
+    assert seen == {"autocast": False} and loss.dtype == torch.float32
+    for teacher, layers in expected.items():
+        assert all(torch.equal(found[teacher][layer], state) for layer, state in layers.items())
+
+
 def test_a_step_of_several_batches_is_logged_once_and_whole(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under gradient accumulation every batch of a log step comes with its number."""
     clock = [0.0]

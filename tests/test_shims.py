@@ -173,7 +173,8 @@ def test_hub_client(mended: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert huggingface_hub.HfFolder.get_token() == "hf_made_up"
     assert huggingface_hub.HfApi().login(username="a", password="b") == "hf_made_up"
     huggingface_hub.HfFolder.save_token("hf_made_up")  # the same token: nothing to store, no network
-    # The organisers' call, with a folder in place of a repository.
+    # The organisers' call, with a submission's folder in place of a repository.
+    (tmp_path / "expert.py").touch()
     assert huggingface_hub.snapshot_download(str(tmp_path), None, use_auth_token=True) == str(tmp_path.resolve())
     with pytest.raises(EkdError, match="push_to_hf_hub"):
         huggingface_hub.Repository(local_dir="x")

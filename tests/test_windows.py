@@ -32,6 +32,7 @@ def test_windows_lie_apart_inside_their_files_on_frame_borders(longest: int) -> 
         assert windows.samples.max() == longest
     else:
         assert len(windows) == len(SAMPLES)
+        assert len(set(windows.starts.tolist())) > 3  # what is cut off is cut at both ends, by chance
     same_file = windows.items[1:] == windows.items[:-1]
     assert (ends[:-1] <= windows.starts[1:])[same_file].all()
 

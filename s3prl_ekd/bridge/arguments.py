@@ -44,14 +44,21 @@ def hooked_argparse(after: After) -> ModuleType:
 
 
 def option(argv: list[str], *names: str) -> str | None:
-    """The last value of an option in a raw command line (``--name value`` or ``--name=value``); None if absent."""
+    """The last value of an option in a raw command line (``--name value`` or ``--name=value``); None if absent.
+
+    A long name may be cut short, as argparse takes it: from its second letter on, which is enough for ``--device``.
+    """
     value = None
     for index, word in enumerate(argv):
+        flag, equals, rest = word.partition("=")
         for name in names:
-            if word == name and index + 1 < len(argv):
+            long = name.startswith("--")
+            if flag != name and not (long and len(flag) >= 4 and name.startswith(flag)):
+                continue
+            if equals and long:
+                value = rest
+            elif not equals and index + 1 < len(argv):
                 value = argv[index + 1]
-            elif word.startswith(f"{name}=") and name.startswith("--"):
-                value = word.partition("=")[2]
     return value
 
 
@@ -125,6 +132,18 @@ def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "c
         if fields[0] not in first_fields or len(fields) < 2:
             raise EkdError(f"-o {item.strip()!r}: the key must start with config. or args.")
         check_override_value(f"-o {item.strip()!r}", value)
+
+
+def checked_override(override: Callable[..., None]) -> Callable[..., None]:
+    """s3prl's ``override``, with one line for a key that goes on behind a value (``config.runner.log_step.x=1``)."""
+
+    def checked(text: str, args: Namespace, config: dict[str, Any]) -> None:
+        try:
+            override(text, args, config)
+        except (TypeError, AttributeError) as error:
+            raise EkdError(f"-o {text!r}: a key is none of this configuration ({error})") from error
+
+    return checked
 
 
 def check_override_value(where: str, text: str) -> None:

@@ -215,6 +215,25 @@ def check_last(path: Path, check: Callable[[Path], dict[str, Any]]) -> None:
         )
 
 
+def check_folder(path: Path, expdir: str | None, flag: str, explicit: set[str]) -> None:
+    """A run goes on in its checkpoint's own folder, whatever ``-p`` or ``-n`` say.
+
+    Args:
+        path: the checkpoint.
+        expdir: the folder that they name.
+        flag: the one that was given, for the message.
+        explicit: destinations that the command line gave itself.
+
+    Raises:
+        EkdError: they name another one.
+    """
+    if expdir is None or not explicit & {"expdir", "expname"} or Path(expdir).resolve() == path.parent.resolve():
+        return
+    raise EkdError(
+        f"{flag}: {expdir} is not the folder of {path}, where the run goes on; leave {flag} out, or copy the checkpoint"
+    )
+
+
 def sweep(folder: str | Path) -> None:
     """Delete half-written files that a killed run left in ``folder``."""
     for path in Path(folder).glob(".*.tmp-*"):

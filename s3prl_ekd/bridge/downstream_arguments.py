@@ -27,23 +27,46 @@ S3PRL_CONFIGS = {
     "downstream/emotion/config.yaml": "er.yaml",
     "downstream/asr/config.yaml": "asr.yaml",
 }
+# What a run goes on with as its checkpoint has it, whatever the command says: argument of s3prl's -> its option.
+KEPT = {
+    "upstream": "-u",
+    "downstream": "-d",
+    "upstream_ckpt": "-k",
+    "upstream_model_config": "-g",
+    "downstream_variant": "-v",
+    "upstream_feature_selection": "-s",
+    "upstream_layer_selection": "-l",
+    "upstream_trainable": "-f",
+    "upstream_feature_normalize": "--upstream_feature_normalize",
+    "seed": "--seed",
+}
+FILES = ("upstream_ckpt", "upstream_model_config")
 log = logging.getLogger(__name__)
 
 
 def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
     """What the command names is what the checkpoint was made with, for s3prl goes on with that and says nothing."""
     saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
-    for name, flag in (("upstream", "-u"), ("downstream", "-d"), ("upstream_ckpt", "-k")):
-        given, before = getattr(args, name), getattr(saved, name, None)
-        if name not in explicit or given == before or before is None:
+    for name, flag in KEPT.items():
+        given, before = getattr(args, name, None), getattr(saved, name, None)
+        if name not in explicit or given == before or name in FILES and _same_file(name, given, before):
             continue
-        if name == "upstream_ckpt" and not (Path(given).exists() and Path(before).exists()):
-            continue  # the upstream has moved (_load_resumed), or its name is no path
-        if name == "upstream_ckpt" and Path(given).resolve() in (Path(before).resolve(), *Path(before).parents):
-            continue
-        raise EkdError(f"{flag} {given}: {checkpoint} was made with {flag} {before}; name another experiment (-n)")
-    if "config" in explicit and args.mode == "train":
-        log.warning("continuing %s: its own config is used, -c is not read", checkpoint)
+        was = "without it" if before is None or before is False else f"with {flag} {before}"
+        what = flag if given is True else f"{flag} {given}"
+        raise EkdError(f"{what}: {checkpoint} was made {was}; name another experiment (-n)")
+    if "config" in explicit:
+        log.warning("%s: its own config is used, -c is not read", checkpoint)
+
+
+def _same_file(name: str, given: str, before: str | None) -> bool:
+    """Whether two values of -k or -g may be one thing: the same file, or a folder and the file in it that was taken."""
+    if before is None:
+        return name == "upstream_ckpt"  # an upstream that takes none
+    if name == "upstream_model_config" and "/" not in given:  # perhaps a variant's name
+        return Path(given).stem == Path(before).stem
+    if not (Path(given).exists() and Path(before).exists()):
+        return True  # the upstream has moved (_load_resumed), or its name is no path
+    return Path(given).resolve() in (Path(before).resolve(), *Path(before).parents)
 
 
 def check_task(name: str, s3prl: Path) -> None:
@@ -66,6 +89,11 @@ def check_upstream(args: Namespace) -> None:
         raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
     if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
         args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
+        if args.upstream.startswith("ekd_student"):
+            from s3prl_ekd.student_checkpoint import newest_checkpoint
+
+            # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
+            args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
     if args.upstream == "ekd_teacher":
         from s3prl_ekd.teachers.sources import describe
 

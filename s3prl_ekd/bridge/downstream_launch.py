@@ -7,6 +7,7 @@ configs must hold in ``taskdata.py`` and ``taskkeys.py``.
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, optimizers, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.device import find_device
@@ -54,6 +55,8 @@ class _Downstream:
         self.s3prl = s3prl_folder()
         self.keeper = checkpoints.Keeper()
         self.args = Namespace()
+        self.before: dict[str, Any] = {}  # the config of the checkpoint to go on from, without -o
+        self.changed: dict[str, Any] = {}  # what -o changes of the optimizer of a run that goes on
 
     def main(self) -> None:
         from s3prl_ekd.compat.hub import register
@@ -71,10 +74,13 @@ class _Downstream:
         distributed = ModuleProxy(torch.distributed, init_process_group=join)
         script.torch = ModuleProxy(torch, load=self._load_resumed, cuda=cuda, distributed=distributed)
         original = script.get_downstream_args
+        script.override = arguments.checked_override(script.override)
         script.get_downstream_args = lambda: self._checked(*original())
-        runner.torch = ModuleProxy(torch, save=self.keeper.save)
+        runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.DDP = _ddp(runner.DDP)
+        runner.get_optimizer = optimizers.checked(runner.get_optimizer, "optimizer", self._source)
+        runner.get_scheduler = optimizers.checked(runner.get_scheduler, "scheduler", self._source)
         runner.Featurizer = _featurizer(runner.Featurizer)
         script.Runner = _runner(runner.Runner)
         _count_steps(runner)
@@ -82,6 +88,10 @@ class _Downstream:
             script.main()
         except yaml.YAMLError as error:
             raise EkdError(f"-c {self.args.config}: not valid YAML: {' '.join(str(error).split())}") from error
+
+    def _source(self) -> str:
+        """The file that the configuration comes from, for messages."""
+        return str(self.args.init_ckpt if self.args.past_exp else self.args.config)
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""
@@ -107,12 +117,16 @@ class _Downstream:
         self.current.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
             find_device(args.device)
+            expdir = args.expdir or (f"result/downstream/{args.expname}" if args.expname else None)
+            checkpoints.check_folder(checkpoint, expdir, "-p" if "expdir" in explicit else "-n", explicit)
             downstream_arguments.check_same(args, explicit, checkpoint)
             args.past_exp, args.auto_resume = str(checkpoint), False
             return
         if args.downstream is None:
             raise EkdError("-d TASK is missing: ctc (PR), voxceleb1 (SID), emotion (ER), asr, or another task of s3prl")
         downstream_arguments.check_task(args.downstream, self.s3prl)
+        if args.mode == "inference" and args.downstream in set(downstream_arguments.CONFIGS) - {"asr"}:
+            raise EkdError(f"-m inference: s3prl's {args.downstream} has none, only asr of these tasks (-t FILE.wav)")
         if args.mode == "evaluate" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
             raise EkdError(f"-m evaluate -d {args.downstream}: no trained model; give its checkpoint with -e")
         if args.expname is None and args.expdir is None:
@@ -124,7 +138,10 @@ class _Downstream:
         downstream_arguments.check_upstream(args)
         args.config = downstream_arguments.find_task_config(args.config, args.downstream, self.s3prl)
         find_device(args.device)
-        arguments.make_folder(args.expdir or f"result/downstream/{args.expname}")
+        expdir = args.expdir or f"result/downstream/{args.expname}"
+        if args.mode == "train":
+            checkpoints.check_unused(expdir)
+        arguments.make_folder(expdir)
 
     def _resume_from(self, args: Namespace) -> Path | None:
         """The checkpoint that -a or -e means; None for a new experiment."""
@@ -138,10 +155,17 @@ class _Downstream:
         """What the script reads on resuming: the experiment folder is where the checkpoint lies now."""
         state = checkpoints.read(path)
         saved: Namespace = state["Args"]
+        self.before = copy.deepcopy(state["Config"])
         saved.expdir = str(Path(path).parent)
         stored = getattr(saved, "upstream_ckpt", None)
         if self.args.upstream_ckpt is not None and stored is not None and not Path(stored).exists():
             saved.upstream_ckpt = self.args.upstream_ckpt  # the upstream has moved, and the user says where to
+        return state
+
+    def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the runner reads on resuming: the checkpoint, with what ``-o`` changes of its optimizer."""
+        state = checkpoints.read(path)
+        optimizers.apply_changes(state, self.changed)
         return state
 
     # --------------------------------------------------------------------------------------------------- configs
@@ -154,13 +178,15 @@ class _Downstream:
 
         self.args = args
         self.current.expdir = Path(args.expdir)
-        source = args.init_ckpt if args.past_exp else args.config
+        source = self._source()
         if args.past_exp:
             downstream_arguments.check_task(args.downstream, self.s3prl)
             downstream_arguments.check_upstream(args)
             downstream_arguments.check_world(args)
         if not isinstance(config, dict):
             raise EkdError(f"{source}: expected a YAML file with the sections runner, optimizer, downstream_expert")
+        if args.past_exp and args.mode == "train" and isinstance(config.get("optimizer"), dict):
+            self.changed = optimizers.changes(self.before["optimizer"], config["optimizer"])
         if args.downstream in downstream_arguments.CONFIGS:
             taskkeys.check_spelling(config, downstream_arguments.CONFIGS[args.downstream], str(source))
             taskkeys.check_kinds(config, args.downstream, downstream_arguments.CONFIGS[args.downstream], str(source))
@@ -175,6 +201,9 @@ def _runner(original: type) -> type:
     """s3prl's runner, whose frozen upstream may keep the states that it has computed (``runner.cache_states``)."""
 
     class Runner(original):
+        def _get_scheduler(self, optimizer: Any) -> Any:
+            return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
+
         def _get_upstream(self) -> Any:
             try:
                 entry = super()._get_upstream()

@@ -8,6 +8,7 @@ configs relative to the current folder). Here that script is loaded as it is, it
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import logging
@@ -25,8 +26,9 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, optimizers, ranks
 from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config
 from s3prl_ekd.device import find_device
@@ -64,6 +66,7 @@ class _Pretraining:
         self.explicit: dict[str, Any] = {}
         self.source = "config_runner.yaml"  # where the runner config came from, for messages
         self.config: dict[str, Any] = {}
+        self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
 
     def main(self) -> None:
         script = self._load()
@@ -100,6 +103,7 @@ class _Pretraining:
         script.os = ModuleProxy(os, listdir=self._listdir)
         script.torch = ModuleProxy(torch, load=self._load_resumed)
         script.copyfile = self._copyfile
+        script.override = arguments.checked_override(script.override)
         original = script.get_pretrain_args
         script.get_pretrain_args = lambda: self._checked(*original())
 
@@ -109,6 +113,9 @@ class _Pretraining:
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
         runner.math = ModuleProxy(math, isnan=self._no_step)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        runner.get_optimizer = optimizers.checked(runner.get_optimizer, "optimizer", lambda: self.source)
+        runner.get_scheduler = optimizers.checked(runner.get_scheduler, "scheduler", lambda: self.source)
+        script.Runner = self._runner(runner.Runner)
         if self.world.several:
             self._for_ranks(runner)
         return script
@@ -120,16 +127,43 @@ class _Pretraining:
         """
         return math.isnan(grad_norm) if self.config["runner"].get("fp16") else not math.isfinite(grad_norm)
 
+    def _runner(self, original: type) -> type:
+        """s3prl's runner, which goes on at the right learning rate, and knows whether its epochs have enough steps."""
+        launched = self
+
+        class Runner(original):
+            def _get_scheduler(self, optimizer: Any) -> Any:
+                return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
+
+            def _get_upstream(self) -> Any:
+                if not launched.world.several:
+                    return super()._get_upstream()
+                with launched.world.one_before_the_others():
+                    return super()._get_upstream()
+
+            def train(self) -> None:
+                if self.args.upstream in launched.our_tasks:
+                    launched.check_epochs(len(self.upstream.loader.dataset))
+                super().train()
+
+        return Runner
+
+    def check_epochs(self, batches: int) -> None:
+        """The steps of ``n_epochs``, which the runner counts when it begins, and meets too few with an assertion.
+
+        Args:
+            batches: of an epoch.
+        """
+        rules = self.config["runner"]
+        steps = int(rules["n_epochs"] * batches / rules["gradient_accumulate_steps"])
+        for key in ("log_step", "save_step"):
+            if 0 < rules["n_epochs"] and steps <= rules[key]:
+                epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
+                raise EkdError(f"{self.source}: runner.{key}: {rules[key]} must be below {epochs}")
+
     def _for_ranks(self, runner: ModuleType) -> None:
         """What the runner does in every rank, but only one may do, or none."""
         runner.torch.cuda.empty_cache = self._out_of_memory
-        build = runner.Runner._get_upstream
-
-        def in_turn(runner: Any) -> Any:
-            with self.world.one_before_the_others():
-                return build(runner)
-
-        runner.Runner._get_upstream = in_turn
         if not self.world.first:
             ranks.mute(runner)
             runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
@@ -164,6 +198,7 @@ class _Pretraining:
         checkpoint = self._resume_from(args)
         self.world.agree("checkpoint to continue from", "" if checkpoint is None else str(checkpoint))
         if checkpoint is not None:
+            checkpoints.check_folder(checkpoint, args.expdir, "-p" if "expdir" in explicit else "-n", explicit)
             if "config" in explicit or "upstream_config" in explicit:
                 log.warning("continuing %s: its own configs are used, -c and -g are not read", checkpoint)
             args.past_exp, args.auto_resume = str(checkpoint), False
@@ -173,6 +208,8 @@ class _Pretraining:
         if args.upstream is None:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
         args.config = self._config("-c", args.config, args.upstream, "config_runner.yaml")
+        if args.upstream in self.our_tasks:
+            read_yaml(Path(args.config))  # s3prl reads it next, and meets what is no mapping with a traceback
         args.upstream_config = self._config("-g", args.upstream_config, args.upstream, "config_model.yaml")
         find_device(args.device)
         checkpoints.check_unused(args.expdir)
@@ -201,6 +238,7 @@ class _Pretraining:
         Three must not come from there: where the run lies now, the device, and a new -o.
         """
         state = checkpoints.read(path)
+        self.before = copy.deepcopy(state["Config"])
         saved: Namespace = state["Args"]
         saved.expdir = str(Path(path).parent)
         saved.auto_resume, saved.past_exp = False, str(path)
@@ -220,6 +258,8 @@ class _Pretraining:
             schedule = group.get("schedule")
             if getattr(schedule, "t_total", -1) > 0:
                 schedule.t_total = float(self.config["runner"]["total_steps"])
+        if self.before is not None:
+            optimizers.apply_changes(state, optimizers.changes(self.before["optimizer"], self.config["optimizer"]))
         return state
 
     def _config(self, flag: str, value: str | None, task: str, default: str) -> str:
@@ -271,8 +311,18 @@ class _Pretraining:
         if args.multi_gpu and args.upstream in self.our_tasks:
             raise EkdError(f"--multi_gpu would cut waveforms along time; use {ranks.TORCHRUN} (docs/scale_out.md)")
         self.world.start(args.device)
+        if isinstance(config, dict) and (config.get("runner") or {}).get("fp16") and args.device.startswith("cpu"):
+            raise EkdError(f"{source}: runner.fp16: true needs a GPU, and this is --device {args.device}; use false")
         if args.upstream in self.our_tasks:  # its files are checked models; its expert checks the data behind them
-            check_runner_config(config, source)
+            checked = check_runner_config(config, source)
+            # the runner reads the dictionary, and has no defaults of its own
+            for section, values in (
+                (config["runner"], checked.runner),
+                (config["pretrain_expert"]["datarc"], checked.pretrain_expert.datarc),
+            ):
+                for key, value in values.model_dump().items():
+                    section.setdefault(key, value)
+            self._check_changes(config)
             return args, config
         for section in ("runner", "optimizer", "pretrain_expert"):
             if not isinstance(config, dict) or not isinstance(config.get(section), dict):
@@ -286,6 +336,19 @@ class _Pretraining:
                 raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below total_steps {rules['total_steps']}")
         _check_lengths(source, config["pretrain_expert"].get("datarc") or {})
         return args, config
+
+    def _check_changes(self, config: dict[str, Any]) -> None:
+        """What ``-o`` changes of a run that goes on: refused where it has no effect, said where it has a second one."""
+        if self.before is None:
+            return
+        optimizers.changes(self.before["optimizer"], config["optimizer"])
+        old, new = (one["pretrain_expert"]["datarc"] for one in (self.before, config))
+        for key in ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed"):
+            if key in old and old[key] != new[key]:
+                log.warning(
+                    "datarc.%s: was %s, is %s: this makes other batches; of the epoch that was begun, some utterances "
+                    "come twice and some not at all", key, old[key], new[key],
+                )  # fmt: skip
 
 
 def _check_lengths(source: str, datarc: dict[str, Any]) -> None:

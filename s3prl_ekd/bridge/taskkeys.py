@@ -61,6 +61,11 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
     for split in config["runner"]["eval_dataloaders"] if splits is not None else ():
         if split not in splits:
             raise EkdError(f"{source}: runner.eval_dataloaders: no split {split!r}; there are {', '.join(splits)}")
+    best = config["downstream_expert"].get("save_best_on", [])  # of PR; s3prl takes a name or several
+    for split in [best] if isinstance(best, str) else best:
+        if splits is not None and split not in splits:
+            key = "downstream_expert.save_best_on"
+            raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
 
 
 def check_kinds(config: dict[str, Any], task: str, shipped: str, source: str) -> None:

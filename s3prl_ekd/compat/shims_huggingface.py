@@ -76,8 +76,8 @@ def apply_snapshot() -> None:
     def snapshot_download(
         repo_id: str, revision: str | None = None, *, use_auth_token: bool | str | None = None, **kwargs: Any
     ) -> str:
-        """As in huggingface_hub 0.x; a ``repo_id`` that is a folder here is returned as it is (try a submission)."""
-        if Path(repo_id).is_dir():
+        """As in huggingface_hub 0.x; a ``repo_id`` that is a submission's folder is returned as it is (to try it)."""
+        if Path(repo_id, "expert.py").is_file():
             return str(Path(repo_id).resolve())
         # True meant "the stored token, and fail without one"; None sends it where there is one, and lets public pass.
         token = None if use_auth_token is True else use_auth_token

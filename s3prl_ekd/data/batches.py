@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LACKING = BatchPlan.FRAME
+"""Samples that a clip may lack, and get as zeros: resampling may end early. A CSV that promises more is wrong."""
+
 
 @dataclass
 class Batch:
@@ -103,8 +106,8 @@ class CropDataset(Dataset[Batch]):
             except AudioError as error:
                 skipped.append(str(error))
                 continue
-            if len(wave) < spec.samples:  # resampling may end a sample early, a CSV may promise more than there is
-                if len(wave) < 0.9 * spec.samples:
+            if len(wave) < spec.samples:
+                if spec.samples - len(wave) > LACKING:
                     skipped.append(f"{self.table.paths[item]}: shorter than its length CSV says")
                     continue
                 wave = np.pad(wave, (0, spec.samples - len(wave)))

@@ -78,7 +78,7 @@ def _read_csv(file: Path, name: str) -> pd.DataFrame:
         table = pd.read_csv(file, usecols=["file_path", "length"], dtype={"file_path": str})
     except ValueError as error:
         raise EkdError(f"{file}: not a length CSV with the columns file_path and length ({error})") from error
-    lengths = pd.to_numeric(table.length, errors="coerce")
+    lengths = pd.to_numeric(table.length, errors="coerce").replace([np.inf, -np.inf], np.nan)
     if lengths.isna().any() or table.file_path.isna().any():
         row = int((lengths.isna() | table.file_path.isna()).to_numpy().argmax())
         raise EkdError(f"{file}: line {row + 2}: file_path or length is missing or no number")

@@ -31,8 +31,6 @@ class BatchSpec:
     """N, length of every crop."""
     windows: tuple[int, ...] = ()
     """Under a target cache, the number of each crop's window (windows.py)."""
-    dealt: bool = False
-    """One rank's share of a global batch (shards.py): it may be empty."""
 
 
 class BatchPlan(Sampler[BatchSpec]):

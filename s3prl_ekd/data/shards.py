@@ -37,4 +37,4 @@ class Dealt(Sampler[BatchSpec]):
 def deal(spec: BatchSpec, ranks: Ranks) -> BatchSpec:
     """Clips r, r + W, r + 2W, ... of a batch for rank r of W: shares differ by one clip at most, and may be empty."""
     own = slice(ranks.rank, None, ranks.size)
-    return replace(spec, items=spec.items[own], starts=spec.starts[own], dealt=True)
+    return replace(spec, items=spec.items[own], starts=spec.starts[own])

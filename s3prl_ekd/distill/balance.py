@@ -54,12 +54,14 @@ class Balancer(nn.Module):
         self.decay = decay
         self.register_buffer("shares", shares / shares.sum(), persistent=False)
         self.register_buffer("total", torch.zeros(len(shares)))
-        self.register_buffer("weight", torch.zeros(()))
+        self.register_buffer("weight", torch.zeros(len(shares)))
 
     def forward(self, norms: Tensor) -> Tensor:
-        """norms (n,) of this batch -> factors (n,); the running mean changes in training mode only."""
+        """norms (n,) of this batch -> factors (n,); the running means change in training mode only."""
         if self.training:
-            known = torch.isfinite(norms).all()  # an overflow of fp16, whose step the runner skips, leaves no trace
+            # Two leave no trace: an overflow of fp16, whose step the runner skips, and a head that was dropped from
+            # the whole batch; its mean would fall to nothing, and its factor rise, until it comes back.
+            known = torch.isfinite(norms).all() & (norms > 0)
             decay = torch.where(known, self.decay, 1.0)
             self.total.mul_(decay).add_((1 - decay) * torch.nan_to_num(norms, posinf=0.0))
             self.weight.mul_(decay).add_(1 - decay)

@@ -43,31 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "models, each a folder OUT/LABEL, stand side by side. Run the same command again to continue after an "
         "interruption."
     )
-    models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
-                                       "one model, s3prl's -u NAME -k FILE")  # fmt: skip
-    models.add_argument(
-        "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
-        help="a student: states-N.ckpt, or its experiment folder (newest)",
-    )  # fmt: skip
-    models.add_argument(
-        "--teacher", action="append", dest="given", type=partial(_given, "teacher"), metavar="[LABEL=]SOURCE",
-        help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder)",
-    )  # fmt: skip
-    models.add_argument(
-        "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
-        help="any upstream of s3prl's hub as a baseline (fbank, hubert_base)",
-    )  # fmt: skip
-    models.add_argument(
-        "--untrained", action="append", dest="given", type=partial(_given, "untrained"),
-        metavar="[LABEL=]CONFIG_MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
-    )  # fmt: skip
-    models.add_argument(
-        "--models",
-        type=Path,
-        metavar="YAML",
-        help="a list of models: mappings of label, ckpt, teacher, upstream, untrained",
-    )
-    models.add_argument("--label", help="name of a single model in tables (default: from the checkpoint or upstream)")
+    _add_models(parser)
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
     parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
@@ -103,6 +79,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="redo runs made with other settings in OUT")
     parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    """The options that name what is evaluated."""
+    models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
+                                       "one model, s3prl's -u NAME -k FILE")  # fmt: skip
+    models.add_argument(
+        "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
+        help="a student: states-N.ckpt, or its experiment folder (newest)",
+    )  # fmt: skip
+    models.add_argument(
+        "--teacher", action="append", dest="given", type=partial(_given, "teacher"), metavar="[LABEL=]SOURCE",
+        help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder)",
+    )  # fmt: skip
+    models.add_argument(
+        "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
+        help="any upstream of s3prl's hub as a baseline (fbank, hubert_base)",
+    )  # fmt: skip
+    models.add_argument(
+        "--untrained", action="append", dest="given", type=partial(_given, "untrained"),
+        metavar="[LABEL=]CONFIG_MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
+    )  # fmt: skip
+    models.add_argument(
+        "--models",
+        type=Path,
+        metavar="YAML",
+        help="a list of models: mappings of label, ckpt, teacher, upstream, untrained",
+    )
+    models.add_argument("--label", help="name of a single model in tables (default: from the checkpoint or upstream)")
 
 
 def _given(kind: str, text: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import logging
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from s3prl_ekd.config import ModelConfig
 from s3prl_ekd.distill.residual import plan_residuals
@@ -53,6 +54,8 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     found: dict[str, sources.TeacherSource] = {}
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{file}: ekd.teachers[{index}]"
+        if hasattr(nn.ModuleDict, teacher.name):
+            raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
         source = sources.describe(teacher.source, f"{key}.source")
         too_deep = [layer for layer in teacher.layers if layer > source.shape.layers]
         if too_deep:
@@ -69,6 +72,10 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
         target_sets = plan_targets(config.ekd.mode, layers) + plan_residuals(config.ekd.residual_heads, layers)
     except EkdError as error:
         raise EkdError(f"{file}: {error}") from error
+    names = [target.name for target in target_sets]
+    doubled = next((name for name in names if names.count(name) > 1), None)
+    if doubled is not None:
+        raise EkdError(f"{file}: ekd.residual_heads: a teacher is called {doubled!r}, as the difference would be")
     start = config.ekd.initialise_from
     where = f"{file}: ekd.initialise_from"
     initialiser = None if start is None else found.get(start) or sources.describe(start, where)

@@ -1,0 +1,113 @@
+"""Optimizers and schedules as s3prl's two runners build them, with what they lack: clear errors, and a way to go on.
+
+s3prl evaluates ``optimizer.name`` and ``scheduler.name`` as expressions, out of a checkpoint too: here a name must be
+one of its functions. What a run that goes on may change is :data:`CHANGEABLE`; s3prl takes everything else of an
+optimizer from the checkpoint and says nothing.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
+
+CHANGEABLE = ("lr", "betas", "eps", "warmup_proportion")
+"""Keys of ``optimizer`` that ``-o`` may give another value in a run that goes on."""
+
+
+def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) -> Callable[..., Any]:
+    """s3prl's ``get_optimizer`` or ``get_scheduler``, with one line for a section that fits none of its functions.
+
+    An optimizer that has made no step yet answers ``get_lr()`` with its rates at step 0, where s3prl's answer an empty
+    list and the runner takes the first of it.
+
+    Args:
+        build: called with what is optimised, the number of steps, and the section's values.
+        section: its key in the configuration: "optimizer" or "scheduler".
+        source: tells the configuration's file, for messages.
+
+    Raises:
+        EkdError: (the function returned) no such name, or other arguments than it takes.
+    """
+    build = inspect.unwrap(build)  # in a process that runs several commands, it is the last one's
+    module = sys.modules[build.__module__]
+    known = {name.removeprefix("get_") for name in vars(module) if name.startswith("get_")} - {
+        "optimizer", "scheduler", "grouped_parameters",
+    }  # fmt: skip
+
+    @wraps(build)
+    def wrapper(target: Any, total_steps: int, config: Mapping[str, Any]) -> Any:
+        name = config.get("name") if isinstance(config, Mapping) else None
+        if name not in known:
+            hint = did_you_mean(str(name), known)
+            raise EkdError(f"{source()}: {section}.name: {name!r} is none of {', '.join(sorted(known))}{hint}")
+        try:
+            built = build(target, total_steps, config)
+        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({reason})") from error
+        if hasattr(built, "get_lr") and hasattr(built, "param_groups"):
+            after_a_step = built.get_lr
+            built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
+        return built
+
+    return wrapper
+
+
+def _first_rate(group: Mapping[str, Any]) -> float:
+    schedule = group.get("schedule")
+    return group["lr"] * (1.0 if schedule is None else schedule.get_lr(0))
+
+
+def go_on(scheduler: Any, optimizer: Any) -> Any:
+    """The scheduler, with the optimizer at the rate of the step that comes next.
+
+    A LambdaLR sets the rate of step 0 when it is made, and taking up a state does not set it back: the first step of a
+    run that goes on would be made at that rate.
+    """
+    rates = zip(optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    for group, base, factor in rates:
+        group["lr"] = base * factor(scheduler.last_epoch)
+    return scheduler
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``-o`` changes of the section ``optimizer`` of a run that goes on.
+
+    Args:
+        before, now: the section as the checkpoint holds it, and with ``-o``.
+
+    Raises:
+        EkdError: a key that has no effect any more.
+    """
+    found = {key: value for key, value in now.items() if before.get(key) != value}
+    for key in found:
+        if key not in CHANGEABLE:
+            raise EkdError(
+                f"-o config.optimizer.{key}: a run that goes on keeps its optimizer; {', '.join(CHANGEABLE)} can change"
+            )
+    return found
+
+
+def apply_changes(state: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
+    """Put :func:`changes` into a checkpoint's ``Optimizer`` and ``Scheduler``, in place.
+
+    Raises:
+        EkdError: the optimizer has no such value.
+    """
+    for group in state["Optimizer"].get("param_groups", []):
+        for key, value in changed.items():
+            if key == "warmup_proportion" and group.get("schedule") is not None:
+                group["schedule"].warmup = value
+            elif key in group:
+                group[key] = value
+            else:
+                raise EkdError(f"-o config.optimizer.{key}: this run's optimizer has none")
+    if "lr" in changed and "Scheduler" in state:
+        rates = state["Scheduler"]["base_lrs"]
+        state["Scheduler"]["base_lrs"] = [changed["lr"]] * len(rates)

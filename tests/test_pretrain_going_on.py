@@ -1,0 +1,125 @@
+"""A pretraining run that goes on: its schedule, and what ``-o`` may still change; and beginnings that cannot be."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import trouble_lab
+import yaml
+from test_bridge_commands import SCRIPT, environment
+from test_pretrain_expert import lab  # noqa: F401
+
+from s3prl_ekd.bridge import optimizers
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.student_checkpoint import newest_checkpoint
+from s3prl_ekd.torch_file import read_torch_file
+
+
+def configure(folder: Path, lab: Path, drop: tuple[str, ...] = (), **sections: dict) -> Path:  # noqa: F811
+    """The lab's runner.yaml with other sections; keys of ``drop`` are left out wherever they stand."""
+    config = yaml.safe_load((lab / "runner.yaml").read_text()) | sections
+    for section in (config["runner"], config["pretrain_expert"]["datarc"]):
+        for key in drop:
+            section.pop(key, None)
+    file = folder / "config_runner.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
+def words(lab: Path, config: Path, expdir: str, **runner: object) -> list[str]:  # noqa: F811
+    given = trouble_lab.arguments(lab, lab / "model.yaml", expdir, "cpu", **runner)
+    given[given.index("-c") + 1] = str(config)
+    return given
+
+
+@pytest.mark.slow
+def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Killed at step 6 of 8, gone on from step 4: the same weights, the step at the learning rate that was due."""
+    schedule = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 2}
+    config = configure(tmp_path, lab, optimizer={"name": "Adam", "lr": 1e-3}, scheduler=schedule)
+    trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "whole")))
+    trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "killed"), faults="6:kill"), -9)
+    trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "killed"), "-a"))
+    whole, killed = (read_torch_file(newest_checkpoint(tmp_path / name)) for name in ("whole", "killed"))
+    for part in ("encoder", "heads"):
+        assert all(torch.equal(killed["EKD"][part][name], value) for name, value in whole["EKD"][part].items())
+    # what is not the schedule's is refused, what is has an effect
+    out, err = trouble_lab.end(
+        trouble_lab.start(tmp_path, "-u", "ekd", "-e", "whole", "-o", "config.optimizer.name='AdamW'"), 2
+    )
+    assert "-o config.optimizer.name: a run that goes on keeps its optimizer; lr, betas" in err.splitlines()[-1]
+    change = "config.optimizer.lr=0.01,,config.runner.total_steps=10,,config.pretrain_expert.datarc.seed=3"
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, "-u", "ekd", "-e", "whole", "-o", change))
+    after = read_torch_file(newest_checkpoint(tmp_path / "whole"))
+    assert after["Scheduler"]["base_lrs"] == [0.01] and after["Config"]["optimizer"]["lr"] == 0.01
+    assert "datarc.seed: was 0, is 3: this makes other batches" in err
+
+
+def test_another_rate_reaches_groups_and_schedule() -> None:
+    schedule = type("Schedule", (), {"warmup": 0.1})()
+    state = {"Optimizer": {"param_groups": [{"lr": 1.0, "schedule": schedule}]}, "Scheduler": {"base_lrs": [1.0]}}
+    changed = optimizers.changes({"lr": 1.0, "name": "x"}, {"lr": 0.5, "name": "x", "warmup_proportion": 0.3})
+    optimizers.apply_changes(state, changed)
+    assert state["Optimizer"]["param_groups"][0]["lr"] == 0.5 and schedule.warmup == 0.3
+    assert state["Scheduler"]["base_lrs"] == [0.5]
+    with pytest.raises(EkdError, match="betas: this run's optimizer has none"):
+        optimizers.apply_changes(state, {"betas": [0.9, 0.9]})
+
+
+@pytest.mark.slow
+def test_the_first_steps_may_be_none_and_the_runners_keys_have_defaults(lab: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A gradient of NaN before any step was made, in a run whose configuration leaves out what has a default."""
+    drop = ("train_batch_size", "n_epochs", "gradient_accumulate_steps", "num_workers")
+    config = configure(tmp_path, lab, drop)
+    out, _ = trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "x", log_step=1), faults="1:nan"))
+    assert "grad norm is NaN at global step 1" in out
+    steps = trouble_lab.lines(tmp_path / "steps.jsonl", "step")
+    assert [line["changed"] for line in steps] == [False] + [True] * 7
+
+
+@pytest.mark.slow
+def test_beginnings_that_cannot_be_are_one_line(lab: Path, tmp_path: Path) -> None:  # noqa: F811
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("")
+    base = f"-u ekd -p x -g {lab}/model.yaml"
+    ours = f"{base} -c {configure(tmp_path, lab)}"
+    few = f"{ours} -o config.runner.n_epochs=1,,config.runner.log_step=3,,config.runner.save_step=50"
+    few += ",,config.runner.total_steps=100"
+    mistakes = {
+        f"{base} -c {empty}": "empty.yaml: expected a mapping of keys, found NoneType",
+        f"{ours} -o config.runner.fp16=True": "runner.fp16: true needs a GPU, and this is --device cpu",
+        f"{ours} -o config.runner.max_keep.x=5": "-o 'config.runner.max_keep.x=5': a key is none",
+        f"{ours} -o config.optimizer.name='Adamm'": "optimizer.name: input should be 'AdamW_with_schedule',",
+        f"{ours} -o config.scheduler.name='foo'": "scheduler.name: 'foo' is none of constant_decay_schedule",
+        few: "runner.log_step: 3 must be below the 3 steps of n_epochs: 1",
+    }
+    command = [sys.executable, "-c", SCRIPT, "pretrain", *mistakes]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    blocks = done.stderr.split("\nCASE\n")[1:]
+    for (line, expected), block in zip(mistakes.items(), blocks, strict=True):
+        *_, message, status = block.strip().splitlines()
+        assert status == "status 2" and message.startswith("error: ") and expected in message, f"{line}\n{block}"
+        assert "Traceback" not in block
+
+
+def test_a_name_out_of_a_checkpoint_is_no_expression() -> None:
+    def get_optimizer(target: object, total_steps: int, config: dict) -> None:
+        raise AssertionError("was evaluated")
+
+    build = optimizers.checked(get_optimizer, "optimizer", lambda: "states-1.ckpt")
+    with pytest.raises(EkdError, match="states-1.ckpt: optimizer.name: '_x[(][)] or exit[(][)]' is none of"):
+        build([], 1, {"name": "_x() or exit()"})
+
+
+def test_a_schedule_goes_on_at_its_own_rate() -> None:
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 * step)
+    scheduler.load_state_dict(scheduler.state_dict() | {"last_epoch": 3})
+    assert optimizer.param_groups[0]["lr"] == 0.0
+    assert optimizers.go_on(scheduler, optimizer) is scheduler
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.6)

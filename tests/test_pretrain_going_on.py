@@ -7,19 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_pretrain_expert
 import torch
 import trouble_lab
 import yaml
 from test_bridge_commands import SCRIPT, environment
-from test_pretrain_expert import lab  # noqa: F401
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.student_checkpoint import newest_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
 
+lab = test_pretrain_expert.lab
 
-def configure(folder: Path, lab: Path, drop: tuple[str, ...] = (), **sections: dict) -> Path:  # noqa: F811
+
+def configure(folder: Path, lab: Path, drop: tuple[str, ...] = (), **sections: dict) -> Path:
     """The lab's runner.yaml with other sections; keys of ``drop`` are left out wherever they stand."""
     config = yaml.safe_load((lab / "runner.yaml").read_text()) | sections
     for section in (config["runner"], config["pretrain_expert"]["datarc"]):
@@ -30,14 +32,14 @@ def configure(folder: Path, lab: Path, drop: tuple[str, ...] = (), **sections: d
     return file
 
 
-def words(lab: Path, config: Path, expdir: str, **runner: object) -> list[str]:  # noqa: F811
+def words(lab: Path, config: Path, expdir: str, **runner: object) -> list[str]:
     given = trouble_lab.arguments(lab, lab / "model.yaml", expdir, "cpu", **runner)
     given[given.index("-c") + 1] = str(config)
     return given
 
 
 @pytest.mark.slow
-def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:
     """Killed at step 6 of 8, gone on from step 4: the same weights, the step at the learning rate that was due."""
     schedule = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 2}
     config = configure(tmp_path, lab, optimizer={"name": "Adam", "lr": 1e-3}, scheduler=schedule)
@@ -71,7 +73,7 @@ def test_another_rate_reaches_groups_and_schedule() -> None:
 
 
 @pytest.mark.slow
-def test_the_first_steps_may_be_none_and_the_runners_keys_have_defaults(lab: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_first_steps_may_be_none_and_the_runners_keys_have_defaults(lab: Path, tmp_path: Path) -> None:
     """A gradient of NaN before any step was made, in a run whose configuration leaves out what has a default."""
     drop = ("train_batch_size", "n_epochs", "gradient_accumulate_steps", "num_workers")
     config = configure(tmp_path, lab, drop)
@@ -82,7 +84,7 @@ def test_the_first_steps_may_be_none_and_the_runners_keys_have_defaults(lab: Pat
 
 
 @pytest.mark.slow
-def test_beginnings_that_cannot_be_are_one_line(lab: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_beginnings_that_cannot_be_are_one_line(lab: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.yaml"
     empty.write_text("")
     base = f"-u ekd -p x -g {lab}/model.yaml"

@@ -1,220 +1,22 @@
-"""Formats that teachers come in: original fairseq files, gzip, shards; what is refused; other s3prl upstreams."""
+"""Other formats that teachers come in: gzip, shards, processors; files that are easily confused; what is refused."""
 
 from __future__ import annotations
 
-import argparse
-import copyreg
-import dataclasses
-import enum
 import gzip
 import json
-import operator
-import os
 import pickle
 import re
-import subprocess
-import sys
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
 
 import pytest
 import torch
+from fairseq_files import FAIRSEQ_SHAPE, fairseq_content, load, model_config, same
 from safetensors.torch import load_file, save_file
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.teachers import mapping, sources
+from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
-
-FAIRSEQ_SHAPE = TINY.with_(padding_rule="fairseq", layers=2)
-
-
-def same(one: Encoder, other: Encoder) -> bool:
-    ours, theirs = one.state_dict(), other.state_dict()
-    return sorted(ours) == sorted(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def load(source: Path | str) -> Encoder:
-    return sources.load(sources.describe(str(source)))
-
-
-@pytest.fixture
-def fairseq(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
-    """Classes as fairseq pickles them, importable only while a file is written."""
-    dictionary, meters, dataclass_module = (
-        types.ModuleType(f"fairseq.{name}") for name in ("data.dictionary", "meters", "dataclass")
-    )
-    for package in ("fairseq", "fairseq.data"):
-        monkeypatch.setitem(sys.modules, package, types.ModuleType(package))
-
-    class Dictionary:
-        def __init__(self) -> None:
-            self.symbols, self.indices = ["<s>", "0"], {"<s>": 0, "0": 1}
-
-    class Meter(dict):
-        pass
-
-    class Choice(enum.Enum):
-        DEFAULT = "layer_norm"
-
-    @dataclasses.dataclass
-    class HubertConfig:
-        _name: str = "hubert"
-        extractor_mode: Choice = Choice.DEFAULT
-        encoder_layers: int = 2
-        untie_final_proj: Optional[bool] = None  # noqa: UP045 - pickles as fairseq's do
-        label_rate: Any = "${task.label_rate}"
-
-    for module, classes in ((dictionary, [Dictionary]), (meters, [Meter]), (dataclass_module, [Choice, HubertConfig])):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-        for cls in classes:
-            cls.__module__, cls.__qualname__ = module.__name__, cls.__name__
-            setattr(module, cls.__name__, cls)
-    dataclass_module.Optional, dataclass_module.Any = Optional, Any
-    yield types.SimpleNamespace(Dictionary=Dictionary, Meter=Meter, Choice=Choice, HubertConfig=HubertConfig)
-
-
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on importing fairseq or omegaconf fails, as where neither is installed."""
-    for name in list(sys.modules):
-        if name.split(".")[0] in {"fairseq", "omegaconf"}:
-            monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, "omegaconf", None)
-
-
-def model_config(encoder: Encoder) -> dict[str, Any]:
-    shape = encoder.shape
-    return {
-        "_name": "hubert",
-        "extractor_mode": "layer_norm" if shape.conv_norm == "layer" else "default",
-        "encoder_layers": shape.layers,
-        "encoder_embed_dim": shape.width,
-        "encoder_ffn_embed_dim": shape.ffn_width,
-        "encoder_attention_heads": shape.heads,
-        "activation_fn": "gelu",
-        "layer_norm_first": shape.pre_norm,
-        "conv_feature_layers": str(list(shape.conv_layers)),
-        "conv_bias": shape.conv_bias,
-        "conv_pos": shape.pos_conv_kernel,
-        "conv_pos_groups": shape.pos_conv_groups,
-    }
-
-
-def fairseq_content(encoder: Encoder, stubs: types.SimpleNamespace | None) -> dict[str, Any]:
-    weights = mapping.from_ours(encoder.state_dict(), mapping.FAIRSEQ, encoder.shape.conv_norm)
-    weights |= {"mask_emb": torch.zeros(4), "label_embs_concat": torch.zeros(5, 4), "final_proj.weight": torch.ones(1)}
-    content: dict[str, Any] = {
-        "model": weights,
-        "optimizer_history": [{"optimizer_name": "FP16Optimizer", "num_updates": 400_000}],
-        "last_optimizer_state": None,
-    }
-    if stubs is not None:
-        meter = stubs.Meter(loss=2.78)
-        content |= {"extra_state": {"metrics": meter}, "task_state": {"dictionaries": [stubs.Dictionary()]}}
-    return content
-
-
-LARGE = FAIRSEQ_SHAPE.with_(conv_norm="layer", pre_norm=True, normalize=True)
-
-
-@pytest.mark.parametrize("container", ["omegaconf", "structured", "dict", "namespace"])
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_fairseq_file_is_read_without_fairseq(
-    container: str, legacy: bool, fairseq: types.SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    omegaconf = pytest.importorskip("omegaconf")
-    encoder = random_encoder(LARGE, seed=0)
-    content = fairseq_content(encoder, fairseq)
-    model, task = model_config(encoder), {"_name": "hubert_pretraining", "normalize": True, "label_rate": 50}
-    if container == "omegaconf":
-        content |= {"args": None, "cfg": omegaconf.OmegaConf.create({"model": model, "task": task, "common": None})}
-    elif container == "structured":
-        node = omegaconf.OmegaConf.structured(fairseq.HubertConfig)
-        omegaconf.OmegaConf.set_struct(node, False)
-        node = omegaconf.OmegaConf.create({"model": node, "task": task}, flags={"allow_objects": True})
-        omegaconf.OmegaConf.set_struct(node, False)
-        with omegaconf.open_dict(node.model):
-            for key, value in model.items():
-                if key not in ("extractor_mode", "_name"):
-                    node.model[key] = value
-        content |= {"args": None, "cfg": node}
-    elif container == "dict":
-        content |= {"cfg": {"model": model, "task": task}}
-    else:
-        content |= {"args": argparse.Namespace(arch="hubert", normalize=True, **model)}
-    file = tmp_path / "hubert.pt"
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    forget(monkeypatch)
-    described = sources.describe(str(file))
-    assert (described.kind, described.family, described.shape) == ("fairseq", "hubert", LARGE)
-    assert same(sources.load(described), encoder)
-
-
-def test_a_fine_tuned_fairseq_wav2vec2_gives_its_encoder(tmp_path: Path) -> None:
-    encoder = random_encoder(TINY.with_(layers=2), seed=0)
-    content = fairseq_content(encoder, None)
-    weights = {name: tensor for name, tensor in content["model"].items() if "label_embs" not in name}
-    content["model"] = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in weights.items()}
-    content["model"]["w2v_encoder.proj.weight"] = torch.zeros(32, 96)
-    inner = {"model": model_config(encoder) | {"_name": "wav2vec2"}, "task": {"normalize": False}}
-    content["cfg"] = {"model": {"_name": "wav2vec_ctc", "w2v_args": inner}, "task": {"normalize": False}}
-    torch.save(content, tmp_path / "ctc.pt")
-    assert sources.describe(str(tmp_path / "ctc.pt")).family == "wav2vec2"
-    assert same(load(tmp_path / "ctc.pt"), encoder)
-
-
-class _Call:
-    """Pickles as a call of any function."""
-
-    def __init__(self, function: Any, *arguments: Any) -> None:
-        self.call = (function, arguments)
-
-    def __reduce__(self) -> tuple:
-        return self.call
-
-
-@pytest.mark.parametrize("where", ["cfg", "args", "extra_state", "model"])
-@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-@pytest.mark.parametrize("function", ["system", "eval", "getattr", "attrgetter", "reconstructor"])
-def test_a_malicious_fairseq_file_is_refused_and_runs_nothing(
-    where: str, legacy: bool, function: str, tmp_path: Path
-) -> None:
-    marker = tmp_path / "ran"
-    code = f"open({str(marker)!r}, 'w')"
-    exploit = {
-        "system": _Call(os.system, f"touch {marker}"),
-        "eval": _Call(eval, code),
-        "getattr": _Call(getattr, marker, "touch"),
-        "attrgetter": _Call(operator.attrgetter, "touch"),
-        "reconstructor": _Call(copyreg._reconstructor, Path, object, None),
-    }[function]
-    encoder = random_encoder(FAIRSEQ_SHAPE, seed=0)
-    content = fairseq_content(encoder, None) | {"cfg": {"model": model_config(encoder), "task": {"normalize": False}}}
-    content[where] = {"x": exploit}
-    file = tmp_path / "bad.pt"
-    torch.save(content, file, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(EkdError, match="bad.pt: refused"):
-        sources.describe(str(file))
-    assert not marker.exists()
-
-
-def test_even_an_admitted_name_stays_inert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A class of an admitted package is never imported or called, whatever it would do."""
-    marker = tmp_path / "ran"
-    module = types.ModuleType("fairseq.evil")
-    module.run = lambda: marker.touch()
-    module.run.__module__, module.run.__qualname__ = "fairseq.evil", "run"
-    module.run.__name__ = "run"
-    monkeypatch.setitem(sys.modules, "fairseq", types.ModuleType("fairseq"))
-    monkeypatch.setitem(sys.modules, "fairseq.evil", module)
-    encoder = random_encoder(FAIRSEQ_SHAPE, seed=0)
-    content = fairseq_content(encoder, None) | {"cfg": {"model": model_config(encoder), "task": {"normalize": False}}}
-    torch.save(content | {"extra_state": _Call(module.run)}, tmp_path / "hubert.pt")
-    assert same(load(tmp_path / "hubert.pt"), encoder)  # fairseq.evil is still importable here
-    assert not marker.exists()
 
 
 def test_gzipped_files_are_unpacked(tmp_path: Path) -> None:
@@ -301,55 +103,6 @@ def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"model": 1}))
     assert "pickle.pt" in message(tmp_path / "pickle.pt")
     assert "try 's3prl:wav2vec2_conformer_rope'" in message("wav2vec2_conformer_rope")
-
-
-@pytest.mark.parametrize("pre_norm", [False, True])
-def test_unispeech_sats_own_files(pre_norm: bool, tmp_path: Path) -> None:
-    encoder = random_encoder(FAIRSEQ_SHAPE.with_(pre_norm=pre_norm), seed=0)
-    content = fairseq_content(encoder, None)
-    extra = ("spk_proj.weight", "spk_proj.bias", "quant_in_proj.weight", "quant_embedding.weight",
-             "encoder.layer_norm_for_extract.weight", "encoder.layer_norm_for_extract.bias")  # fmt: skip
-    content["model"] |= {name: torch.zeros(2) for name in extra}
-    content["cfg"] = {"model": model_config(encoder) | {"_name": "unispeech_sat"}, "task": {"normalize": False}}
-    torch.save(content, tmp_path / "UniSpeech-SAT.pt")
-    described = sources.describe(str(tmp_path / "UniSpeech-SAT.pt"))
-    assert described.family == "unispeech_sat" and described.shape.padding_rule == "fairseq"
-    assert same(sources.load(described), encoder)
-
-
-def test_the_fine_tuned_wavlm_of_fairseq_counts_frames_as_wavlm(tmp_path: Path) -> None:
-    encoder = random_encoder(TINY.with_(layers=2, attention="gated_relative", padding_rule="fairseq"), seed=0)
-    content = fairseq_content(encoder, None)
-    content["model"] = {f"w2v_encoder.w2v_model.{name}": tensor for name, tensor in content["model"].items()}
-    shape = encoder.shape
-    relative = {"_name": "wavlm", "relative_position_embedding": True, "gru_rel_pos": True,
-                "num_buckets": shape.relative_buckets, "max_distance": shape.relative_max_distance}  # fmt: skip
-    inner = {"model": model_config(encoder) | relative, "task": {"normalize": False}}
-    content["cfg"] = {"model": {"_name": "wav2vec_ctc", "w2v_args": inner}, "task": {"normalize": False}}
-    torch.save(content, tmp_path / "ctc.pt")
-    described = sources.describe(str(tmp_path / "ctc.pt"))
-    assert (described.family, described.shape) == ("wavlm", shape)
-    assert same(sources.load(described), encoder)
-
-
-@pytest.mark.parametrize("shells", [False, True])
-def test_a_look_at_a_file_leaves_its_weights_on_the_disk(
-    shells: bool, fairseq: types.SimpleNamespace, tmp_path: Path
-) -> None:
-    encoder = random_encoder(FAIRSEQ_SHAPE, seed=0)
-    content = fairseq_content(encoder, fairseq if shells else None)
-    content["cfg"] = {"model": model_config(encoder), "task": {"normalize": False}}
-    content["last_optimizer_state"] = {"exp_avg": torch.ones(4_000_000)}  # 16 MB, whatever else is in the file
-    torch.save(content, tmp_path / "hubert.pt")
-    code = (
-        "import gc, resource, sys; from s3prl_ekd.teachers import sources; gc.disable()\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "sources.describe(sys.argv[2]); before = peak(); sources.describe(sys.argv[1]); print(peak() - before)"
-    )
-    torch.save(content | {"last_optimizer_state": None}, tmp_path / "small.pt")
-    command = [sys.executable, "-c", code, str(tmp_path / "hubert.pt"), str(tmp_path / "small.pt")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
-    assert float(done.stdout) < 8  # MiB
 
 
 @pytest.mark.parametrize("processor", [True, False])

@@ -49,6 +49,9 @@ def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:
     whole, killed = (read_torch_file(newest_checkpoint(tmp_path / name)) for name in ("whole", "killed"))
     for part in ("encoder", "heads"):
         assert all(torch.equal(killed["EKD"][part][name], value) for name, value in whole["EKD"][part].items())
+    for name in ("whole", "killed"):  # as logged: the rate of each step
+        rates = [line["lr"] for line in trouble_lab.lines(tmp_path / name / "metrics.jsonl", "lr")]
+        assert rates == pytest.approx([1e-3 * part for part in (0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
     # what is not the schedule's is refused, what is has an effect
     out, err = trouble_lab.end(
         trouble_lab.start(tmp_path, "-u", "ekd", "-e", "whole", "-o", "config.optimizer.name='AdamW'"), 2

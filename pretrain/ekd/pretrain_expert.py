@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from s3prl_ekd.bridge.optimizers import current_rate
 from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
 from s3prl_ekd.config import check_data_config, load_model_config
@@ -261,8 +262,10 @@ class UpstreamPretrainExpert(nn.Module):
         counts = [self._audio_seconds, self.loader.waited / self.ranks.size, self._skipped]
         self._clock, self._audio_seconds, self.loader.waited = now, 0.0, 0.0
         seconds, waited, skipped = self.ranks.sums(counts, loss.device)
+        rate = current_rate()
         return {
             "loss": float(loss.detach()),
+            **({} if rate is None else {"lr": rate}),
             "audio_seconds_per_second": seconds / elapsed if elapsed else 0.0,
             "data_wait": waited / elapsed if elapsed else 0.0,  # share of the time
             "skipped_files": int(skipped),

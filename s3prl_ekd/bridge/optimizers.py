@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import inspect
 import sys
+import weakref
 from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
+
+_current: weakref.ref | None = None
 
 CHANGEABLE = ("lr", "betas", "eps", "warmup_proportion")
 """Keys of ``optimizer`` that ``-o`` may give another value in a run that goes on."""
@@ -54,6 +57,9 @@ def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) 
         if hasattr(built, "get_lr") and hasattr(built, "param_groups"):
             after_a_step = built.get_lr
             built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
+        if hasattr(built, "param_groups"):
+            global _current
+            _current = weakref.ref(built)
         return built
 
     return wrapper
@@ -62,6 +68,18 @@ def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) 
 def _first_rate(group: Mapping[str, Any]) -> float:
     schedule = group.get("schedule")
     return group["lr"] * (1.0 if schedule is None else schedule.get_lr(0))
+
+
+def current_rate() -> float | None:
+    """The learning rate of the optimizer that was made last, its first group's; None without one.
+
+    (The runner keeps its optimizer to itself, and tells tensorboard the configured rate of those without ``get_lr``,
+    whatever a scheduler makes of it.)
+    """
+    optimizer = _current() if _current is not None else None
+    if optimizer is None:
+        return None
+    return float(optimizer.get_lr()[0] if hasattr(optimizer, "get_lr") else optimizer.param_groups[0]["lr"])
 
 
 def go_on(scheduler: Any, optimizer: Any) -> Any:

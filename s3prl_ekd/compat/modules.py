@@ -66,6 +66,8 @@ def stand_in(name: str, doc: str, package: bool = False) -> ModuleType:
 
 
 def lacks(module: str, attribute: str) -> Callable[[], bool]:
+    """A test for :class:`shims.Shim`: the module, which is imported then, has no such attribute."""
+
     def needed() -> bool:
         return not hasattr(importlib.import_module(module), attribute)
 

@@ -1,8 +1,8 @@
-"""What s3prl 0.4.18 needs and the installed stack no longer has: one entry a mend, each with its reason.
+"""What s3prl 0.4.18 needs and the installed stack no longer has: one entry a shim, each with its reason.
 
-A mend is applied only where the thing is really missing or broken in this process, so a stack that still has it (or an
+A shim is applied only where the thing is really missing or broken in this process, so a stack that still has it (or an
 s3prl that no longer asks for it) is left alone. ``tests/test_shims.py`` fails for an entry that has become needless.
-Here is the registry, with the mends of torch, Python, numpy, matplotlib and of s3prl's wheel; those of torchaudio and
+Here is the registry, with the shims of torch, Python, numpy, matplotlib and of s3prl's wheel; those of torchaudio and
 huggingface_hub have a file each, the soundfile reader is ``torchaudio_io.py``, the PR corpus code ``libriphone.py``.
 """
 
@@ -24,10 +24,10 @@ from s3prl_ekd.compat.modules import lacks, stand_in
 
 @dataclass(frozen=True)
 class Shim:
-    """One mend.
+    """One shim.
 
     name: what is missing. removed_by: the software and version that removed it. reason: who in s3prl asks for it.
-    needed: True where this process lacks it. apply: puts it in place. scope: "core" mends are applied always,
+    needed: True where this process lacks it. apply: puts it in place. scope: "core" shims are applied always,
     "pretrain" ones (they import matplotlib) only for s3prl's own pretraining tasks.
     """
 
@@ -41,7 +41,7 @@ class Shim:
 
 @dataclass(frozen=True)
 class ActiveShim:
-    """A mend in force in this process."""
+    """A shim in force in this process."""
 
     name: str
     removed_by: str
@@ -52,7 +52,7 @@ _applied: dict[str, ActiveShim] = {}
 
 
 def apply_shims(scope: str = "core") -> list[ActiveShim]:
-    """Apply every needed mend of ``scope`` ("core", "pretrain" or "all") and return those in force (repeatable)."""
+    """Apply every needed shim of ``scope`` ("core", "pretrain" or "all") and return those in force (repeatable)."""
     for shim in SHIMS:
         if shim.name in _applied or scope not in (shim.scope, "all"):
             continue
@@ -63,7 +63,7 @@ def apply_shims(scope: str = "core") -> list[ActiveShim]:
 
 
 def active_shims() -> list[ActiveShim]:
-    """The mends in force in this process, in the order of application."""
+    """The shims in force in this process, in the order of application."""
     return list(_applied.values())
 
 

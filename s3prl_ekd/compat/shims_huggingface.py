@@ -1,4 +1,4 @@
-"""Mends of huggingface_hub: names and calls that s3prl's downstream runner knows. The registry is ``shims.py``."""
+"""Shims of huggingface_hub: names and calls that s3prl's downstream runner knows. The registry is ``shims.py``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from s3prl_ekd.errors import EkdError
 
 
 def apply_hf_folder() -> None:
+    """Give the hub its old token store back."""
     import huggingface_hub
 
     class HfFolder:
@@ -31,6 +32,7 @@ def apply_hf_folder() -> None:
 
 
 def apply_repository() -> None:
+    """A ``Repository`` to import, which says what to do instead when it is used."""
     import huggingface_hub
 
     class Repository:
@@ -45,12 +47,14 @@ def apply_repository() -> None:
 
 
 def login_needed() -> bool:
+    """Whether ``HfApi`` has no ``login``."""
     import huggingface_hub
 
     return not hasattr(huggingface_hub.HfApi, "login")
 
 
 def apply_login() -> None:
+    """An ``HfApi.login`` that answers with the stored token."""
     import huggingface_hub
 
     def login(self: Any, username: str | None = None, password: str | None = None) -> str | None:
@@ -61,6 +65,7 @@ def apply_login() -> None:
 
 
 def snapshot_needed() -> bool:
+    """Whether ``snapshot_download`` takes no ``use_auth_token``."""
     import inspect
 
     import huggingface_hub
@@ -69,6 +74,7 @@ def snapshot_needed() -> bool:
 
 
 def apply_snapshot() -> None:
+    """A ``snapshot_download`` with the arguments of huggingface_hub 0.x."""
     import huggingface_hub
 
     original = huggingface_hub.snapshot_download

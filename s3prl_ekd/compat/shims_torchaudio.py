@@ -1,4 +1,4 @@
-"""Mends of torchaudio: that it imports, and what its 2.9 release removed and s3prl still calls.
+"""Shims of torchaudio: that it imports, and what its 2.9 release removed and s3prl still calls.
 
 The registry is ``shims.py``.
 """
@@ -62,6 +62,7 @@ def apply_import() -> None:
 
 
 def apply_set_audio_backend() -> None:
+    """A choice of reader that chooses nothing."""
     import torchaudio
 
     def set_audio_backend(backend: str | None = None) -> None:
@@ -71,12 +72,14 @@ def apply_set_audio_backend() -> None:
 
 
 def sox_needed() -> bool:
+    """Whether there is no ``torchaudio.sox_effects`` to import."""
     import torchaudio  # noqa: F401  (find_spec of a submodule needs its parent)
 
     return importlib.util.find_spec("torchaudio.sox_effects") is None
 
 
 def apply_sox_effects() -> None:
+    """A ``torchaudio.sox_effects`` of names that say so when they are called."""
     import torchaudio
 
     def removed(*args: Any, **kwargs: Any) -> None:
@@ -109,6 +112,7 @@ def load_broken() -> bool:
 
 
 def apply_load() -> None:
+    """Let ``torchaudio.load`` read by soundfile."""
     import torchaudio
 
     from s3prl_ekd.compat import torchaudio_io
@@ -117,6 +121,7 @@ def apply_load() -> None:
 
 
 def apply_info() -> None:
+    """Let ``torchaudio.info`` read headers by soundfile."""
     import torchaudio
 
     from s3prl_ekd.compat import torchaudio_io

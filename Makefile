@@ -1,6 +1,7 @@
 # make demo   sets everything up and runs the whole job on embedded data: pretrain, four tasks, report
 # make test   sets everything up and runs every test
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+# one name a call: dash looks at the first one only
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 BIN := $(VENV)/bin
 # one process a core, each with one thread: the tests are many small models, and two-thread processes wait for each other

@@ -1,4 +1,4 @@
-"""Reading audio: any format libsndfile knows (FLAC, WAV, Ogg/Opus, MP3), as 16 kHz mono float32.
+"""Finding and reading audio: any format libsndfile knows (FLAC, WAV, Ogg/Opus, MP3), as 16 kHz mono float32.
 
 Everything in the project that opens an audio file for training goes through here; s3prl's own datasets read through
 ``torchaudio.load``, which the bridge points at the same reader where torchaudio has none of its own.
@@ -6,6 +6,8 @@ Everything in the project that opens an audio file for training goes through her
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import ceil, gcd
 from pathlib import Path
@@ -18,6 +20,11 @@ from s3prl_ekd.errors import EkdError
 SAMPLE_RATE = 16_000  # Hz; every model of the wav2vec2 family takes 16 kHz
 _INT16 = np.float32(2.0**-15)
 AUDIO_SUFFIXES = {".flac", ".wav", ".ogg", ".opus", ".mp3", ".aiff", ".aif"}
+# audio that is not looked for: libsndfile decodes none of it, or some variants only (.sph)
+OTHER_SUFFIXES = {
+    ".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".wma", ".amr", ".3gp", ".ac3", ".ape", ".wv", ".shn",
+    ".sph",
+}  # fmt: skip
 
 
 class AudioError(EkdError):
@@ -38,6 +45,49 @@ class AudioInfo:
     @property
     def is_16k_mono(self) -> bool:
         return self.rate == SAMPLE_RATE and self.channels == 1
+
+
+def find_audio(folder: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
+    """Every audio file below a folder, in a fixed order: links to folders are followed, hidden files and folders not.
+
+    A folder that can be reached in several ways is entered once.
+
+    Args:
+        suffixes: endings that count, in lower case with their dot; a file's own may be in upper case.
+
+    Raises:
+        EkdError: no such folder, or no audio in it.
+    """
+    if not folder.is_dir():
+        raise EkdError(f"{folder}: no such folder")
+    found = audio_below(folder, suffixes)
+    if not found:
+        raise EkdError(f"{folder}: no audio files in it ({', '.join(sorted(suffixes))})")
+    return found
+
+
+def count_other_audio(folder: Path) -> tuple[int, list[str]]:
+    """How many audio files :func:`find_audio` passes over for their type, and those types (``[".m4a", ".webm"]``)."""
+    found = audio_below(folder, OTHER_SUFFIXES)
+    return len(found), sorted({file.suffix.lower() for file in found})
+
+
+def audio_below(folder: Path, suffixes: Collection[str] = AUDIO_SUFFIXES) -> list[Path]:
+    """:func:`find_audio` where there may be none; an empty list without the folder, too."""
+    found: list[Path] = []
+    seen: set[str] = set()
+    for base, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(base)
+        if real in seen:  # a link back up, or a second way to the same folder
+            folders.clear()
+            continue
+        seen.add(real)
+        # .snapshot and .Trash hold copies. Of two ways to one folder, the one without a link is taken where it can be.
+        visible = [name for name in folders if name[0] != "."]
+        folders[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(base, name)), name))
+        # macOS leaves "._name" companions in unpacked archives.
+        found += [Path(base, name) for name in names if name[0] != "." and Path(name).suffix.lower() in suffixes]
+    return sorted(found)
 
 
 def audio_info(path: str | Path) -> AudioInfo:

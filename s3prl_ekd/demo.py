@@ -25,6 +25,7 @@ from rich.rule import Rule
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.whole_file import whole_file
 
 MARKER = ".s3prl-ekd-demo.json"
 VARIANT = "embedded"
@@ -71,7 +72,7 @@ class Demo:
         out.mkdir(parents=True, exist_ok=True)
         self.marker: dict[str, Any] = {"small": small, "stages": {}}
         if marker.is_file():
-            self.marker = json.loads(marker.read_text())
+            self.marker = _read_marker(marker)
             if self.marker["small"] != small:
                 raise EkdError(
                     f"--out {out}: its demo was made {'with' if not small else 'without'} --small; add --fresh"
@@ -173,7 +174,20 @@ class Demo:
         self.console.print(f"[bold cyan]$ {shlex.join(command)}[/]", highlight=False, soft_wrap=True)
 
     def _save(self) -> None:
-        (self.out / MARKER).write_text(json.dumps(self.marker))
+        with whole_file(self.out / MARKER) as partial:
+            partial.write_text(json.dumps(self.marker))
+
+
+def _read_marker(file: Path) -> dict[str, Any]:
+    """What the demo noted of its folder: how it was made, and the seconds of each stage that is done."""
+    try:
+        marker = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise EkdError(f"{file}: cannot be read ({error}); add --fresh, which empties the folder first") from error
+    stages = marker.get("stages") if isinstance(marker, dict) else None
+    if not isinstance(stages, dict) or not isinstance(marker.get("small"), bool):
+        raise EkdError(f"{file}: expected the keys small and stages; add --fresh, which empties the folder first")
+    return marker
 
 
 _STAGES = ("speech", "prepare", "teachers", "pretrain", "student", "baselines", "report")

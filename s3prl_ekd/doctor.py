@@ -10,8 +10,11 @@ import argparse
 import ctypes.util
 import importlib.metadata
 import importlib.util
+import json
 import platform
+import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from rich.table import Table
 from s3prl_ekd.bridge import link
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.variants import find_model_config
 from s3prl_ekd.version import __version__
 
@@ -92,6 +96,7 @@ def software() -> list[Finding]:
                 rows.append(Finding(name, "ok", "not installed by pip, found on the import path"))
             else:
                 rows.append(Finding(name, "broken", "not installed", f"pip install {name}"))
+    rows += other_packages()
     codec = importlib.util.find_spec("torchcodec") is not None
     program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
     state = "ok" if library or not codec else "note"  # torchcodec alone needs it, and without either soundfile reads
@@ -99,6 +104,29 @@ def software() -> list[Finding]:
     text = "installed" if codec else "absent; audio is read by soundfile instead (WAV, FLAC, OGG, MP3)"
     rows.append(Finding("torchcodec", "ok" if codec else "note", text))
     return rows
+
+
+def other_packages() -> list[Finding]:
+    """What else setup.cfg requires: a row for all that is there, and one for each that is not."""
+    try:
+        required = importlib.metadata.requires("s3prl-ekd") or []
+    except importlib.metadata.PackageNotFoundError:
+        return [Finding("other packages", "note", "not checked: s3prl-ekd is not installed by pip", "pip install .")]
+    names = [re.match(r"[\w.-]+", text)[0] for text in required if "extra ==" not in text]
+    others = [name for name in names if name not in PACKAGES]
+    missing = [name for name in others if not _is_installed(name)]
+    rows = [Finding(name, "broken", "not installed", f"pip install {name}") for name in missing]
+    if len(missing) < len(others):
+        rows.append(Finding("other packages", "ok", f"{len(others) - len(missing)} of {len(others)} installed"))
+    return rows
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def bridge() -> list[Finding]:
@@ -119,10 +147,13 @@ def bridge() -> list[Finding]:
         register()
         rows.append(Finding("hub", "ok", "imports, and has ekd_student"))
     except Exception as error:  # whatever an unknown stack raises is what this command is asked to show
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        rows.append(Finding("hub", "broken", reason, "install the versions of constraints.txt"))
+        rows.append(Finding("hub", "broken", _reason(error), "install the versions of constraints.txt"))
     rows += [Finding("shim", "ok", shim.name, f"{shim.removed_by}: {shim.reason}") for shim in active_shims()]
     return rows
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def devices() -> list[Finding]:
@@ -207,9 +238,7 @@ def pretraining_data(file: Path) -> list[Finding]:
 
 
 def prepared(folder: Path) -> list[Finding]:
-    """What of a prepared data folder is there."""
-    from s3prl_ekd.checked import read_yaml
-
+    """What of a prepared data folder is there, with the audio that it names."""
     if not folder.is_dir():
         return [Finding("folder", "broken", f"no folder {folder}", f"s3prl-ekd prepare ... --out {folder}")]
     rows = []
@@ -217,23 +246,72 @@ def prepared(folder: Path) -> list[Finding]:
         file = folder / f"{task}.yaml"
         if not file.is_file():
             rows.append(Finding(task, "note", f"not prepared (no {file.name})"))
-            continue
-        read_yaml(file)
-        rows.append(Finding(task, "ok", str(file)))
-    tables = sorted((folder / "pretrain").glob("*.csv"))
-    root_file = folder / "pretrain" / "root.txt"
-    if not tables:
-        rows.append(Finding("pretrain", "note", "no length CSVs in pretrain/"))
-    elif not root_file.is_file():
-        rows.append(Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again"))
-    else:
-        root = Path(root_file.read_text().strip())
-        state = "ok" if root.is_dir() else "broken"
-        todo = "" if root.is_dir() else "the audio moved away: prepare this folder again"
-        rows.append(Finding("pretrain", state, f"{', '.join(table.stem for table in tables)}; audio in {root}", todo))
+        else:
+            rows.append(_task_data(task, file))
+    rows.append(_pretraining_sets(folder))
     if all(row.state == "note" for row in rows):
         rows.append(Finding("folder", "broken", "nothing prepared here", f"s3prl-ekd prepare ... --out {folder}"))
     return rows
+
+
+def _pretraining_sets(folder: Path) -> Finding:
+    tables, root_file = sorted((folder / "pretrain").glob("*.csv")), folder / "pretrain" / "root.txt"
+    if not tables:
+        return Finding("pretrain", "note", "no length CSVs in pretrain/")
+    if not root_file.is_file():
+        return Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again")
+    try:
+        data = pretraining_data(folder / "pretrain.yaml")[-1]
+    except EkdError as error:
+        return Finding("pretrain", "broken", str(error), "prepare this folder again")
+    todo = "prepare this folder again, or bring the audio back" if data.state == "broken" else ""
+    return Finding("pretrain", data.state, data.found, todo)
+
+
+def _task_data(task: str, file: Path) -> Finding:
+    """A task's YAML as run_downstream.py checks it before it trains (all folds of ER) and before it tests."""
+    from s3prl_ekd.bridge import taskdata
+    from s3prl_ekd.checked import read_yaml
+    from s3prl_ekd.compat.shims import apply_shims
+
+    downstream, found = DOWNSTREAM[task], str(file)
+    try:
+        apply_shims()
+        config = read_yaml(file)
+        with tempfile.TemporaryDirectory() as scratch:
+            args = argparse.Namespace(downstream=downstream, expdir=scratch, downstream_variant=None)
+
+            def check(mode: str, split: str) -> None:
+                args.mode, args.evaluate_split = mode, split
+                taskdata.complete(args, config, str(file), s3prl_folder())
+
+            check("train", "test")
+            if task == "er":
+                folds = _folds(file.parent / "er" / "folds.json")
+                for fold in folds:
+                    config["downstream_expert"]["datarc"]["test_fold"] = fold
+                    check("train", "test")
+                found += f" ({len(folds)} folds)"
+            elif task in ("pr", "asr"):
+                for split in taskdata.splits(downstream, config):
+                    if split.startswith("test"):
+                        check("evaluate", split)
+    except EkdError as error:
+        return Finding(task, "broken", str(error), "prepare this folder again, or bring the corpus back")
+    except ImportError as error:  # s3prl's own task, which the row "hub" of the first table says more about
+        return Finding(task, "broken", _reason(error), "install the versions of constraints.txt")
+    return Finding(task, "ok", found)
+
+
+def _folds(file: Path) -> list[str]:
+    """ER's folds, fold1 and so on, which ``prepare`` lists."""
+    try:
+        folds = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise EkdError(f"{file}: cannot be read as a list of folds ({error})") from error
+    if not isinstance(folds, list) or not all(isinstance(fold, str) for fold in folds):
+        raise EkdError(f'{file}: expected a list of folds, as ["fold1", "fold2"]')
+    return folds
 
 
 def _show(console: Console, title: str, findings: list[Finding]) -> None:

@@ -7,6 +7,7 @@ import errno
 import io
 import math
 import os
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -292,6 +293,35 @@ def test_phone_labels_equal_a_naive_reading(libri: dict[str, Path]) -> None:
     assert {file.stem: text for file, text in (found[i] for i in range(len(found)))} == expected
     lengths = [len(found[i][1]) for i in range(len(found))]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_speakers_behind_links_are_trained_on(libri: dict[str, Path], tmp_path: Path) -> None:
+    """`prepare` counts them, and so must training. Neither takes hidden folders, nor .FLAC for PR."""
+    expected = {file.name: text for file, text in (dataset(libri)[i] for i in range(6))}
+    split = tmp_path / "LibriSpeech" / "train-clean-100"
+    split.mkdir(parents=True)
+    whole = libri["root"] / split.name
+    (split / "10").symlink_to(whole / "10")
+    (split / "again").symlink_to(whole / "10")  # a second way to the same clips
+    (split / ".snapshot").symlink_to(whole)
+    shutil.copytree(whole / "10", split / "11")
+    for file in (split / "11").rglob("*.flac"):
+        file.rename(file.with_suffix(".FLAC"))
+    found = dataset(libri | {"root": split.parent})
+    assert {file.name: text for file, text in (found[i] for i in range(len(found)))} == expected
+    assert len(found) == 6
+    (split / "10").unlink()
+    (split / "again").unlink()
+    with pytest.raises(EkdError, match=r"train-clean-100: no \*\.flac file below this folder"):
+        dataset(libri | {"root": split.parent})
+    with pytest.raises(EkdError, match="corpus: .*train-clean-100: no such folder"):
+        dataset(libri | {"root": tmp_path})
+
+
+def test_a_lexicon_may_begin_with_a_byte_order_mark(libri: dict[str, Path], tmp_path: Path) -> None:
+    marked = tmp_path / "lexicon.txt"
+    marked.write_bytes(b"\xef\xbb\xbf" + libri["lexicon"].read_bytes())
+    assert [dataset(libri | {"lexicon": marked})[i] for i in range(6)] == [dataset(libri)[i] for i in range(6)]
 
 
 def test_buckets_are_neighbours_and_never_run_over_the_end(libri: dict[str, Path]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from s3prl_ekd.corpora import lexicon as module
+from s3prl_ekd.corpora.layout_speech import lexicon_notes
 from s3prl_ekd.corpora.lexicon import build_lexicon, edit_distance, phoneme_set, read_lexicon, split_phones
 from s3prl_ekd.errors import EkdError
 
@@ -25,6 +26,23 @@ def test_lexicon_file_wins_and_its_first_pronunciation_is_taken(tmp_path, no_cmu
     assert (lexicon.given, lexicon.equal, lexicon.learned) == (1, 0, ())
     lexicon.write(tmp_path / "out.txt")
     assert {word: found[0] for word, found in read_lexicon(tmp_path / "out.txt").items()} == lexicon.words
+
+
+def test_comments_and_a_byte_order_mark_are_no_words(tmp_path, no_cmudict):
+    file = tmp_path / "lexicon.txt"
+    file.write_bytes(b"\xef\xbb\xbfTHE\tDH AH0\n# a comment\n  # another\n#\n  ;;; as CMUdict has them\nCAT\tK AE1 T\n")
+    assert read_lexicon(file) == {"THE": [("DH", "AH0")], "CAT": [("K", "AE1", "T")]}
+
+
+def test_words_that_the_given_files_lack_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_cmudict", lambda: {"THE": [("DH", "IY0")], "CAT": [("K", "AE1", "T")]})
+    file = tmp_path / "lexicon.txt"
+    file.write_text("THE\tDH AH0\n")
+    utterances = [("THE CAT", ""), ("THE DOG", "DH AH0 D AO1 G")]
+    lexicon = build_lexicon(utterances, [file])
+    assert (lexicon.borrowed, lexicon.learned) == (("CAT",), ("DOG",))
+    assert "1 words from CMUdict, which --lexicon lacks, first: CAT" in lexicon_notes(lexicon)
+    assert build_lexicon(utterances).borrowed == ()  # nobody asked for another one
 
 
 def test_random_languages_are_recovered_from_utterance_phones(tmp_path, no_cmudict):

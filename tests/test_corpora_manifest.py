@@ -35,6 +35,14 @@ def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path):
     assert read_manifest(moved, root=here.parent).rows[0].audio == here
 
 
+def test_blank_lines_count_as_lines(tmp_path):
+    file = tmp_path / "manifest.tsv"
+    file.write_text("path\tsplit\tspeaker\n\n\na\ttrain\ts\n\nb\teval\ts\n")
+    assert [row.line for row in read_manifest(file).rows] == [4, 6]
+    with pytest.raises(EkdError, match=r"manifest\.tsv:6: split 'eval'"):
+        check_tasks(read_manifest(file), ["sid"])
+
+
 @pytest.mark.parametrize(
     ("columns", "rows", "tasks"),
     [
@@ -100,6 +108,25 @@ def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(tmp_path, capl
     clips = probe(read_manifest(file), skip_bad=True)
     assert [clip.row.path for clip in clips] == ["good.flac"]
     assert "5 of 6 rows left out" in caplog.text
+
+
+def test_one_file_under_two_names_is_no_second_clip(tmp_path):
+    """Else the same audio could be in train and test."""
+    tone(tmp_path / "a.flac")
+    (tmp_path / "b.flac").symlink_to("a.flac")
+    (tmp_path / "there").symlink_to(tmp_path)
+    for other, reason in [
+        ("a.flac", "listed twice, first in line 2"),
+        ("./x/../a.flac", "the same file as a.flac in line 2"),
+        ("b.flac", "the same file as a.flac in line 2"),
+        ("there/a.flac", "the same file as a.flac in line 2"),
+    ]:
+        (tmp_path / "x").mkdir(exist_ok=True)
+        manifest = read_manifest(write(tmp_path / "manifest.tsv", ["path"], ["a.flac"], [other]))
+        with pytest.raises(EkdError) as caught:
+            probe(manifest)
+        assert str(caught.value) == f"{manifest.file}:3: {other} is {reason} (--skip-bad leaves it out)"
+        assert [clip.row.path for clip in probe(manifest, skip_bad=True)] == ["a.flac"]
 
 
 def test_nothing_readable_is_an_error(tmp_path):

@@ -6,6 +6,9 @@ import csv
 import hashlib
 import json
 import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +17,9 @@ import soundfile
 import yaml
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.corpora import folders, layout_pretrain
 from s3prl_ekd.corpora import lexicon as lexicon_module
+from s3prl_ekd.corpora.command import next_command
 from s3prl_ekd.corpora.layout_emotion import emotion_labels, session_numbers
 from s3prl_ekd.corpora.layout_speech import normalise
 from s3prl_ekd.corpora.prepare import prepare_manifest
@@ -226,6 +231,149 @@ def test_a_failed_run_leaves_the_earlier_result(corpus, tmp_path, capsys):
     assert "ZANZIBAR\tZ AE1" in (out / "pr" / "lexicon.txt").read_text()
 
 
+def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(corpus, tmp_path, monkeypatch, capsys):
+    """The second set comes from elsewhere, so that every path would be relative to another root."""
+    out, elsewhere = tmp_path / "data", tmp_path / "more"
+    prepare_manifest(corpus / "pretrain.tsv", out, name="one")
+    first = snapshot(out)
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "a.wav", np.zeros(4000), 16000)
+    for name in ("write_lengths", "write_pretrain_config"):
+        with monkeypatch.context() as patch:
+            original = getattr(layout_pretrain, name)
+
+            def full(file, *rest, original=original):
+                original(file, *rest)
+                raise OSError(28, "No space left on device", str(file))
+
+            patch.setattr(layout_pretrain, name, full)
+            assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert snapshot(out) == first
+    assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["pretrain", "pretrain.yaml"]
+    assert {path.name for path in (out / "pretrain").iterdir()} == {
+        *("one.csv", "more.csv", "root.txt", ".s3prl-ekd.json")
+    }
+
+
+def fill(folder: Path, text: str) -> None:
+    with folders.fresh_folder(folder, folder) as fresh:
+        (fresh / "file").write_text(text)
+
+
+KILLED = """
+import os, pathlib, shutil, sys
+from s3prl_ekd.corpora.folders import fresh_folder
+
+left = [int(sys.argv[2])]
+
+def killed_at_its_turn(original):
+    def act(*args, **kwargs):
+        if left[0] == 0:
+            os._exit(9)
+        left[0] -= 1
+        return original(*args, **kwargs)
+    return act
+
+pathlib.Path.rename = killed_at_its_turn(pathlib.Path.rename)
+shutil.rmtree = killed_at_its_turn(shutil.rmtree)
+folder = pathlib.Path(sys.argv[1])
+with fresh_folder(folder, folder) as fresh:
+    (fresh / "file").write_text("new")
+"""
+
+
+def test_a_kill_at_any_moment_loses_no_folder(tmp_path):
+    """Before each rename and removal of a replacement the process is ended; the next call finds the old or the new."""
+    found, moment, status = [], 0, 9
+    while status == 9:
+        folder = tmp_path / str(moment) / "pr"
+        fill(folder, "old")
+        status = subprocess.run([sys.executable, "-c", KILLED, folder, str(moment)], timeout=120).returncode
+        with pytest.raises(EkdError, match="stop"), folders.fresh_folder(folder, folder):
+            found.append((folder / "file").read_text())
+            raise EkdError("stop")
+        assert (folder / "file").read_text() == found[-1]
+        assert [path.name for path in folder.parent.iterdir()] == ["pr"]
+        moment += 1
+    assert status == 0
+    assert found == ["old"] * 3 + ["new"] * (moment - 3)  # the first removal and two renames come before it is there
+    assert moment > 4
+
+
+def test_a_linked_folder_stays_a_link(tmp_path):
+    (tmp_path / "other disk" / "pr").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pr").symlink_to(tmp_path / "other disk" / "pr")
+    for text in ("one", "two"):
+        fill(tmp_path / "data" / "pr", text)
+        assert (tmp_path / "data" / "pr").is_symlink()
+        assert (tmp_path / "other disk" / "pr" / "file").read_text() == text
+    assert [path.name for path in (tmp_path / "other disk").iterdir()] == ["pr"]
+
+
+def test_a_task_given_twice_is_refused_before_anything_is_written(corpus, tmp_path, capsys):
+    out, other = tmp_path / "data", tmp_path / "other" / "manifest.tsv"
+    other.parent.mkdir()
+    rows = (corpus / "sid.tsv").read_text().replace("audio/", f"{corpus}/audio/")
+    other.write_text(rows)
+    both = [str(corpus / "sid.tsv"), str(other)]
+    assert main(["prepare", "--manifest", *both, "--tasks", "sid", "--out", str(out)]) == 2
+    assert f"{both[0]} and {both[1]}: both are for task sid" in capsys.readouterr().err
+    same = [str(corpus / "pretrain.tsv"), str(corpus / "sid.tsv")]  # one folder, one name
+    assert main(["prepare", "--manifest", *same, "--tasks", "pretrain", "--out", str(out)]) == 2
+    assert "both are for the pretraining set corpus" in capsys.readouterr().err
+    voxceleb = ["voxceleb1", str(corpus), "--split-file", str(other)]
+    assert main(["prepare", *voxceleb, "--manifest", both[0], "--tasks", "sid", "--out", str(out)]) == 2
+    assert f"{both[0]} and voxceleb1 {corpus}: both are for task sid" in capsys.readouterr().err
+    assert not out.exists()
+    assert main(["prepare", "--manifest", *both, "--tasks", "pretrain", "--out", str(out)]) == 0
+    assert {file.stem for file in (out / "pretrain").glob("*.csv")} == {"corpus", "other"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--split-file", "x"], "--split-file: is for voxceleb1, not for manifest"),
+        (["librispeech", "."], "--tasks: librispeech is for pr, asr, pretrain, not for sid"),
+        (["voxceleb1", "nowhere", "--split-file", "x"], "nowhere: no such folder"),
+        (["voxceleb1", "."], "--split-file is missing"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(corpus, tmp_path, capsys, words, message):
+    out = tmp_path / "data"
+    assert main(["prepare", *words, "--manifest", str(corpus / "sid.tsv"), "--tasks", "sid", "--out", str(out)]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".", "..", ".hidden", "a\\b"])
+def test_a_set_is_named_inside_its_folder(corpus, tmp_path, capsys, name):
+    for words in (["audio", str(corpus)], ["--manifest", str(corpus / "pretrain.tsv")]):
+        assert main(["prepare", *words, "--name", name, "--out", str(tmp_path / "data")]) == 2
+        assert f"--name {name}: no name for a pretraining set" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_audio_of_other_types_is_counted_and_hidden_folders_are_not_entered(tmp_path, capsys):
+    folder = tmp_path / "talks"
+    for path in ("a.wav", "deep/b.FLAC", ".snapshot/a.wav", "deep/.Trash/c.wav", "deep/._b.wav"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / path, np.zeros(4000), 16000, format=Path(path).suffix[1:])
+    for path in ("c.m4a", "deep/d.M4A", "e.webm", ".snapshot/c.m4a", "notes.txt"):
+        (folder / path).write_bytes(b"x")
+    assert main(["prepare", "audio", str(folder), "--out", str(tmp_path / "data")]) == 0
+    shown = capsys.readouterr().out
+    assert "pretrain: 3 files of other types left out (.m4a, .webm)\n" in shown
+    assert "talks 2 " in shown
+
+
+def test_the_next_command_can_be_pasted(corpus, tmp_path):
+    for result in prepare_manifest(corpus / "asr.tsv", tmp_path / "my data", ["asr", "pretrain"]):
+        assert shlex.split(next_command(result))[-1] == str(result.config)
+
+
 def test_a_folder_that_is_not_ours_is_never_replaced(corpus, tmp_path):
     precious = tmp_path / "data" / "sid" / "speech.wav"
     precious.parent.mkdir(parents=True)
@@ -251,6 +399,13 @@ def test_what_cannot_be_written_is_one_line(corpus, tmp_path, capsys):
     [
         ("at your service, sir.", "AT YOUR SERVICE SIR"),
         ("I’ll “go”—now…", "I'LL GO NOW"),
+        ("and/or, yes,no", "AND OR YES NO"),
+        ("wait…what", "WAIT WHAT"),
+        ("Café.Noir (end).'Tis so", "CAFE NOIR END 'TIS SO"),
+        ("the U.S.A. and the U.S.'s p.m., e.g.this", "THE USA AND THE US'S PM EG THIS"),
+        ("J.K.Rowling met A.Smith. I am.I was", "JK ROWLING MET A SMITH I AM I WAS"),
+        ('“re”make said,"no"', "REMAKE SAID NO"),
+        ("'hello,' she", "'HELLO' SHE"),
         ("Café naïve", "CAFE NAIVE"),
         ("the well-known", "THE WELL KNOWN"),
         ("in 1999", None),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import soundfile
 import yaml
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.corpora import real
 from s3prl_ekd.corpora.lengths import read_lengths, samples_or_reason
 
 
@@ -41,6 +43,39 @@ def lexicon(tmp_path) -> Path:
     file = tmp_path / "lexicon.txt"
     file.write_text("HELLO\tHH AH0 L OW1\nWORLD\tW ER1 L D\n")
     return file
+
+
+@pytest.fixture
+def voxceleb1(tmp_path) -> tuple[Path, Path]:
+    """Two speakers with a clip for train, dev and test each, in two parts; and the split file."""
+    root, split = tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt"
+    entries = [(part, f"id1000{speaker}/video/{part:05d}.wav") for speaker in (1, 2) for part in (1, 2, 3)]
+    for index, (_, path) in enumerate(entries):
+        audio(root / ("dev" if index % 2 else "test") / "wav" / path)
+    split.write_text("".join(f"{part} {path}\n" for part, path in entries))
+    return root, split
+
+
+EMOTIONS = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx"]
+
+
+@pytest.fixture
+def iemocap(tmp_path) -> Path:
+    """Five sessions of one dialog with an utterance for each label, and one that is labelled and has no wav."""
+    root = tmp_path / "IEMOCAP"
+    for session in range(1, 6):
+        dialog = f"Ses0{session}F_impro01"
+        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n", "\n"]
+        for index, emotion in enumerate(EMOTIONS):
+            name = f"{dialog}_F{index:03d}"
+            audio(root / f"Session{session}" / "sentences" / "wav" / dialog / f"{name}.wav")
+            lines += [f"[6.2901 - 8.2357]\t{name}\t{emotion}\t[2.5, 2.5, 2.5]\n", "C-E2:\tNeutral;\t()\n", "\n"]
+        lines.append(f"[6.2901 - 8.2357]\t{dialog}_F999\tneu\t[2.5, 2.5, 2.5]\n")  # no such wav
+        labels = root / f"Session{session}" / "dialog" / "EmoEvaluation"
+        (labels / "Categorical").mkdir(parents=True)
+        (labels / f"{dialog}.txt").write_text("".join(lines))
+        (labels / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07")
+    return root
 
 
 def test_librispeech_is_used_in_place(librispeech, lexicon, tmp_path, capsys):
@@ -85,6 +120,76 @@ def test_librispeech_errors_name_what_is_missing(librispeech, lexicon, tmp_path,
     assert "dev-clean: no .flac file in it" in capsys.readouterr().err
 
 
+def test_librispeech_notes_what_a_checkout_or_s3prl_would_leave_out(librispeech, lexicon, tmp_path, capsys):
+    """Links to folders, which a git checkout's PR code does not follow, and .FLAC, which nobody looks for."""
+    out, words = tmp_path / "data", ["--lexicon", lexicon, "--tasks", "pr,asr"]
+    assert prepare("librispeech", librispeech, "--out", out, *words) == 0
+    printed = capsys.readouterr().out
+    assert "behind links" not in printed
+    assert ".FLAC" not in printed
+    moved = tmp_path / "disk 2" / "1"
+    moved.parent.mkdir()
+    (librispeech / "train-clean-100" / "1").rename(moved)
+    (librispeech / "train-clean-100" / "1").symlink_to(moved)
+    upper = librispeech / "dev-clean" / "2" / "7" / "2-7-0002.flac"
+    upper.rename(upper.with_suffix(".FLAC"))
+    assert prepare("librispeech", librispeech, "--out", out, *words) == 0
+    printed = capsys.readouterr().out
+    assert "pr: 3 files lie behind links to folders" in printed
+    assert "asr: 3 files lie behind" not in printed
+    for task in ("pr", "asr"):
+        assert f"{task}: 1 files left out: they end in .FLAC" in printed
+    assert "train-clean-100 3, dev-clean 2, test-clean 3" in " ".join(printed.split())
+    upper.with_suffix(".FLAC").rename(upper)
+    whole = librispeech.rename(tmp_path / "disk 2" / "LibriSpeech")
+    librispeech.symlink_to(whole)  # this one every list follows
+    (librispeech / "train-clean-100" / "1").unlink()
+    moved.rename(librispeech / "train-clean-100" / "1")
+    assert prepare("librispeech", librispeech, "--out", out, *words) == 0
+    assert "behind links" not in capsys.readouterr().out
+
+
+def test_a_transcript_of_another_encoding_is_one_line(librispeech, lexicon, tmp_path, capsys):
+    file = librispeech / "dev-clean" / "2" / "7" / "2-7.trans.txt"
+    file.write_bytes(file.read_bytes() + "2-7-0003 CAFÉ\n".encode("latin-1"))
+    assert prepare("librispeech", librispeech, "--out", tmp_path / "data", "--lexicon", lexicon) == 2
+    error = capsys.readouterr().err
+    assert f"{file}: not UTF-8 text" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", [(44100, 1), (16000, 2)])
+def test_audio_that_s3prl_would_read_wrongly_is_refused(
+    librispeech, lexicon, voxceleb1, iemocap, tmp_path, capsys, form
+):
+    """s3prl takes samples as they are; pretraining reads by our own reader, which converts."""
+    rate, channels = form
+    out = tmp_path / "data"
+    root, split = voxceleb1
+    calls = {
+        librispeech: ("librispeech", librispeech, "--lexicon", lexicon, "--tasks", "pr,asr"),
+        root: ("voxceleb1", root, "--split-file", split),
+        iemocap: ("iemocap", iemocap),
+    }
+    for corpus, words in calls.items():
+        assert prepare(*words, "--out", out) == 0
+        suffix = "flac" if corpus == librispeech else "wav"
+        first, second = sorted(corpus.rglob(f"*.{suffix}"))[:2]
+        for file in (first, second):
+            soundfile.write(file, 0.1 * np.ones((8000, channels)), rate)
+        capsys.readouterr()
+        assert prepare(*words, "--out", tmp_path / "none") == 2
+        error = capsys.readouterr().err
+        assert f"{first}: {rate} Hz, {channels} channel" in error
+        assert "; 2 of " in error
+        assert "(--manifest), which converts" in error
+        assert error.count("\n") == 1
+    assert not list((tmp_path / "none").iterdir())
+    speech = librispeech / "train-clean-100" / "1" / "7" / "1-7-0000.flac"
+    soundfile.write(speech, 0.1 * np.ones((8000, channels)), rate)
+    assert prepare("librispeech", librispeech, "--tasks", "pretrain", "--out", out) == 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "short"])
 def test_a_clip_that_would_end_a_training_is_named(librispeech, lexicon, tmp_path, capsys, damage):
     """A copy that was cut short has a sound header; s3prl's upstreams need a frame. Pretraining leaves both out."""
@@ -116,12 +221,8 @@ def test_a_wav_that_was_cut_short_is_named(tmp_path, subtype):
         assert samples_or_reason(file) == 16_000
 
 
-def test_voxceleb1_split_file_is_checked_against_the_wavs(tmp_path, capsys):
-    root, split, out = tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt", tmp_path / "data"
-    entries = [(part, f"id1000{speaker}/video/{part:05d}.wav") for speaker in (1, 2) for part in (1, 2, 3)]
-    for index, (_, path) in enumerate(entries):
-        audio(root / ("dev" if index % 2 else "test") / "wav" / path)
-    split.write_text("".join(f"{part} {path}\n" for part, path in entries))
+def test_voxceleb1_split_file_is_checked_against_the_wavs(voxceleb1, tmp_path, capsys):
+    (root, split), out = voxceleb1, tmp_path / "data"
     assert prepare("voxceleb1", root, "--out", out) == 2
     assert "--split-file is missing" in capsys.readouterr().err
     assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 0
@@ -143,22 +244,49 @@ def test_voxceleb1_split_file_is_checked_against_the_wavs(tmp_path, capsys):
         assert f"{split}:1: " in capsys.readouterr().err
 
 
-def test_iemocap_labels_are_s3prls(tmp_path, capsys):
+def test_voxceleb1_speakers_without_training_clips_are_noted(voxceleb1, tmp_path, capsys):
+    root, split = voxceleb1
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", tmp_path / "data") == 0
+    assert "cannot be identified" not in capsys.readouterr().out
+    split.write_text(split.read_text().replace("1 id10002", "2 id10002"))
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", tmp_path / "data") == 0
+    printed = capsys.readouterr().out
+    for part in ("dev", "test"):
+        assert f"sid: 1 speakers of {part} are not in train and cannot be identified: id10002\n" in printed
+
+
+def test_iemocap_copies_are_no_further_utterances(iemocap, tmp_path, capsys):
+    """A copied label file and a copied wav, as a hand in a file manager leaves them."""
+    out, labels = tmp_path / "data", iemocap / "Session1" / "dialog" / "EmoEvaluation"
+    assert prepare("iemocap", iemocap, "--out", out) == 0
+    first = {file: file.read_text() for file in (out / "er").rglob("*.json")}
+    assert len(first) > 10
+    original = labels / "Ses01F_impro01.txt"
+    copy = original.with_name("Ses01F_impro01 (1).txt")
+    copy.write_text(original.read_text())
+    dialog = iemocap / "Session1" / "sentences" / "wav" / "Ses01F_impro01"
+    for other in (dialog.parent / "backup", dialog.parent / "A" / dialog.name):
+        shutil.copytree(dialog, other)
+    capsys.readouterr()
+    assert prepare("iemocap", iemocap, "--out", out) == 0
+    assert {file: file.read_text() for file in (out / "er").rglob("*.json")} == first
+    assert "er: 25 utterances; SUPERB's folds hold 5531\n" in capsys.readouterr().out
+    copy.write_text(original.read_text().replace("_F000\tneu", "_F000\tfru"))
+    assert prepare("iemocap", iemocap, "--out", out) == 2
+    error = capsys.readouterr().err
+    assert f"{original}: Ses01F_impro01_F000 is neu, but fru in {copy}" in error
+    assert {file: file.read_text() for file in (out / "er").rglob("*.json")} == first
+
+
+def test_iemocap_as_superb_has_it_needs_no_note(iemocap, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(real, "IEMOCAP_UTTERANCES", 25)
+    assert prepare("iemocap", iemocap, "--out", tmp_path / "data") == 0
+    assert "SUPERB's folds" not in capsys.readouterr().out
+
+
+def test_iemocap_labels_are_s3prls(iemocap, tmp_path, capsys):
     """Against what s3prl's IEMOCAP_preprocess.py keeps: four emotions, excited as happy, labelled wavs only."""
-    root, out = tmp_path / "IEMOCAP", tmp_path / "data"
-    emotions = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx"]
-    for session in range(1, 6):
-        dialog = f"Ses0{session}F_impro01"
-        lines = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n", "\n"]
-        for index, emotion in enumerate(emotions):
-            name = f"{dialog}_F{index:03d}"
-            audio(root / f"Session{session}" / "sentences" / "wav" / dialog / f"{name}.wav")
-            lines += [f"[6.2901 - 8.2357]\t{name}\t{emotion}\t[2.5, 2.5, 2.5]\n", "C-E2:\tNeutral;\t()\n", "\n"]
-        lines.append(f"[6.2901 - 8.2357]\t{dialog}_F999\tneu\t[2.5, 2.5, 2.5]\n")  # no such wav
-        labels = root / f"Session{session}" / "dialog" / "EmoEvaluation"
-        (labels / "Categorical").mkdir(parents=True)
-        (labels / f"{dialog}.txt").write_text("".join(lines))
-        (labels / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07")
+    root, out = iemocap, tmp_path / "data"
     assert prepare("iemocap", root, "--out", out) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Session1/Ses01F_impro01_F999 and 4 more: labelled, but not in sentences/wav" in printed

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPO
 
 from s3prl_ekd import demo
 from s3prl_ekd.errors import EkdError
@@ -30,9 +32,54 @@ def test_a_done_stage_is_not_done_again(tmp_path):
         one.stage("speech", "speak", lambda: calls.append("speech"))
         one.stage("report", "write", lambda: calls.append("report"), again=True)
     assert calls == ["speech", "report", "report"]
-    with pytest.raises(EkdError, match="without --small|with --small|add --fresh"):
-        demo.Demo(tmp_path / "out", small=False, device="cpu")
-    demo.Demo(tmp_path / "out", small=False, device="cpu", fresh=True)
+
+
+@pytest.mark.parametrize(("small", "was"), [(True, "with"), (False, "without")])
+def test_a_demo_of_the_other_size_is_not_continued(tmp_path, small, was):
+    demo.Demo(tmp_path / "out", small=small, device="cpu")
+    with pytest.raises(EkdError, match=f"/out: its demo was made {was} --small; add --fresh$"):
+        demo.Demo(tmp_path / "out", small=not small, device="cpu")
+    demo.Demo(tmp_path / "out", small=not small, device="cpu", fresh=True)
+
+
+@pytest.mark.parametrize("text", ["", '{"small": true, "sta', "[1]", '{"small": true, "stages": []}', '{"stages": {}}'])
+def test_a_cut_record_is_named_and_fresh_mends_it(tmp_path, text):
+    demo.Demo(tmp_path, small=True, device="cpu")
+    marker = tmp_path / demo.MARKER
+    marker.write_text(text)
+    with pytest.raises(EkdError, match=r"demo\.json: .*; add --fresh, which empties the folder first$") as caught:
+        demo.Demo(tmp_path, small=True, device="cpu")
+    assert str(marker) in str(caught.value)
+    demo.Demo(tmp_path, small=True, device="cpu", fresh=True)
+    assert json.loads(marker.read_text()) == {"small": True, "stages": {}}
+
+
+def test_a_full_disk_leaves_the_earlier_record(tmp_path, monkeypatch):
+    one = demo.Demo(tmp_path, small=True, device="cpu")
+    before = (tmp_path / demo.MARKER).read_bytes()
+
+    def cut(path, text):
+        path.write_bytes(text[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", cut)
+    with pytest.raises(OSError, match="No space left"):
+        one.stage("speech", "speak", lambda: None)
+    assert (tmp_path / demo.MARKER).read_bytes() == before
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3"])
+def test_make_finds_whichever_python_there_is(tmp_path, name):
+    program = tmp_path / "bin" / name
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    words = [shutil.which("make"), "-n", "setup", f"VENV={tmp_path / 'venv'}"]
+    shown = subprocess.run(
+        words, cwd=REPO, env={"PATH": str(program.parent)}, capture_output=True, text=True, check=True
+    )
+    assert f'test -n "{program}"' in shown.stdout
 
 
 def test_a_failed_command_names_itself(tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
 import yaml
-from bridge_corpora import librispeech
+from bridge_corpora import iemocap, librispeech, voxceleb
 
 from s3prl_ekd import doctor
 from s3prl_ekd.cli import main
@@ -60,6 +61,81 @@ def test_a_teacher_not_yet_downloaded_is_no_fault(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(download, "get_dir", lambda: tmp_path)
     (row,) = doctor.teachers(model_config(tmp_path, {"name": "a", "source": "hubert_base", "layers": [4]}))[1:]
     assert row.state == "note" and "not downloaded" in row.found and "https://" in row.todo
+
+
+def prepared_data(tmp_path: Path) -> dict[str, Path]:
+    """DATA with all tasks, of made corpora: what each task would miss, by task."""
+    libri, vox, emotions = librispeech(tmp_path / "l"), voxceleb(tmp_path / "v"), iemocap(tmp_path / "i")
+    out = tmp_path / "data"
+    prepare = ["prepare", "--out", str(out)]
+    assert main([*prepare, "librispeech", str(libri["root"]), "--lexicon", str(libri["lexicon"])]) == 0
+    assert main([*prepare, "voxceleb1", str(vox["root"]), "--split-file", str(vox["table"])]) == 0
+    rows = [(file, str(1 + index % 2), "neu" if index % 3 else "sad")
+            for index, file in enumerate(sorted(emotions["root"].rglob("*.wav")))]  # fmt: skip
+    table = "".join(f"{file}\t{fold}\ts{fold}\t{emotion}\n" for file, fold, emotion in rows)
+    (tmp_path / "er.tsv").write_text("path\tfold\tspeaker\temotion\n" + table)
+    assert main([*prepare, "--manifest", str(tmp_path / "er.tsv")]) == 0
+    return {
+        "pr": libri["root"] / "test-clean",
+        "sid": vox["root"] / "dev" / "wav" / "id10002" / "video3",
+        "er": next(file for file, fold, _ in rows if fold == "2"),
+        "asr": libri["root"],
+        "pretrain": libri["root"],
+    }
+
+
+def test_data_whose_corpora_are_gone_is_broken(tmp_path: Path) -> None:
+    """In SID and ER one clip is, in PR one split."""
+    corpora, data = prepared_data(tmp_path), tmp_path / "data"
+    rows = {row.what: row for row in doctor.prepared(data)}
+    assert {name: row.state for name, row in rows.items()} == dict.fromkeys(corpora, "ok")
+    assert rows["er"].found == f"{data / 'er.yaml'} (2 folds)"
+    assert "6 utterances" in rows["pretrain"].found
+    for task, path in corpora.items():
+        path.rename(tmp_path / "away")
+        rows = {row.what: row for row in doctor.prepared(data)}
+        # PR, ASR and pretraining are all of LibriSpeech
+        assert {name for name, row in rows.items() if row.state == "broken"} == (
+            {"pr", "asr", "pretrain"} if path == corpora["asr"] else {task}
+        )
+        assert path.name in rows[task].found and "\n" not in rows[task].found
+        assert "prepare this folder again" in rows[task].todo
+        (tmp_path / "away").rename(path)
+
+
+def test_each_fold_of_emotion_is_looked_at(tmp_path: Path) -> None:
+    prepared_data(tmp_path)
+    data = tmp_path / "data"
+    (data / "er" / "meta_data" / "Session2" / "test_meta_data.json").unlink()
+    (row,) = [row for row in doctor.prepared(data) if row.what == "er"]
+    assert row.state == "broken" and "fold2: " in row.found and "test_meta_data.json: no such file" in row.found
+    (data / "er" / "folds.json").write_text("[1")
+    (row,) = [row for row in doctor.prepared(data) if row.what == "er"]
+    assert row.state == "broken" and "folds.json: cannot be read as a list of folds" in row.found
+    (data / "er.yaml").write_text("runner: [1\n")
+    rows = {row.what: row for row in doctor.prepared(data)}
+    assert rows["er"].state == "broken" and "er.yaml: line 2 is not valid YAML" in rows["er"].found
+    assert rows["sid"].state == "ok"
+
+
+def test_every_required_package_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    (row,) = doctor.other_packages()
+    assert row.state == "ok" and row.what == "other packages"
+    count = int(row.found.split()[0])
+    assert count >= 10 and row.found == f"{count} of {count} installed"
+    original = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name in ("jiwer", "pyyaml"):
+            raise importlib.metadata.PackageNotFoundError(name)
+        return original(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    rows = {row.what: row for row in doctor.software()}
+    assert rows["other packages"].found == f"{count - 2} of {count} installed"
+    for name in ("jiwer", "pyyaml"):
+        assert rows[name] == doctor.Finding(name, "broken", "not installed", f"pip install {name}")
+    assert not {"pytest", "onnx"} & set(rows)  # those of extras are nobody's need
 
 
 def test_a_broken_config_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

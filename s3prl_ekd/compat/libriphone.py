@@ -1,8 +1,9 @@
 """Phone transcripts of a LibriSpeech tree for s3prl's ``ctc`` task, where the installed s3prl lacks that code.
 
 Behaves as s3prl's dataset of the same name (s3prl/downstream/ctc/corpus/libriphone.py, left out of the registry's
-wheel): first pronunciation wins, utterances sorted by phone length, a bucket is a run of neighbours. Two differences:
-files are listed in a fixed order, and a corpus smaller than a batch is one item (of which s3prl may give a part only).
+wheel): first pronunciation wins, utterances sorted by phone length, a bucket is a run of neighbours. Three differences:
+files are listed in a fixed order, also behind links to folders, and a corpus smaller than a batch is one item (of which
+s3prl may give a part only).
 Only the dataset is here; batching and audio reading stay s3prl's (``s3prl.downstream.ctc.data``).
 """
 
@@ -15,6 +16,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
+from s3prl_ekd.audio import find_audio
 from s3prl_ekd.errors import EkdError
 
 log = logging.getLogger(__name__)
@@ -56,9 +58,7 @@ class LibriPhoneDataset(Dataset):
         items: list[Item] = []
         for name in split:
             folder = Path(path, name)
-            files = sorted(file for file in folder.rglob("*.flac") if not file.name.startswith("."))  # macOS leaves ._X
-            if not files:
-                raise EkdError(f"config downstream_expert.corpus: {folder}: no *.flac file below this folder")
+            files = _flac_files(folder)
             transcripts: dict[Path, dict[str, str]] = {}
             for file in files:
                 text_file = file.parent / f"{file.stem.rpartition('-')[0]}.trans.txt"
@@ -92,6 +92,17 @@ class LibriPhoneDataset(Dataset):
         return len(self.file_list)
 
 
+def _flac_files(folder: Path) -> list[Path]:
+    """Files that end in ``.flac``, as ``prepare`` counts them; s3prl's own list has none in upper case either."""
+    try:
+        files = [file for file in find_audio(folder, {".flac"}) if file.suffix == ".flac"]
+    except EkdError as error:
+        raise EkdError(f"config downstream_expert.corpus: {error}") from error
+    if not files:
+        raise EkdError(f"config downstream_expert.corpus: {folder}: no *.flac file below this folder (*.FLAC only)")
+    return files
+
+
 def _read_lexicons(files: Iterable[str]) -> dict[str, list[str]]:
     if isinstance(files, str):
         raise EkdError(f"config downstream_expert.corpus.lexicon: {files!r}: expected a list of files")
@@ -116,7 +127,7 @@ def _read_transcripts(file: Path) -> dict[str, str]:
 
 def _lines(file: Path, key: str = "") -> list[str]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")  # Windows editors begin a file with a byte order mark
     except OSError as error:
         raise EkdError(f"{key}{file}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:

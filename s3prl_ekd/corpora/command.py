@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from s3prl_ekd.audio import count_other_audio, find_audio
 from s3prl_ekd.corpora.folders import Prepared
-from s3prl_ekd.corpora.layout_pretrain import find_audio, prepare_pretrain
-from s3prl_ekd.corpora.prepare import parse_tasks, prepare_manifest
+from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
+from s3prl_ekd.corpora.prepare import lay_out, parse_tasks, plan_manifest
 from s3prl_ekd.corpora.real import prepare_iemocap, prepare_librispeech, prepare_voxceleb1
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -97,16 +99,21 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
         raise EkdError(f"prepare: give --manifest FILE, or one of {', '.join(SOURCES[1:])} and a PATH (see --help)")
     if args.name and len(manifests) > 1:
         raise EkdError("--name: one name for several manifests; give them one by one")
-    results = []
-    for manifest in manifests:
-        results += prepare_manifest(manifest, args.out, tasks, args.lexicon, args.root, args.skip_bad, args.name)
     used = {"manifest"} if manifests else set()
     _check_options(args, used | ({source} if source else set()))
+    wanted: Sequence[str] = ()
     if source in TASKS_OF:
         wanted = tasks or TASKS_OF[source]
-        foreign = [task for task in wanted if task not in TASKS_OF[source]]
-        if foreign:
-            raise EkdError(f"--tasks: {source} is for {', '.join(TASKS_OF[source])}, not for {', '.join(foreign)}")
+        _check_source(source, args, wanted)
+    plans = [plan_manifest(manifest, tasks, args.root) for manifest in manifests]
+    claims = [(str(rows.file), args.name or rows.name, served) for rows, served in plans]
+    if wanted:
+        claims.append((f"{source} {args.path}", args.name or args.path.resolve().name, wanted))
+    _check_no_task_twice(claims)
+    results = []
+    for rows, tasks_of in plans:
+        results += lay_out(rows, tasks_of, args.out, args.lexicon, args.skip_bad, args.name)
+    if wanted:
         args.out.mkdir(parents=True, exist_ok=True)
         results += _real(source, args, wanted)
     return results
@@ -120,27 +127,52 @@ def _check_options(args: argparse.Namespace, sources: set[str]) -> None:
             raise EkdError(f"{flag}: is for {' and '.join(sorted(readers))}, not for {', '.join(sorted(sources))}")
 
 
-def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[Prepared]:
+def _check_source(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> None:
+    foreign = [task for task in tasks if task not in TASKS_OF[source]]
+    if foreign:
+        raise EkdError(f"--tasks: {source} is for {', '.join(TASKS_OF[source])}, not for {', '.join(foreign)}")
     if not args.path.is_dir():
         raise EkdError(f"{args.path}: no such folder")
+    if source == "voxceleb1" and not args.split_file:
+        raise EkdError("prepare voxceleb1: --split-file is missing; VoxCeleb1's iden_split.txt is meant")
+
+
+def _check_no_task_twice(claims: Sequence[tuple[str, str, Sequence[str]]]) -> None:
+    """A task has one folder, and a pretraining set one table: the second in a call would replace the first.
+
+    ``claims``: what is given, its name as a pretraining set, its tasks.
+    """
+    first: dict[str, str] = {}
+    for given, name, tasks in claims:
+        for task in tasks:
+            place = f"the pretraining set {name}" if task == "pretrain" else f"task {task}"
+            if place in first:
+                raise EkdError(
+                    f"{first[place]} and {given}: both are for {place}; give one, or choose by --tasks, --name"
+                )
+            first[place] = given
+
+
+def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[Prepared]:
     if source == "librispeech":
         return prepare_librispeech(args.path, args.out, tasks, args.lexicon)
     if source == "voxceleb1":
-        if not args.split_file:
-            raise EkdError("prepare voxceleb1: --split-file is missing; VoxCeleb1's iden_split.txt is meant")
         return [prepare_voxceleb1(args.path, args.out, args.split_file, args.allow_missing)]
     if source == "iemocap":
         return [prepare_iemocap(args.path, args.out)]
     name = args.name or args.path.resolve().name
-    return [prepare_pretrain({name: find_audio(args.path)}, args.out, args.path)]
+    others, types = count_other_audio(args.path)
+    notes = [f"{others} files of other types left out ({', '.join(types)})"] if others else []
+    return [prepare_pretrain({name: find_audio(args.path)}, args.out, args.path, notes=notes)]
 
 
 def next_command(result: Prepared) -> str:
     """The s3prl command that uses what was prepared."""
+    config = shlex.quote(str(result.config))
     if result.task == "pretrain":
-        return f"run_pretrain.py -u ekd -n NAME -c {result.config}"
+        return f"run_pretrain.py -u ekd -n NAME -c {config}"
     downstream = DOWNSTREAM[result.task]
-    return f"run_downstream.py -m train -n NAME-{result.task} -u ekd_student -k CKPT -d {downstream} -c {result.config}"
+    return f"run_downstream.py -m train -n NAME-{result.task} -u ekd_student -k CKPT -d {downstream} -c {config}"
 
 
 def show(results: Sequence[Prepared], console: Console | None = None) -> None:

@@ -59,20 +59,32 @@ def write_marker(folder: Path, source: Path) -> None:
 def fresh_folder(folder: Path, source: Path) -> Iterator[Path]:
     """Build a task's folder aside and put it in place at the end, so that a failed run leaves the old one as it was.
 
-    Yields the folder to fill; inside it only absolute links, or paths that hold after it was renamed to ``folder``.
+    Yields the folder to fill; inside it only absolute links, or paths that hold after it was renamed to ``folder``. The
+    old one is removed last: whatever a kill leaves behind, the next call finds it, old or new.
     """
     check_replaceable(folder)
-    partial = folder.with_name(f".{folder.name}.partial")
+    folder = folder.resolve()  # a link to another disk stays one
+    partial, before = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.before")
+    _settle(folder, before)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         write_marker(partial, source)
         yield partial
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(before)
         partial.rename(folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        _settle(folder, before)
+
+
+def _settle(folder: Path, before: Path) -> None:
+    """Remove what was replaced, or bring it back where nothing has taken its place."""
+    if before.is_dir() and folder.exists():
+        shutil.rmtree(before, ignore_errors=True)
+    elif before.is_dir():
+        before.rename(folder)
 
 
 def place(clips: Sequence[Clip], targets: Sequence[Path], flac_only: bool) -> int:

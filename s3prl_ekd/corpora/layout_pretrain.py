@@ -10,34 +10,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ekd.audio import AUDIO_SUFFIXES, SAMPLE_RATE
-from s3prl_ekd.corpora.folders import Prepared, check_replaceable, config_template, write_config, write_marker
+from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.corpora.folders import Prepared, config_template, fresh_folder, write_config
 from s3prl_ekd.corpora.lengths import in_parallel, read_lengths, samples_or_reason, write_lengths
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
-
-
-def find_audio(folder: Path) -> list[Path]:
-    """Every audio file below a folder, in a fixed order.
-
-    Raises:
-        EkdError: no such folder, or no audio in it.
-    """
-    if not folder.is_dir():
-        raise EkdError(f"{folder}: no such folder")
-    found, seen = [], set()
-    for base, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(base)
-        if real in seen:  # a link back up, or a second way to the same folder
-            folders.clear()
-            continue
-        seen.add(real)
-        # macOS leaves "._name" companions in unpacked archives.
-        found += [Path(base, name) for name in names if name[0] != "." and Path(name).suffix.lower() in AUDIO_SUFFIXES]
-    if not found:
-        raise EkdError(f"{folder}: no audio files in it ({', '.join(sorted(AUDIO_SUFFIXES))})")
-    return sorted(found)
 
 
 def prepare_pretrain(
@@ -46,18 +24,56 @@ def prepare_pretrain(
     """Write ``pretrain/<set>.csv`` for each set, ``pretrain/root.txt`` and ``pretrain.yaml`` under ``out``.
 
     Args:
-        sets: audio files of each set; those that cannot be read or are shorter than 0.05 s are left out, and counted.
+        sets: audio files of each set, by its name (:func:`check_set_name`); those that cannot be read or are shorter
+            than 0.05 s are left out, and counted.
         out: the data folder.
         source: where they come from, for messages.
         speakers: how many, where known.
         notes: what to say besides.
 
     Raises:
-        EkdError: no readable audio in a set, or a folder that is not ours.
+        EkdError: a name that is none, no readable audio in a set, or a folder that is not ours.
     """
-    folder = out / "pretrain"
-    check_replaceable(folder)
+    for name in sets:
+        check_set_name(name)
+    folder, config = out / "pretrain", out / "pretrain.yaml"
     notes = list(notes)
+    with fresh_folder(folder, source) as fresh:
+        measured = _measured(sets, source, notes)
+        for name, entries in _earlier(folder).items():
+            if name in measured and {file for file, _ in entries} != {file for file, _ in measured[name]}:
+                notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
+            measured.setdefault(name, entries)
+        root = Path(os.path.commonpath([file.parent for entries in measured.values() for file, _ in entries]))
+        for name, entries in measured.items():
+            write_lengths(fresh / f"{name}.csv", [(file.relative_to(root).as_posix(), n) for file, n in entries])
+        (fresh / "root.txt").write_text(f"{root}\n", encoding="utf-8")
+        write_pretrain_config(fresh / config.name, root, folder.absolute(), sorted(measured))
+    # written above, so that a full disk cannot leave the old root beside the new tables
+    (folder / config.name).replace(config)
+    lengths = [[samples for _, samples in measured[name]] for name in sorted(measured)]
+    return Prepared(
+        task="pretrain",
+        config=config,
+        splits=tuple(sorted(measured)),
+        utterances=tuple(map(len, lengths)),
+        minutes=sum(map(sum, lengths)) / SAMPLE_RATE / 60,
+        speakers=speakers if set(sets) == set(measured) else 0,
+        notes=tuple(notes),
+    )
+
+
+def check_set_name(name: str) -> None:
+    """Raise unless ``pretrain/NAME.csv`` is a visible file of that folder."""
+    if name.startswith(".") or "/" in name or "\\" in name:
+        raise EkdError(
+            f"--name {name}: no name for a pretraining set, a file pretrain/NAME.csv; expected one without / "
+            "and without a dot in front"
+        )
+
+
+def _measured(sets: dict[str, Sequence[Path]], source: Path, notes: list[str]) -> dict[str, list[tuple[Path, int]]]:
+    """Absolute path and samples of every file of each set; what is left out is added to ``notes``."""
     measured: dict[str, list[tuple[Path, int]]] = {}
     for name, files in sets.items():
         files = [Path(os.path.abspath(file)) for file in files]
@@ -69,27 +85,7 @@ def prepare_pretrain(
             unread = next(text for text in results if isinstance(text, str))
             notes.append(f"{name}: {len(files) - len(good)} of {len(files)} files left out, first: {unread}")
         measured[name] = good
-    for name, entries in _earlier(folder).items():
-        if name in measured and {file for file, _ in entries} != {file for file, _ in measured[name]}:
-            notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
-        measured.setdefault(name, entries)
-    root = Path(os.path.commonpath([file.parent for entries in measured.values() for file, _ in entries]))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_marker(folder, source)
-    for name, entries in measured.items():
-        write_lengths(folder / f"{name}.csv", [(file.relative_to(root).as_posix(), n) for file, n in entries])
-    (folder / "root.txt").write_text(f"{root}\n", encoding="utf-8")
-    write_pretrain_config(out / "pretrain.yaml", root, folder.absolute(), sorted(measured))
-    lengths = [[samples for _, samples in measured[name]] for name in sorted(measured)]
-    return Prepared(
-        task="pretrain",
-        config=out / "pretrain.yaml",
-        splits=tuple(sorted(measured)),
-        utterances=tuple(map(len, lengths)),
-        minutes=sum(map(sum, lengths)) / SAMPLE_RATE / 60,
-        speakers=speakers if set(sets) == set(measured) else 0,
-        notes=tuple(notes),
-    )
+    return measured
 
 
 def _earlier(folder: Path) -> dict[str, list[tuple[Path, int]]]:

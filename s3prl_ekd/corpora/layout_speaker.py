@@ -62,15 +62,21 @@ def write_sid_config(file: Path, root: Path, split_file: Path) -> None:
     write_config(file, config, "downstream_configs/sid.yaml")
 
 
-def _summary(config: Path, clips: Sequence[Clip], speakers: int, converted: int) -> Prepared:
-    notes = [f"{converted} files converted to 16 kHz mono FLAC"] if converted else []
-    heard = {clip.row.speaker for clip in clips if clip.row.split == "train"}
+def unheard_notes(speakers: dict[str, set[str]]) -> list[str]:
+    """What to say of speakers of dev and test whom training has no clip of. ``speakers``: those of each split."""
+    notes = []
     for split in ("dev", "test"):
-        unheard = {clip.row.speaker for clip in clips if clip.row.split == split} - heard
+        unheard = speakers[split] - speakers["train"]
         if unheard:
             notes.append(
                 f"{len(unheard)} speakers of {split} are not in train and cannot be identified: {min(unheard)}"
             )
+    return notes
+
+
+def _summary(config: Path, clips: Sequence[Clip], speakers: int, converted: int) -> Prepared:
+    notes = [f"{converted} files converted to 16 kHz mono FLAC"] if converted else []
+    notes += unheard_notes({split: {c.row.speaker for c in clips if c.row.split == split} for split in SPLITS})
     return Prepared(
         task="sid",
         config=config,

@@ -37,6 +37,8 @@ from s3prl_ekd.errors import EkdError
 logger = logging.getLogger(__name__)
 
 TREE = "LibriSpeech"
+QUOTES = set('"\N{DOUBLE LOW-9 QUOTATION MARK}\N{SINGLE LOW-9 QUOTATION MARK}')  # besides the categories Pi and Pf
+INITIALISM = re.compile(r"(?<![A-Z'])[A-Z](?:\.[A-Z](?![A-Z]))+(?:\.(?![A-Z]))?")  # U.S.A. and J.K; not A.Smith
 SPEAKABLE = set("%&@#*")  # punctuation that is read out: dropping it would change the transcript
 
 
@@ -58,8 +60,9 @@ class Utterance:
 def normalise(text: str) -> str | None:
     """A transcript in the 27 letters of s3prl's ASR dictionary (A-Z and '), or None where it cannot be.
 
-    Accents are stripped, hyphens split words, other punctuation is dropped; digits and signs that are read out as
-    words have no letters of their own.
+    Accents are stripped. Hyphens split words, as does other punctuation between two letters ("and/or", "wait…what"),
+    except quotation marks and the dots of initialisms ("U.S.A." is USA). Punctuation elsewhere is dropped. Digits and
+    signs that are read out as words have no letters of their own.
     """
     text = unicodedata.normalize("NFKD", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").upper())
     kept = []
@@ -69,11 +72,15 @@ def normalise(text: str) -> str | None:
             kept.append(char)
         elif category in ("Pd", "Pc") or char.isspace():
             kept.append(" ")
-        elif category == "Mn" or (category[0] == "P" and char not in SPEAKABLE):
+        elif category == "Mn" or char in QUOTES or category in ("Pi", "Pf"):
             continue
+        elif category[0] == "P" and char not in SPEAKABLE:
+            kept.append("." if char == "." else ",")
         else:
             return None
-    words = [word for word in "".join(kept).split() if word.strip("'")]
+    text = INITIALISM.sub(lambda found: found[0].replace(".", ""), "".join(kept))
+    text = re.sub(r"(?<=[A-Z'])[.,]+(?='?[A-Z])", " ", text)
+    words = [word for word in re.sub("[.,]", "", text).split() if word.strip("'")]
     return " ".join(words) or None
 
 
@@ -231,6 +238,8 @@ def lexicon_notes(lexicon: Lexicon) -> list[str]:
     notes = [f"lexicon: {len(lexicon.words)} words"]
     if lexicon.given:
         notes[0] += f"; its phones equal the manifest's for {lexicon.equal} of {lexicon.given} utterances"
+    if lexicon.borrowed:
+        notes.append(f"{len(lexicon.borrowed)} words from CMUdict, which --lexicon lacks, first: {lexicon.borrowed[0]}")
     if lexicon.learned:
         notes.append(
             f"{len(lexicon.learned)} words pronounced as the manifest's phones say, first: {lexicon.learned[0]}"

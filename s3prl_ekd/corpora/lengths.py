@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import soundfile
 
-from s3prl_ekd.audio import SAMPLE_RATE, AudioError, audio_info
+from s3prl_ekd.audio import SAMPLE_RATE, AudioError, AudioInfo, audio_info
 from s3prl_ekd.corpora.manifest import Manifest, Row
 from s3prl_ekd.errors import EkdError
 
@@ -49,13 +49,19 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> li
 
 
 def samples_or_reason(path: Path) -> int | str:
-    """A file's length in samples at 16 kHz, or why it cannot be trained on.
+    """A file's length in samples at 16 kHz, or why it cannot be trained on (:func:`info_or_reason`)."""
+    info = info_or_reason(path)
+    return info if isinstance(info, str) else info.samples
 
-    The length is the header's, and the last tenth of a second is read: a copy that was cut short has a sound header,
-    and would end a training hours later. (A quarter of a millisecond a file; :func:`probe` decodes all of it.)
+
+def info_or_reason(path: Path) -> AudioInfo | str:
+    """What a file's header says, or why the file cannot be trained on.
+
+    The last tenth of a second is read as well: a copy that was cut short has a sound header, and would end a training
+    hours later. (A quarter of a millisecond a file; :func:`probe` decodes all of it.)
     """
     try:
-        samples = audio_info(path).samples
+        info = audio_info(path)
         with soundfile.SoundFile(str(path)) as file:
             last = min(file.frames, file.samplerate // 10)
             file.seek(file.frames - last)
@@ -66,7 +72,7 @@ def samples_or_reason(path: Path) -> int | str:
         whole = False
     if not whole:
         return f"{path}: the audio data is damaged (its end is missing)"
-    return _too_short(path, samples) or samples
+    return _too_short(path, info.samples) or info
 
 
 def _wav_is_cut(path: Path, file: soundfile.SoundFile) -> bool:
@@ -100,16 +106,18 @@ def probe(manifest: Manifest, skip_bad: bool = False) -> list[Clip]:
             others), or no row is left.
     """
     results = in_parallel(_open, manifest.rows)
-    first_line: dict[Path, int] = {}
+    first: dict[str, Row] = {}  # by the file itself: another spelling of its path or a link to it is no other audio
     clips, bad = [], []
     for row, result in zip(manifest.rows, results, strict=True):
         if isinstance(result, str):
             bad.append(f"{manifest.where(row)}: {result}")
-        elif row.audio in first_line:
-            bad.append(f"{manifest.where(row)}: {row.path} is listed twice (first in line {first_line[row.audio]})")
-        else:
-            first_line[row.audio] = row.line
+            continue
+        other = first.setdefault(os.path.realpath(row.audio), row)
+        if other is row:
             clips.append(result)
+        else:
+            again = "listed twice, first" if other.path == row.path else f"the same file as {other.path}"
+            bad.append(f"{manifest.where(row)}: {row.path} is {again} in line {other.line}")
     if bad and not skip_bad:
         more = f" (and {len(bad) - 1} more rows like it; --skip-bad leaves them out)" if len(bad) > 1 else ""
         raise EkdError(bad[0] + (more or " (--skip-bad leaves it out)"))

@@ -33,13 +33,15 @@ class Lexicon:
     """A pronunciation for each word, and how it agrees with the manifest.
 
     ``given``: utterances whose manifest gives phones; ``equal``: those of them whose words' phones, joined, are the
-    same; ``learned``: words whose pronunciation came out of such phones.
+    same; ``learned``: words whose pronunciation came out of such phones; ``borrowed``: words that the given lexicon
+    files lack and CMUdict has (empty where no file was given).
     """
 
     words: dict[str, Phones]
     given: int
     equal: int
     learned: tuple[str, ...]
+    borrowed: tuple[str, ...] = ()
 
     def write(self, file: Path) -> None:
         lines = (f"{word}\t{' '.join(phones)}\n" for word, phones in sorted(self.words.items()))
@@ -55,18 +57,21 @@ def phoneme_set() -> frozenset[str]:
 def read_lexicon(file: str | Path) -> dict[str, list[Phones]]:
     """Read ``WORD<TAB>PH PH PH`` lines (also CMUdict's own format); words are upper-cased, order is kept.
 
+    What is behind a ``#`` is a comment, as are lines that begin with ``;;;``.
+
     Raises:
         EkdError: no such file, not text, or a line with a word and no phones.
     """
     entries: dict[str, list[Phones]] = {}
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()  # Windows editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise EkdError(f"{file}: cannot be read as a lexicon ({error})") from error
     for number, line in enumerate(lines, start=1):
-        if not line.strip() or line.startswith(";;;"):
+        text = line.partition("#")[0].strip()
+        if not text or text.startswith(";;;"):
             continue
-        word, *phones = line.split("#")[0].split()
+        word, *phones = text.split()
         if not phones:
             raise EkdError(f"{file}:{number}: {word!r} has no phones; expected WORD<TAB>PH PH PH")
         entries.setdefault(re.sub(r"\(\d+\)$", "", word).upper(), []).append(tuple(phones))
@@ -121,7 +126,8 @@ def build_lexicon(
     _check_phones(chosen, source)
     equal = sum(sum((chosen[word] for word in text), ()) == phones for text, phones in with_phones)
     learned = tuple(word for word in words if chosen[word] not in known.get(word, ()))
-    return Lexicon({word: chosen[word] for word in words}, len(with_phones), equal, learned)
+    borrowed = tuple(word for word in words if files and not _look_up(word, fixed) and word not in learned)
+    return Lexicon({word: chosen[word] for word in words}, len(with_phones), equal, learned, borrowed)
 
 
 def _check_phones(chosen: dict[str, Phones], source: str | Path) -> None:

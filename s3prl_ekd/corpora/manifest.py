@@ -89,7 +89,7 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
             if "kind" in columns and "speaker" not in columns:
                 raise EkdError(f"{file}:1: a list of noises (column 'kind'), not of speech")
             bases = [Path(root)] if root else [file.resolve().parent, file.resolve().parent.parent]
-            rows = tuple(_row(file, number, cells, bases) for number, cells in enumerate(reader, start=2))
+            rows = tuple(_row(file, reader.line_num, cells, bases) for cells in reader)  # blank lines count
     except FileNotFoundError as error:
         raise EkdError(f"{file}: no such manifest") from error
     except IsADirectoryError as error:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from s3prl_ekd.corpora.folders import Prepared
 from s3prl_ekd.corpora.layout_emotion import prepare_emotion
-from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
+from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
 from s3prl_ekd.corpora.layout_speech import prepare_speech
 from s3prl_ekd.corpora.lengths import probe
-from s3prl_ekd.corpora.manifest import TASKS, check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.corpora.manifest import TASKS, Manifest, check_tasks, choose_tasks, read_manifest
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
@@ -57,12 +57,33 @@ def prepare_manifest(
     Raises:
         EkdError: anything the user can mend, with the manifest's line.
     """
-    out = Path(out)
+    rows, tasks = plan_manifest(manifest, tasks, root)
+    return lay_out(rows, tasks, Path(out), lexicons, skip_bad, name)
+
+
+def plan_manifest(
+    manifest: str | Path, tasks: Sequence[str] | None = None, root: str | Path | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
+    """The first half of :func:`prepare_manifest`, which writes nothing: the rows, and the tasks they are for."""
     rows = read_manifest(manifest, root)
     if tasks is None:
         tasks, why = choose_tasks(rows)
         logger.info("%s: prepared for %s, since %s (--tasks overrides)", rows.file, " and ".join(tasks), why)
     check_tasks(rows, tasks)
+    return rows, tuple(tasks)
+
+
+def lay_out(
+    rows: Manifest,
+    tasks: Sequence[str],
+    out: Path,
+    lexicons: Sequence[str | Path] = (),
+    skip_bad: bool = False,
+    name: str | None = None,
+) -> list[Prepared]:
+    """The second half: write the tasks of :func:`plan_manifest`."""
+    if "pretrain" in tasks:
+        check_set_name(name or rows.name)  # its turn comes last
     out.mkdir(parents=True, exist_ok=True)
     results: list[Prepared] = []
     if set(tasks) - {"pretrain"}:

@@ -7,24 +7,25 @@ CSVs, a split file, session metadata). Manifests are ``prepare.py``.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.audio import SAMPLE_RATE, find_audio
 from s3prl_ekd.corpora.folders import Prepared, copy_resource, fresh_folder
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS, emotion_labels, write_er_config, write_sessions
-from s3prl_ekd.corpora.layout_pretrain import find_audio, prepare_pretrain
-from s3prl_ekd.corpora.layout_speaker import write_sid_config
+from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
+from s3prl_ekd.corpora.layout_speaker import unheard_notes, write_sid_config
 from s3prl_ekd.corpora.layout_speech import lexicon_notes, write_asr_config, write_pr_config
-from s3prl_ekd.corpora.lengths import in_parallel, samples_or_reason, write_lengths
+from s3prl_ekd.corpora.lengths import in_parallel, info_or_reason, write_lengths
 from s3prl_ekd.corpora.lexicon import build_lexicon
-from s3prl_ekd.corpora.split_file import read_split_file, speaker_of, wav_folders
+from s3prl_ekd.corpora.split_file import PARTS, read_split_file, speaker_of, wav_folders
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
 
 LIBRISPEECH_SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # SUPERB's
 LIBRISPEECH_PRETRAIN = ("train-clean-100", "train-clean-360", "train-other-500")
+IEMOCAP_UTTERANCES = 5531  # of the four emotions, in the lists of s3prl's repository
 
 
 def prepare_librispeech(
@@ -33,7 +34,7 @@ def prepare_librispeech(
     """SUPERB's splits of LibriSpeech for PR and ASR, and its training splits for pretraining.
 
     Raises:
-        EkdError: a split is missing, a word has no pronunciation, or a file cannot be read.
+        EkdError: a split is missing, a word has no pronunciation, or a file cannot be read as it is.
     """
     root = root.absolute()
     if not any((root / split).is_dir() for split in (*LIBRISPEECH_SPLITS.values(), *LIBRISPEECH_PRETRAIN)):
@@ -63,8 +64,12 @@ def prepare_librispeech(
 def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Sequence[str | Path]) -> list[Prepared]:
     texts: dict[str, str] = {}
     lengths: dict[str, list[tuple[str, int]]] = {}
+    upper, behind = 0, 0
     for split in LIBRISPEECH_SPLITS.values():
-        audio = [file for file in find_audio(root / split) if file.suffix == ".flac"]
+        found = find_audio(root / split)
+        audio = [file for file in found if file.suffix == ".flac"]
+        upper += sum(file.suffix.lower() == ".flac" for file in found) - len(audio)
+        behind += _behind_links(audio, root / split)
         if not audio:
             raise EkdError(
                 f"{root / split}: no .flac file in it, which is what s3prl's PR and ASR read; for other audio give a "
@@ -76,7 +81,7 @@ def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: S
                 raise EkdError(
                     f"{file}: no such transcript file; expected LibriSpeech's SPLIT/SPK/CHAP/SPK-CHAP.trans.txt"
                 )
-            for line in file.read_text(encoding="utf-8").splitlines():
+            for line in _transcripts(file):
                 key, _, text = line.partition(" ")
                 texts[key] = text
         silent = [file for file in audio if file.stem not in texts]
@@ -84,16 +89,19 @@ def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: S
             raise EkdError(
                 f"{silent[0]}: no transcript for it in its .trans.txt (and {len(silent) - 1} more such files)"
             )
-        measured = in_parallel(samples_or_reason, audio)
-        bad = [reason for reason in measured if isinstance(reason, str)]
-        if bad:
-            raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+        measured = _samples(audio)
         lengths[split] = [(file.relative_to(root).as_posix(), n) for file, n in zip(audio, measured, strict=True)]
     heard = {Path(path).stem for entries in lengths.values() for path, _ in entries}
     lexicon = None
     if "pr" in tasks:
         lexicon = build_lexicon([(text, "") for key, text in texts.items() if key in heard], lexicons, root)
     results = []
+    common = [f"{upper} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"] if upper else []
+    notes = {"asr": common, "pr": [*common, *(lexicon_notes(lexicon) if lexicon else ())]}
+    if behind:
+        notes["pr"].append(
+            f"{behind} files lie behind links to folders: read here, but not by the PR code of a git checkout of s3prl"
+        )
     splits = {role: [split] for role, split in LIBRISPEECH_SPLITS.items()}
     for task in tasks:
         home = (out / task).absolute()
@@ -118,17 +126,57 @@ def _librispeech_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: S
                 utterances=tuple(map(len, lengths.values())),
                 minutes=sum(n for entries in lengths.values() for _, n in entries) / SAMPLE_RATE / 60,
                 speakers=len({path.split("/")[1] for entries in lengths.values() for path, _ in entries}),
-                notes=tuple(lexicon_notes(lexicon)) if lexicon and task == "pr" else (),
+                notes=tuple(notes[task]),
             )
         )
     return results
+
+
+def _transcripts(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise EkdError(f"{file}: not UTF-8 text ({error.reason}); expected lines SPK-CHAP-UTT TRANSCRIPT") from error
+
+
+def _behind_links(files: Iterable[Path], top: Path) -> int:
+    """How many of the files are below a link to a folder that is itself below ``top``."""
+    linked: dict[Path, bool] = {top: False}
+
+    def is_linked(folder: Path) -> bool:
+        if folder not in linked:
+            linked[folder] = folder.is_symlink() or is_linked(folder.parent)
+        return linked[folder]
+
+    return sum(is_linked(file.parent) for file in files)
+
+
+def _samples(files: Sequence[Path]) -> list[int]:
+    """The length of each file, all of which s3prl will read as they are.
+
+    Raises:
+        EkdError: a file that cannot be read, or that is not 16 kHz mono: s3prl neither resamples nor mixes channels.
+    """
+    infos = in_parallel(info_or_reason, files)
+    bad = [reason for reason in infos if isinstance(reason, str)]
+    if bad:
+        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+    other = [(file, info) for file, info in zip(files, infos, strict=True) if not info.is_16k_mono]
+    if other:
+        file, info = other[0]
+        raise EkdError(
+            f"{file}: {info.rate} Hz, {info.channels} channel{'s' * (info.channels > 1)}; {len(other)} of {len(files)} "
+            "files are not 16 kHz mono, and s3prl reads a corpus as it is; give a manifest (--manifest), which converts"
+        )
+    return [info.samples for info in infos]
 
 
 def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bool = False) -> Prepared:
     """SID on VoxCeleb1 with its ``iden_split.txt`` (lines ``1|2|3 idXXXXX/video/clip.wav``: train, dev, test).
 
     Raises:
-        EkdError: a malformed line, a speaker that s3prl cannot number, or (without ``allow_missing``) missing wavs.
+        EkdError: a malformed line, a speaker that s3prl cannot number, missing wavs (without ``allow_missing``), or
+            wavs that cannot be read as they are.
     """
     root = root.absolute()
     parts = wav_folders(root)
@@ -146,12 +194,13 @@ def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bo
     counts = tuple(sum(number == part for number, _ in kept) for part in (1, 2, 3))
     if 0 in counts:
         raise EkdError(f"{split_file}: no file of part {counts.index(0) + 1} (1 train, 2 dev, 3 test) is below {root}")
-    samples = in_parallel(
-        lambda entry: samples_or_reason(next(part / entry[1] for part in parts if (part / entry[1]).is_file())), kept
+    samples = _samples(
+        in_parallel(lambda entry: next(part / entry[1] for part in parts if (part / entry[1]).is_file()), kept)
     )
-    bad = [reason for reason in samples if isinstance(reason, str)]
-    if bad:
-        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+    notes = [f"{len(missing)} of {len(entries)} files of {split_file.name} left out: not there"] if missing else []
+    notes += unheard_notes(
+        {split: {speaker_of(path) for number, path in kept if number == part} for split, part in PARTS.items()}
+    )
     with fresh_folder(out / "sid", root) as folder:
         (folder / "split.txt").write_text("".join(f"{number} {path}\n" for number, path in kept), encoding="utf-8")
     write_sid_config(out / "sid.yaml", root, (out / "sid" / "split.txt").absolute())
@@ -162,7 +211,7 @@ def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bo
         utterances=counts,
         minutes=sum(samples) / SAMPLE_RATE / 60,
         speakers=len({speaker_of(path) for _, path in kept}),
-        notes=(f"{len(missing)} of {len(entries)} files of {split_file.name} left out: not there",) if missing else (),
+        notes=tuple(notes),
     )
 
 
@@ -170,7 +219,8 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
     """ER on IEMOCAP: labels from ``SessionN/dialog/EmoEvaluation/*.txt``, excited merged into happy, fold K = SessionK.
 
     Raises:
-        EkdError: a session lacks its label files or labelled wavs.
+        EkdError: a session lacks its label files or labelled wavs, two label files disagree about an utterance, or a
+            wav cannot be read as it is.
     """
     root = root.absolute()
     folders = {number: root / f"Session{number}" for number in range(1, 6)}
@@ -180,14 +230,13 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
     absent: list[str] = []
     sessions = {number: _iemocap_session(root, folder, absent) for number, folder in folders.items()}
     files = [root / item["path"] for items in sessions.values() for item in items]
-    samples = in_parallel(samples_or_reason, files)
-    bad = [reason for reason in samples if isinstance(reason, str)]
-    if bad:
-        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+    samples = _samples(files)
     notes = []
+    if len(files) != IEMOCAP_UTTERANCES:
+        notes.append(f"{len(files)} utterances; SUPERB's folds hold {IEMOCAP_UTTERANCES}")
     if absent:
         others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        notes = [f"{absent[0]}{others}: labelled, but not in sentences/wav, and left out (SUPERB's folds hold 5531)"]
+        notes.append(f"{absent[0]}{others}: labelled, but not in sentences/wav, and left out")
     emotions = [item["label"] for items in sessions.values() for item in items]
     with fresh_folder(out / "er", root) as folder:
         write_sessions(folder, sessions, emotion_labels(SUPERB_EMOTIONS))
@@ -206,18 +255,29 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
 def _iemocap_session(root: Path, session: Path, absent: list[str]) -> list[dict[str, str]]:
     """One session's utterances of the four emotions; the names of those without audio go into ``absent``.
 
-    A line with a label reads ``[start - end]<TAB>utterance<TAB>emotion<TAB>[valence, activation, dominance]``.
+    A line with a label reads ``[start - end]<TAB>utterance<TAB>emotion<TAB>[valence, activation, dominance]``. An
+    utterance that several files list (a copy of a label file) counts once.
     """
-    wavs = {wav.stem: wav for wav in sorted((session / "sentences" / "wav").rglob("*.wav")) if wav.name[0] != "."}
+    home = session / "sentences" / "wav"
+    # the corpus's own place, wav/DIALOG/DIALOG_TURN.wav, comes last, so that a copy elsewhere does not replace it
+    found = sorted(find_audio(home, {".wav"}), key=lambda wav: wav.parent == home / wav.stem.rpartition("_")[0])
+    wavs = {wav.stem: wav for wav in found}
     # macOS leaves "._name" companions in unpacked archives.
     files = [file for file in sorted((session / "dialog" / "EmoEvaluation").glob("*.txt")) if file.name[0] != "."]
     items = []
+    seen: dict[str, tuple[str, Path]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             cells = [cell for cell in line.split("\t") if cell]
             if not line.startswith("[") or len(cells) < 3:
                 continue
             emotion = "hap" if cells[2] == "exc" else cells[2]
+            if cells[1] in seen:
+                other, first = seen[cells[1]]
+                if other != emotion:
+                    raise EkdError(f"{file}: {cells[1]} is {emotion}, but {other} in {first}; one of them must go")
+                continue
+            seen[cells[1]] = (emotion, file)
             if emotion in SUPERB_EMOTIONS and cells[1] not in wavs:
                 absent.append(f"{session.name}/{cells[1]}")
             elif emotion in SUPERB_EMOTIONS:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from s3prl_ekd.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, audio_info, read_audio
+from s3prl_ekd.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, audio_below, audio_info, read_audio
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
@@ -58,15 +58,11 @@ def _from_folder(folder: Path, kind: Kind) -> list[Path]:
         logger.info("[distortion] %s has the layout of WHAM!: only its training part tr is used", folder)
         folder = folder / "tr"
     if (folder / "simulated_rirs").is_dir() or (folder / "real_rirs_isotropic_noises").is_dir():  # RIRS_NOISES
-        real = _audio_below(folder / "real_rirs_isotropic_noises")
+        real = audio_below(folder / "real_rirs_isotropic_noises")
         if kind == "noise":
-            return _audio_below(folder / "pointsource_noises") + [file for file in real if "_noise_" in file.name]
-        return _audio_below(folder / "simulated_rirs") + [file for file in real if "_noise_" not in file.name]
-    return _audio_below(folder)
-
-
-def _audio_below(folder: Path) -> list[Path]:
-    return [file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file()]
+            return audio_below(folder / "pointsource_noises") + [file for file in real if "_noise_" in file.name]
+        return audio_below(folder / "simulated_rirs") + [file for file in real if "_noise_" not in file.name]
+    return audio_below(folder)
 
 
 def _from_table(table: Path, kind: Kind, key: str) -> list[Path]:

@@ -31,6 +31,7 @@ from benchmarks import common
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 from s3prl_ekd.variants import BASE, variant_file, variant_names
 
@@ -188,12 +189,11 @@ class Bench:
             EkdError: it failed; its last lines are shown.
         """
         self.console.print(f"[bold cyan]$ {shlex.join(command)}[/]", highlight=False, soft_wrap=True)
-        script = Path(sys.executable).with_name(command[0])
         log = self.work / "command.log"
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         looks: list[tuple[int, float]] = []
         with log.open("w") as output:
-            process = subprocess.Popen([script, *command[1:]], stdout=output, stderr=output, env=environment)
+            process = subprocess.Popen(own_command(command), stdout=output, stderr=output, env=environment)
             try:
                 while process.poll() is None:
                     time.sleep(0.25)

@@ -12,7 +12,6 @@ import json
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from rich.rule import Rule
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.whole_file import whole_file
 
 MARKER = ".s3prl-ekd-demo.json"
@@ -128,7 +128,7 @@ class Demo:
         self.say(command)
         with Board(self.console) as board, board.phase("pretrain", "train") as watch:
             # Threads that spin while they wait make a busy machine several times slower; an idle one loses nothing.
-            run_logged(_executable(command), folder / "pretrain.log", watch, {"OMP_WAIT_POLICY": "PASSIVE"})
+            run_logged(own_command(command), folder / "pretrain.log", watch, {"OMP_WAIT_POLICY": "PASSIVE"})
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         first, last = lines[0], lines[-1]
         self.console.print(
@@ -163,7 +163,7 @@ class Demo:
     def call(self, *command: str) -> None:
         """Run one of our commands on this terminal; its own messages tell what happens."""
         self.say(list(command))
-        status = subprocess.run(_executable(list(command)), check=False).returncode
+        status = subprocess.run(own_command(command), check=False).returncode
         if status == 130 or status < 0:
             raise KeyboardInterrupt
         if status != 0:
@@ -191,11 +191,3 @@ def _read_marker(file: Path) -> dict[str, Any]:
 
 
 _STAGES = ("speech", "prepare", "teachers", "pretrain", "student", "baselines", "report")
-
-
-def _executable(command: list[str]) -> list[str]:
-    """The command by this interpreter's own scripts, whether or not their folder is on the PATH."""
-    script = Path(sys.executable).parent / command[0]
-    if not script.is_file():
-        raise EkdError(f"{script}: not found; install s3prl-ekd into this Python (pip install .)")
-    return [str(script), *command[1:]]

@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parent.parent
 # longest that fits counts, so that the sections of the configuration lie under config though their users lie over it.
 LAYERS = """
 errors version spelling task_names kernels random_state whole_file
-checked variants audio device distributed torch_file metrics_file
+checked variants audio device distributed torch_file metrics_file own_scripts
 compat corpora
 model.shape distill.options data.recipe
 config config_reference

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.own_scripts import own_command
 
 _INTERRUPTED = (130, 143, -2, -15)  # exit statuses of a command that was asked to stop
 
@@ -37,17 +36,11 @@ class Calls:
             EkdError: it failed; with its last line.
             KeyboardInterrupt: it was interrupted.
         """
-        beside = Path(sys.executable).with_name(words[0])
-        script = str(beside) if beside.is_file() else shutil.which(words[0])
-        if script is None:
-            raise EkdError(
-                f"{words[0]}: neither beside {sys.executable} nor on the PATH; install s3prl-ekd (pip install .)"
-            )
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("a") as stream:
             stream.write(f"$ {shlex.join(words)}\n")
             stream.flush()
-            status = self._status([script, *words[1:]], stream.fileno())
+            status = self._status(own_command(words), stream.fileno())
         if status in _INTERRUPTED:
             raise KeyboardInterrupt
         if status != 0:

@@ -11,7 +11,6 @@ import itertools
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from s3prl_ekd.evaluate.devices import native_device
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
 from s3prl_ekd.evaluate.tasks import Task
+from s3prl_ekd.own_scripts import own_command
 
 MARKER = "run.json"  # in each run's folder: its settings, how far it came, and in the end its result
 
@@ -181,13 +181,10 @@ def read_marker(expdir: Path) -> dict[str, Any] | None:
 
 def downstream_program() -> list[str]:
     """How to call our ``run_downstream.py``: its name when that is the one on the PATH, else by this interpreter."""
-    beside = Path(sys.executable).parent / "run_downstream.py"
-    found = shutil.which("run_downstream.py")
-    if found and Path(found).resolve() == beside.resolve():
+    words, found = own_command(["run_downstream.py"]), shutil.which("run_downstream.py")
+    if found and Path(found).resolve() == Path(words[0]).resolve():
         return ["run_downstream.py"]
-    if beside.is_file():
-        return [str(beside)]
-    return [sys.executable, "-m", "s3prl_ekd.bridge.launch", "run_downstream"]
+    return words
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:

@@ -1,0 +1,24 @@
+"""The three commands of this package as other processes are started: by this interpreter, whatever the PATH says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+MODULES = {
+    "s3prl-ekd": ("s3prl_ekd.cli",),
+    "run_pretrain.py": ("s3prl_ekd.bridge.launch", "run_pretrain"),
+    "run_downstream.py": ("s3prl_ekd.bridge.launch", "run_downstream"),
+}
+
+
+def own_command(words: Sequence[str]) -> list[str]:
+    """``["run_pretrain.py", ...]`` as it is started by this Python; the first word is one of :data:`MODULES`.
+
+    The script that pip put beside this Python, or, where it put it elsewhere (``pip install --user``), the module
+    behind it.
+    """
+    script = Path(sys.executable).with_name(words[0])
+    start = [str(script)] if script.is_file() else [sys.executable, "-m", *MODULES[words[0]]]
+    return [*start, *words[1:]]

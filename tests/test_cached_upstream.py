@@ -42,8 +42,10 @@ class Upstream(nn.Module):
         return {"hidden_states": [self.factor * state for state in (out.features, out.states[1], out.states[2])]}
 
 
-def cached(folder: Path, model: Upstream | None = None, layer: int | None = None) -> CachedUpstream:
-    upstream = CachedUpstream(model or Upstream(), folder, ["upstream"])
+def cached(
+    folder: Path, model: Upstream | None = None, layer: int | None = None, what: tuple[str, ...] = ("upstream",)
+) -> CachedUpstream:
+    upstream = CachedUpstream(model or Upstream(), folder, what)
 
     def select(features: dict) -> list[Tensor] | Tensor:
         return features["hidden_states"] if layer is None else features["hidden_states"][layer]
@@ -105,7 +107,8 @@ def test_what_the_featurizer_selects_is_kept(tmp_path: Path, layer: int | None) 
 def test_each_model_has_a_folder_of_its_own(tmp_path: Path) -> None:
     for seed, layer in itertools.product((0, 1), (None, 1)):
         cached(tmp_path, Upstream(seed), layer)
-    assert len(list(tmp_path.iterdir())) == 4
+    cached(tmp_path, what=("upstream", "another configuration"))
+    assert len(list(tmp_path.iterdir())) == 5
     louder, normalising = Upstream(0, factor=1.1), Upstream(0)
     normalising.encoder.shape = SHAPE.with_(normalize=True)
     for other in (louder, normalising):
@@ -169,6 +172,14 @@ def test_a_file_that_is_not_whole_is_written_again(tmp_path: Path) -> None:
             assert torch.equal(fresh(wav)["hidden_states"][2], expected[2])
         assert np.load(file).shape == (3, 12, 16)
     assert not list(tmp_path.rglob("*.npy.*"))
+
+
+def test_states_of_other_dimensions_are_computed_again(tmp_path: Path) -> None:
+    upstream, wav = cached(tmp_path), clips(4_000)
+    expected = upstream(wav)["hidden_states"][2]
+    for file in tmp_path.rglob("*.npy"):
+        np.save(file, np.zeros((12, 16), dtype=np.float32))
+    assert torch.equal(cached(tmp_path)(wav)["hidden_states"][2], expected)
 
 
 def test_a_full_disk_is_said_once_and_ends_nothing(

@@ -133,6 +133,15 @@ def test_the_picked_rate_is_the_best_on_dev(data, tmp_path, seed):
     assert picked == min((sign * score, place, rate) for score, place, rate in scored)[2]  # of equals the first
 
 
+def test_a_rate_that_diverged_in_one_fold_is_not_picked_for_the_others(data, tmp_path):
+    runs = plan(data, tmp_path, "er", rates={"er": [0.1, 0.01]})
+    [search] = searches(runs)
+    scores = {run.key: {"dev": {0.1: 90.0, 0.01: 60.0}[run.rate]} for run in runs}
+    assert search.picked(scores) == 0.1
+    scores[search.at(0.1)[0].key]["dev"] = None
+    assert search.dev(0.1, scores) is None and search.picked(scores) == 0.01
+
+
 def test_no_dev_score_at_all(data, tmp_path):
     [search] = searches(plan(data, tmp_path, "asr", rates={"asr": [0.1, 0.01]}))
     with pytest.raises(EkdError, match="asr: no learning rate of 0.1, 0.01 gave a dev-clean wer; see train.log in"):

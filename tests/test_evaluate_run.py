@@ -20,10 +20,19 @@ from rich.console import Console
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import process
+from s3prl_ekd.evaluate.command import only_one
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import chance, collect, read_models, read_scores, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.results import (
+    MADE_BY,
+    chance,
+    collect,
+    read_models,
+    read_scores,
+    with_earlier_tasks,
+    write_scores,
+)
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.table import footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -109,6 +118,12 @@ def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
     unlike = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold1"], False)])
     assert "ER: mean of 2 folds (a); fold1 alone (b): NOT comparable." in unlike
     assert "Clips were encoded alone (a); in padded batches (b): NOT comparable." in unlike
+    one, other = (
+        row(name, ["fold1"], False) | {"normalize": name == "a", "data": f"/data/{name}"} for name in ("a", "b")
+    )
+    told = footnote([one, other])
+    assert "Features were taken normalized (a); as they are (b): NOT comparable." in told
+    assert "Data of /data/a (a); /data/b (b): comparable only if these hold the same." in told
 
 
 def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, board):
@@ -148,6 +163,116 @@ def test_what_lies_under_the_same_path_may_have_changed(what, tmp_path, stand_in
         run_all(planned(), board)
     run_all(planned(), board, overwrite=True)
     assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["sid", "sid"]
+
+
+@pytest.mark.parametrize("what", ["transcripts", "weights", "base"])
+def test_what_no_path_of_the_call_names_may_have_changed_too(what, tmp_path, stand_in, board, monkeypatch):
+    """Texts prepared again beside the same audio; a teacher's name that has other weights now; a file's ``base:``."""
+    from s3prl_ekd.evaluate import inputs as reading
+
+    data, task, model = make_data(tmp_path / "own"), "sid", Upstream("fbank", "fbank")
+    if what == "transcripts":
+        task, changing = "asr", tmp_path / "libri" / "train-clean-100" / "1" / "1-1.trans.txt"
+        changing.parent.mkdir(parents=True)
+        section = {"datarc": {"libri_root": str(tmp_path / "libri"), "train": ["train-clean-100"], "dev-clean": ["x"]}}
+        config = read_yaml(data / "asr.yaml") | {"downstream_expert": section}
+        (data / "asr.yaml").write_text(json.dumps(config))
+        named = f"the transcripts below {tmp_path / 'libri' / 'train-clean-100'}"
+    elif what == "weights":
+        changing = tmp_path / "weights"
+        monkeypatch.setattr("s3prl_ekd.teachers.fingerprint.weights_digest", lambda *a, **b: changing.read_text())
+        model, named = Upstream("ekd_teacher", "t", checkpoint="embedded:tiny_hubert"), "the weights of embedded:tiny"
+    else:
+        changing, mine = tmp_path / "base.yaml", tmp_path / "mine.yaml"
+        mine.write_text("base: base.yaml\n")
+        model, named = Upstream("ekd_student", "u", model_config=mine), f"the student of {mine}"
+    former, latter = ("base: config_model.yaml\n", "base: config_model.yaml\nstudent: {layers: 1}\n")
+    changing.write_text(former)
+
+    def planned():
+        reading._texts.cache_clear()
+        reading._weights.cache_clear()  # a call is a process
+        return make_plan([TASKS[task]], data, tmp_path / "out", model, {})
+
+    run_all(planned(), board)
+    changing.write_text(former)
+    run_all(planned(), board)
+    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == [task]
+    changing.write_text(latter)
+    with pytest.raises(EkdError, match=f"an earlier run here read another {named}"):
+        run_all(planned(), board)
+
+
+@pytest.mark.parametrize("key", ["model_config", "bucket_file"])
+def test_files_of_other_upstreams_and_asrs_tables_count(key, tmp_path, stand_in, board):
+    data, file = make_data(tmp_path / "own"), tmp_path / "tables" / "train.csv"
+    file.parent.mkdir()
+    file.write_text("a")
+    model = Upstream("mine_local", "mine", model_config=file if key == "model_config" else None)
+    if key == "bucket_file":
+        config = read_yaml(data / "asr.yaml") | {"downstream_expert": {"datarc": {"bucket_file": str(file.parent)}}}
+        (data / "asr.yaml").write_text(json.dumps(config))
+    run_all(make_plan([TASKS["asr"]], data, tmp_path / "out", model, {}), board)
+    file.write_text("b")
+    with pytest.raises(EkdError, match=f"an earlier run here read another {file}"):
+        run_all(make_plan([TASKS["asr"]], data, tmp_path / "out", model, {}), board)
+
+
+def test_a_mistake_that_ended_at_once_does_not_block_the_folder(data, tmp_path, stand_in):
+    broken = tmp_path / "out" / "runs" / "broken"
+    broken.parent.mkdir(parents=True)
+    broken.touch()
+    assert evaluate(data, tmp_path, upstream=("--upstream", "nosuch")) == 2
+    broken.unlink()
+    assert evaluate(data, tmp_path, upstream=("--upstream", "fbank")) == 0
+    assert read_scores(tmp_path / "out")["upstream"] == "fbank"
+
+
+def test_a_second_call_on_one_folder_waits_for_its_turn(data, tmp_path, stand_in, capsys):
+    with only_one(tmp_path / "out"):
+        assert evaluate(data, tmp_path) == 2
+    assert "another s3prl-ekd evaluate is at work there" in capsys.readouterr().err
+    assert evaluate(data, tmp_path) == 0
+
+
+@pytest.mark.parametrize("key", MADE_BY)
+def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(key, data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path, tasks="pr") == 0
+    record = read_scores(tmp_path / "out")
+    assert set(with_earlier_tasks({**record, "tasks": {"sid": {}}}, tmp_path / "out")["tasks"]) == {"pr", "sid"}
+    other = {**record, key: "another", "tasks": {"sid": {}}}
+    assert set(with_earlier_tasks(other, tmp_path / "out")["tasks"]) == {"sid"}
+
+
+def test_a_score_whose_run_is_begun_again_is_left_out(data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path, tasks="pr") == 0
+    assert evaluate(data, tmp_path, tasks="sid") == 0
+    (tmp_path / "out" / "runs" / "broken").touch()
+    assert evaluate(data, tmp_path, "--overwrite", "--override", "sid:config.runner.eval_step=1", tasks="sid") == 2
+    (tmp_path / "out" / "runs" / "broken").unlink()
+    assert evaluate(data, tmp_path, tasks="er") == 0
+    assert list(read_scores(tmp_path / "out")["tasks"]) == ["pr", "er"]
+
+
+def test_a_models_row_is_its_own(data, tmp_path, stand_in):
+    """Another model under a label that had a score: without one of its own it has none."""
+    assert evaluate(data, tmp_path, upstream=("--upstream", "a=fbank", "--upstream", "b=fbank")) == 0
+    (tmp_path / "out" / "b" / "runs" / "broken").touch()
+    models = ("--upstream", "a=fbank", "--upstream", "b=mfcc")
+    assert evaluate(data, tmp_path, "--overwrite", upstream=models) == 2
+    assert [record["label"] for _, record in read_models(tmp_path / "out")] == ["a"]
+
+
+def test_the_last_score_that_is_printed_counts_and_all_seconds(data, tmp_path, stand_in, board, monkeypatch):
+    from s3prl_ekd.evaluate import run as running
+
+    [one] = plan(data, tmp_path, ["pr"])
+    one.expdir.mkdir(parents=True)
+    begun = {"settings": one.settings(), "inputs": {}, "state": "started", "seconds": 1000.0}
+    (one.expdir / "run.json").write_text(json.dumps(begun))
+    monkeypatch.setattr(running, "runner_scores", lambda task, output, split: [99.0, 100 / 3])
+    result = run_all([one], board)["pr"]
+    assert result["per"] == pytest.approx(100 / 3) and result["seconds"] > 1000
 
 
 def test_a_failure_names_the_log_and_then_continues(data, tmp_path, stand_in, board):

@@ -58,6 +58,7 @@ def test_runner_scores_among_progress_bars():
     output = "test:  50%|##   | 1/2 [00:01<00:00]test per: 0.5125\ntest-other per: 0.9\ndev per: 0.25\ntest per: 0.5\n"
     assert score.runner_scores(TASKS["pr"], output, "test") == pytest.approx([51.25, 50.0])
     assert score.runner_scores(TASKS["asr"], "test-clean uer: 12.0\ntest-clean wer: 101.5", "test-clean") == [101.5]
+    assert score.runner_scores(TASKS["pr"], "mytest per: 0.1\ntest per: 0.5\n", "test") == [50.0]
     assert score.best(TASKS["pr"], [51.25, 50.0]) == 50.0
     assert score.best(TASKS["sid"], [51.25, 50.0]) == 51.25
     assert score.best(TASKS["sid"], []) is None

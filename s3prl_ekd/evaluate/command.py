@@ -6,9 +6,11 @@ This file is the command line only: it reads what is asked, makes the plan, hand
 from __future__ import annotations
 
 import argparse
+import fcntl
 import logging
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ from s3prl_ekd.evaluate.presets import parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.process import sigterm_as_interrupt
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
-from s3prl_ekd.evaluate.results import FILE_NAME, collect, read_scores, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.results import FILE_NAME, collect, earlier_record, made_by, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.schedule import Results, run_all
 from s3prl_ekd.evaluate.table import score_markdown, score_table
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
@@ -136,30 +138,57 @@ def run(args: argparse.Namespace) -> int:
     labels = ", ".join(own[0].upstream.label for _, own in plans)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{labels}[/]: {where}", highlight=False)
+    with only_one(args.out):
+        records = _carry_out(args, plans, costs, devices, jobs, console)
+    for table in [*grid_tables(records), score_table(records)]:
+        console.print(table)
+    console.print(f"[dim]{args.out / FILE_NAME}[/]", highlight=False)
+    return 0
+
+
+def _carry_out(
+    args: argparse.Namespace,
+    plans: list[tuple[Path, list[Run]]],
+    costs: list[dict[str, int] | None],
+    devices: list[str],
+    jobs: int,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Do the runs and write the records, also of what is done when the rest does not get done."""
+    runs = [one for _, own in plans for one in own]
     results: Results = {}
-    path = args.out / FILE_NAME
-
-    def keep() -> list[dict[str, Any]]:
-        done = [(out, finished_runs(own, results)) for out, own in plans]
-        return write_records(args, done, costs, results, devices)
-
     try:
         with sigterm_as_interrupt(), Board(console, max(10, *(len(one.key) for one in runs))) as board:
             run_all(runs, board, jobs, args.overwrite, devices, results)
     except (KeyboardInterrupt, EkdError) as error:
         try:
-            if keep():
-                console.print(f"[dim]{path} holds the tasks that are done[/]", highlight=False)
+            if write_records(args, plans, costs, results, devices):
+                console.print(f"[dim]{args.out / FILE_NAME} holds the tasks that are done[/]", highlight=False)
         except EkdError as another:  # must not hide why the runs ended
             log.warning("%s", another)
         if isinstance(error, KeyboardInterrupt):
             console.print("[dim]the same command goes on[/]", highlight=False)
         raise
-    records = keep()
-    for table in [*grid_tables(records), score_table(records)]:
-        console.print(table)
-    console.print(f"[dim]{path}[/]", highlight=False)
-    return 0
+    return write_records(args, plans, costs, results, devices)
+
+
+@contextmanager
+def only_one(out: Path) -> Iterator[None]:
+    """Refuse a second call on the same ``--out``: both would train in one folder.
+
+    Raises:
+        EkdError: another one is at work there.
+    """
+    make_writable(out, f"--out {out}")
+    with open(out / ".evaluate.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = "another s3prl-ekd evaluate is at work there; wait for it, or take another"
+            raise EkdError(f"--out {out}: {reason}") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def write_records(
@@ -172,19 +201,22 @@ def write_records(
     """Write ``scores.json`` and ``scores.md`` of each model, and of all where there are several; the records.
 
     Args:
-        plans: each model's folder and its finished runs; a model without any keeps what an earlier call wrote.
+        plans: each model's folder and its runs; one without a finished task keeps what an earlier call wrote of it.
     """
     folders, records, done = [], [], False
-    for (out, runs), cost in zip(plans, costs, strict=True):
+    for (out, planned), cost in zip(plans, costs, strict=True):
+        runs = finished_runs(planned, results)
         if runs:
             record = collect(runs[0].upstream, runs, results, args.preset, cost, devices)
             record = with_earlier_tasks(record, out)
             write_scores(record, out)
             write_markdown([record], out)
             done = True
-        elif len(plans) > 1 and (out / FILE_NAME).is_file():
-            record = read_scores(out)
+        elif len(plans) > 1:
+            record = earlier_record(made_by(planned[0].upstream, planned, args.preset), out)
         else:
+            record = None
+        if record is None:
             continue
         folders.append(out.name)
         records.append(record)
@@ -205,6 +237,7 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[
         raise EkdError(f"--data {args.data}: no such folder; s3prl-ekd prepare ... --out {args.data} makes it")
     given = parse_overrides(args.override)
     rates = choose_rates(chosen["grid"], args.lr, given)
+    _check_effect(args, [task.name for task in tasks])
     seeds = parse_seeds(args.seeds)
     models = choose_models(args.given or [], args.models, args.label)
     out = args.out.resolve()
@@ -229,6 +262,17 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[
     if len(models) == 1:
         return [(out, plan(models[0], out=out))]
     return [(out / one.folder, plan(one, out=out / one.folder, prefix=f"{one.folder}/")) for one in models]
+
+
+def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:
+    """Refuse what is said of a task that ``--tasks`` leaves out."""
+    for option, items in (("--lr", args.lr), ("--override", args.override)):
+        for item in items:
+            task = item.partition(":")[0].strip().lower()
+            if task in TASKS and task not in tasks:
+                raise EkdError(f"{option} {item}: {task} is not among --tasks {','.join(tasks)}")
+    if args.folds and "er" not in tasks:
+        raise EkdError(f"--folds {args.folds}: is for er, which is not among --tasks {','.join(tasks)}")
 
 
 def cache_folder(text: str) -> Path:

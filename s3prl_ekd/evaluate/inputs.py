@@ -1,6 +1,7 @@
 """What a run reads, by content: a path stays the same when another training or ``prepare`` puts other things there.
 
-Audio is not looked at: it is large, and who changes it changes the tables too.
+Audio is not looked at: it is large, and who changes it changes the tables too. What is no file of its own has a name
+that begins with one of :data:`OTHERS`.
 """
 
 from __future__ import annotations
@@ -12,40 +13,106 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.audio import audio_below
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
 from s3prl_ekd.evaluate.plan import Run
 
 TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv"}
 """Configuration key of a folder of tables -> the tables in it (ER, ASR)."""
+TRANSCRIPTS = "the transcripts below "
+WEIGHTS = "the weights of "
+UNTRAINED = "the student of "
+OTHERS = (TRANSCRIPTS, WEIGHTS, UNTRAINED)
+"""What stands before a folder, a teacher's source and a config_model.yaml, for what they hold or name."""
 
 
 def inputs(run: Run) -> dict[str, str]:
-    """Path -> SHA-256 of everything but audio that the run's numbers come from: model, task's configuration, tables.
+    """Name -> SHA-256 of everything but audio that the run's numbers come from: model, configuration, tables, texts.
+
+    A name is a path, or one of :data:`OTHERS` with what it is about.
 
     Raises:
         EkdError: a file cannot be read.
     """
-    config = read_yaml(run.config)
+    section = run.effective_config().get("downstream_expert")
     found = {str(run.config): _configuration(run.config)}
-    paths = [Path(path) for path in (run.upstream.checkpoint, run.upstream.model_config) if path is not None]
-    for path in [*paths, *_tables(config.get("downstream_expert"))]:
-        digest = content(path)
+    names = [*map(str, _tables(section)), *(f"{TRANSCRIPTS}{folder}" for folder in _text_folders(section))]
+    for name in [*_model(run.upstream), *names]:
+        digest = _digest_of(name)
         if digest is not None:
-            found[str(path)] = digest
+            found[name] = digest
     return found
 
 
 def changed_input(recorded: Mapping[str, str]) -> str | None:
-    """The first path of :func:`inputs`, as a run kept it, that has another content now or is gone."""
+    """The first name of :func:`inputs`, as a run kept it, that has another content now or is gone."""
     for name, digest in recorded.items():
-        path = Path(name)
-        if content(path) == digest:
+        if _digest_of(name) == digest:
             continue
+        path = Path(name)
         if path.suffix in (".yaml", ".yml") and path.is_file() and _configuration(path) == digest:
             continue
         return name
     return None
+
+
+def model_digest(upstream: Upstream) -> str | None:
+    """SHA-256 of an upstream's weights; None where it has no checkpoint, or one that is not here."""
+    digests = [_digest_of(name) for name in _model(upstream) if not name.startswith(UNTRAINED)]
+    return digests[0] if digests else None
+
+
+def _model(upstream: Upstream) -> list[str]:
+    names = []
+    if upstream.checkpoint is not None:
+        here = upstream.name != TEACHER or Path(upstream.checkpoint).exists()
+        names.append(str(upstream.checkpoint) if here else f"{WEIGHTS}{upstream.checkpoint}")
+    if upstream.model_config is not None:
+        ours = upstream.name.startswith(STUDENT)  # whose file may stand on others (base:)
+        names.append(f"{UNTRAINED}{upstream.model_config}" if ours else str(upstream.model_config))
+    return names
+
+
+def _digest_of(name: str) -> str | None:
+    """Of what a name of :func:`inputs` says; None where there is none of it."""
+    if name.startswith(TRANSCRIPTS):
+        return _texts(Path(name.removeprefix(TRANSCRIPTS)))
+    if name.startswith(WEIGHTS):
+        return _weights(name.removeprefix(WEIGHTS))
+    if name.startswith(UNTRAINED):
+        return _student(Path(name.removeprefix(UNTRAINED)))
+    return content(Path(name))
+
+
+@cache
+def _texts(folder: Path) -> str | None:
+    """Of all ``*.trans.txt`` below a folder. Read once for all runs of a call: LibriSpeech's splits have thousands."""
+    files = [file for file in audio_below(folder, {".txt"}) if file.name.endswith(".trans.txt")]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
+    return digest.hexdigest() if files else None
+
+
+@cache
+def _weights(source: str) -> str | None:
+    from s3prl_ekd.teachers import fingerprint, sources  # torch: not needed for a plan or a table
+
+    try:
+        return fingerprint.weights_digest(sources.describe(source, "--teacher"), "--teacher", download=False)
+    except EkdError:
+        return None  # gone since
+
+
+def _student(file: Path) -> str | None:
+    from s3prl_ekd.config import load_model_config
+
+    if not file.is_file():
+        return None
+    text = json.dumps(load_model_config(file).student.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _configuration(path: Path) -> str:
@@ -94,3 +161,15 @@ def _tables(section: Any, key: str = "") -> Iterator[Path]:
             yield path
         elif key in TABLES and path.is_dir():
             yield from sorted(path.glob(TABLES[key]))
+
+
+def _text_folders(section: Any) -> Iterator[Path]:
+    """The split folders whose transcripts PR (``corpus``) and ASR (``datarc``) read."""
+    if not isinstance(section, dict):
+        return
+    for part, root in (("corpus", "path"), ("datarc", "libri_root")):
+        data = section.get(part)
+        if isinstance(data, dict) and isinstance(data.get(root), str):
+            splits = [value for key, value in data.items() if str(key).startswith(("train", "dev", "test"))]
+            for name in dict.fromkeys(name for value in splits if isinstance(value, list) for name in value):
+                yield Path(data[root], str(name))

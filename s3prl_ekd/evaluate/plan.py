@@ -208,4 +208,7 @@ def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[st
     unknown = [fold for fold in wanted or [] if fold not in known]
     if unknown:
         raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")
+    doubled = next((fold for fold in wanted or [] if wanted.count(fold) > 1), None)
+    if doubled is not None:
+        raise EkdError(f"--folds: {doubled} is there twice")
     return wanted or known

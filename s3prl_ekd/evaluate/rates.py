@@ -64,6 +64,8 @@ def parse_seeds(text: str) -> list[int]:
         if not part.strip().isascii() or not part.strip().isdigit():
             raise EkdError(f"--seeds {text}: {part.strip()!r}: expected whole numbers with commas between, as 1,2,3")
         seeds.append(int(part))
+    if max(seeds) >= 2**32:
+        raise EkdError(f"--seeds {text}: {max(seeds)}: numpy's seeds are below 2**32")
     if len(set(seeds)) < len(seeds):
         raise EkdError(f"--seeds {text}: a seed is there twice")
     return seeds

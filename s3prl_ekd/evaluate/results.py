@@ -17,7 +17,7 @@ import math
 import os
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -26,7 +26,7 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.split_file import read_split_file, speaker_of
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid import Search, searches
-from s3prl_ekd.evaluate.inputs import changed_input, content
+from s3prl_ekd.evaluate.inputs import changed_input, model_digest
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import MARKER, Run, read_marker
 from s3prl_ekd.evaluate.score import read_predictions
@@ -35,6 +35,9 @@ from s3prl_ekd.version import __version__
 from s3prl_ekd.whole_file import whole_file
 
 FILE_NAME = "scores.json"
+# what tasks of several calls must share to stand in one record (made_by)
+MADE_BY = ("label", "upstream", "checkpoint", "checkpoint_sha256", "model_config", "preset", "normalize",
+           "cache_states", "seeds", "data")  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -61,18 +64,9 @@ def collect(
             tasks[task.name] = merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
             tasks[task.name]["chance"] = chance(task, mine[0].runs[0], tasks[task.name])
     return {
-        "label": upstream.label,
-        "upstream": upstream.name,
-        "checkpoint": str(upstream.checkpoint) if upstream.checkpoint else None,
-        "checkpoint_sha256": content(Path(upstream.checkpoint)) if upstream.checkpoint else None,
-        "model_config": str(upstream.model_config) if upstream.model_config else None,
+        **made_by(upstream, runs, preset),
         "cost": dict(cost) if cost else None,
-        "preset": preset,
-        "normalize": runs[0].normalize,
-        "cache_states": runs[0].cache is not None,
         "seed": runs[0].seed,
-        "seeds": list(dict.fromkeys(run.seed for run in runs)),
-        "data": str(runs[0].config.parent),
         "tasks": tasks,
         "versions": versions(),
         "machine": machine(devices or [runs[0].device]),
@@ -80,45 +74,64 @@ def collect(
     }
 
 
+def made_by(upstream: Upstream, runs: Sequence[Run], preset: str) -> dict[str, Any]:
+    """What a record's tasks have in common: the model and its settings. Tasks of other ones do not go into it."""
+    return {
+        "label": upstream.label,
+        "upstream": upstream.name,
+        "checkpoint": str(upstream.checkpoint) if upstream.checkpoint else None,
+        "checkpoint_sha256": model_digest(upstream),
+        "model_config": str(upstream.model_config) if upstream.model_config else None,
+        "preset": preset,
+        "normalize": runs[0].normalize,
+        "cache_states": runs[0].cache is not None,
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "data": str(runs[0].config.parent),
+    }
+
+
+def earlier_record(common: Mapping[str, Any], out: Path, but: Collection[str] = ()) -> dict[str, Any] | None:
+    """What an earlier call left in ``out/scores.json``, where it is of the same model and settings (:func:`made_by`).
+
+    Without the tasks ``but``, and those whose runs have read other things than are there now; None where no task is
+    left.
+    """
+    path = out / FILE_NAME
+    earlier = _read(path) if path.is_file() else None
+    if not isinstance(earlier, dict):
+        return None
+    earlier = {"cache_states": False, **earlier}  # of a version that had no cache
+    if any(earlier.get(key) != value for key, value in common.items()):
+        return None
+    tasks = {name: task for name, task in earlier["tasks"].items() if name not in but and not _outdated(task, out)}
+    return {**earlier, "tasks": tasks} if tasks else None
+
+
 def with_earlier_tasks(record: dict[str, Any], out: Path) -> dict[str, Any]:
     """``record`` and the tasks that an earlier call with the same model and settings left in ``out/scores.json``.
 
     So tasks may be run in several calls. What was made otherwise is not mixed in: it is replaced.
     """
-    path = out / FILE_NAME
-    if not path.is_file():
+    common = {key: record[key] for key in MADE_BY}
+    earlier = earlier_record(common, out, but=record["tasks"])
+    if earlier is None:
         return record
-    earlier = _read(path)
-    made_by = (
-        "label",
-        "upstream",
-        "checkpoint",
-        "checkpoint_sha256",
-        "model_config",
-        "preset",
-        "normalize",
-        "cache_states",
-        "seeds",
-        "data",
-    )
-    if not isinstance(earlier, dict):
-        return record
-    earlier = {"cache_states": False, **earlier}  # of a version that had no cache
-    if any(earlier.get(key) != record[key] for key in made_by):
-        return record
-    kept = {
-        name: task for name, task in earlier["tasks"].items() if name in record["tasks"] or not _outdated(task, out)
-    }
-    tasks = {**kept, **record["tasks"]}
+    tasks = {**earlier["tasks"], **record["tasks"]}
     return {**record, "tasks": {name: tasks[name] for name in TASKS if name in tasks}}
 
 
 def _outdated(task: Mapping[str, Any], out: Path) -> bool:
-    """Whether what an earlier score was made from has changed since; said, since the score is left out then."""
+    """Whether an earlier score's run is being done again, or what it read has changed since.
+
+    It is said, since the score is left out then.
+    """
     for part in by_seed(task).values():
         for run in part.get("folds", {None: part}).values():
             folder = out / "runs" / run["folder"] if "folder" in run else None
             marker = read_marker(folder) if folder is not None and folder.is_dir() else None
+            if marker is not None and marker.get("state") != "finished":
+                log.warning("%s: left out of %s: the run is being done again", folder / MARKER, FILE_NAME)
+                return True
             changed = None if marker is None else changed_input(marker.get("inputs", {}))
             if changed is not None:
                 log.warning("%s: left out of %s: %s has changed since", folder / MARKER, FILE_NAME, changed)

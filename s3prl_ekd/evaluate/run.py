@@ -32,6 +32,10 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
     marker = read_marker(run.expdir)
     if marker is None:
         return
+    if marker.get("state") == "started" and marker.get("settings") != run.settings():
+        if not numbered_checkpoints(run.expdir):  # a mistake that ended before there was anything to keep
+            shutil.rmtree(run.expdir)
+            return
     same = marker.get("settings") == run.settings()
     changed_file = changed_input(marker.get("inputs", {}))
     if same and changed_file is None:

@@ -150,6 +150,12 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     cached = {record["label"]: "alone" if record.get("cache_states") else "in padded batches" for record in records}
     if len(set(cached.values())) > 1:
         parts += _conditions("Clips were encoded ", cached)
+    normalized = {r["label"]: "normalized" if r.get("normalize") else "as they are" for r in records}
+    if len(set(normalized.values())) > 1:
+        parts += _conditions("Features were taken ", normalized)
+    data = {record["label"]: record.get("data") for record in records}
+    if len(set(data.values()) - {None}) > 1:
+        parts += _conditions("Data of ", data, "comparable only if these hold the same")
     if costs(records):
         parts.append("MACs: over the challenge's 32 utterances.")
     levels = []
@@ -166,7 +172,7 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     return " ".join(parts)
 
 
-def _conditions(start: str, by_label: dict[str, str | None]) -> list[str]:
+def _conditions(start: str, by_label: dict[str, str | None], verdict: str = "NOT comparable") -> list[str]:
     """A sentence for all rows, or one for each group of rows that were tested otherwise."""
     groups: dict[str, list[str]] = {}
     for label, condition in by_label.items():
@@ -175,7 +181,7 @@ def _conditions(start: str, by_label: dict[str, str | None]) -> list[str]:
     if len(groups) < 2:
         return [f"{start}{condition}." for condition in groups]
     told = "; ".join(f"{condition} ({', '.join(labels)})" for condition, labels in groups.items())
-    return [f"{start}{told}: NOT comparable."]
+    return [f"{start}{told}: {verdict}."]
 
 
 def _er_folds(record: dict[str, Any]) -> str | None:

@@ -25,6 +25,8 @@ from s3prl_ekd.torch_file import read_torch_file
 
 CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
+# what every checkpoint's EKD part holds
+_SECTIONS = {"shape": dict, "encoder": dict, "heads": dict, "head_sets": list}
 
 
 def student_state(student: Student, config: ModelConfig, target_sets: Sequence[TargetSet]) -> dict[str, Any]:
@@ -85,8 +87,14 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if part is None:
         keys = ", ".join(map(str, list(states)[:6]))
         raise EkdError(f"{file}: not a checkpoint of `run_pretrain.py -u ekd` (it holds {keys}, no {CHECKPOINT_KEY!r})")
+    if not isinstance(part, dict):
+        raise EkdError(f"{file}: {CHECKPOINT_KEY} is a {type(part).__name__}, expected a dictionary")
     if part.get("format") != CHECKPOINT_FORMAT:
         raise EkdError(f"{file}: checkpoint format {part.get('format')!r}; this version reads {CHECKPOINT_FORMAT}")
+    for key, kind in _SECTIONS.items():
+        if not isinstance(part.get(key), kind):
+            what = f"is a {type(part[key]).__name__}" if key in part else "is missing"
+            raise EkdError(f"{file}: damaged student checkpoint: {CHECKPOINT_KEY}.{key} {what}")
     return part
 
 

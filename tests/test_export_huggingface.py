@@ -44,7 +44,8 @@ def test_transformers_computes_the_same(checkpoint: Path, exported: Path) -> Non
     assert not report["missing_keys"] and not report["unexpected_keys"]
     extractor = AutoFeatureExtractor.from_pretrained(exported)
     wavs = [torch.randn(count).numpy() for count in SAMPLES]
-    inputs = extractor(wavs, sampling_rate=16_000, padding=True, return_tensors="pt", return_attention_mask=True)
+    inputs = extractor(wavs, sampling_rate=16_000, padding=True, return_tensors="pt")
+    assert inputs["attention_mask"].sum(1).tolist() == list(SAMPLES)  # by itself
     encoder, _, _ = load_student(checkpoint)
     with torch.no_grad():
         theirs = model.eval()(**inputs, output_hidden_states=True).hidden_states

@@ -11,6 +11,7 @@ import pytest
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.export import public
 from s3prl_ekd.export.public import FOLDS, export_public, site_score
 
 LAYOUT = {
@@ -111,7 +112,86 @@ def test_no_runs_and_other_runs(runs: Path, tmp_path: Path) -> None:
         export_public(tmp_path, tmp_path / "predict.zip")
     with pytest.raises(EkdError, match=r"\.zip"):
         export_public(runs, tmp_path / "predict")
-    (runs / "scores.json").write_text(json.dumps({"label": "x", "tasks": {"sid": {"acc": 75.0}}}))
-    with pytest.raises(EkdError, match="they are of another run"):
+
+
+def record(runs: Path, **tasks: dict) -> None:
+    (runs / "scores.json").write_text(json.dumps({"label": "x", "seed": 1, "tasks": tasks}))
+
+
+def submitted(out: Path) -> dict[str, str]:
+    with zipfile.ZipFile(out) as archive:
+        return {name: archive.read(name).decode() for name in archive.namelist()}
+
+
+@pytest.mark.parametrize("acc", [49.9, 50.1, 54.0, 75.0])
+def test_a_score_that_the_predictions_do_not_give(acc: float, runs: Path, tmp_path: Path) -> None:
+    record(runs, sid={"acc": acc, "folder": "sid"})
+    with pytest.raises(EkdError, match=rf"sid acc is {acc:.2f}, .* give 50.00; they are of another run"):
         export_public(runs, tmp_path / "predict.zip")
     assert not (tmp_path / "predict.zip").exists()
+    record(runs, sid={"acc": 50.004, "folder": "sid"})  # rounding, as a log has it
+    assert export_public(runs, tmp_path / "predict.zip")[1] == {"sid": 0.5}
+
+
+@pytest.mark.parametrize("below", [False, True], ids=["OUT", "OUT/runs"])
+def test_only_what_scores_json_lists_is_submitted(
+    below: bool, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other folders below runs are another model's, or of a rate that was not picked."""
+    write(runs / "runs" / "pr-lr0.1" / "test-ref.ark", {"1-1-0": "HH IY1 Z"})
+    write(runs / "runs" / "pr-lr0.1" / "test-hyp.ark", {"1-1-0": "HH IY1 Z"})
+    record(runs, pr={"per": 0.0, "folder": "pr-lr0.1"})
+    out, given = tmp_path / "predict.zip", runs / "runs" if below else runs
+    assert export_public(given, out)[1] == {"pr": 0.0}
+    assert submitted(out) == {"predict/pr_public/predict.ark": "1-1-0 HH IY1 Z\n"}
+    out.unlink()
+    for tasks in ("sid", "pr,sid"):
+        with pytest.raises(EkdError, match=r"scores\.json: sid is not in it"):
+            export_public(given, out, tasks)
+    monkeypatch.chdir(given)
+    assert export_public(Path(), out)[1] == {"pr": 0.0}
+    out.unlink()
+    # a fold that was not scored is not taken from a folder that happens to be there
+    record(runs, er={"acc": 0.0, "folds": {fold: {"folder": f"er-{fold}"} for fold in FOLDS[:4]}})
+    with pytest.raises(EkdError, match=r"scores\.json: er fold5 is not in it: .*all five folds"):
+        export_public(given, out)
+    record(runs, sid={"acc": 50.0})
+    with pytest.raises(EkdError, match="sid has no key folder"):
+        export_public(given, out)
+    record(runs)
+    with pytest.raises(EkdError, match=r"scores\.json: holds no score of pr"):
+        export_public(given, out)
+    assert not out.exists()
+
+
+def test_one_seed_is_submitted(runs: Path, tmp_path: Path) -> None:
+    write(runs / "runs" / "sid-seed2" / "test_truth.txt", {"id10001-a-1": "id10001"})
+    write(runs / "runs" / "sid-seed2" / "test_predict.txt", {"id10001-a-1": "id10001"})
+    seeds = {"1": {"acc": 50.0, "folder": "sid"}, "2": {"acc": 100.0, "folder": "sid-seed2"}}
+    record(runs, sid={"acc": 75.0, "seeds": seeds}, pr={"per": 25.0, "folder": "pr"})
+    out = tmp_path / "predict.zip"
+    with pytest.raises(EkdError, match="sid was tested at the seeds 1, 2, .* choose with --seed"):
+        export_public(runs, out)
+    with pytest.raises(EkdError, match="--seed 2: pr was not tested at it; .* has 1"):
+        export_public(runs, out, seed=2)
+    assert export_public(runs, out, "pr") == (out, {"pr": 0.25})
+    assert export_public(runs, out, "sid", seed=2)[1] == {"sid": 1.0}
+    assert export_public(runs, out, seed=1)[1] == {"pr": 0.25, "sid": 0.5}
+    (runs / "scores.json").unlink()
+    with pytest.raises(EkdError, match=r"--seed 1: .* holds no scores\.json"):
+        export_public(runs, out, seed=1)
+
+
+def test_more_than_the_site_takes(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert public.LIMIT == 50_000_000
+    out = tmp_path / "predict.zip"
+    export_public(runs, out)
+    size = out.stat().st_size
+    out.unlink()
+    monkeypatch.setattr(public, "LIMIT", size)
+    with pytest.raises(EkdError, match=r"predict\.zip: .* MB; the site takes less than"):
+        export_public(runs, out)
+    assert list(tmp_path.glob("*.zip")) == []
+    monkeypatch.setattr(public, "LIMIT", size + 1)
+    export_public(runs, out)
+    assert out.stat().st_size == size

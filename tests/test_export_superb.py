@@ -50,6 +50,23 @@ def test_equal_to_the_training_time_student(
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("square", [False, True], ids=["conv narrower", "conv as wide"])
+def test_equal_to_a_student_of_a_transformers_folder(normalize: bool, square: bool, tmp_path: Path) -> None:
+    """Normalised waveforms, and a projection between equal widths: what a student of ours never has."""
+    shape = TINY.with_(layers=2, normalize=normalize, **({"width": 64, "square_projection": True} if square else {}))
+    teacher = write_transformers(random_encoder(shape, 0), tmp_path / "teacher")
+    expert, student = load(export_superb(teacher, tmp_path / "out")), UpstreamExpert(str(teacher)).eval()
+    wavs = [0.01 * torch.randn(count) + offset for count, offset in ((16_000, 0.5), (11_111, -0.2))]
+    with torch.no_grad():
+        ours, theirs = expert(wavs)["hidden_states"], student(wavs)["hidden_states"]
+        other = student([wav * 3 + 1 for wav in wavs])["hidden_states"]
+    for one, two in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-5)
+    same = torch.allclose(theirs[-1], other[-1], atol=1e-2)
+    assert same is normalize  # the scale and the offset show where nothing takes them away
+
+
 @pytest.mark.slow
 def test_equal_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("s3prl_ekd.model.onednn._runs", lambda: False)  # one library's rounding for both

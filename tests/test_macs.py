@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
@@ -100,6 +101,31 @@ def test_a_folder_of_other_code_is_run(tmp_path: Path, capsys: pytest.CaptureFix
     found = counted(capsys, str(folder))
     assert found["params"] == known["params"]
     assert found["macs"] == pytest.approx(known["macs"], rel=0.03)
+
+
+def test_the_leaderboards_fbank(capsys: pytest.CaptureFixture[str]) -> None:
+    found = counted(capsys, "fbank")
+    assert found["params"] == 0 and found["macs"] == 479_126_160
+    assert sum(found[bucket] for bucket in LENGTHS) == found["macs"]
+    assert upstream_cost("fbank") == {"params": 0, "macs": 479_126_160}
+
+
+@pytest.mark.parametrize("source", ["s3prl:fbank", "s3prl:wav2vec2_conformer_rope"])
+def test_an_upstream_that_stays_s3prls_is_one_line(source: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["macs", source]) == 2
+    message = capfd.readouterr().err
+    assert f"macs: '{source}': the arithmetic" in message and "hub names" in message and message.count("\n") == 1
+
+
+def test_heads_of_what_has_none_to_choose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = export_superb(write_student(tmp_path / "states-1.ckpt"), tmp_path / "submission")
+    for words, expected in (
+        (["--shape", "distilhubert"], "--heads: --shape distilhubert is no student checkpoint"),
+        ([str(folder)], f"--heads: {folder} is a submission folder"),
+        (["hubert_base"], "--heads: hubert_base is no student checkpoint"),
+    ):
+        assert main(["macs", *words, "--heads"]) == 2
+        assert expected in capfd.readouterr().err
 
 
 def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from export_student import write_student
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.student_checkpoint import load_student, read_checkpoint
 
 
@@ -72,6 +74,8 @@ def test_what_cannot_be_merged_is_one_line(
     content["EKD"]["shape"]["heads"] = 2
     other = tmp_path / "other.ckpt"
     torch.save(content, other)
+    torch.save({"EKD": 5}, tmp_path / "five.ckpt")
+    torch.save({"EKD": {key: value for key, value in content["EKD"].items() if key != "heads"}}, tmp_path / "part.ckpt")
     good, out = str(students[0]), str(tmp_path / "merged.ckpt")
     for arguments, expected in (
         ([good, "--out", out], "expected two checkpoints"),
@@ -81,6 +85,11 @@ def test_what_cannot_be_merged_is_one_line(
         ([good, good, "--weights", "nan", "1", "--out", out], "--weights: expected 2 numbers"),
         ([good, good, "--weights", "1e308", "1e308", "--out", out], "--weights: expected 2 numbers"),
         ([good, str(tmp_path / "none.ckpt"), "--out", out], "none.ckpt: no such checkpoint"),
+        ([good, str(tmp_path / "five.ckpt"), "--out", out], "five.ckpt: EKD is a int, expected a dictionary"),
+        (
+            [good, str(tmp_path / "part.ckpt"), "--out", out],
+            "part.ckpt: damaged student checkpoint: EKD.heads is missing",
+        ),
         ([good, good, "--out", str(tmp_path)], "is a folder"),
     ):
         assert main(["merge", *arguments]) == 2
@@ -89,3 +98,43 @@ def test_what_cannot_be_merged_is_one_line(
     assert not Path(out).exists()
     assert main(["merge", good, str(students[2]), "--out", out]) == 0
     assert "do not look like students of one initialisation" in caplog.text
+
+
+def test_no_training_is_written_over(
+    students: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (shutil.copytree(file.parent, tmp_path / name) / file.name for file, name in zip(students[:2], "ab"))  # noqa: B905
+    before = a.read_bytes()
+    hf = tmp_path / "hf"
+    assert main(["export", "hf", "--ckpt", str(a), "--out", str(hf)]) == 0
+    (tmp_path / "link.ckpt").symlink_to(a)
+    for inputs, out, expected in (
+        ((a, b), a, f"is the input {a}"),
+        ((a.parent, b), a, f"is the input {a.parent}"),
+        ((a, b), tmp_path / "b" / ".." / "a" / a.name, f"is the input {a}"),
+        ((a, b), tmp_path / "link.ckpt", f"is the input {a}"),
+        ((b, hf), hf / "model.safetensors", f"is the input {hf}, or lies in it"),
+        ((b, b), a, "is the experiment folder of a training (states-10.ckpt)"),
+        ((b, b), a.with_name("states-11.ckpt"), "is the experiment folder of a training (states-10.ckpt)"),
+    ):
+        capsys.readouterr()
+        assert main(["merge", *map(str, inputs), "--out", str(out)]) == 2
+        message = capsys.readouterr().err
+        assert f"--out {out}: " in message and expected in message and message.count("\n") == 1
+    assert a.read_bytes() == before and {file.name for file in a.parent.iterdir()} == {a.name}
+    # an earlier merge, whatever its name, may be written over, and stays whole where writing fails
+    out = tmp_path / "merged" / "states-1.ckpt"
+    assert main(["merge", str(a), str(b), "--out", str(out)]) == 0
+    first = out.read_bytes()
+    assert main(["merge", str(a), str(b), "--weights", "3", "1", "--out", str(out)]) == 0
+    second = out.read_bytes()
+    assert first != second
+
+    def full(content: object, file: object) -> None:
+        (file.write if hasattr(file, "write") else Path(file).write_bytes)(b"half")  # type: ignore[union-attr, arg-type]
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        merge_checkpoints([a, b], out)
+    assert out.read_bytes() == second and [file.name for file in out.parent.iterdir()] == [out.name]

@@ -18,6 +18,7 @@ import torch
 from fairseq_files import FAIRSEQ_SHAPE, LARGE, fairseq_content, forget, load, model_config, same
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 
@@ -68,6 +69,17 @@ def test_a_fine_tuned_fairseq_wav2vec2_gives_its_encoder(tmp_path: Path) -> None
     torch.save(content, tmp_path / "ctc.pt")
     assert sources.describe(str(tmp_path / "ctc.pt")).family == "wav2vec2"
     assert same(load(tmp_path / "ctc.pt"), encoder)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [(FAIRSEQ_SHAPE, False), (LARGE, True)], ids=["group", "layer"])
+def test_an_interpolated_normalize_is_guessed_from_the_front_end_and_said(
+    shape: EncoderShape, expected: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = random_encoder(shape, seed=0)
+    cfg = {"model": model_config(encoder), "task": {"normalize": "${task.normalize}"}}
+    torch.save(fairseq_content(encoder, None) | {"cfg": cfg}, tmp_path / "hubert.pt")
+    assert sources.describe(str(tmp_path / "hubert.pt")).shape.normalize is expected
+    assert f"normalize is '${{task.normalize}}', which says nothing; taken to be {expected}" in caplog.text
 
 
 class _Call:

@@ -133,6 +133,62 @@ def test_the_extractor_inside_a_processors_file_says_whether_to_normalize(
         sources.describe(str(folder))
 
 
+@pytest.mark.parametrize(("conv_norm", "expected"), [("group", False), ("layer", True)])
+def test_without_an_extractor_the_front_end_says_whether_to_normalize(
+    conv_norm: str, expected: bool, tmp_path: Path
+) -> None:
+    shape = TINY.with_(layers=2, conv_norm=conv_norm, normalize=not expected)
+    folder = write_transformers(random_encoder(shape, seed=0), tmp_path)
+    assert sources.describe(str(folder)).shape.normalize is not expected
+    (folder / "preprocessor_config.json").unlink()
+    assert sources.describe(str(folder)).shape.normalize is expected
+
+
+def test_odd_folders_and_files_are_one_line(tmp_path: Path) -> None:
+    def message(source: Path) -> str:
+        with pytest.raises(EkdError) as caught:
+            load(source)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    folder = write_transformers(random_encoder(TINY.with_(layers=2), 0), tmp_path / "folder")
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    for key in ("conv_dim", "conv_kernel", "conv_stride"):
+        for bad in ([], None, "abc", [0] * 7, [64.0] * 7, [True] * 7, 64):
+            file.write_text(json.dumps(config | {key: bad}))
+            assert message(folder) == f"{file}: {key} is {bad!r}, expected a list of positive whole numbers"
+    file.write_text(json.dumps(config | dict.fromkeys(("conv_dim", "conv_kernel", "conv_stride"), [])))
+    assert message(folder).startswith(f"{file}: conv_dim is []")
+    file.write_text(json.dumps(config | {"conv_dim": [64]}))
+    assert f"the configuration in {folder} describes no encoder" in message(folder)
+    file.unlink()
+    file.mkdir()
+    assert message(folder) == f"{file}: cannot be read (Is a directory)"
+    file.rmdir()
+    file.write_text(json.dumps(config))
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": 5}}))
+    assert message(folder) == f"{index}: weight_map.b is 5, expected the name of a file"
+    index.unlink()
+    torch.save({1: torch.zeros(2)}, folder / "pytorch_model.bin")
+    assert message(folder) == f"{folder}: holds the key 1, expected the name of a weight"
+
+    numbered = {"model_weight": {1: torch.zeros(2)}, "model_cfg": {}}
+    layouts = {
+        "model_weight": numbered,
+        "Distiller": {"Distiller": {1: torch.zeros(2)}, "Config": {"distiller": {}}},
+        "model": {"model": {1: torch.zeros(2)}, "cfg": {"model": {}, "task": {}}},
+    }
+    wavlm = {"model": {1: torch.zeros(2)}, "cfg": {"encoder_layers": 2}}
+    for key, content in [*layouts.items(), ("model", wavlm)]:
+        torch.save(content, tmp_path / "numbered.pt")
+        assert message(tmp_path / "numbered.pt") == (
+            f"{tmp_path / 'numbered.pt'}: {key}: holds the key 1, expected the name of a weight"
+        )
+
+
 def test_files_that_are_easily_confused(tmp_path: Path) -> None:
     encoder = random_encoder(TINY.with_(layers=2), seed=0)
     folder = write_transformers(encoder, tmp_path / "folder")

@@ -19,6 +19,8 @@ import shutil
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -132,6 +134,10 @@ class _Pretraining:
         launched = self
 
         class Runner(original):
+            def __init__(self, *args: Any) -> None:
+                with _closing_log(self):
+                    super().__init__(*args)
+
             def _get_scheduler(self, optimizer: Any) -> Any:
                 return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
 
@@ -142,9 +148,10 @@ class _Pretraining:
                     return super()._get_upstream()
 
             def train(self) -> None:
-                if self.args.upstream in launched.our_tasks:
-                    launched.check_epochs(len(self.upstream.loader.dataset))
-                super().train()
+                with _closing_log(self):
+                    if self.args.upstream in launched.our_tasks:
+                        launched.check_epochs(len(self.upstream.loader.dataset))
+                    super().train()
 
         return Runner
 
@@ -349,6 +356,21 @@ class _Pretraining:
                     "datarc.%s: was %s, is %s: this makes other batches; of the epoch that was begun, some utterances "
                     "come twice and some not at all", key, old[key], new[key],
                 )  # fmt: skip
+
+
+@contextmanager
+def _closing_log(runner: Any) -> Iterator[None]:
+    """Close the runner's tensorboard file where an error ends the run.
+
+    tensorboardX closes it when Python ends, by a thread that it starts for that, which Python 3.12 refuses: a traceback
+    would follow the line that says what was wrong.
+    """
+    try:
+        yield
+    except BaseException:
+        if getattr(runner, "logger", None) is not None:
+            runner.logger.close()
+        raise
 
 
 def _check_lengths(source: str, datarc: dict[str, Any]) -> None:

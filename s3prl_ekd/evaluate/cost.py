@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-# The leaderboard's row of FBANK: no parameters, 21360 MACs a frame of 10 ms
-FBANK = {"params": 0, "macs": 479_126_160}
-
 
 def upstream_cost(
     name: str, checkpoint: Path | str | None = None, model_config: Path | None = None
@@ -19,7 +16,7 @@ def upstream_cost(
     Raises:
         EkdError: our student's checkpoint or configuration is not readable.
     """
-    from s3prl_ekd.macs.counting import HUB_SHAPES, cost  # torch: not needed for --help
+    from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, cost  # torch: not needed for --help
 
     if name.startswith("ekd_student") and checkpoint is not None:
         from s3prl_ekd.macs.command import model_cost
@@ -34,7 +31,7 @@ def upstream_cost(
 
         found = cost(describe(str(checkpoint), "--teacher").shape)
     elif name == "fbank":
-        return dict(FBANK)
+        found = FBANK
     elif checkpoint is None and name in HUB_SHAPES:
         shape = HUB_SHAPES[name]
         found = cost(shape.shape, shape.heads, shape.unused)

@@ -39,7 +39,8 @@ def export_huggingface(
     encoder, _, part = load_student(checkpoint)
     record = None if scores is None else _student_scores(scores, checkpoint)
     _check(encoder, checkpoint)
-    write_transformers(encoder, output_folder(out, marker="config.json"))
+    # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
+    write_transformers(encoder, output_folder(out, marker="config.json"), attention_mask=True)
     file = out / "config.json"
     config = json.loads(file.read_text()) | _training_settings(part)
     file.write_text(json.dumps(config, indent=2) + "\n")

@@ -1,8 +1,9 @@
 """The organisers' checks of a submission folder, run alone in a process of its own: ``python -I isolated.py FOLDER``.
 
-Not imported by the package: this script must run where neither s3prl-ekd nor s3prl can be reached, so it uses PyTorch
-and the standard library only, refuses both packages, and refuses the network. It prints one JSON line a check, and
-exits with 1 at the first that fails. ``validate.py`` starts it and shows what it says.
+It imports nothing of the package: this script must run where neither s3prl-ekd nor s3prl can be reached, so it uses
+PyTorch and the standard library only, refuses both packages, and refuses the network. It prints one JSON line a check,
+exits with 1 at the first that fails, and prints :data:`CLOSING` after the last: a folder's code may end the process,
+with any status, before all checks are made. ``validate.py`` starts it and shows what it says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ BLOCKED = ("s3prl", "s3prl_ekd")
 TASKS = ("PR", "SID", "ER", "ASR", "QbE", "ASV", "SD", "ST", "SE", "SS", "secret")
 RATE = 16_000
 SECONDS = (2.0, 1.8, 3.7)  # the template's cli.py: three clips, not sorted, on the CPU, in train mode
+TOLERANCE = 5  # the template's cli.py: frames may be fewer than this away from samples / rate
+CLOSING = '{"closing": "all checks are made"}'
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.bind", "socket.sendto")
 
 
@@ -55,12 +58,18 @@ def main(argv: list[str]) -> int:
     for title, check in checks:
         try:
             detail = check(folder, state) or ""
-        except Exception as error:  # whatever the folder's own code raises is the answer to report
+        except BaseException as error:  # whatever the folder's own code raises, sys.exit() too, is the answer to report
             text = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
-            print(json.dumps({"check": title, "passed": False, "detail": text}), flush=True)  # noqa: T201
+            _say(json.dumps({"check": title, "passed": False, "detail": text}))
             return 1
-        print(json.dumps({"check": title, "passed": True, "detail": detail}), flush=True)  # noqa: T201
+        _say(json.dumps({"check": title, "passed": True, "detail": detail}))
+    _say(CLOSING)
     return 0
+
+
+def _say(line):
+    """Print on a line of its own, whatever the folder's code has printed before."""
+    print(f"\n{line}", flush=True)  # noqa: T201
 
 
 def _files(folder, state):
@@ -100,11 +109,58 @@ def _callers(folder, state):
     state["expert"] = experts[0]
     wavs = [torch.zeros(RATE)]
     with torch.no_grad():
-        results = [expert.eval()(wavs)["hidden_states"] for expert in experts]
-    if any(not torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other)):  # noqa: B905
-        raise Refused("they do not give the same hidden states")
+        first, *others = [_answers(expert.eval()(wavs)) for expert in experts]
+    for other in others:
+        if _shapes(other) != _shapes(first) or not all(
+            torch.equal(a, b)
+            for key, states in first.items()
+            for a, b in zip(states, other[key])  # noqa: B905
+        ):
+            raise Refused("they do not give the same hidden states")
     parameters = sum(parameter.numel() for parameter in experts[0].parameters())
     return f"{parameters:,} parameters" + (f"; expert.py imports {', '.join(foreign)}" if foreign else "")
+
+
+def _answers(results):
+    """Key -> list of states of all that the site may ask for: ``hidden_states``, and each task by its own name."""
+    import torch
+
+    if not isinstance(results, dict):
+        raise Refused(f"forward gives a {type(results).__name__}, not a dict")
+    answers = {key: results[key] for key in ("hidden_states", *TASKS) if key in results}
+    for key in TASKS:
+        if key not in answers and "hidden_states" not in answers:
+            raise Refused(f"{key}: forward gives neither this key nor hidden_states")
+    for key, states in answers.items():
+        if not isinstance(states, list) or not states:
+            raise Refused(f"{key}: {type(states).__name__} instead of a list of hidden states")
+        if any(not isinstance(one, torch.Tensor) or one.dim() != 3 or one.shape != states[0].shape for one in states):
+            raise Refused(f"{key}: the hidden states are not all 3-D tensors of one shape")
+    return answers
+
+
+def _shapes(answers):
+    return {key: (len(states), *states[0].shape) for key, states in answers.items()}
+
+
+def _checked(expert, wavs):
+    """:func:`_answers` for clips, each list of which must fit their number and the longest, and be finite."""
+    import torch
+
+    answers = _answers(expert(wavs))
+    samples = [len(wav) for wav in wavs]
+    for key, states in answers.items():
+        batch, frames, _ = states[0].shape
+        for task in TASKS if key == "hidden_states" else (key,):
+            rate = expert.get_downsample_rates(task)
+            if not isinstance(rate, int):
+                raise Refused(f"{task}: get_downsample_rates gives a {type(rate).__name__}, not an int")
+            if batch != len(samples) or frames < 1 or abs(round(max(samples) / rate) - frames) >= TOLERANCE:
+                clips = "a clip of" if len(samples) == 1 else f"{len(samples)} clips, the longest"
+                raise Refused(f"{key}: {batch} x {frames} frames for {clips} {max(samples)} samples")
+        if not all(bool(torch.isfinite(one).all()) for one in states):
+            raise Refused(f"{key}: hidden states of clips of {samples} samples hold NaN or infinity")
+    return answers
 
 
 def _forward(folder, state):
@@ -112,29 +168,8 @@ def _forward(folder, state):
 
     expert = state["expert"].train()  # the validator never calls eval()
     torch.manual_seed(0)
-    samples = [round(seconds * RATE) for seconds in SECONDS]
-    state["wavs"] = [torch.rand(count) for count in samples]
-    results = expert(state["wavs"])
-    if not isinstance(results, dict):
-        raise Refused(f"forward gives a {type(results).__name__}, not a dict")
-    shapes = set()
-    for task in TASKS:
-        value = results[task] if task in results else results.get("hidden_states")
-        if not isinstance(value, list) or not value:
-            raise Refused(f"{task}: {type(value).__name__} instead of a list of hidden states")
-        if any(not isinstance(one, torch.Tensor) or one.dim() != 3 or one.shape != value[0].shape for one in value):
-            raise Refused(f"{task}: the hidden states are not all 3-D tensors of one shape")
-        batch, frames, _ = value[0].shape
-        rate = expert.get_downsample_rates(task)
-        if not isinstance(rate, int):
-            raise Refused(f"{task}: get_downsample_rates gives a {type(rate).__name__}, not an int")
-        if batch != len(samples) or abs(round(max(samples) / rate) - frames) >= 5:
-            raise Refused(
-                f"{task}: {batch} x {frames} frames for {len(samples)} clips, the longest {max(samples)} samples"
-            )
-        if not all(bool(torch.isfinite(one).all()) for one in value):
-            raise Refused(f"{task}: hidden states hold NaN or infinity")
-        shapes.add((len(value), *value[0].shape))
+    state["wavs"] = [torch.rand(round(seconds * RATE)) for seconds in SECONDS]
+    shapes = set(_shapes(_checked(expert, state["wavs"])).values())
     return "; ".join(
         f"{count} states of {batch} x {frames} x {width}" for count, batch, frames, width in sorted(shapes)
     )
@@ -145,26 +180,31 @@ def _modes(folder, state):
 
     expert, wavs = state["expert"], state["wavs"]
     with torch.no_grad():
-        trained = expert.train()(wavs)["hidden_states"]
-        kept = expert.eval()(wavs)["hidden_states"]
-        turned = expert(wavs[::-1])["hidden_states"]
-    if len(trained) != len(kept):
-        raise Refused(f"{len(trained)} hidden states in train mode, {len(kept)} in eval mode")
-    change = max(float((a - b.flip(0)).abs().max()) for a, b in zip(kept, turned))  # noqa: B905
-    if change > 1e-3:
-        raise Refused(f"reversing the batch changes a clip's states by {change:.2g}")
-    dropout = max(float((a - b).abs().max()) for a, b in zip(trained, kept))  # noqa: B905
+        trained = _checked(expert.train(), wavs)
+        kept = _checked(expert.eval(), wavs)
+        turned = _checked(expert, wavs[::-1])
+    if _shapes(trained) != _shapes(kept):
+        key = next(key for key in {**trained, **kept} if _shapes(trained).get(key) != _shapes(kept).get(key))
+        counts = [len(answers.get(key, ())) for answers in (trained, kept)]
+        raise Refused(f"{key}: {counts[0]} hidden states in train mode, {counts[1]} in eval mode, or of other shapes")
+    if _shapes(turned) != _shapes(kept):
+        raise Refused("reversing the batch changes the shape of the answer")
+    dropout = 0.0
+    for key, states in kept.items():
+        change = max(float((a - b.flip(0)).abs().max()) for a, b in zip(states, turned[key]))  # noqa: B905
+        if change > 1e-3:
+            raise Refused(f"{key}: reversing the batch changes a clip's states by {change:.2g}")
+        dropout = max(dropout, *(float((a - b).abs().max()) for a, b in zip(trained[key], states)))  # noqa: B905
     return f"train mode differs by {dropout:.2g} (dropout)" if dropout > 1e-3 else ""
 
 
 def _short(folder, state):
     import torch
 
+    expert = state["expert"].eval()
     with torch.no_grad():
         for count in (800, 1600):
-            states = state["expert"].eval()([torch.rand(count)])["hidden_states"]
-            if not bool(torch.isfinite(states[-1]).all()):
-                raise Refused(f"a clip of {count} samples gives NaN or infinity")
+            _checked(expert, [torch.rand(count)])
 
 
 if __name__ == "__main__":

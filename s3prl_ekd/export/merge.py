@@ -20,7 +20,9 @@ from torch import Tensor
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.files import output_file
 from s3prl_ekd.model.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, read_checkpoint
+from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, read_checkpoint
+from s3prl_ekd.torch_file import read_torch_file
+from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,16 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
         weights: one for each file, not negative; scaled to add to 1. None: equal.
 
     Raises:
-        EkdError: unreadable files, unfitting weights, or students of different shapes.
+        EkdError: unreadable files, unfitting weights, students of different shapes, or an ``out`` that would take the
+            place of a training's checkpoint.
     """
     shares = _shares(files, weights)
+    _check_place(files, out)
     output_file(out)
     merged = merge([read_checkpoint(file) for file in files], shares, [str(file) for file in files])
     merged["merged"] = [{"file": str(file), "weight": share} for file, share in zip(files, shares, strict=True)]
-    torch.save({CHECKPOINT_KEY: merged}, out)
+    with whole_file(out) as partial, partial.open("wb") as stream:
+        torch.save({CHECKPOINT_KEY: merged}, stream)
     for file, share in zip(files, shares, strict=True):
         logger.info("%.3f x %s", share, file)
     kept = ", ".join(s["name"] for s in merged["head_sets"]) or "none"
@@ -125,6 +130,29 @@ def _shares(files: Sequence[Path], weights: Sequence[float] | None) -> list[floa
     if len(weights) != len(files) or min(weights) < 0 or not 0 < sum(weights) < math.inf:  # nor NaN
         raise EkdError(f"--weights: expected {len(files)} numbers, none negative and not all 0, not {list(weights)}")
     return [weight / sum(weights) for weight in weights]
+
+
+def _check_place(files: Sequence[Path], out: Path) -> None:
+    """A merged student has no optimizer and no step: nothing that a training can be continued from."""
+    place = out.resolve()
+    for file in files:
+        taken = newest_checkpoint(file).resolve()
+        if place == taken or taken in place.parents:
+            raise EkdError(f"--out {out}: is the input {file}, or lies in it; name a file elsewhere")
+    for other in sorted(place.parent.glob("states-*.ckpt")):
+        if _of_a_run(other):
+            raise EkdError(
+                f"--out {out}: {out.parent} is the experiment folder of a training ({other.name}), whose newest "
+                "checkpoint is taken for the model; name a file elsewhere"
+            )
+
+
+def _of_a_run(file: Path) -> bool:
+    """Whether a training wrote this checkpoint; a merged one holds the student alone."""
+    try:
+        return set(read_torch_file(file, mmap=True)) != {CHECKPOINT_KEY}
+    except EkdError:
+        return True  # damaged: none of ours, which are there whole or not at all
 
 
 def _interpolate(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:

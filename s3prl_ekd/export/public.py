@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 # Utterances of SUPERB's public test sets: test-clean, VoxCeleb1's identification split, IEMOCAP's five sessions
 FULL = {"pr": 2620, "sid": 8251, "er": 1085 + 1023 + 1151 + 1031 + 1241, "asr": 2620}
 LIMIT = 50 * 10**6  # bytes: the site's form takes no larger file
+ALL_FOLDS = "the site scores ER only with all five folds"
 # The site's name of a task's predictions below predict/
 PLACES = {
     "pr": "pr_public/predict.ark",
@@ -56,26 +57,29 @@ def export_public(
     """Collect, check, score and zip the predictions below ``runs``.
 
     Args:
-        runs: the ``--out`` folder of ``s3prl-ekd evaluate`` (or its ``runs`` folder).
+        runs: the ``--out`` folder of ``s3prl-ekd evaluate`` (or its ``runs`` folder). Where evaluate has left its
+            ``scores.json``, the runs that it names are submitted and no others.
         out: the zip file.
-        tasks: e.g. ``pr,sid``; None for every task that has a run.
+        tasks: e.g. ``pr,sid``; None for every task that is in scores.json or, without one, has a run.
         seed: whose predictions, where the evaluation has several seeds.
 
     Returns:
         the zip file, and the site's score by task (ER: mean of its five folds).
 
     Raises:
-        EkdError: no runs, several seeds and none named, a missing or double utterance, a missing fold, a label the
-            site does not know, or too large.
+        EkdError: no runs, a task that scores.json does not list, several seeds and none named, a missing or double
+            utterance, a missing fold, a label the site does not know, or too large.
     """
     output_file(out, ".zip")
-    root = runs / "runs" if (runs / "runs").is_dir() else runs
-    tested = _tested(runs, seed)
-    places = {name: _folders(task, root, tested.get(name, {})) for name, task in TASKS.items()}
-    found = [task for task in TASKS.values() if any(folder.is_dir() for folder in places[task.name].values())]
-    chosen = found if tasks is None else parse_tasks(tasks)
-    if not chosen:
-        raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
+    named = None if tasks is None else parse_tasks(tasks)
+    home = _evaluation(runs)
+    tested: dict[str, dict[str, Any]] = {}
+    if home is None:
+        chosen, places = _by_name(runs, named, seed)
+    else:
+        chosen = _listed(home, named)
+        tested = _tested(home, chosen, seed)
+        places = {task.name: _recorded(home, task, tested[task.name]) for task in chosen}
     predictions = [one for task in chosen for one in _collect(task, places[task.name])]
     scores = {}
     for task in chosen:
@@ -86,7 +90,8 @@ def export_public(
             log.warning(
                 "%s: %d utterances, SUPERB's test set has %d: no SUPERB score", task.name, count, FULL[task.name]
             )
-    _agree_with_record(runs, scores, tested)
+    if home is not None:
+        _agree_with_record(home, scores, tested)
     with whole_file(out) as partial:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             for one in predictions:
@@ -117,42 +122,89 @@ def site_score(task: Task, predictions: Mapping[str, str], references: Mapping[s
     return errors / tokens
 
 
-def _tested(runs: Path, seed: int | None) -> dict[str, dict[str, Any]]:
+def _evaluation(runs: Path) -> Path | None:
+    """The folder of the scores.json that says which runs count; None where evaluate has left none."""
+    above = [runs.resolve().parent] if runs.resolve().name == "runs" else []
+    return next((folder for folder in [runs, *above] if (folder / FILE_NAME).is_file()), None)
+
+
+def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
+    """The tasks to submit, of those in scores.json.
+
+    It leaves out what has a folder below ``runs`` and no valid score: another model's, or one whose inputs changed.
+    """
+    listed = read_scores(home)["tasks"]
+    for task in named or ():
+        if task.name not in listed:
+            raise EkdError(
+                f"{home / FILE_NAME}: {task.name} is not in it: a run of it there is another model's or outdated; "
+                "s3prl-ekd evaluate makes it anew"
+            )
+    chosen = [task for task in TASKS.values() if task.name in listed] if named is None else list(named)
+    if not chosen:
+        raise EkdError(f"{home / FILE_NAME}: holds no score of {', '.join(TASKS)}")
+    return chosen
+
+
+def _tested(home: Path, chosen: Sequence[Task], seed: int | None) -> dict[str, dict[str, Any]]:
     """Task -> what scores.json says of the run to submit: at one seed, and at the learning rate that was picked."""
-    if not (runs / FILE_NAME).is_file():
-        if seed is not None:
-            raise EkdError(f"--seed {seed}: {runs} holds no {FILE_NAME} that says which runs are of that seed")
-        return {}
-    record = read_scores(runs)
+    record = read_scores(home)
     tested = {}
-    for name, scores in record["tasks"].items():
-        seeds = by_seed(scores, record.get("seed"))
+    for task in chosen:
+        name = task.name
+        seeds = by_seed(record["tasks"][name], record.get("seed"))
         if len(seeds) > 1 and seed is None:
             raise EkdError(
-                f"{runs / FILE_NAME}: {name} was tested at the seeds {', '.join(map(str, seeds))}, and the site takes "
+                f"{home / FILE_NAME}: {name} was tested at the seeds {', '.join(map(str, seeds))}, and the site takes "
                 "one prediction; choose with --seed"
             )
         if seed is not None and seed not in seeds:
             raise EkdError(
-                f"--seed {seed}: {name} was not tested at it; {runs / FILE_NAME} has {', '.join(map(str, seeds))}"
+                f"--seed {seed}: {name} was not tested at it; {home / FILE_NAME} has {', '.join(map(str, seeds))}"
             )
         tested[name] = next(iter(seeds.values())) if seed is None else seeds[seed]
     return tested
 
 
-def _folders(task: Task, root: Path, tested: Mapping[str, Any]) -> dict[str | None, Path]:
-    """Fold (None without folds) -> experiment folder: as scores.json names it, else as evaluate/plan.py does."""
-    if task.folded:
-        parts = tested.get("folds", {})
-        return {fold: root / parts.get(fold, {}).get("folder", f"{task.name}-{fold}") for fold in FOLDS}
-    return {None: root / tested.get("folder", task.name)}
+def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | None, Path]:
+    """Fold (None without folds) -> the experiment folder that scores.json names."""
+    parts = tested.get("folds", {}) if task.folded else {None: tested}
+    folders: dict[str | None, Path] = {}
+    for fold in FOLDS if task.folded else (None,):
+        if fold not in parts:
+            raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
+        if "folder" not in parts[fold]:
+            raise EkdError(
+                f"{home / FILE_NAME}: {task.name}{f' {fold}' if fold else ''} has no key folder that names its run; "
+                "it is an older version's: s3prl-ekd evaluate writes it anew"
+            )
+        folders[fold] = home / "runs" / parts[fold]["folder"]
+    return folders
+
+
+def _by_name(
+    runs: Path, named: Sequence[Task] | None, seed: int | None
+) -> tuple[list[Task], dict[str, dict[str | None, Path]]]:
+    """Tasks and their folders where there is no scores.json: those that evaluate/plan.py gives a single run."""
+    if seed is not None:
+        raise EkdError(f"--seed {seed}: {runs} holds no {FILE_NAME} that says which runs are of that seed")
+    root = runs / "runs" if (runs / "runs").is_dir() else runs
+    places: dict[str, dict[str | None, Path]] = {
+        task.name: {fold: root / f"{task.name}-{fold}" for fold in FOLDS} if task.folded else {None: root / task.name}
+        for task in TASKS.values()
+    }
+    found = [task for task in TASKS.values() if any(folder.is_dir() for folder in places[task.name].values())]
+    chosen = found if named is None else list(named)
+    if not chosen:
+        raise EkdError(f"--runs {runs}: holds no run of {', '.join(TASKS)}; s3prl-ekd evaluate --out {runs} makes them")
+    return chosen, places
 
 
 def _collect(task: Task, folders: Mapping[str | None, Path]) -> list[Prediction]:
     predictions = []
     for fold, folder in folders.items():
         if not folder.is_dir():
-            rest = ": the site scores ER only with all five folds" if task.folded else ""
+            rest = f": {ALL_FOLDS}" if task.folded else ""
             raise EkdError(f"{folder}: no run of {task.name}{f' {fold}' if fold else ''} there{rest}")
         source = folder / task.hypothesis.format(fold=fold)
         ours, truth = _read(source), _read(folder / task.reference.format(fold=fold))
@@ -191,12 +243,12 @@ def _read(path: Path) -> dict[str, str]:
     return table
 
 
-def _agree_with_record(runs: Path, scores: Mapping[str, float], tested: Mapping[str, Mapping[str, Any]]) -> None:
+def _agree_with_record(home: Path, scores: Mapping[str, float], tested: Mapping[str, Mapping[str, Any]]) -> None:
     """Where evaluate left its scores.json, the same predictions must give the same score there."""
     for name, score in scores.items():
         recorded = tested.get(name, {}).get(TASKS[name].metric)
         if recorded is not None and abs(recorded - 100 * score) > 0.05:
             raise EkdError(
-                f"{runs / FILE_NAME}: {name} {TASKS[name].metric} is {recorded:.2f}, but the prediction files give "
+                f"{home / FILE_NAME}: {name} {TASKS[name].metric} is {recorded:.2f}, but the prediction files give "
                 f"{100 * score:.2f}; they are of another run"
             )

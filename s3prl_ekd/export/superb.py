@@ -18,6 +18,7 @@ from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import output_folder, write_license
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student
+from s3prl_ekd.whole_file import whole_file
 
 # The keys that the organisers' validator asks for (superb-submission template, cli.py)
 TASKS = ("PR", "SID", "ER", "ASR", "QbE", "ASV", "SD", "ST", "SE", "SS", "secret")
@@ -67,7 +68,8 @@ def export_superb(
     }
     output_folder(out, marker="expert.py")
     shutil.copyfile(superb_expert.__file__, out / "expert.py")
-    torch.save(model, out / "model.pt")
+    with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
+        torch.save(model, stream)
     (out / "requirements.txt").write_text(REQUIREMENTS)
     (out / "README.md").write_text(cards.superb_card(part, shape, names, chosen))
     write_license(out)

@@ -19,6 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export.isolated import CLOSING
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def run_isolated(folder: Path, python: Path | None = None) -> list[Check]:
         folder: the submission.
         python: another interpreter, which brings its own PyTorch.
 
+    Returns:
+        the checks that were made; the last one has not passed where one fails, or the process ended before all were.
+
     Raises:
         EkdError: that interpreter cannot be started.
     """
@@ -74,16 +78,19 @@ def run_isolated(folder: Path, python: Path | None = None) -> list[Check]:
     else:
         command = [str(python), "-I", "-B", script, str(folder.resolve())]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment())
     except OSError as error:
         raise EkdError(f"--python {python}: cannot be started ({error.strerror})") from error
-    checks = []
+    checks, closed = [], False
     for line in done.stdout.splitlines():
         if line.startswith('{"check"'):  # whatever else the folder's code prints is not ours
             found = json.loads(line)
             checks.append(Check(found["check"], found["passed"], found["detail"]))
-    if done.returncode and all(check.passed for check in checks):
-        checks.append(Check("the process ends well", False, _last_line(done.stderr)))
+        closed = closed or line == CLOSING
+    if all(check.passed for check in checks) and (done.returncode or not closed):
+        ended = f"ended with status {done.returncode} after {len(checks)} checks that passed"
+        reason = _last_line(done.stderr)
+        checks.append(Check("the process makes every check and ends well", False, f"{ended} {reason}".rstrip()))
     return checks
 
 
@@ -91,7 +98,7 @@ def run_in_s3prl(folder: Path) -> Check:
     """Two training steps of ER with s3prl's runner, which loads the folder as the organisers' machines do."""
     with tempfile.TemporaryDirectory(prefix="s3prl-ekd-validate-") as work:
         command = [sys.executable, "-m", "s3prl_ekd.export.runner_trial", str(folder), work]
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment())
         trained = any(Path(work, "experiment").glob("states-*.ckpt"))
     title = "s3prl's runner loads it as the organisers do and trains ER"
     if done.returncode == 0 and trained:

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.macs.counting import HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
+from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
-from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers import adapter, sources
 from s3prl_ekd.torch_file import read_torch_file
 
 
@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "model", nargs="?",
-        help="a student's checkpoint or experiment folder, a teacher's hub name, file or folder, a submission folder",
+        help="a student's checkpoint or experiment folder, a teacher's hub name, file or folder, a submission folder, "
+        "fbank",
     )  # fmt: skip
     parser.add_argument("--shape", choices=list(SHAPES), help="instead: a published model's shape (random weights)")
     parser.add_argument("--heads", action="store_true", help="count a student's heads too")
@@ -39,6 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.shape is None):
         raise EkdError("macs: give either a model or --shape")
     if args.shape is not None:
+        if args.heads:
+            raise EkdError(f"--heads: --shape {args.shape} is no student checkpoint; its heads are as published")
         preset = SHAPES[args.shape]
         found = cost(preset.shape, preset.heads, preset.unused)
     else:
@@ -65,6 +68,8 @@ def model_cost(model: str, heads: bool = False) -> Cost:
     """
     path = Path(model).expanduser()
     if path.is_dir() and (path / "expert.py").is_file():
+        if heads:
+            raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")
         return submission_cost(path)
     if path.is_dir() and not (path / "config.json").is_file():
         path = newest_checkpoint(path)
@@ -77,6 +82,13 @@ def model_cost(model: str, heads: bool = False) -> Cost:
     if not path.exists() and model in HUB_SHAPES:
         preset = HUB_SHAPES[model]
         return cost(preset.shape, preset.heads, preset.unused)
+    if not path.exists() and model == "fbank":
+        return FBANK
+    if not path.exists() and model.startswith(adapter.PREFIX):
+        raise EkdError(
+            f"macs: {model!r}: the arithmetic of s3prl's own experts is not known; counted are hub names of the "
+            "wav2vec2 family, fbank, students, checkpoint files, transformers folders and submission folders"
+        )
     return cost(sources.describe(str(path) if path.exists() else model, "macs").shape)
 
 

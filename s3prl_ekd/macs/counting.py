@@ -91,6 +91,13 @@ HUB_SHAPES = {
 }
 
 
+# The leaderboard's row of FBANK: no parameters, and MACs a frame, of which there is one every 10 ms of 25 ms
+FBANK = Cost(
+    params=0,
+    buckets={name: sum(21_360 * ((n - 400) // 160 + 1) for n in lengths) for name, lengths in LENGTHS.items()},
+)
+
+
 def matrix_macs(shape: EncoderShape, samples: int, heads: Sequence[tuple[int, int]] = ()) -> int:
     """Multiply-accumulates of all convolutions and matrix products for one clip of ``samples`` samples.
 

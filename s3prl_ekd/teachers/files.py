@@ -21,6 +21,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers import shapes
 from s3prl_ekd.teachers.fairseq_file import fairseq_configs, is_fairseq, read_checkpoint_with_shells
+from s3prl_ekd.teachers.mapping import check_names
 from s3prl_ekd.torch_file import read_torch_file
 
 logger = logging.getLogger(__name__)
@@ -72,23 +73,23 @@ def kind_of_file(
         raise EkdError(f"{path}: is an EKD student, not a teacher")
     if "model_weight" in checkpoint and "model_cfg" in checkpoint:
         config = _mapping(checkpoint, "model_cfg", path)
-        weights = _mapping(checkpoint, "model_weight", path)
+        weights = _weights(checkpoint, "model_weight", path)
         normalize = _normalizes(checkpoint.get("task_cfg") or {}, config, path)
         family = "hubert" if "dictionaries_symbols" in checkpoint else _wav2vec2_or_data2vec(weights)
         return "converted", family, shapes.from_fairseq(config, path, normalize, _padding_rule(family)), weights
     if "Distiller" in checkpoint and isinstance(checkpoint.get("Config"), Mapping):
         config = _mapping(checkpoint["Config"], "distiller", path)
-        return "converted", "distilhubert", shapes.from_distiller(config, path), _mapping(checkpoint, "Distiller", path)
+        return "converted", "distilhubert", shapes.from_distiller(config, path), _weights(checkpoint, "Distiller", path)
     if is_fairseq(checkpoint):
         model, task = fairseq_configs(checkpoint, path)
-        weights = _mapping(checkpoint, "model", path)
+        weights = _weights(checkpoint, "model", path)
         family, normalize = _fairseq_family(model, weights), _normalizes(task, model, path)
         return "fairseq", family, shapes.from_fairseq(model, path, normalize, _padding_rule(family)), weights
     if "cfg" in checkpoint and "model" in checkpoint:
         config = _mapping(checkpoint, "cfg", path)
         shape = shapes.from_fairseq(config, path, bool(config.get("normalize", False)))
         family = "wavlm" if shape.attention == "gated_relative" else "unispeech_sat"
-        return "converted", family, shape, _mapping(checkpoint, "model", path)
+        return "converted", family, shape, _weights(checkpoint, "model", path)
     raise EkdError(
         f"{path}: not a teacher file: neither s3prl's converted format (model_cfg + model_weight, WavLM's cfg + model, "
         f"the distiller's Config + Distiller) nor fairseq's (cfg or args + model); its keys: {keys}"
@@ -107,7 +108,11 @@ def transformers_weights(folder: Path) -> dict[str, Tensor]:
         shards = folder / f"{name}.index.json"
         if shards.is_file():
             weights: dict[str, Tensor] = {}
-            for shard in sorted(set(_mapping(read_json(shards, str(folder)), "weight_map", shards).values())):
+            table = _mapping(read_json(shards, str(folder)), "weight_map", shards)
+            for name, shard in table.items():
+                if not isinstance(shard, str):
+                    raise EkdError(f"{shards}: weight_map.{name} is {shard!r}, expected the name of a file")
+            for shard in sorted(set(table.values())):
                 if not (folder / shard).is_file():
                     raise EkdError(f"{folder / shard}: missing, though {shards.name} names it")
                 weights |= _read_shard(folder / shard)
@@ -137,6 +142,8 @@ def read_json(path: Path, where: str) -> dict[str, Any]:
         raise EkdError(
             f"{where}: the folder {path.parent} has no {path.name}, so it is no transformers model"
         ) from error
+    except OSError as error:  # a folder of that name, no permission
+        raise EkdError(f"{path}: cannot be read ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise EkdError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(content, dict):
@@ -171,6 +178,12 @@ def _mapping(content: Mapping[str, Any], key: str, path: Path) -> Mapping[str, A
     if not isinstance(value, Mapping):
         raise EkdError(f"{path}: {key} is a {type(value).__name__}, expected a dictionary")
     return value
+
+
+def _weights(content: Mapping[str, Any], key: str, path: Path) -> Mapping[str, Tensor]:
+    weights = _mapping(content, key, path)
+    check_names(weights, f"{path}: {key}")
+    return weights
 
 
 def _fairseq_family(model: Mapping[str, Any], weights: Mapping[str, Any]) -> str:

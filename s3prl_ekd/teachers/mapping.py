@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,6 +87,7 @@ def to_ours(weights: Mapping[str, Tensor], scheme: tuple[tuple[str, str], ...], 
     Raises:
         EkdError: a weight of an encoder has no place in ours, so that mapping it silently would be wrong.
     """
+    check_names(weights, source)
     prefix = _prefix(weights, source)
     renamed: dict[str, Tensor] = {}
     unknown = []
@@ -108,6 +110,17 @@ def to_ours(weights: Mapping[str, Tensor], scheme: tuple[tuple[str, str], ...], 
             "this architecture is not supported as a teacher"
         )
     return _fuse_qkv(renamed)
+
+
+def check_names(weights: Mapping[Any, Any], source: str) -> None:
+    """See that every weight has a name.
+
+    Raises:
+        EkdError: a key that is no string.
+    """
+    for name in weights:
+        if not isinstance(name, str):
+            raise EkdError(f"{source}: holds the key {name!r}, expected the name of a weight")
 
 
 def from_ours(weights: Mapping[str, Tensor], scheme: tuple[tuple[str, str], ...], conv_norm: str) -> dict[str, Tensor]:

@@ -43,9 +43,9 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
         if data2vec
         else (_integer(file, config, "num_conv_pos_embeddings", 128), 1)
     )
-    dims = config.get("conv_dim", [channels for channels, _, _ in BASE_CONV])
-    kernels = config.get("conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
-    strides = config.get("conv_stride", [stride for _, _, stride in BASE_CONV])
+    dims = _integers(file, config, "conv_dim", [channels for channels, _, _ in BASE_CONV])
+    kernels = _integers(file, config, "conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
+    strides = _integers(file, config, "conv_stride", [stride for _, _, stride in BASE_CONV])
     width = _integer(file, config, "hidden_size", 768)
     return family, EncoderShape(
         conv_layers=conv_layers(list(zip(dims, kernels, strides, strict=True))),
@@ -160,6 +160,17 @@ def _integer(file: Path, config: Mapping[str, Any], key: str, default: int) -> i
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise EkdError(f"{file}: {key} is {value!r}, expected a positive whole number")
     return value
+
+
+def _integers(file: Path, config: Mapping[str, Any], key: str, default: list[int]) -> list[int]:
+    values = config.get(key, default)
+    if (
+        not isinstance(values, list)
+        or not values
+        or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in values)
+    ):
+        raise EkdError(f"{file}: {key} is {values!r}, expected a list of positive whole numbers")
+    return values
 
 
 def _require(file: Path, config: Mapping[str, Any], key: str, expected: Any) -> None:

@@ -62,6 +62,7 @@ def write_transformers(
     model_type: str = "hubert",
     dtype: torch.dtype = torch.float32,
     mask_vector: Tensor | None = None,
+    attention_mask: bool | None = None,
 ) -> Path:
     """A transformers folder: config.json, model.safetensors, preprocessor_config.json.
 
@@ -71,6 +72,8 @@ def write_transformers(
         model_type: hubert, wavlm or wav2vec2.
         dtype: of the stored weights.
         mask_vector: (D,) what masked frames are replaced by in training; zeros where it is not known.
+        attention_mask: whether the feature extractor gives a batch's mask; None: as the published models of this kind
+            of front end have it, those with a group norm without one, so that their padding is computed as silence.
     """
     shape = encoder.shape
     architecture = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}[model_type]
@@ -106,7 +109,7 @@ def write_transformers(
         "sampling_rate": 16000,
         "padding_value": 0.0,
         "do_normalize": shape.normalize,
-        "return_attention_mask": shape.conv_norm == "layer",
+        "return_attention_mask": shape.conv_norm == "layer" if attention_mask is None else attention_mask,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
     weights = mapping.from_ours(encoder.state_dict(), mapping.TRANSFORMERS, shape.conv_norm)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from concurrent.futures import wait
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -190,6 +191,15 @@ def test_only_what_is_picked_is_tested(data, tmp_path, stand_in):
     assert "| fbank | 0.0 | 0.5 | **" not in text  # a single row has no best
     assert "50.00 ± 0.00" in text
     assert "| fbank | 1 | **90.00** | 50.00 | 50.00 |" in text
+
+
+def test_trainings_that_end_together_are_tested_once(data, tmp_path, stand_in, monkeypatch):
+    """Both rates of a search are done in one look: its pick is tested by one thread, not by two in one folder."""
+    from s3prl_ekd.evaluate import schedule
+
+    monkeypatch.setattr(schedule, "wait", lambda futures, return_when: wait(futures))
+    assert evaluate(data, tmp_path, "--lr", "0.01,0.1", "--jobs", "2") == 0
+    assert calls(tmp_path / "out", "tests.txt") == ["sid-lr0.01"]
 
 
 def test_a_longer_grid_and_more_seeds_run_only_what_is_new(data, tmp_path, stand_in, capfd):

@@ -65,6 +65,7 @@ class _Schedule:
         self.board, self.environment, self.nursery, self.results = board, environment, nursery, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
         self.pending: deque[tuple[_Act, Run]] = deque((do_train, run) for run in runs)
+        self.decided: set[str] = set()  # searches whose rate is picked
 
     def carry_out(self, free: list[str | None]) -> None:
         """Do it all, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
@@ -102,7 +103,8 @@ class _Schedule:
         search = self.search_of[run.key]
         if len(search.rates) == 1:
             self.pending.appendleft((do_test, run))
-        elif all(one.key in self.results for one in search.runs):
+        elif search.key not in self.decided and all(one.key in self.results for one in search.runs):
+            self.decided.add(search.key)  # its last trainings may have ended together, and each of them asks
             rate = search.picked(self.results)
             self._say_pick(search, rate)
             self.pending.extendleft((do_test, one) for one in reversed(search.at(rate)))

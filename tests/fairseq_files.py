@@ -16,6 +16,7 @@ import torch
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.teachers import mapping, sources
 from s3prl_ekd.teachers.stand_ins import TINY
+from s3prl_ekd.teachers.writers import fairseq_config
 
 FAIRSEQ_SHAPE = TINY.with_(padding_rule="fairseq", layers=2)
 
@@ -74,21 +75,7 @@ def forget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_config(encoder: Encoder) -> dict[str, Any]:
-    shape = encoder.shape
-    return {
-        "_name": "hubert",
-        "extractor_mode": "layer_norm" if shape.conv_norm == "layer" else "default",
-        "encoder_layers": shape.layers,
-        "encoder_embed_dim": shape.width,
-        "encoder_ffn_embed_dim": shape.ffn_width,
-        "encoder_attention_heads": shape.heads,
-        "activation_fn": "gelu",
-        "layer_norm_first": shape.pre_norm,
-        "conv_feature_layers": str(list(shape.conv_layers)),
-        "conv_bias": shape.conv_bias,
-        "conv_pos": shape.pos_conv_kernel,
-        "conv_pos_groups": shape.pos_conv_groups,
-    }
+    return {"_name": "hubert", **fairseq_config(encoder.shape)}
 
 
 def fairseq_content(encoder: Encoder, stubs: types.SimpleNamespace | None) -> dict[str, Any]:

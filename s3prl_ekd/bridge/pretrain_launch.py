@@ -69,6 +69,7 @@ class _Pretraining:
         self.source = "config_runner.yaml"  # where the runner config came from, for messages
         self.config: dict[str, Any] = {}
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
+        self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
 
     def main(self) -> None:
         script = self._load()
@@ -265,8 +266,7 @@ class _Pretraining:
             schedule = group.get("schedule")
             if getattr(schedule, "t_total", -1) > 0:
                 schedule.t_total = float(self.config["runner"]["total_steps"])
-        if self.before is not None:
-            optimizers.apply_changes(state, optimizers.changes(self.before["optimizer"], self.config["optimizer"]))
+        optimizers.apply_changes(state, self.changed)
         return state
 
     def _config(self, flag: str, value: str | None, task: str, default: str) -> str:
@@ -320,6 +320,9 @@ class _Pretraining:
         self.world.start(args.device)
         if isinstance(config, dict) and (config.get("runner") or {}).get("fp16") and args.device.startswith("cpu"):
             raise EkdError(f"{source}: runner.fp16: true needs a GPU, and this is --device {args.device}; use false")
+        if self.before is not None and isinstance(config, dict):
+            sections = (one.get("optimizer") or {} for one in (self.before, config))
+            self.changed = optimizers.changes(*sections)
         if args.upstream in self.our_tasks:  # its files are checked models; its expert checks the data behind them
             checked = check_runner_config(config, source)
             # the runner reads the dictionary, and has no defaults of its own
@@ -345,10 +348,9 @@ class _Pretraining:
         return args, config
 
     def _check_changes(self, config: dict[str, Any]) -> None:
-        """What ``-o`` changes of a run that goes on: refused where it has no effect, said where it has a second one."""
+        """Say where what ``-o`` changes of the data of a run that goes on makes other batches."""
         if self.before is None:
             return
-        optimizers.changes(self.before["optimizer"], config["optimizer"])
         old, new = (one["pretrain_expert"]["datarc"] for one in (self.before, config))
         for key in ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed"):
             if key in old and old[key] != new[key]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
@@ -36,11 +37,16 @@ def register() -> None:
             setattr(hub, name, getattr(hubconf, name))
 
 
-def find_upstream(name: str) -> Callable[..., Any] | None:
-    """The hub's entry of this name, which builds the upstream's expert; None where there is none."""
+def _registered() -> ModuleType:
     register()
     from s3prl import hub
 
+    return hub
+
+
+def find_upstream(name: str) -> Callable[..., Any] | None:
+    """The hub's entry of this name, which builds the upstream's expert; None where there is none."""
+    hub = _registered()
     return getattr(hub, name) if name in hub.options() else None
 
 
@@ -50,9 +56,7 @@ def check_upstream_name(name: str, flag: str) -> None:
     Raises:
         EkdError: it has not; with the names that are near.
     """
-    register()
-    from s3prl import hub
-
+    hub = _registered()
     if name not in hub.options():
         raise EkdError(f"{flag} {name}: s3prl's hub has no such upstream{did_you_mean(name, hub.options(), count=3)}")
 

@@ -1,7 +1,7 @@
 """What a run reads, by content: a path stays the same when another training or ``prepare`` puts other things there.
 
 Audio is not looked at: it is large, and who changes it changes the tables too. What is no file of its own has a name
-that begins with one of :data:`OTHERS`.
+that begins with :data:`TRANSCRIPTS`, :data:`WEIGHTS` or :data:`UNTRAINED`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv"}
 TRANSCRIPTS = "the transcripts below "
 WEIGHTS = "the weights of "
 UNTRAINED = "the student of "
-OTHERS = (TRANSCRIPTS, WEIGHTS, UNTRAINED)
-"""What stands before a folder, a teacher's source and a config_model.yaml, for what they hold or name."""
+"""They stand before a folder, a teacher's source and a config_model.yaml, for what they hold or name."""
 
 
 def inputs(run: Run) -> dict[str, str]:
     """Name -> SHA-256 of everything but audio that the run's numbers come from: model, configuration, tables, texts.
 
-    A name is a path, or one of :data:`OTHERS` with what it is about.
+    A name is a path, or such a beginning with what it is about.
 
     Raises:
         EkdError: a file cannot be read.

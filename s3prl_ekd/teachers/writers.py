@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.teachers import mapping
 
 
-def write_converted(encoder: Encoder, file: Path) -> Path:
-    """s3prl's converted format: task_cfg, model_cfg, model_weight, dictionaries_symbols; for WavLM cfg and model."""
-    shape = encoder.shape
-    config = {
+def fairseq_config(shape: EncoderShape) -> dict[str, Any]:
+    """A shape in the words of fairseq's ``model`` configuration, which s3prl's ``model_cfg`` has kept."""
+    return {
         "extractor_mode": "layer_norm" if shape.conv_norm == "layer" else "default",
         "encoder_layers": shape.layers,
         "encoder_embed_dim": shape.width,
@@ -29,6 +30,11 @@ def write_converted(encoder: Encoder, file: Path) -> Path:
         "conv_pos": shape.pos_conv_kernel,
         "conv_pos_groups": shape.pos_conv_groups,
     }
+
+
+def write_converted(encoder: Encoder, file: Path) -> Path:
+    """s3prl's converted format: task_cfg, model_cfg, model_weight, dictionaries_symbols; for WavLM cfg and model."""
+    shape, config = encoder.shape, fairseq_config(encoder.shape)
     weights = mapping.from_ours(encoder.state_dict(), mapping.FAIRSEQ, shape.conv_norm)
     weights["mask_emb"] = torch.zeros(shape.width)
     if shape.attention == "gated_relative":

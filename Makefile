@@ -1,7 +1,7 @@
 # make demo   sets everything up and runs the whole job on embedded data: pretrain, four tasks, report
 # make test   sets everything up and runs every test
 # one name a call: dash looks at the first one only
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3,$(shell command -v $(p) 2>/dev/null)))
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV ?= .venv
 BIN := $(VENV)/bin
 # one process a core, each with one thread: the tests are many small models, and two-thread processes wait for each other
@@ -15,9 +15,9 @@ setup: $(VENV)/.installed
 
 # uv installs the pinned set in seconds where its cache is warm; it goes into the venv itself, nothing else is touched
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11 or 3.12, or call make PYTHON=/path/to/python"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
-		{ echo "$(PYTHON) is not Python 3.11 or 3.12; call make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "no Python found; install Python 3.11, 3.12 or 3.13, or call make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; call make PYTHON=/path/to/python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'

@@ -34,7 +34,7 @@ def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
     keeper, path = checkpoints.Keeper(), tmp_path / "states-1.ckpt"
     keeper.save(state(1), path)
     before = path.read_bytes()
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(Exception, match="pickle|local object"):
         keeper.save({"x": lambda: None}, path)
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["states-1.ckpt"]

@@ -69,7 +69,7 @@ def test_a_full_disk_leaves_the_earlier_record(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-@pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3"])
+@pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3.13", "python3"])
 def test_make_finds_whichever_python_there_is(tmp_path, name):
     program = tmp_path / "bin" / name
     program.parent.mkdir()

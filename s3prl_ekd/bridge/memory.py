@@ -57,8 +57,9 @@ def _release(runner: Any) -> tuple[int, Any]:
     """Cut the loss in the frame of ``Runner.train`` off its graph; return the step and the batch."""
     variables = runner.f_locals
     step, batch, loss = variables["global_step"], variables.get("data"), variables.get("loss")
-    # Python 3.11 and 3.12 keep this copy for as long as the frame lives, and with it the batch and the error
-    variables.clear()
+    if isinstance(variables, dict):
+        # Python below 3.13 keeps this copy for as long as the frame lives, and with it the batch and the error
+        variables.clear()
     if isinstance(loss, torch.Tensor) and loss.grad_fn is not None:
         loss.detach_()
     return step, batch

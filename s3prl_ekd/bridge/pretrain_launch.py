@@ -3,7 +3,7 @@
 s3prl's script expects to be started inside its own package folder (bare imports, ``os.listdir('pretrain/')``, default
 configs relative to the current folder). Here that script is loaded as it is, its globals ``os``, ``torch`` and
 ``argparse`` are replaced by stand-ins, and its own ``main()`` runs. What downstream training needs too is in
-``arguments.py``.
+``arguments.py``; what a configuration must hold, in ``pretrain_configs.py``.
 """
 
 from __future__ import annotations
@@ -28,14 +28,12 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints, optimizers, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, optimizers, pretrain_configs, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, ours, s3prl_folder
-from s3prl_ekd.config import check_runner_config
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.variants import find_model_config
 
 log = logging.getLogger(__name__)
 
@@ -151,23 +149,11 @@ class _Pretraining:
             def train(self) -> None:
                 with _closing_log(self):
                     if self.args.upstream in launched.our_tasks:
-                        launched.check_epochs(len(self.upstream.loader.dataset))
+                        batches = len(self.upstream.loader.dataset)
+                        pretrain_configs.check_epochs(launched.config["runner"], batches, launched.source)
                     super().train()
 
         return Runner
-
-    def check_epochs(self, batches: int) -> None:
-        """The steps of ``n_epochs``, which the runner counts when it begins, and meets too few with an assertion.
-
-        Args:
-            batches: of an epoch.
-        """
-        rules = self.config["runner"]
-        steps = int(rules["n_epochs"] * batches / rules["gradient_accumulate_steps"])
-        for key in ("log_step", "save_step"):
-            if 0 < rules["n_epochs"] and steps <= rules[key]:
-                epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
-                raise EkdError(f"{self.source}: runner.{key}: {rules[key]} must be below {epochs}")
 
     def _for_ranks(self, runner: ModuleType) -> None:
         """What the runner does in every rank, but only one may do, or none."""
@@ -215,10 +201,12 @@ class _Pretraining:
             raise EkdError("-n NAME is missing: the experiment's name (its folder is result/pretrain/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
-        args.config = self._config("-c", args.config, args.upstream, "config_runner.yaml")
-        if args.upstream in self.our_tasks:
+        is_ours = args.upstream in self.our_tasks
+        find = partial(pretrain_configs.find, task=args.upstream, s3prl=self.s3prl, is_ours=is_ours)
+        args.config = find("-c", args.config, "config_runner.yaml")
+        if is_ours:
             read_yaml(Path(args.config))  # s3prl reads it next, and meets what is no mapping with a traceback
-        args.upstream_config = self._config("-g", args.upstream_config, args.upstream, "config_model.yaml")
+        args.upstream_config = find("-g", args.upstream_config, "config_model.yaml")
         find_device(args.device)
         checkpoints.check_unused(args.expdir)
         arguments.make_folder(args.expdir)
@@ -269,26 +257,6 @@ class _Pretraining:
         optimizers.apply_changes(state, self.changed)
         return state
 
-    def _config(self, flag: str, value: str | None, task: str, default: str) -> str:
-        """An absolute path for -c or -g: as given, of the task's folder (ours or s3prl's), or a variant's bare name."""
-        mine, theirs = ours("pretrain"), self.s3prl / "pretrain"
-        if value is None:
-            for folder in (mine / task, theirs / task):
-                if (folder / default).is_file():
-                    return str(folder / default)
-            raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{default}")
-        if flag == "-g" and task in self.our_tasks:
-            return str(find_model_config(value))
-        names = [value, f"{value}.yaml"] if "/" not in value else [value]
-        for name in names:
-            places = (mine.parent, mine, mine / task, self.s3prl, theirs / task)
-            # "pretrain/ekd/x.yaml" is meant from the folder that holds pretrain/; ours may be installed under another.
-            inner = re.sub(r"^(\./)?pretrain/", "", name)
-            for candidate in (Path(name), *(place / name for place in places), mine / inner):
-                if candidate.is_file():
-                    return str(candidate.resolve())
-        raise EkdError(f"{flag} {value}: no such config file")
-
     def _prepare(self, task: str) -> None:
         """Make ``pretrain.<task>.pretrain_expert`` importable, as the runner will ask for it."""
         if task in self.our_tasks:
@@ -323,41 +291,13 @@ class _Pretraining:
         if self.before is not None and isinstance(config, dict):
             sections = (one.get("optimizer") or {} for one in (self.before, config))
             self.changed = optimizers.changes(*sections)
-        if args.upstream in self.our_tasks:  # its files are checked models; its expert checks the data behind them
-            checked = check_runner_config(config, source)
-            # the runner reads the dictionary, and has no defaults of its own
-            for section, values in (
-                (config["runner"], checked.runner),
-                (config["pretrain_expert"]["datarc"], checked.pretrain_expert.datarc),
-            ):
-                for key, value in values.model_dump().items():
-                    section.setdefault(key, value)
-            self._check_changes(config)
-            return args, config
-        for section in ("runner", "optimizer", "pretrain_expert"):
-            if not isinstance(config, dict) or not isinstance(config.get(section), dict):
-                raise EkdError(f"{source}: the section {section!r} is missing")
-        rules = config["runner"]
-        for key in ("n_epochs", "total_steps", "log_step", "save_step", "max_keep", "gradient_accumulate_steps"):
-            if not isinstance(rules.get(key), int):
-                raise EkdError(f"{source}: runner.{key}: expected a whole number, found {rules.get(key)!r}")
-        for key in ("log_step", "save_step"):
-            if rules["n_epochs"] <= 0 and rules["total_steps"] <= rules[key]:
-                raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below total_steps {rules['total_steps']}")
-        _check_lengths(source, config["pretrain_expert"].get("datarc") or {})
+        if args.upstream in self.our_tasks:
+            pretrain_configs.check_ours(config, source)
+            if self.before is not None:
+                pretrain_configs.warn_of_other_batches(self.before, config)
+        else:
+            pretrain_configs.check_theirs(config, source)
         return args, config
-
-    def _check_changes(self, config: dict[str, Any]) -> None:
-        """Say where what ``-o`` changes of the data of a run that goes on makes other batches."""
-        if self.before is None:
-            return
-        old, new = (one["pretrain_expert"]["datarc"] for one in (self.before, config))
-        for key in ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed"):
-            if key in old and old[key] != new[key]:
-                log.warning(
-                    "datarc.%s: was %s, is %s: this makes other batches; of the epoch that was begun, some utterances "
-                    "come twice and some not at all", key, old[key], new[key],
-                )  # fmt: skip
 
 
 @contextmanager
@@ -373,17 +313,6 @@ def _closing_log(runner: Any) -> Iterator[None]:
         if getattr(runner, "logger", None) is not None:
             runner.logger.close()
         raise
-
-
-def _check_lengths(source: str, datarc: dict[str, Any]) -> None:
-    """The files of s3prl's own bucket datasets: file_path/SET.csv and the audio folder libri_root."""
-    root = datarc.get("libri_root")
-    if root is not None and not Path(root).is_dir():
-        raise EkdError(f"{source}: pretrain_expert.datarc.libri_root: {root}: no such folder")
-    for name in datarc.get("sets") or []:
-        table = Path(datarc.get("file_path", ""), f"{name}.csv")
-        if not table.is_file():
-            raise EkdError(f"{source}: pretrain_expert.datarc: {table}: no such table of lengths")
 
 
 def _tasks(folder: Path) -> set[str]:

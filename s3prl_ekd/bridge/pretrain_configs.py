@@ -1,0 +1,133 @@
+"""Which configuration files ``run_pretrain.py`` reads, and what must hold in them before anything is built.
+
+s3prl meets most of these mistakes with a traceback or a bare assertion, some of them after the teachers were loaded.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.compat.modules import ours
+from s3prl_ekd.config import check_runner_config
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
+
+log = logging.getLogger(__name__)
+
+BATCH_KEYS = ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed")
+"""Keys of ``pretrain_expert.datarc`` that say which utterances make a batch."""
+
+
+def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, is_ours: bool) -> str:
+    """An absolute path for -c or -g: as given, of the task's folder (ours or s3prl's), or a variant's bare name.
+
+    Args:
+        flag: "-c" or "-g".
+        value: what was given; None for the task's own file.
+        default: the name of the task's own file.
+        task: s3prl's -u.
+        s3prl: the folder of the installed s3prl.
+        is_ours: whether the task is one of this package.
+
+    Raises:
+        EkdError: there is no such file.
+    """
+    mine, theirs = ours("pretrain"), s3prl / "pretrain"
+    if value is None:
+        for folder in (mine / task, theirs / task):
+            if (folder / default).is_file():
+                return str(folder / default)
+        raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{default}")
+    if flag == "-g" and is_ours:
+        return str(find_model_config(value))
+    names = [value, f"{value}.yaml"] if "/" not in value else [value]
+    for name in names:
+        places = (mine.parent, mine, mine / task, s3prl, theirs / task)
+        # "pretrain/ekd/x.yaml" is meant from the folder that holds pretrain/; ours may be installed under another.
+        inner = re.sub(r"^(\./)?pretrain/", "", name)
+        for candidate in (Path(name), *(place / name for place in places), mine / inner):
+            if candidate.is_file():
+                return str(candidate.resolve())
+    raise EkdError(f"{flag} {value}: no such config file")
+
+
+def check_ours(config: dict[str, Any], source: str) -> None:
+    """Check the runner configuration of one of this package's tasks, and fill in its defaults in place.
+
+    The runner reads the dictionary and has no defaults of its own. The data behind the paths are the expert's to check.
+
+    Raises:
+        EkdError: a key is unknown or missing, or its value is not possible.
+    """
+    checked = check_runner_config(config, source)
+    for section, values in (
+        (config["runner"], checked.runner),
+        (config["pretrain_expert"]["datarc"], checked.pretrain_expert.datarc),
+    ):
+        for key, value in values.model_dump().items():
+            section.setdefault(key, value)
+
+
+def check_theirs(config: Any, source: str) -> None:
+    """What the runner and the datasets of s3prl's own tasks take for granted.
+
+    Raises:
+        EkdError: it is not there.
+    """
+    for section in ("runner", "optimizer", "pretrain_expert"):
+        if not isinstance(config, dict) or not isinstance(config.get(section), dict):
+            raise EkdError(f"{source}: the section {section!r} is missing")
+    rules = config["runner"]
+    for key in ("n_epochs", "total_steps", "log_step", "save_step", "max_keep", "gradient_accumulate_steps"):
+        if not isinstance(rules.get(key), int):
+            raise EkdError(f"{source}: runner.{key}: expected a whole number, found {rules.get(key)!r}")
+    for key in ("log_step", "save_step"):
+        if rules["n_epochs"] <= 0 and rules["total_steps"] <= rules[key]:
+            raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below total_steps {rules['total_steps']}")
+    # the files of s3prl's bucket datasets: file_path/SET.csv and the audio folder libri_root
+    datarc = config["pretrain_expert"].get("datarc") or {}
+    root = datarc.get("libri_root")
+    if root is not None and not Path(root).is_dir():
+        raise EkdError(f"{source}: pretrain_expert.datarc.libri_root: {root}: no such folder")
+    for name in datarc.get("sets") or []:
+        table = Path(datarc.get("file_path", ""), f"{name}.csv")
+        if not table.is_file():
+            raise EkdError(f"{source}: pretrain_expert.datarc: {table}: no such table of lengths")
+
+
+def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
+    """Whether ``n_epochs`` are enough steps: the runner counts them when it begins, and asserts that they are.
+
+    Args:
+        rules: the section ``runner``.
+        batches: of an epoch.
+        source: the configuration's file, for the message.
+
+    Raises:
+        EkdError: they are not more than ``log_step`` and ``save_step``.
+    """
+    steps = int(rules["n_epochs"] * batches / rules["gradient_accumulate_steps"])
+    for key in ("log_step", "save_step"):
+        if 0 < rules["n_epochs"] and steps <= rules[key]:
+            epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
+            raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below {epochs}")
+
+
+def warn_of_other_batches(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Say where what ``-o`` changes of the data of a run that goes on makes other batches.
+
+    Args:
+        before: the configuration of the checkpoint.
+        config: that of the run.
+    """
+    old, new = (one["pretrain_expert"]["datarc"] for one in (before, config))
+    for key in BATCH_KEYS:
+        if key in old and old[key] != new[key]:
+            log.warning(
+                "datarc.%s: was %s, is %s: this makes other batches; of the epoch that was begun, some utterances "
+                "come twice and some not at all", key, old[key], new[key],
+            )  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -55,6 +57,26 @@ def test_transformers_folders_whole_and_sharded(suffix: str, sharded: bool, tmp_
     last.unlink()
     with pytest.raises(EkdError, match=f"{last.name}: missing"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_weights_that_cannot_be_read_are_one_line(folder: bool, tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "model.safetensors"
+    if folder:
+        write_transformers(random_encoder(TINY.with_(layers=2), seed=0), tmp_path)
+    else:
+        path = tmp_path / "hubert.pt"
+        path.write_bytes(b"")
+    opened = Path.open
+
+    def refuse(file: Path, *args, **kwargs):
+        if file == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(file, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom no mode bits stop
+    with pytest.raises(EkdError, match=f"{path}: cannot be read \\(Permission denied\\)"):
+        load(tmp_path if folder else path)
 
 
 def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:

@@ -56,8 +56,6 @@ def read_teacher_file(path: Path, mmap: bool = False) -> dict[str, Any]:
                 raise EkdError(str(error).replace(str(unpacked), str(path))) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise EkdError(f"{path}: gzip'ed, but cut off or damaged ({error})") from error
-    except PermissionError as error:
-        raise EkdError(f"{path}: no permission to read it") from error
 
 
 def kind_of_file(
@@ -165,9 +163,16 @@ def _read_shard(path: Path) -> dict[str, Tensor]:
 
 
 def _start(path: Path) -> bytes:
-    """The first bytes of a file, which is not what Git leaves of a large one."""
-    with path.open("rb") as stream:
-        start = stream.read(len(_LFS_POINTER))
+    """The first bytes of a file, which is not what Git leaves of a large one.
+
+    Raises:
+        EkdError: it cannot be read, or is a pointer of Git LFS.
+    """
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_LFS_POINTER))
+    except OSError as error:
+        raise EkdError(f"{path}: cannot be read ({error.strerror})") from error
     if start == _LFS_POINTER:
         raise EkdError(f"{path}: a pointer of Git LFS, not the file itself: git lfs pull")
     return start

@@ -35,7 +35,7 @@ from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
 from s3prl_ekd.demo import TEACHERS
-from s3prl_ekd.model.shape import HUBERT_BASE
+from s3prl_ekd.shape import HUBERT_BASE
 
 HUB = {"hubert": "hubert_base", "robust_hubert": "hubert_base_robust_mgr", "wavlm": "wavlm_base_plus"}
 BATCH = 8

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from s3prl_ekd.model import onednn
-from s3prl_ekd.model.shape import HUBERT_BASE
+from s3prl_ekd.shape import HUBERT_BASE
 from s3prl_ekd.teachers.sources import describe
 
 # tiny: the embedded teachers', and so the demo's

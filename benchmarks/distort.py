@@ -29,11 +29,10 @@ import soundfile
 import torch
 
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
-from s3prl_ekd.config import DataConfig
+from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.distort import BAND_REJECT, CLEAN, GAUSSIAN, PITCH, REVERB, Distorter
 from s3prl_ekd.data.lengths import LengthTable
-from s3prl_ekd.data.recipe import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 
 CLIPS, PASSES, BATCHES = 24, 7, 24
 

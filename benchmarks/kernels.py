@@ -18,8 +18,8 @@ from s3prl_ekd.distill.losses import Terms, fused_terms, l1_and_cosine
 from s3prl_ekd.model import arithmetic, onednn
 from s3prl_ekd.model.attention import DistanceBias, SelfAttention
 from s3prl_ekd.model.linear import linear_gelu
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import ByWindows, InPlace, as_matrix, channels_innermost, strided_conv
+from s3prl_ekd.shape import EncoderShape
 
 CALLS = 20  # at a time: what one call takes to start is hidden behind those before it
 

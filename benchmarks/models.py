@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks import common
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import DISTILHUBERT, EncoderShape
+from s3prl_ekd.shape import DISTILHUBERT, EncoderShape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
 

@@ -21,8 +21,8 @@ from s3prl_ekd.distill.losses import head_losses, mean_over_heads
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.macs.counting import matrix_macs
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import BASE_CONV, EncoderShape
 from s3prl_ekd.model.student import Student, student_like, student_shape
+from s3prl_ekd.shape import BASE_CONV, EncoderShape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 

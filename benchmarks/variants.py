@@ -30,8 +30,8 @@ from rich.table import Table
 from benchmarks import common
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.own_scripts import own_command
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 from s3prl_ekd.variants import BASE, variant_file, variant_names
 

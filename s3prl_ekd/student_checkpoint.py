@@ -18,8 +18,8 @@ from s3prl_ekd.distill.targets import TargetSet
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.student import Student, student_shape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.torch_file import read_torch_file
 

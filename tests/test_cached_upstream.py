@@ -16,7 +16,7 @@ from s3prl_ekd.bridge import downstream_launch, taskkeys
 from s3prl_ekd.bridge.cached_upstream import CachedUpstream
 from s3prl_ekd.bridge.state_files import StateFiles
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.stand_ins import random_encoder
 
 SHAPE = EncoderShape(((8, 10, 5), *((8, 3, 2),) * 4, *((8, 2, 2),) * 2), width=16, layers=2, ffn_width=32, heads=2,

@@ -14,10 +14,10 @@ import pytest
 import test_pretrain_expert as pretraining
 import torch
 
+from s3prl_ekd.config import MaskConfig
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.distill import objective
 from s3prl_ekd.distill.losses import HeadLosses, mean_over_heads
-from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.model.masking import SpanMask
 
 lab = pretraining.lab

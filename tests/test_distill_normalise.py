@@ -11,9 +11,9 @@ import torch
 import yaml
 from distill_lab import TEACHERS, WIDTH, objective, skewed_batches, states
 
+from s3prl_ekd.config import TargetsConfig
 from s3prl_ekd.distill.balance import Balancer
 from s3prl_ekd.distill.normalise import Normaliser, Standardiser
-from s3prl_ekd.distill.options import TargetsConfig
 from s3prl_ekd.distill.phi_s import PhiS, hadamard
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters

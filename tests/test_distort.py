@@ -14,12 +14,11 @@ import yaml
 from scipy.signal import correlate, fftconvolve
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
-from s3prl_ekd.config import DataConfig, load_model_config
+from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig, NonAdditiveConfig, load_model_config
 from s3prl_ekd.data.batches import Batch, CropDataset, make_loader
 from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
-from s3prl_ekd.data.recipe import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 from s3prl_ekd.variants import packaged
@@ -199,7 +198,9 @@ MISTAKES = {
     "distortion.additive: snr: [19, 10] must be [lowest, highest]": {"additive": {"snr": [19, 10]}},
     "distortion.additive.snr[0]: input should be a valid integer": {"additive": {"snr": [9.5, 10]}},
     "distortion.additive: a source is listed twice": {"additive": {"noise": ["a", "a"]}},
-    "distortion.additive: weights.clean: -1.0 < 0": {"additive": {"weights": {"clean": -1.0}}},
+    "distortion.additive.weights.clean: input should be greater than or equal to 0": {
+        "additive": {"weights": {"clean": -1.0}}
+    },
     "distortion.non_additive.pitch_cents: input should be less than or equal to 700": {
         "non_additive": {"pitch_cents": 5_000}
     },

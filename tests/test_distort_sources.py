@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from s3prl_ekd.config import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.data import sources
 from s3prl_ekd.data.distort import Distorter
-from s3prl_ekd.data.recipe import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.data.sources import AudioPool, list_files
 from s3prl_ekd.errors import EkdError
 

@@ -15,7 +15,7 @@ from conftest import REPO
 
 from s3prl_ekd.cli import COMMANDS
 from s3prl_ekd.compat.modules import s3prl_folder
-from s3prl_ekd.config_reference import reference
+from s3prl_ekd.config.reference import reference
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 PROGRAMS = r"(?:s3prl-ekd|run_pretrain\.py|run_downstream\.py)"
@@ -94,7 +94,7 @@ def test_every_page_is_in_the_index_and_the_readme_points_to_it() -> None:
 
 def test_the_configuration_reference_is_what_the_classes_say() -> None:
     assert (REPO / "docs/configuration.md").read_text() == reference(), (
-        "config classes changed: python -m s3prl_ekd.config_reference > docs/configuration.md"
+        "config classes changed: python -m s3prl_ekd.config.reference > docs/configuration.md"
     )
 
 

@@ -17,7 +17,7 @@ from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
-from s3prl_ekd.model.shape import HUBERT_BASE
+from s3prl_ekd.shape import HUBERT_BASE
 from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.teachers import sources
 

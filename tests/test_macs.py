@@ -18,7 +18,7 @@ from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import ConvFrontEnd
-from s3prl_ekd.model.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE
+from s3prl_ekd.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
 

@@ -9,8 +9,8 @@ from convolutions import by_convolutions
 from torch import Tensor
 
 from s3prl_ekd.model.frontend import ConvFrontEnd
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import _as_image, channels_innermost, strided_conv
+from s3prl_ekd.shape import EncoderShape
 
 NARROW = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)
 

@@ -16,7 +16,7 @@ from s3prl_ekd.distill.losses import fused_terms, head_losses, l1_and_cosine
 from s3prl_ekd.model import arithmetic
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.linear import linear_gelu
-from s3prl_ekd.model.shape import HUBERT_BASE
+from s3prl_ekd.shape import HUBERT_BASE
 
 # the interpreter multiplies bf16 wrongly, so that type is left to the GPU
 TYPES = {"cpu": (torch.float32, torch.float16), "cuda": (torch.float32, torch.float16, torch.bfloat16)}

@@ -18,9 +18,9 @@ from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.model import onednn
 from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.model.linear import linear, linear_gelu
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import ByWindows, channels_innermost, strided_conv
 from s3prl_ekd.model.student import Student
+from s3prl_ekd.shape import EncoderShape
 
 NARROW = {"width": 32, "heads": 2, "ffn_width": 64, "conv_layers": [[16, 10, 5], *[[16, 3, 2]] * 4, *[[16, 2, 2]] * 2]}
 

@@ -16,12 +16,12 @@ from recipes.tiny_teachers.crops import FramePlan, UnitCrops, mix_utterances
 from recipes.tiny_teachers.objective import MaskedPrediction
 from recipes.tiny_teachers.settings import MixSettings, UnitSettings, read_settings
 from recipes.tiny_teachers.units import Units, make_units, mfcc, normalized
+from s3prl_ekd.config import MaskConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
-from s3prl_ekd.distill.options import MaskConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 
 SHAPE = EncoderShape(

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from distill_lab import TEACHERS
 
-from s3prl_ekd.config import load_model_config
-from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.config import MaskConfig, load_model_config
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TeacherLayers
 from s3prl_ekd.errors import EkdError

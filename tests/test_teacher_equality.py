@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.model.frontend import frame_mask
-from s3prl_ekd.model.shape import HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
+from s3prl_ekd.shape import HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
@@ -173,7 +173,7 @@ def test_parameter_counts() -> None:
     from transformers import HubertConfig, HubertModel
 
     from s3prl_ekd.model.encoder import Encoder, count_parameters
-    from s3prl_ekd.model.shape import DISTILHUBERT
+    from s3prl_ekd.shape import DISTILHUBERT
 
     with torch.device("meta"):
         assert count_parameters(Encoder(DISTILHUBERT)) == 23_491_200

@@ -18,7 +18,7 @@ import torch
 from fairseq_files import FAIRSEQ_SHAPE, LARGE, fairseq_content, forget, load, model_config, same
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 

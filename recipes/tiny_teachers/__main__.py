@@ -24,14 +24,13 @@ from recipes.tiny_teachers.ship import ship
 from recipes.tiny_teachers.train import Machine, Stage
 from recipes.tiny_teachers.units import make_units
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.config import check_runner_config
+from s3prl_ekd.config import DistortionConfig, check_runner_config
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
-from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.student import START_FIELDS
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import data_digest, weights_digest
 

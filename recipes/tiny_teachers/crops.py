@@ -21,7 +21,7 @@ from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 
 
 class FramePlan(BatchPlan):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.config import MaskConfig
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.masking import SpanMask
 

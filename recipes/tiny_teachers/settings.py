@@ -7,10 +7,9 @@ from pathlib import Path
 from pydantic import Field
 
 from s3prl_ekd.checked import Checked, check_values, read_yaml
-from s3prl_ekd.data.recipe import DistortionConfig
-from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.config import DistortionConfig, MaskConfig
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 
 HOP = 320
 """Samples from one unit to the next: 20 ms."""

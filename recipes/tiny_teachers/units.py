@@ -24,7 +24,7 @@ from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.ensemble import normalize_wave
 from s3prl_ekd.whole_file import whole_file
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.config import DistortionConfig
 from s3prl_ekd.data.filters import hertz_to_mel, mel_to_hertz, reject_band, reverberate, room_taps
 from s3prl_ekd.data.noise import add_at_snr, gaussian
 from s3prl_ekd.data.pitch import pitch_shift
-from s3prl_ekd.data.recipe import DistortionConfig
 from s3prl_ekd.data.sources import AudioPool, Kind, list_files
 from s3prl_ekd.errors import EkdError
 

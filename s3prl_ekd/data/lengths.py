@@ -1,6 +1,6 @@
 """Length tables: s3prl's CSVs of (file_path, length), read and checked before any training starts.
 
-`s3prl-ekd prepare` writes them, s3prl's preprocess/generate_len_for_bucket.py does too. Making them is corpora's room.
+`s3prl-ekd prepare` writes them, s3prl's preprocess/generate_len_for_bucket.py does too.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ import numpy as np
 import pandas as pd
 
 from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.config import DataConfig
+from s3prl_ekd.config import MIN_SAMPLES, DataConfig
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
 
 KEYS = "config_runner.yaml: pretrain_expert.datarc"
-MIN_SAMPLES = SAMPLE_RATE // 4  # a quarter second, 12 frames: shorter clips would cut whole batches down to them
 _CHECKED_FILES = 8  # how many audio files are looked for before training; one stat each
 
 

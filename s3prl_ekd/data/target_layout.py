@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from s3prl_ekd.config import CachePrecision
 from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
 
-CachePrecision = Literal["fp16", "bf16"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 

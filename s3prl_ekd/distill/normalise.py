@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from s3prl_ekd.distill.options import TargetsConfig
+from s3prl_ekd.config import TargetsConfig
 from s3prl_ekd.distill.phi_s import PhiS
 from s3prl_ekd.distill.targets import TeacherLayers, TeacherStates
 from s3prl_ekd.distributed import Share

@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from s3prl_ekd.config import Mode
 from s3prl_ekd.errors import EkdError
 
-Mode = Literal["layerwise_average", "layerwise_concat", "multi_head"]
 MAX_FRAME_DIFFERENCE = 2  # teacher and student share the hop; front ends of one family differ by a frame at most
 
 TeacherStates = dict[str, dict[int, Tensor]]

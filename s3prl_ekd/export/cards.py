@@ -11,7 +11,7 @@ from typing import Any
 
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.files import MADE_WITH
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.version import __version__
 
 PAPER = "[Ensemble knowledge distillation of self-supervised speech models](https://arxiv.org/abs/2302.12757)"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.files import output_file
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, read_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.whole_file import whole_file

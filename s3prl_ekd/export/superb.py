@@ -16,7 +16,7 @@ from torch import Tensor
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import output_folder, write_license
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.whole_file import whole_file
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, SHAPES, Cost, cost
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
 from s3prl_ekd.teachers import adapter, sources
 from s3prl_ekd.torch_file import read_torch_file

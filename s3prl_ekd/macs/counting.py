@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.model.shape import DISTILHUBERT, HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
+from s3prl_ekd.shape import DISTILHUBERT, HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
 
 # Samples at 16 kHz of the 32 utterances: every 82nd of test-clean's 2620, sorted by length (superb-challenge branch of
 # B06901052/DeepSpeed, testing/s3prl_profiling_test.py)

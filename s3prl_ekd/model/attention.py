@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import gated_attention_kernel
 from s3prl_ekd.model.linear import linear
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 
 
 class SelfAttention(nn.Module):

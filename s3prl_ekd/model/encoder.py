@@ -19,7 +19,7 @@ from s3prl_ekd.model.attention import DistanceBias, RelativeBias, SelfAttention
 from s3prl_ekd.model.frontend import ConvFrontEnd, frame_mask
 from s3prl_ekd.model.linear import linear, linear_gelu
 from s3prl_ekd.model.position import PositionalConv, PositionalConvStack
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 
 
 @dataclass(frozen=True)

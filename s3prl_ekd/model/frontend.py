@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import compute_dtype, fused_kernels, gelu, layer_norm_fp32
-from s3prl_ekd.model.shape import EncoderShape
 from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
+from s3prl_ekd.shape import EncoderShape
 
 _PAD = 8  # columns; 16 bytes in half precision
 _PIECE = 1024  # frames

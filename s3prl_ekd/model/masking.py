@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.distill.options import MaskConfig
+from s3prl_ekd.config import MaskConfig
 
 
 class SpanMask(nn.Module):

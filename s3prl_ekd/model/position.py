@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.model.arithmetic import compute_dtype
 from s3prl_ekd.model.banded_conv import banded_conv, make_band
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 
 
 class PositionalConv(nn.Module):

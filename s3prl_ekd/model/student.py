@@ -16,7 +16,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Dropout, Encoder, EncoderOutput
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
-from s3prl_ekd.model.shape import EncoderShape, conv_layers
+from s3prl_ekd.shape import EncoderShape, conv_layers
 
 START_FIELDS = ("conv_layers", "conv_norm", "conv_bias", "square_projection", "width", "ffn_width", "heads", "pre_norm",
                 "pos_conv_kernel", "pos_conv_groups", "pos_conv_depth")  # fmt: skip

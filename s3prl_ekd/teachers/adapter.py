@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from s3prl_ekd.compat.hub import find_upstream
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import EncoderOutput
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 
 logger = logging.getLogger(__name__)
 

@@ -18,12 +18,13 @@ from rich.table import Table
 from torch import Tensor
 
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.config import TeacherPrecision
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.teachers.adapter import S3prlUpstream
-from s3prl_ekd.teachers.ensemble import FrozenTeachers, Precision, TeacherEncoder
+from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.shapes import TRANSFORMERS_FAMILIES
 
@@ -136,7 +137,7 @@ def _clip(file: Path | None) -> tuple[Tensor, str]:
 
 
 def _states(
-    encoder: TeacherEncoder, layers: list[int], precision: Precision, wave: Tensor, device: torch.device
+    encoder: TeacherEncoder, layers: list[int], precision: TeacherPrecision, wave: Tensor, device: torch.device
 ) -> dict[int, Tensor]:
     teachers = FrozenTeachers({"teacher": encoder}, {"teacher": layers}, precision).to(device)
     return {layer: state.float().cpu() for layer, state in teachers(wave.to(device))["teacher"].items()}

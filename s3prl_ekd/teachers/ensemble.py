@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from s3prl_ekd.config import TeacherPrecision
 from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.arithmetic import tf32
@@ -23,7 +24,6 @@ from s3prl_ekd.teachers.adapter import S3prlUpstream
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16", "fp16"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,7 +47,7 @@ class FrozenTeachers(nn.Module):
         self,
         encoders: Mapping[str, TeacherEncoder],
         layers: Mapping[str, Sequence[int]],
-        precision: Precision = "fp32",
+        precision: TeacherPrecision = "fp32",
         tap: Literal["hidden", "ffn"] = "hidden",
     ) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import shapes
 from s3prl_ekd.teachers.fairseq_file import fairseq_configs, is_fairseq, read_checkpoint_with_shells
 from s3prl_ekd.teachers.mapping import check_names

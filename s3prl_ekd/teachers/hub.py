@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s3prl_ekd.model.shape import (
+from s3prl_ekd.shape import (
     DATA2VEC_BASE,
     DATA2VEC_LARGE,
     DISTILHUBERT,

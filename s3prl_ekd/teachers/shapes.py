@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.shape import BASE_CONV, EncoderShape, conv_layers
+from s3prl_ekd.shape import BASE_CONV, EncoderShape, conv_layers
 
 TRANSFORMERS_FAMILIES = ("hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
 

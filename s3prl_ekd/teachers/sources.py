@@ -17,7 +17,7 @@ import torch
 from s3prl_ekd.compat import hub
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
 # The family's 20 ms frame with a narrow conv stack: 0.9 M parameters, fast enough for two CPU cores

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.model.shape import EncoderShape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import mapping
 
 

@@ -1,11 +1,11 @@
 """The ``distortion`` section of config_model.yaml as checked models: what is drawn, how often, how strong.
 
-Whether the sources exist is checked by distort.py, before training starts.
+Whether the sources exist is checked by ``data/distort.py``, before training starts.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,14 +23,15 @@ class AdditiveConfig(Checked):
     """Nothing is a choice."""
     snr: list[int] = Field(default=[10, 19], min_length=2, max_length=2)
     """Lowest and highest signal-to-noise ratio; a whole number of dB is drawn."""
-    weights: dict[str, float] = {}
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Weight of a choice in the draw (a noise source as listed, gaussian, clean); 1 where not given."""
 
     @model_validator(mode="after")
     def _ordered(self) -> AdditiveConfig:
         if self.snr[0] > self.snr[1]:
             raise ValueError(f"snr: {self.snr} must be [lowest, highest]")
-        return _drawable(self, self.noise)
+        _check_distinct(self.noise)
+        return self
 
 
 class NonAdditiveConfig(Checked):
@@ -46,21 +47,18 @@ class NonAdditiveConfig(Checked):
     """Widest band, as a share of the mel scale from 0 to 8 kHz (the authors' 0.5 * 27 / 256)."""
     clean: bool = True
     """Nothing is a choice."""
-    weights: dict[str, float] = {}
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Weight of a choice in the draw (reverb, pitch, band_reject, clean); 1 where not given."""
 
     @model_validator(mode="after")
-    def _weighted(self) -> NonAdditiveConfig:
-        return _drawable(self, self.reverb)
+    def _distinct(self) -> NonAdditiveConfig:
+        _check_distinct(self.reverb)
+        return self
 
 
-def _drawable(section: Any, sources: list[str]) -> Any:
+def _check_distinct(sources: list[str]) -> None:
     if len(set(sources)) != len(sources):
         raise ValueError(f"a source is listed twice: {sources}")
-    negative = [name for name, weight in section.weights.items() if weight < 0]
-    if negative:
-        raise ValueError(f"weights.{negative[0]}: {section.weights[negative[0]]} < 0")
-    return section
 
 
 class DistortionConfig(Checked):

@@ -1,7 +1,7 @@
-"""docs/configuration.md, made from the configuration classes: ``python -m s3prl_ekd.config_reference``.
+"""docs/configuration.md, made from the configuration classes: ``python -m s3prl_ekd.config.reference``.
 
-Every row is a field of a pydantic model of config.py: its key, type with limits, default, and docstring. Prose that the
-classes do not hold (how files are found, ``base``, ``-o``) is the text at the top of the page.
+Every row is a field of a pydantic model: its key, type with limits, default, and docstring. Prose that the classes do
+not hold (how files are found, ``base``, ``-o``) is the text at the top of the page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FILES = {"config_model.yaml": ModelConfig, "config_runner.yaml": RunnerConfig}
 HEADER = """\
 # Configuration reference
 
-<!-- Made by: python -m s3prl_ekd.config_reference > docs/configuration.md -->
+<!-- Made by: python -m s3prl_ekd.config.reference > docs/configuration.md -->
 
 A pretraining run reads two YAML files, s3prl's own two: `config_model.yaml` (`-g`: teachers, student, loss) and
 `config_runner.yaml` (`-c`: steps, optimizer, data). Both are checked before anything is downloaded or trained. A wrong

@@ -1,6 +1,7 @@
 """The options beyond the paper as checked models: keys of ``ekd`` and ``student`` in config_model.yaml.
 
-All are off by default: without them training is exactly the paper's. What each does is in its own file of this folder.
+All are off by default: without them training is exactly the paper's. Each has a file of its own in ``distill/``; the
+mask, in ``model/masking.py``.
 """
 
 from __future__ import annotations

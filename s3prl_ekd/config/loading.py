@@ -1,0 +1,91 @@
+"""Reading a model configuration: a file that may start from another one, with its paths made absolute.
+
+A file may start from another one (``base: config_model.yaml``) and change a few keys: mappings merge, lists and values
+replace.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.checked import check_values, read_yaml
+from s3prl_ekd.config.distortion import DistortionConfig
+from s3prl_ekd.config.model_file import ModelConfig
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import packaged, variant_file
+
+
+def load_model_config(
+    source: str | Path | Mapping[str, Any], file: str = "config_model.yaml", changes: Mapping[str, Any] | None = None
+) -> ModelConfig:
+    """Read and check a model configuration.
+
+    Args:
+        source: a YAML file, or the dictionary that a checkpoint holds (then ``file`` names it in messages).
+        changes: keys that replace those of a YAML file, as a file on top of it would.
+
+    Raises:
+        EkdError: file and key, and what was expected.
+    """
+    if isinstance(source, Mapping):
+        return check_values(ModelConfig, dict(source), file)
+    path = Path(source)
+    config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path))
+    for teacher in config.ekd.teachers:
+        teacher.source = _absolute(teacher.source)
+    if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
+        config.ekd.initialise_from = _absolute(config.ekd.initialise_from)
+    if config.distortion is not None:
+        _make_sources_absolute(config.distortion)
+    if config.ekd.cache_targets is not None:  # it need not exist yet
+        config.ekd.cache_targets = str(Path(config.ekd.cache_targets).expanduser().resolve())
+    return config
+
+
+def _absolute(source: str) -> str:
+    """A path from the current folder made absolute, so that a run goes on from any folder; names stay names.
+
+    Also the path behind ``random:`` and at the end of ``s3prl:NAME:``.
+    """
+    match = re.match(r"random:|s3prl:[^:]+:", source)
+    prefix = match.group() if match else ""
+    path = Path(source.removeprefix(prefix)).expanduser()
+    return f"{prefix}{path.resolve()}" if path.exists() else source
+
+
+def _make_sources_absolute(distortion: DistortionConfig) -> None:
+    """Of noise and room responses; a noise source's weight has its name."""
+    additive, other = distortion.additive, distortion.non_additive
+    if additive is not None:
+        additive.weights = {_absolute(s) if s in additive.noise else s: w for s, w in additive.weights.items()}
+        additive.noise = [_absolute(source) for source in additive.noise]
+    if other is not None:
+        other.reverb = [_absolute(source) for source in other.reverb]
+
+
+def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise EkdError(f"{path}: base: expected the name of a YAML file, found {base!r}")
+    # s3prl copies the file into the experiment folder, where a relative base is gone or is the copy itself:
+    # the packaged file of that name is the fallback
+    seen = (*seen, path.resolve())
+    candidates = [path.parent / base, packaged(Path(base).name), variant_file(Path(base).stem)]
+    found = next((file for file in candidates if file.is_file() and file.resolve() not in seen), None)
+    if found is None:
+        raise EkdError(f"{path}: base: no file {base!r} beside it or among the packaged configurations")
+    return _merge(_read_with_base(found, seen), values)
+
+
+def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(merged.get(key), dict) and isinstance(value, Mapping)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged

@@ -1,0 +1,149 @@
+"""config_model.yaml as checked models: ``ekd`` (teachers, targets, loss), ``student``, ``task`` and ``distortion``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from s3prl_ekd.checked import Checked
+from s3prl_ekd.config.distillation import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
+from s3prl_ekd.config.distortion import DistortionConfig
+from s3prl_ekd.shape import BASE_CONV
+
+MIN_SAMPLES = 4_000
+"""Shortest clip of pretraining: 0.25 s, 12 frames. A shorter one would cut its whole batch down to it."""
+
+Mode = Literal["layerwise_average", "layerwise_concat", "multi_head"]
+TeacherPrecision = Literal["fp32", "bf16", "fp16"]
+CachePrecision = Literal["fp16", "bf16"]
+
+
+class TeacherConfig(Checked):
+    """One frozen teacher."""
+
+    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    """Label in logs, head names and checkpoints; letters, digits and underscores."""
+    source: str = Field(min_length=1)
+    """embedded:NAME for a small teacher of this package, an s3prl hub name, a checkpoint file (s3prl-converted or
+    fairseq), a transformers folder, s3prl:NAME for any other upstream of s3prl, or random:SOURCE for a source's shape
+    without its weights (docs/teachers.md)."""
+    layers: list[int] = Field(default=[4, 8, 12], min_length=1)
+    """Hidden states to predict; l is the output of transformer layer l, 0 the input of layer 1."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> TeacherConfig:
+        if len(set(self.layers)) != len(self.layers) or min(self.layers) < 0:
+            raise ValueError(f"layers {self.layers} must be distinct and not negative")
+        return self
+
+
+class EkdConfig(Checked):
+    """The distillation: teachers, targets, loss, precision."""
+
+    mode: Mode = "multi_head"
+    """How several teachers become targets (paper, section 3)."""
+    teachers: list[TeacherConfig] = Field(min_length=1)
+    """One to N frozen teachers."""
+    initialise_from: str | None = None
+    """Whose conv stack, projection, positional convolution and first layers start the student: the name of a teacher,
+    or any other source (hub name, file, folder); null starts from random weights."""
+    cosine_weight: float = Field(default=1.0, ge=0)
+    """Weight (lambda) of -log sigmoid(cos) beside L1."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the student; auto is bf16 autocast on a GPU that has it, fp32 elsewhere. The runner's own
+    ``fp16: true`` takes precedence (fp16 autocast with loss scaling)."""
+    teacher_precision: TeacherPrecision = "fp32"
+    """Arithmetic of the teachers (TF32 matrix products on a GPU when fp32)."""
+    initialise_layers: Literal["first", "spread"] | list[int] = "first"
+    """Which layers of ``initialise_from`` start the student's: the first ones, every k-th from the first one on, or
+    a list of layers counted from 1, one for each student layer."""
+    targets: TargetsConfig = TargetsConfig()
+    """Beyond the paper: scale of the targets, and what is tapped (docs/beyond.md, as all that follows)."""
+    weights: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """Weight of a head set (teacher name, average, concat, a_minus_b); 1 where not given."""
+    teacher_dropping: DroppingConfig | None = None
+    """Absent: every clip learns from every teacher."""
+    balance: BalanceConfig | None = None
+    """Absent: weights act on losses; present: they are shares of the gradient."""
+    residual_heads: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
+    """Pairs [a, b] of teachers whose difference gets a head set of its own."""
+    cache_targets: str | None = None
+    """Folder that keeps the teachers' states, computed once, for small corpora (docs/target_cache.md); null computes
+    them anew at every step. Utterances are then cut into fixed windows instead of random crops."""
+    cache_precision: CachePrecision = "fp16"
+    """How they are stored. fp16 has 8 times finer steps, bf16 room for numbers beyond 65,504."""
+
+    @model_validator(mode="after")
+    def _names(self) -> EkdConfig:
+        names = [teacher.name for teacher in self.teachers]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise ValueError(f"two teachers are called {doubled[0]!r}")
+        if self.initialise_from is None and self.initialise_layers != "first":
+            raise ValueError("initialise_layers: has no effect while initialise_from is null")
+        return self
+
+
+class StudentConfig(Checked):
+    """The student: a shallow encoder of the same family. Defaults: DistilHuBERT's, 23,491,200 parameters."""
+
+    layers: int = Field(default=2, ge=1)
+    """Transformer layers."""
+    width: int = Field(default=768, ge=1)
+    """Channels of every hidden state."""
+    ffn_width: int = Field(default=3072, ge=1)
+    """Channels inside each feed-forward block."""
+    heads: int = Field(default=12, ge=1)
+    """Attention heads."""
+    conv_layers: list[list[int]] = [list(layer) for layer in BASE_CONV]
+    """[channels, kernel, stride] of each convolution, in samples of its input."""
+    pos_conv_kernel: int = Field(default=128, ge=1)
+    """Kernel of the positional convolution, in frames."""
+    pos_conv_groups: int = Field(default=16, ge=1)
+    """Channel groups of the positional convolution."""
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    """After the positional convolution, each attention and each feed-forward block."""
+    attention_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """On attention weights."""
+    activation_dropout: float = Field(default=0.1, ge=0, lt=1)
+    """After the GELU inside each feed-forward block."""
+    feature_grad_mult: float = Field(default=0.1, gt=0)
+    """Factor on the gradient that reaches the conv stack."""
+    mask: MaskConfig | None = None
+    """Absent: the student sees every frame."""
+
+
+class TaskConfig(Checked):
+    """What one training example is."""
+
+    sequence_length: int = Field(default=250_000, ge=0)
+    """Longest crop, in samples at 16 kHz (250,000 is 15.6 s), at least 4,000; 0 does not crop."""
+
+    @model_validator(mode="after")
+    def _long_enough(self) -> TaskConfig:
+        if 0 < self.sequence_length < MIN_SAMPLES:
+            least = f"expected {MIN_SAMPLES} (0.25 s) or more, or 0"
+            raise ValueError(f"sequence_length: {self.sequence_length} samples; {least}")
+        return self
+
+
+class ModelConfig(Checked):
+    """config_model.yaml."""
+
+    ekd: EkdConfig
+    student: StudentConfig = StudentConfig()
+    task: TaskConfig = TaskConfig()
+    distortion: DistortionConfig | None = None
+    """Absent: teachers and student hear the clips as they are."""
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> ModelConfig:
+        if self.ekd.cache_targets is not None and self.distortion is not None:
+            setup = self.distortion.setup
+            if setup != "clean_teacher":
+                raise ValueError(
+                    f"ekd.cache_targets: under distortion.setup: {setup} teachers hear other audio in every epoch, so "
+                    "nothing can be kept; use setup: clean_teacher, or null here"
+                )
+        return self

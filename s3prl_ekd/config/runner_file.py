@@ -1,0 +1,131 @@
+"""config_runner.yaml as checked models: s3prl's keys of steps and optimizer, and the data of this package's task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from s3prl_ekd.checked import Checked, check_values
+from s3prl_ekd.spelling import did_you_mean
+
+
+class DataConfig(Checked):
+    """``pretrain_expert.datarc`` of config_runner.yaml."""
+
+    num_workers: int = Field(default=4, ge=0)
+    """Worker processes that read audio; two or three suffice for one GPU."""
+    train_batch_size: int = Field(default=24, ge=1)
+    """Utterances a batch; all are cropped to the shortest of the batch, never padded."""
+    batch_seconds: float | None = Field(default=None, gt=0)
+    """Instead of a fixed count: as many utterances as fill this many seconds of audio."""
+    max_timestep: int = 0
+    """s3prl's filter, in samples: > 0 drops longer utterances, < 0 drops shorter ones, 0 keeps all."""
+    libri_root: str
+    """Folder that the paths of the length CSVs start from."""
+    file_path: str
+    """Folder of the length CSVs (`s3prl-ekd prepare` writes them)."""
+    sets: list[str] = Field(min_length=1)
+    """Names of the length CSVs, without .csv."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of batch order and crops; the order depends on (seed, epoch) alone, not on workers."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> DataConfig:
+        doubled = sorted({name for name in self.sets if self.sets.count(name) > 1})
+        if doubled:
+            raise ValueError(f"sets: {doubled[0]!r} is named twice; its utterances would count twice")
+        return self
+
+
+class RunnerSection(Checked):
+    """``runner`` of config_runner.yaml: s3prl's own keys."""
+
+    n_epochs: int = -1
+    """> 0 sets the number of steps from passes over the data; s3prl's schedule still uses total_steps."""
+    total_steps: int = Field(ge=2)
+    """Optimiser steps."""
+    gradient_clipping: float = Field(gt=0, allow_inf_nan=True)
+    """Largest norm of the gradient; .inf clips nothing."""
+    gradient_accumulate_steps: int = Field(default=1, ge=1)
+    """Batches a step."""
+    log_step: int = Field(ge=1)
+    """Steps from one log line to the next."""
+    save_step: int = Field(ge=1)
+    """Steps from one checkpoint to the next."""
+    max_keep: int = Field(ge=1)
+    """Checkpoints kept."""
+    fp16: bool = False
+    """true: fp16 autocast with loss scaling for the student, in place of ekd.precision."""
+
+    @model_validator(mode="after")
+    def _shorter_than_total(self) -> RunnerSection:
+        for key in ("log_step", "save_step"):
+            if getattr(self, key) >= self.total_steps:
+                raise ValueError(f"{key}: {getattr(self, key)} must be below total_steps: {self.total_steps}")
+        return self
+
+
+class PretrainExpertSection(Checked):
+    """``pretrain_expert`` of config_runner.yaml."""
+
+    datarc: DataConfig
+
+
+OPTIMIZER_KEYS = {
+    "AdamW_with_schedule": ("warmup_proportion", "betas", "eps"),
+    "Lamb_with_schedule": ("warmup_proportion", "betas", "eps"),
+    "BertAdam_with_schedule": ("warmup_proportion",),
+    "Adam": (),
+    "AdamW": (),
+}
+"""What s3prl's optimizers read beside name and lr; TorchOptim hands on whatever it gets."""
+
+
+class OptimizerSection(BaseModel):
+    """``optimizer`` of config_runner.yaml; further keys go to the optimizer that ``name`` selects."""
+
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    name: Literal[
+        "AdamW_with_schedule", "Lamb_with_schedule", "BertAdam_with_schedule", "Adam", "AdamW", "TorchOptim"
+    ]  # fmt: skip
+    """One of s3prl's."""
+    lr: float = Field(gt=0)
+    """Peak learning rate."""
+
+    @model_validator(mode="after")
+    def _known_keys(self) -> OptimizerSection:
+        """s3prl's functions swallow what they do not know, or fail on it when the teachers are loaded."""
+        known = OPTIMIZER_KEYS.get(self.name)
+        for key, value in (self.model_extra or {}).items():
+            if known is not None and key not in known:
+                has = f"has {', '.join(known)}" if known else "has no further keys"
+                raise ValueError(f"{key}: {self.name} {has}{did_you_mean(key, known)}")
+            kinds = [type(one) for one in value] if isinstance(value, (list, tuple)) else []
+            if key == "betas" and not (len(kinds) == 2 and set(kinds) <= {int, float}):
+                raise ValueError(f"betas: expected two numbers, as in [0.9, 0.98], found {value!r}")
+        if self.name == "TorchOptim" and not isinstance((self.model_extra or {}).get("torch_optim_name"), str):
+            raise ValueError("torch_optim_name: TorchOptim needs it: the name of a class of torch.optim, as AdamW")
+        return self
+
+
+class RunnerConfig(Checked):
+    """config_runner.yaml."""
+
+    runner: RunnerSection
+    optimizer: OptimizerSection
+    pretrain_expert: PretrainExpertSection
+    scheduler: dict[str, Any] | None = None
+    """s3prl's optional learning-rate scheduler, for optimizers without one of their own."""
+
+
+def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
+    """Check the runner configuration after s3prl has read it and applied overrides (``-o``)."""
+    return check_values(RunnerConfig, dict(values), file)
+
+
+def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:
+    """Check ``pretrain_expert.datarc`` alone, which is all that s3prl hands to a pretrain expert."""
+    return check_values(DataConfig, dict(values), file, prefix="pretrain_expert.datarc")

@@ -17,7 +17,7 @@ __all__ = ["EkdError", "__version__", "register"]
 
 
 def register() -> None:
-    """Mend s3prl for the installed torch stack and add ``ekd_student*`` to ``s3prl.hub`` (safe to call again)."""
+    """Patch s3prl for the installed torch stack and add ``ekd_student*`` to ``s3prl.hub`` (safe to call again)."""
     from s3prl_ekd.compat.hub import register as _register
 
     _register()

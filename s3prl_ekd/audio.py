@@ -138,10 +138,7 @@ def read_audio(path: str | Path, start: int = 0, samples: int | None = None, fir
         raise AudioError(f"{path}: the audio file holds no samples" + (f" after sample {start}" if start else ""))
     mono = wave[:, 0] if first_channel or wave.shape[1] == 1 else wave.mean(axis=1)
     if rate != SAMPLE_RATE:
-        from scipy.signal import resample_poly  # here, since it takes seconds to import and most corpora are at 16 kHz
-
-        common = gcd(rate, SAMPLE_RATE)
-        mono = resample_poly(mono, SAMPLE_RATE // common, rate // common).astype(np.float32)
+        mono = resample(mono, rate)
     if not np.isfinite(mono).all():
         raise AudioError(f"{path}: the audio file holds NaN or infinite samples")
     return np.ascontiguousarray(mono[:samples] if samples is not None else mono)
@@ -153,5 +150,25 @@ def _reason(path: str | Path, error: Exception) -> str:
         return f"{path}: no such audio file"
     if path.stat().st_size == 0:
         return f"{path}: the audio file is empty (0 bytes)"
-    text = str(error).strip().rstrip(".").split(": ")[-1] or type(error).__name__
-    return f"{path}: cannot be read as audio ({text})"
+    return f"{path}: cannot be read as audio ({decoder_reason(error)})"
+
+
+def decoder_reason(error: Exception) -> str:
+    """What libsndfile says is wrong, without the path and the words before it."""
+    return str(error).strip().rstrip(".").split(": ")[-1] or type(error).__name__
+
+
+def resample(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Polyphase resampling to 16 kHz.
+
+    Args:
+        wave: (samples,) float32.
+        rate: its sampling rate in Hz.
+
+    Returns:
+        float32 (ceil(samples * 16000 / rate),).
+    """
+    from scipy.signal import resample_poly  # here, since it takes seconds to import and most corpora are at 16 kHz
+
+    common = gcd(rate, SAMPLE_RATE)
+    return resample_poly(wave, SAMPLE_RATE // common, rate // common).astype(np.float32)

@@ -18,7 +18,7 @@ from s3prl_ekd.spelling import did_you_mean
 
 
 class Checked(BaseModel):
-    """A strict pydantic model without room for unknown keys."""
+    """A strict pydantic model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -23,7 +23,7 @@ COMMANDS = {
     "macs": ("s3prl_ekd.macs.command", "parameters and MACs of a model, counted as the SUPERB challenge does"),
     "link": ("s3prl_ekd.bridge.link_command", "make a git checkout of s3prl know this project in its own scripts"),
     "unlink": ("s3prl_ekd.bridge.unlink_command", "restore a checkout that was linked, byte for byte"),
-    "doctor": ("s3prl_ekd.doctor", "versions, s3prl's mends, devices, and what a given config lacks"),
+    "doctor": ("s3prl_ekd.doctor", "versions, s3prl's patches, devices, and what a given config lacks"),
     "demo": ("s3prl_ekd.demo", "the whole job on embedded data: pretrain, four tasks, report"),
 }
 

@@ -1,6 +1,6 @@
-"""``s3prl-ekd doctor``: what is installed, what s3prl needs mended, and what a given run would lack.
+"""``s3prl-ekd doctor``: what is installed, what of s3prl is patched, and what a given run would lack.
 
-Nothing is downloaded and no teacher is loaded. The checks themselves belong to their rooms (config, teachers, data,
+Nothing is downloaded and no teacher is loaded. The checks themselves belong to their packages (config, teachers, data,
 shims); here they are called one by one and their messages shown together.
 """
 
@@ -130,7 +130,7 @@ def _is_installed(distribution: str) -> bool:
 
 
 def bridge() -> list[Finding]:
-    """Where s3prl lies, whether its hub imports, and the mends in force."""
+    """Where s3prl lies, whether its hub imports, and the patches in force."""
     root = s3prl_folder()
     checkout = (root.parent / ".git").exists()
     kind = "git checkout" if checkout else "wheel"
@@ -228,12 +228,13 @@ def pretraining_data(file: Path) -> list[Finding]:
     data = config.pretrain_expert.datarc
     rows = [Finding("config", "ok", f"{config.runner.total_steps} steps")]
     try:
-        table = read_lengths(data)
+        table = read_lengths(data, str(file))
         text = f"{', '.join(data.sets)}: {len(table.paths)} utterances, {table.hours:.2f} h in {data.libri_root}"
         rows.append(Finding("data", "ok", text))
     except EkdError as error:
-        named = str(error).replace("config_runner.yaml", str(file), 1)
-        rows.append(Finding("data", "broken", named, "s3prl-ekd prepare ... --out DATA, then -c DATA/pretrain.yaml"))
+        rows.append(
+            Finding("data", "broken", str(error), "s3prl-ekd prepare ... --out DATA, then -c DATA/pretrain.yaml")
+        )
     return rows
 
 

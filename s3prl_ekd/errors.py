@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import errno
 
-# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file: the user's to mend
+# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file: the user's to fix
 UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
 }  # fmt: skip
 
 
 class EkdError(ValueError):
-    """Something that the user can mend: a wrong key, a missing file, an unreadable checkpoint."""
+    """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""

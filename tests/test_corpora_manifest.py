@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from s3prl_ekd.corpora.lengths import probe
 from s3prl_ekd.corpora.manifest import check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
 

@@ -13,7 +13,8 @@ import yaml
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora import real
-from s3prl_ekd.corpora.lengths import read_lengths, samples_or_reason
+from s3prl_ekd.corpora.length_csv import read_lengths
+from s3prl_ekd.corpora.probe import samples_or_reason
 
 
 def audio(file: Path, samples: int = 4000) -> Path:

@@ -95,7 +95,7 @@ class UpstreamPretrainExpert(nn.Module):
 
         self.target_sets = plan.target_sets
         self.model = Student(self.config.student, self.target_sets)
-        encoders = {} if cache is not None and cache.complete else load_teachers(self.config, plan)
+        encoders = {} if cache is not None and cache.complete else load_teachers(plan)
         initialiser = load_initialiser(self.config, plan, encoders)
         if initialiser is not None:
             choice = self.config.ekd.initialise_layers

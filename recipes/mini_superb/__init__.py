@@ -1,6 +1,6 @@
 """The paper's claims at small scale: students of every combination of teachers, compared on four tasks of real speech.
 
-Rooms, from the bottom up; each imports only what stands above it, and the package never imports this recipe:
+Modules, from the bottom up; each imports only what stands above it, and the package never imports this recipe:
 
 - ``settings.py``: what experiment.yaml may say; which rows there are
 - ``calls.py``: the project's commands as child processes

@@ -1,6 +1,6 @@
 """The trainer of the embedded teachers: masked prediction of k-means units (HuBERT, arXiv 2106.07447).
 
-Rooms, from the bottom up; each imports only what stands above it, and the package never imports this recipe:
+Modules, from the bottom up; each imports only what stands above it, and the package never imports this recipe:
 
 - ``settings.py``: what a teacher's YAML file may say
 - ``units.py``: MFCC or an encoder's states -> k-means -> one unit a frame

@@ -183,7 +183,7 @@ def with_noise(stage: StageSettings, noise: str | None, where: str) -> StageSett
 
 def _corpus(data: Path) -> LengthTable:
     file = data / "pretrain.yaml"
-    return read_lengths(check_runner_config(read_yaml(file), str(file)).pretrain_expert.datarc)
+    return read_lengths(check_runner_config(read_yaml(file), str(file)).pretrain_expert.datarc, str(file))
 
 
 def _parser() -> argparse.ArgumentParser:

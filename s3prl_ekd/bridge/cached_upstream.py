@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.bridge.state_files import StateFiles
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.fingerprint import add_weights
 
 KEY = "runner.cache_states"
 Select = Callable[[dict[str, Any]], Any]
@@ -144,7 +145,5 @@ class CachedUpstream(nn.Module):
     def _digest(self, choice: str) -> str:
         """Of weights, model and choice: equal digests give equal states."""
         digest = hashlib.sha256("\0".join((_FORMAT, *self.what, choice)).encode())
-        for name, value in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, self.model)
         return digest.hexdigest()

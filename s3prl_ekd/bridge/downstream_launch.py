@@ -33,7 +33,7 @@ def run(argv: list[str], current: Run) -> None:
     """Parse ``argv`` with s3prl's parser, then train, evaluate or infer.
 
     Raises:
-        EkdError: whatever the user can mend; see the messages.
+        EkdError: whatever the user can fix; see the messages.
     """
     if "--multi_gpu" in argv:
         raise EkdError("--multi_gpu is not an option of s3prl's downstream script; use " + ranks.TORCHRUN_DOWNSTREAM)

@@ -2,7 +2,7 @@
 
 ``link`` adds thin folders (``s3prl/pretrain/ekd``, ``s3prl/upstream/ekd_*``) and a marked block at the top of
 three files: ``s3prl/hub.py``, ``s3prl/pretrain/__init__.py``, which ``run_pretrain.py`` imports first, and
-``s3prl/run_downstream.py``, which imports torchaudio before the hub. A block applies the mends of ``shims.py`` before
+``s3prl/run_downstream.py``, which imports torchaudio before the hub. A block applies the patches of ``shims.py`` before
 anything else there is imported. ``unlink`` takes out the blocks and the files that ``link`` wrote. The command line is
 in ``link_command.py`` and ``unlink_command.py``.
 """

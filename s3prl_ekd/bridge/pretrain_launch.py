@@ -44,7 +44,7 @@ def run(argv: list[str], current: Run) -> None:
     """Parse ``argv`` with s3prl's parser and train.
 
     Raises:
-        EkdError: whatever the user can mend; see the messages.
+        EkdError: whatever the user can fix; see the messages.
     """
     argv, _ = arguments.take_local_rank(argv)  # `python -m torch.distributed.launch` adds it
     arguments.hide_gpu(argv)

@@ -24,7 +24,7 @@ UPSTREAMS = {
 
 
 def register() -> None:
-    """Mend s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (safe to call again)."""
+    """Patch s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (safe to call again)."""
     from s3prl_ekd.compat.shims import apply_shims
 
     apply_shims()

@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import torch
 
-from s3prl_ekd.audio import AudioError
+from s3prl_ekd.audio import AudioError, decoder_reason
 
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
 # Scale from float to the integer type torchaudio returns under normalize=False.
@@ -103,5 +103,4 @@ def _target(uri: Any) -> Any:
 def _reason(uri: Any, error: Exception) -> AudioError:
     if isinstance(uri, (str, os.PathLike)) and not Path(uri).exists():
         return AudioError(f"{os.fspath(uri)}: no such audio file")
-    text = str(error).strip().rstrip(".").split(": ")[-1] or type(error).__name__
-    return AudioError(f"{uri}: cannot be read as audio ({text})")
+    return AudioError(f"{uri}: cannot be read as audio ({decoder_reason(error)})")

@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     """Prepare what was asked for and print the table.
 
     Raises:
-        EkdError: anything the user can mend; also a file that cannot be written.
+        EkdError: anything the user can fix; also a file that cannot be written.
     """
     try:
         results = _prepare(args)

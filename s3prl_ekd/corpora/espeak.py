@@ -13,12 +13,10 @@ import importlib.util
 import shutil
 import tempfile
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
-from scipy.signal import resample_poly
 
-from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.audio import resample
 from s3prl_ekd.errors import EkdError
 
 # espeak-ng's speak_lib.h
@@ -104,5 +102,4 @@ class Espeak:
         if status != 0 or not self._blocks:
             raise EkdError(f"espeak-ng said nothing for {text!r} (code {status})")
         wave = np.concatenate(self._blocks).astype(np.float32) / 32768
-        common = gcd(self.rate, SAMPLE_RATE)
-        return resample_poly(wave, SAMPLE_RATE // common, self.rate // common).astype(np.float32)
+        return resample(wave, self.rate)

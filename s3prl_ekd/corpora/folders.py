@@ -19,7 +19,7 @@ import soundfile
 import yaml
 
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
-from s3prl_ekd.corpora.lengths import Clip, in_parallel
+from s3prl_ekd.corpora.probe import Clip, in_parallel
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 

@@ -22,8 +22,8 @@ from s3prl_ekd.corpora.folders import (
     write_config,
     write_ids,
 )
-from s3prl_ekd.corpora.lengths import Clip
 from s3prl_ekd.corpora.manifest import Manifest
+from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.errors import EkdError
 
 SUPERB_EMOTIONS = ("neu", "hap", "ang", "sad")  # in s3prl's order of labels

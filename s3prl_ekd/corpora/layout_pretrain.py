@@ -12,7 +12,8 @@ from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import Prepared, config_template, fresh_folder, write_config
-from s3prl_ekd.corpora.lengths import in_parallel, read_lengths, samples_or_reason, write_lengths
+from s3prl_ekd.corpora.length_csv import read_lengths, write_lengths
+from s3prl_ekd.corpora.probe import in_parallel, samples_or_reason
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)

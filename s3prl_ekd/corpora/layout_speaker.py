@@ -21,8 +21,8 @@ from s3prl_ekd.corpora.folders import (
     write_config,
     write_ids,
 )
-from s3prl_ekd.corpora.lengths import Clip
 from s3prl_ekd.corpora.manifest import SPLITS, Manifest
+from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.corpora.split_file import FIRST_ID, MAX_SPEAKERS, PARTS
 from s3prl_ekd.errors import EkdError
 

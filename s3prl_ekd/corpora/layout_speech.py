@@ -29,9 +29,10 @@ from s3prl_ekd.corpora.folders import (
     write_config,
     write_ids,
 )
-from s3prl_ekd.corpora.lengths import Clip, write_lengths
+from s3prl_ekd.corpora.length_csv import write_lengths
 from s3prl_ekd.corpora.lexicon import Lexicon, build_lexicon
 from s3prl_ekd.corpora.manifest import SPLITS, Manifest
+from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)

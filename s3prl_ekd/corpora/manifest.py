@@ -2,7 +2,7 @@
 
 A manifest is tab-separated text with a header. Columns by task: pr, asr: ``path split speaker text`` (and ``phones``
 where known); sid: ``path split speaker``; er: ``path fold speaker emotion``; pretrain: ``path``. Further columns are
-ignored. Opening the audio itself is ``lengths.py``; laying files out for s3prl is ``layout_*.py``.
+ignored. Opening the audio itself is ``probe.py``; laying files out for s3prl is ``layout_*.py``.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from s3prl_ekd.corpora.layout_emotion import prepare_emotion
 from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
 from s3prl_ekd.corpora.layout_speech import prepare_speech
-from s3prl_ekd.corpora.lengths import probe
 from s3prl_ekd.corpora.manifest import TASKS, Manifest, check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def prepare_manifest(
         name: the pretraining set's name; the manifest's folder otherwise.
 
     Raises:
-        EkdError: anything the user can mend, with the manifest's line.
+        EkdError: anything the user can fix, with the manifest's line.
     """
     rows, tasks = plan_manifest(manifest, tasks, root)
     return lay_out(rows, tasks, Path(out), lexicons, skip_bad, name)

@@ -16,8 +16,9 @@ from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS, emotion_labels, wr
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import unheard_notes, write_sid_config
 from s3prl_ekd.corpora.layout_speech import lexicon_notes, write_asr_config, write_pr_config
-from s3prl_ekd.corpora.lengths import in_parallel, info_or_reason, write_lengths
+from s3prl_ekd.corpora.length_csv import write_lengths
 from s3prl_ekd.corpora.lexicon import build_lexicon
+from s3prl_ekd.corpora.probe import in_parallel, info_or_reason
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, speaker_of, wav_folders
 from s3prl_ekd.errors import EkdError
 

@@ -2,8 +2,8 @@
 
 The recipe of the same authors' robust students (arXiv 2210.07978): one additive distortion, then one non-additive one,
 each drawn from its own list with its own clean share. A draw is a function of (seed, epoch, utterance) alone: not of
-workers, nor of the other utterances of the batch, nor of how long the crop is. How a distortion sounds is the room of
-noise.py, filters.py and pitch.py; which files there are is that of sources.py.
+workers, nor of the other utterances of the batch, nor of how long the crop is. How a distortion sounds is in noise.py,
+filters.py and pitch.py; which files there are, in sources.py.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
 
-KEYS = "config_runner.yaml: pretrain_expert.datarc"
 _CHECKED_FILES = 8  # how many audio files are looked for before training; one stat each
 
 
@@ -36,18 +35,23 @@ class LengthTable:
         return float(self.samples.sum()) / SAMPLE_RATE / 3600
 
 
-def read_lengths(config: DataConfig) -> LengthTable:
+def read_lengths(config: DataConfig, file: str = "config_runner.yaml") -> LengthTable:
     """Read the CSVs that ``config.sets`` names and apply s3prl's length filter (``max_timestep``).
+
+    Args:
+        config: what the file says of the data.
+        file: that file, for messages.
 
     Raises:
         EkdError: a folder, CSV or column is missing, no utterance is left, or the audio is not where the CSVs say.
     """
+    keys = f"{file}: pretrain_expert.datarc"
     root, folder = Path(config.libri_root).expanduser(), Path(config.file_path).expanduser()
     if not folder.is_dir():
-        raise EkdError(f"{KEYS}.file_path: no folder {folder} (`s3prl-ekd prepare` writes the length CSVs)")
+        raise EkdError(f"{keys}.file_path: no folder {folder} (`s3prl-ekd prepare` writes the length CSVs)")
     if not root.is_dir():
-        raise EkdError(f"{KEYS}.libri_root: no folder {root}")
-    tables = [_read_csv(folder / f"{name}.csv", name) for name in config.sets]
+        raise EkdError(f"{keys}.libri_root: no folder {root}")
+    tables = [_read_csv(folder / f"{name}.csv", f"{keys}.sets") for name in config.sets]
     table = pd.concat(tables, ignore_index=True)
     found = len(table)
     if config.max_timestep > 0:
@@ -57,7 +61,7 @@ def read_lengths(config: DataConfig) -> LengthTable:
     table = table[table.length >= MIN_SAMPLES]
     if table.empty:
         raise EkdError(
-            f"{KEYS}.sets: {found} utterances in {', '.join(config.sets)}, none left: under 0.25 s, or by max_timestep "
+            f"{keys}.sets: {found} utterances in {', '.join(config.sets)}, none left: under 0.25 s, or by max_timestep "
             f"({config.max_timestep})"
         )
     if len(table) < found:
@@ -65,14 +69,14 @@ def read_lengths(config: DataConfig) -> LengthTable:
     paths = [str(root / path) for path in table.file_path]
     for index in np.linspace(0, len(paths) - 1, min(_CHECKED_FILES, len(paths))).astype(int):
         if not Path(paths[index]).is_file():
-            raise EkdError(f"{KEYS}.libri_root: no file {paths[index]}, though the CSVs of {folder} name it")
+            raise EkdError(f"{keys}.libri_root: no file {paths[index]}, though the CSVs of {folder} name it")
     return LengthTable(paths, table.length.to_numpy(np.int64))
 
 
-def _read_csv(file: Path, name: str) -> pd.DataFrame:
+def _read_csv(file: Path, key: str) -> pd.DataFrame:
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in file.parent.glob("*.csv"))) or "no CSV at all"
-        raise EkdError(f"{KEYS}.sets: no {file} for {name!r} (in that folder: {there})")
+        raise EkdError(f"{key}: no {file} for {file.stem!r} (in that folder: {there})")
     try:
         table = pd.read_csv(file, usecols=["file_path", "length"], dtype={"file_path": str})
     except ValueError as error:

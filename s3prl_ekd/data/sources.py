@@ -2,7 +2,7 @@
 
 Knows the layouts of MUSAN (music/noise/speech), WHAM! (tr/cv/tt) and RIRS_NOISES (simulated_rirs, pointsource_noises,
 real_rirs_isotropic_noises), tables with a path column (and a ``kind`` column: noise or rir), and plain folders. What is
-done with the audio is the room of noise.py and filters.py.
+done with the audio is in noise.py and filters.py.
 """
 
 from __future__ import annotations

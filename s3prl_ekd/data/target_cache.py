@@ -166,7 +166,7 @@ class TargetCache:
             self.flush()
 
     def mark_unreadable(self, windows: Sequence[int]) -> None:
-        """Nothing to wait for: the audio of these windows could not be read. (It may be mended later.)"""
+        """Nothing to wait for: the audio of these windows could not be read. (It may be repaired later.)"""
         for window in windows:
             if self.state[window] == MISSING:
                 self.state[window] = UNREADABLE

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
 
     from s3prl_ekd.compat.hub import register
 
-    register()  # s3prl needs its mends on this stack; it loads the submission by itself
+    register()  # s3prl needs its patches on this stack; it loads the submission by itself
     huggingface_hub.snapshot_download = lambda *args, **kwargs: str(folder)
     from s3prl import run_downstream
 

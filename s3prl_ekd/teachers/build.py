@@ -87,7 +87,7 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     return TeacherPlan(found, target_sets, layers, initialiser, file)
 
 
-def load_teachers(config: ModelConfig, plan: TeacherPlan) -> dict[str, TeacherEncoder]:
+def load_teachers(plan: TeacherPlan) -> dict[str, TeacherEncoder]:
     """Load every teacher's encoder, in fp32 on the CPU."""
     encoders = {}
     for index, (name, source) in enumerate(plan.sources.items()):

@@ -85,7 +85,7 @@ def cached_teachers(
     config: ModelConfig, plan: TeacherPlan, cache: TargetCache, teachers: FrozenTeachers
 ) -> CachedTeachers:
     """The teachers of a run behind its cache; ``teachers`` has no encoders where the cache is complete."""
-    return CachedTeachers(cache, teachers, lambda: freeze(config, load_teachers(config, plan)))
+    return CachedTeachers(cache, teachers, lambda: freeze(config, load_teachers(plan)))
 
 
 def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig) -> TargetCache:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from s3prl_ekd.config import DataConfig, ModelConfig
 from s3prl_ekd.data.lengths import LengthTable
@@ -72,6 +73,13 @@ def difference(there: Mapping[str, str | None], ours: Fingerprint, some: bool = 
     return None
 
 
+def add_weights(digest: hashlib._Hash, module: nn.Module) -> None:
+    """Feed a module's parameters and buffers, with their names, types and shapes, to a hash."""
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
 def weights_digest(source: sources.TeacherSource, where: str, download: bool) -> str | None:
     """SHA-256 over all files that make a teacher; of an s3prl upstream, which is loaded already, over its tensors.
 
@@ -83,9 +91,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
     digest = hashlib.sha256()
     if source.kind == "s3prl":
         digest.update(source.family.encode())
-        for name, value in sorted(adapter.built_upstream(source.source, where).state_dict().items()):
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)} ".encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        add_weights(digest, adapter.built_upstream(source.source, where))
         return digest.hexdigest()
     path = source.path or sources.hub_file(source.source, where, download)
     if path is None:

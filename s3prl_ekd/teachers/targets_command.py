@@ -36,16 +36,16 @@ def run(args: argparse.Namespace) -> int:
     data = check_runner_config(read_yaml(args.config), str(args.config)).pretrain_expert.datarc
     plan = check_teachers(config, str(file))
     device = find_device(args.device)
-    table = read_lengths(data)
+    table = read_lengths(data, str(args.config))
     cache = open_cache(config, plan, table, data)
     if cache.complete:
         return 0
-    teachers = cached_teachers(config, plan, cache, freeze(config, load_teachers(config, plan))).to(device)
+    teachers = cached_teachers(config, plan, cache, freeze(config, load_teachers(plan))).to(device)
 
     def waiting(plan: BatchPlan) -> list[BatchSpec]:
         return [spec for spec in plan if not cache.stored(spec.windows).all()]
 
-    # what the student hears is not needed, so nothing is distorted
+    # no distorter: the teachers hear clean audio wherever targets are kept
     loader, _ = make_loader(table, data, config.task.sequence_length, cache=cache, deal=waiting)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     unread: list[str] = []

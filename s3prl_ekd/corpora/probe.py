@@ -1,14 +1,13 @@
-"""Opening audio to learn its length: in parallel, with every bad file named; and the length CSVs s3prl reads.
+"""Opening audio to learn its length and whether it is sound: in parallel, with every bad file named.
 
 Reading samples for training is ``s3prl_ekd.audio``; linking and converting files is ``folders.py``.
 """
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TypeVar
 
 import soundfile
 
-from s3prl_ekd.audio import SAMPLE_RATE, AudioError, AudioInfo, audio_info
+from s3prl_ekd.audio import SAMPLE_RATE, AudioError, AudioInfo, audio_info, decoder_reason
 from s3prl_ekd.corpora.manifest import Manifest, Row
 from s3prl_ekd.errors import EkdError
 
@@ -138,33 +137,10 @@ def _open(row: Row) -> Clip | str:
     except AudioError as error:
         return str(error)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        return f"{row.audio}: the audio data is damaged ({str(error).strip().rstrip('.').split(': ')[-1]})"
+        return f"{row.audio}: the audio data is damaged ({decoder_reason(error)})"
     if read < frames:
         return f"{row.audio}: the audio data is damaged ({read} of {frames} samples can be decoded)"
     short = _too_short(row.audio, info.samples)
     if short is not None:
         return short
     return Clip(row, info.samples, info.is_16k_mono, flac)
-
-
-def write_lengths(file: Path, lengths: Sequence[tuple[str, int]]) -> None:
-    """Write a length CSV as s3prl's ``preprocess/generate_len_for_bucket.py`` does.
-
-    Columns: an unnamed index, ``file_path`` relative to the audio root, ``length`` in samples at 16 kHz, ``label``
-    (empty); longest first.
-    """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["", "file_path", "length", "label"])
-        for index, (path, samples) in enumerate(sorted(lengths, key=lambda item: (-item[1], item[0]))):
-            writer.writerow([index, path, samples, ""])
-
-
-def read_lengths(file: Path) -> list[tuple[str, int]]:
-    """The rows of a length CSV: (file_path, length in samples at 16 kHz)."""
-    try:
-        with file.open(encoding="utf-8", newline="") as stream:
-            return [(row["file_path"], int(row["length"])) for row in csv.DictReader(stream)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EkdError(f"{file}: not a length CSV; expected columns file_path, length") from error

@@ -7,13 +7,59 @@
     from s3prl.nn import S3PRLUpstream
     student = S3PRLUpstream("ekd_student", path_or_url="result/pretrain/NAME")
 
-Importing this package imports neither torch nor s3prl.
+Without s3prl::
+
+    student = s3prl_ekd.load_student("result/pretrain/NAME").encoder
+    states = s3prl_ekd.encode_clips(student, [wave]).states  # layer -> (1, T, D)
+
+Importing this package imports neither torch nor s3prl: other names are imported when they are asked for.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.version import __version__
 
-__all__ = ["EkdError", "__version__", "register"]
+if TYPE_CHECKING:
+    from s3prl_ekd.config import ModelConfig, load_model_config
+    from s3prl_ekd.distill.objective import Objective
+    from s3prl_ekd.model.clips import encode_clips
+    from s3prl_ekd.model.encoder import Encoder
+    from s3prl_ekd.model.student import Student
+    from s3prl_ekd.shape import EncoderShape
+    from s3prl_ekd.student_checkpoint import load_student
+    from s3prl_ekd.teachers.build import load_teacher
+    from s3prl_ekd.teachers.ensemble import FrozenTeachers
+
+_MODULES = {
+    "Encoder": "model.encoder",
+    "EncoderShape": "shape",
+    "FrozenTeachers": "teachers.ensemble",
+    "ModelConfig": "config",
+    "Objective": "distill.objective",
+    "Student": "model.student",
+    "encode_clips": "model.clips",
+    "load_model_config": "config",
+    "load_student": "student_checkpoint",
+    "load_teacher": "teachers.build",
+}
+
+__all__ = [
+    "EkdError",
+    "Encoder",
+    "EncoderShape",
+    "FrozenTeachers",
+    "ModelConfig",
+    "Objective",
+    "Student",
+    "__version__",
+    "encode_clips",
+    "load_model_config",
+    "load_student",
+    "load_teacher",
+    "register",
+]
 
 
 def register() -> None:
@@ -21,3 +67,13 @@ def register() -> None:
     from s3prl_ekd.compat.hub import register as _register
 
     _register()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

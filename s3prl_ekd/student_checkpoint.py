@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -120,8 +120,22 @@ def is_student(path: str | Path) -> bool:
         return False
 
 
-def load_student(path: str | Path) -> tuple[Encoder, nn.ModuleDict, dict[str, Any]]:
-    """Encoder and heads of a checkpoint, in eval mode on the CPU, and the checkpoint's ``EKD`` part."""
+class LoadedStudent(NamedTuple):
+    """A student from a checkpoint, in eval mode on the CPU."""
+
+    encoder: Encoder
+    heads: nn.ModuleDict
+    """Its prediction heads by target set; empty where the checkpoint holds none (a transformers folder)."""
+    part: dict[str, Any]
+    """The checkpoint's ``EKD`` part: configuration, shape, weights."""
+
+
+def load_student(path: str | Path) -> LoadedStudent:
+    """Load a checkpoint of ``run_pretrain.py -u ekd``, a folder's newest one, or a folder of ``s3prl-ekd export hf``.
+
+    Raises:
+        EkdError: unreadable, or the checkpoint of another model.
+    """
     part = read_checkpoint(path)
     try:
         encoder = Encoder(EncoderShape.from_dict(part["shape"]))
@@ -132,7 +146,7 @@ def load_student(path: str | Path) -> tuple[Encoder, nn.ModuleDict, dict[str, An
         heads.load_state_dict(part["heads"])
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         raise EkdError(f"{path}: damaged student checkpoint ({str(error).splitlines()[0]})") from error
-    return encoder.eval(), heads.eval(), part
+    return LoadedStudent(encoder.eval(), heads.eval(), part)
 
 
 def untrained_student(config_file: str | Path, seed: int = 0) -> Encoder:

@@ -3,13 +3,15 @@
 ``torch.load(weights_only=True)`` lets tensors, containers and numbers through. s3prl's runners also pickle their
 ``argparse.Namespace`` and, with ``*_with_schedule`` optimizers, schedule objects; these few names are admitted here:
 the Namespace as itself, the schedules as inert shells, so that neither s3prl nor its bare ``optimizers`` module is
-needed to read a student. (s3prl's own resume reads with the real classes: ``compat/shims.py``.)
+needed to read a student. (A run that goes on needs the real classes: ``bridge/checkpoints.py``.)
 """
 
 from __future__ import annotations
 
 import argparse
 import pickle
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +43,15 @@ def is_zip(path: Path) -> bool:
         return False
 
 
-def read_torch_file(path: str | Path, mmap: bool = False) -> dict[str, Any]:
+def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any] = _ADMITTED) -> dict[str, Any]:
     """The dictionary that a ``.pt``, ``.bin`` or ``.ckpt`` file holds, on the CPU.
 
-    ``mmap`` leaves tensors on the disk until they are used: for a look at the numbers of a large file. (One in the
-    format of PyTorch before 1.6 is read whole.)
+    Args:
+        path: the file.
+        mmap: leave tensors on the disk until they are used: for a look at the numbers of a large file. (One in the
+            format of PyTorch before 1.6 is read whole.)
+        admitted: classes that may be built beside tensors, containers and numbers, as
+            ``torch.serialization.safe_globals`` takes them.
 
     Raises:
         EkdError: missing, unreadable, truncated, not a dictionary, or in need of running code from the file.
@@ -55,16 +61,20 @@ def read_torch_file(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         raise EkdError(f"{path}: no such file")
     mmap = mmap and is_zip(path)
     try:
-        with torch.serialization.safe_globals(_ADMITTED):
+        with torch.serialization.safe_globals(list(admitted)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            raise EkdError(f"{path}: refused, since reading it could run code from the file") from error
-        raise EkdError(f"{path}: not a readable PyTorch file") from error
+            found = re.search(r"GLOBAL (\S+)", str(error))
+            what = f" (it holds {found.group(1)})" if found else ""
+            raise EkdError(f"{path}: refused, since reading it could run code from the file{what}") from error
+        raise EkdError(f"{path}: cannot be read (not a PyTorch file)") from error
     except PermissionError as error:
         raise EkdError(f"{path}: no permission to read it") from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError) as error:
-        raise EkdError(f"{path}: not a readable PyTorch file, or cut off ({type(error).__name__})") from error
+        if path.stat().st_size == 0:
+            raise EkdError(f"{path}: the file is empty (0 bytes)") from error
+        raise EkdError(f"{path}: cannot be read (cut short, or not a PyTorch file)") from error
     if not isinstance(content, dict):
         raise EkdError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content

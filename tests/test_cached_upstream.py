@@ -35,7 +35,7 @@ class Upstream(nn.Module):
 
     @torch.no_grad()
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor]]:
-        from s3prl_ekd.upstream.interface import encode_clips
+        from s3prl_ekd.model.clips import encode_clips
 
         self.encoded += len(wavs)
         out = encode_clips(self.encoder, wavs, (1, 2))

@@ -131,7 +131,7 @@ class TestUpstream:
     def test_mistakes_are_named(self) -> None:
         with pytest.raises(EkdError, match="-u ekd_teacher needs a teacher: -k SOURCE"):
             UpstreamExpert(None)
-        with pytest.raises(EkdError, match="give its name to -u instead"):
+        with pytest.raises(EkdError, match="use its name in s3prl.s hub"):
             UpstreamExpert("s3prl:fbank")
 
     def test_evaluate_names_teachers(self, tmp_path: Path) -> None:

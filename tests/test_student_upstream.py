@@ -126,7 +126,7 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:
     torch.save({"Distiller": {}, "Config": {}}, tmp_path / "other.ckpt")
     assert "`run_pretrain.py -u ekd` (it holds Distiller, Config" in message(tmp_path / "other.ckpt")
     (tmp_path / "cut.ckpt").write_bytes(checkpoint.read_bytes()[:1_000])
-    assert "cut.ckpt: not a readable" in message(tmp_path / "cut.ckpt")
+    assert "cut.ckpt: cannot be read" in message(tmp_path / "cut.ckpt")
     states = torch.load(checkpoint, weights_only=True)
     states["EKD"]["encoder"].pop("norm.weight")
     torch.save(states, tmp_path / "damaged.ckpt")

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import normalize_wave
 from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.teachers import mapping, sources
-from s3prl_ekd.teachers.ensemble import FrozenTeachers, normalize_wave
+from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.shapes import parse_conv_layers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted, write_transformers

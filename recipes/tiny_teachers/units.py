@@ -23,9 +23,9 @@ from s3prl_ekd.audio import SAMPLE_RATE, read_audio
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import normalize_wave
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.teachers.ensemble import normalize_wave
 from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)

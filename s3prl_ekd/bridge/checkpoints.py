@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -89,27 +88,16 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     Raises:
         CheckpointError: missing, empty, cut short, not a checkpoint, or holding more than tensors and settings.
     """
-    import torch
-
     from s3prl_ekd.compat.shims import apply_shims
+    from s3prl_ekd.torch_file import read_torch_file
 
-    apply_shims("core")
-    path = Path(path)
-    if not path.is_file():
+    apply_shims("core")  # admits s3prl's own classes
+    if not Path(path).is_file():
         raise CheckpointError(f"{path}: no such checkpoint")
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"{path}: the checkpoint is empty (0 bytes)")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it holds a {found.group(1)}, which is not loaded from files" if found else "not a checkpoint"
-        raise CheckpointError(f"{path}: cannot be read ({reason})") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read (cut short, or not a checkpoint)") from error
-    if not isinstance(state, dict):
-        raise CheckpointError(f"{path}: expected a runner's checkpoint, found a {type(state).__name__}")
-    return state
+        return read_torch_file(path, mmap, admitted=())
+    except EkdError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def read_runner(path: str | Path, keys: tuple[str, ...], what: str, mmap: bool = False) -> dict[str, Any]:

@@ -105,6 +105,22 @@ def freeze(config: ModelConfig, encoders: dict[str, TeacherEncoder]) -> FrozenTe
     return FrozenTeachers(encoders, layers, config.ekd.teacher_precision, config.ekd.targets.tap)
 
 
+def load_teacher(source: str, where: str = "teacher") -> Encoder:
+    """One frozen teacher, in eval mode on the CPU.
+
+    Args:
+        source: as ``ekd.teachers[].source`` of config_model.yaml: embedded:NAME, a hub name, a file, a folder.
+        where: who names it, for messages.
+
+    Raises:
+        EkdError: no such source, it cannot be read or downloaded, or it is an s3prl expert, no encoder of ours.
+    """
+    encoder = _load(sources.describe(source, where), where)
+    if not isinstance(encoder, Encoder):
+        raise EkdError(f"{where} {source}: is an upstream of s3prl's own; use its name in s3prl's hub (-u) instead")
+    return encoder.eval().requires_grad_(False)
+
+
 def load_initialiser(config: ModelConfig, plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Encoder | None:
     """The encoder that starts the student: a teacher already loaded, or one loaded for this alone."""
     if plan.initialiser is None:

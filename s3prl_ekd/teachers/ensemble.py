@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.config import TeacherPrecision
 from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.arithmetic import tf32
+from s3prl_ekd.model.clips import normalize_wave
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.position import PositionalConv
 from s3prl_ekd.teachers.adapter import S3prlUpstream
@@ -132,14 +132,3 @@ def _same_front_end(one: Encoder, other: Encoder) -> bool:
         return False
     theirs = other.frontend.state_dict()
     return all(torch.equal(value, theirs[name]) for name, value in one.frontend.state_dict().items())
-
-
-def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float = 1e-5) -> Tensor:
-    """Zero mean and unit variance per clip over its own samples; padding stays zero. wave (B, N), lengths (B,)."""
-    if lengths is None:
-        return F.layer_norm(wave, wave.shape[-1:], eps=eps)
-    inside = torch.arange(wave.shape[1], device=wave.device) < lengths.unsqueeze(1)
-    count = lengths.unsqueeze(1).to(wave.dtype)
-    mean = (wave * inside).sum(1, keepdim=True) / count
-    variance = ((wave - mean).square() * inside).sum(1, keepdim=True) / count
-    return (wave - mean) / (variance + eps).sqrt() * inside

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from s3prl_ekd.upstream.interface import encode_clips
 from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import encode_clips
 from s3prl_ekd.student_checkpoint import load_student, untrained_student
 
 logger = logging.getLogger(__name__)

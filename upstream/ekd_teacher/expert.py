@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from s3prl_ekd.upstream.interface import encode_clips
 from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.encoder import Encoder
-from s3prl_ekd.teachers import sources
+from s3prl_ekd.model.clips import encode_clips
+from s3prl_ekd.teachers.build import load_teacher
 
 
 class UpstreamExpert(nn.Module):
@@ -32,10 +31,7 @@ class UpstreamExpert(nn.Module):
         super().__init__()
         if ckpt is None:
             raise EkdError("-u ekd_teacher needs a teacher: -k SOURCE, as ekd.teachers[].source names it")
-        encoder = sources.load(sources.describe(str(ckpt), "-k"), "-k")
-        if not isinstance(encoder, Encoder):
-            raise EkdError(f"-k {ckpt}: is an upstream of s3prl's own; give its name to -u instead")
-        self.encoder = encoder
+        self.encoder = load_teacher(str(ckpt), "-k")
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame at 16 kHz: 320 (20 ms) for every key."""

@@ -6,7 +6,9 @@ A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT) is rea
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +23,9 @@ from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
-from s3prl_ekd.torch_file import read_torch_file
+from s3prl_ekd.torch_file import newest, read_torch_file
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
@@ -58,19 +62,17 @@ def newest_checkpoint(path: str | Path) -> Path:
             return path
         if not files:
             raise EkdError(f"{path}: no states-*.ckpt in this folder, and no config.json of a transformers model")
-        return files[0] if len(files) == 1 else max(files, key=_step)
+        if len(files) == 1:
+            return files[0]
+        chosen, problems = newest(files, partial(read_torch_file, mmap=True))
+        if chosen is None:
+            raise EkdError(problems[0])
+        for problem in problems:
+            logger.warning("skipped: %s; %s is taken", problem, chosen.name)
+        return chosen
     if not path.is_file():
         raise EkdError(f"{path}: no such checkpoint")
     return path
-
-
-def _step(file: Path) -> tuple[int, float]:
-    """Order of checkpoints: by training step (names and times can mislead), a damaged file before all others."""
-    try:
-        step = read_torch_file(file, mmap=True).get("Step")
-    except EkdError:
-        return -1, 0.0
-    return int(step or 0), file.stat().st_mtime
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

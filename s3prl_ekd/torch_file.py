@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +78,22 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
     if not isinstance(content, dict):
         raise EkdError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
+
+
+def newest(files: Iterable[Path], read: Callable[[Path], Mapping[str, Any]]) -> tuple[Path | None, list[str]]:
+    """The runner's checkpoint with the highest "Step", of two alike the later written, and why others cannot be read.
+
+    Names mislead: s3prl calls its last one ``states-epoch-N.ckpt``, which sorts as step N.
+
+    Args:
+        files: checkpoints.
+        read: gives a checkpoint's dictionary; EkdError for one that is not to be chosen.
+    """
+    readable: list[tuple[int, float, Path]] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            readable.append((int(read(file).get("Step") or 0), file.stat().st_mtime, file))
+        except EkdError as error:
+            problems.append(str(error))
+    return (max(readable)[2] if readable else None), problems

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -104,7 +105,7 @@ def test_a_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
     assert all(torch.equal(value, folder[name]) for name, value in file.items())
 
 
-def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, tmp_path: Path) -> None:
+def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, tmp_path: Path, caplog) -> None:
     """Not the youngest file (copying a folder shuffles times), nor the highest number (the last is states-epoch-N)."""
     from s3prl_ekd.student_checkpoint import newest_checkpoint
 
@@ -112,6 +113,11 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, 
         torch.save(torch.load(checkpoint, weights_only=True) | {"Step": step}, tmp_path / name)
     (tmp_path / "states-40.ckpt").write_bytes(checkpoint.read_bytes()[:1_000])
     assert newest_checkpoint(tmp_path).name == "states-epoch-3.ckpt"
+    assert re.search(r"skipped: \S+states-40.ckpt: cannot be read .*; states-epoch-3.ckpt is taken", caplog.text)
+    for name in ("states-epoch-3.ckpt", "states-20.ckpt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(EkdError, match="states-20.ckpt: the file is empty"):
+        newest_checkpoint(tmp_path)
 
 
 def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:

@@ -116,27 +116,16 @@ def read_runner(path: str | Path, keys: tuple[str, ...], what: str, mmap: bool =
 def newest(folder: str | Path, check: Callable[[Path], dict[str, Any]]) -> Path | None:
     """The checkpoint of ``folder`` with the highest "Step" that ``check`` can read; None where there is no checkpoint.
 
-    s3prl orders by the number in the name, which puts its last one, ``states-epoch-N.ckpt``, first. Unreadable files
-    are skipped with a warning.
+    Unreadable files are skipped with a warning.
 
     Raises:
         CheckpointError: there are checkpoints, but none can be read.
     """
-    candidates = sorted(Path(folder).glob(STATES))
-    readable: list[tuple[int, float, Path]] = []
-    problems: list[str] = []
-    for path in candidates:
-        try:
-            state = check(path)
-        except CheckpointError as error:
-            problems.append(str(error))
-            continue
-        readable.append((int(state.get("Step") or 0), path.stat().st_mtime, path))
-    if not candidates:
-        return None
-    if not readable:
+    from s3prl_ekd import torch_file
+
+    chosen, problems = torch_file.newest(sorted(Path(folder).glob(STATES)), check)
+    if chosen is None and problems:
         raise CheckpointError(problems[0])
-    chosen = max(readable)[2]
     for problem in problems:
         log.warning("skipped: %s; going on with %s", problem, chosen.name)
     return chosen

@@ -12,7 +12,6 @@ import soundfile
 import yaml
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.corpora import real
 from s3prl_ekd.corpora.length_csv import read_lengths
 from s3prl_ekd.corpora.probe import samples_or_reason
 
@@ -280,7 +279,7 @@ def test_iemocap_copies_are_no_further_utterances(iemocap, tmp_path, capsys):
 
 
 def test_iemocap_as_superb_has_it_needs_no_note(iemocap, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(real, "IEMOCAP_UTTERANCES", 25)
+    monkeypatch.setattr("s3prl_ekd.corpora.iemocap.IEMOCAP_UTTERANCES", 25)
     assert prepare("iemocap", iemocap, "--out", tmp_path / "data") == 0
     assert "SUPERB's folds" not in capsys.readouterr().out
 

@@ -12,9 +12,11 @@ from rich.table import Table
 
 from s3prl_ekd.audio import count_other_audio, find_audio
 from s3prl_ekd.corpora.folders import Prepared
+from s3prl_ekd.corpora.iemocap import prepare_iemocap
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
+from s3prl_ekd.corpora.librispeech import prepare_librispeech
 from s3prl_ekd.corpora.prepare import lay_out, parse_tasks, plan_manifest
-from s3prl_ekd.corpora.real import prepare_iemocap, prepare_librispeech, prepare_voxceleb1
+from s3prl_ekd.corpora.voxceleb1 import prepare_voxceleb1
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
 

@@ -1,7 +1,7 @@
 """ER: a manifest with folds as IEMOCAP's sessions: audio, ``meta_data/SessionK/{train,test}_meta_data.json``, config.
 
 The test list of SessionK is fold K; its train list is every other fold, of which s3prl takes a fifth as dev. The real
-IEMOCAP, whose labels are in its dialogue files, is ``real.py``.
+IEMOCAP, whose labels are in its dialogue files, is ``iemocap.py``.
 """
 
 from __future__ import annotations

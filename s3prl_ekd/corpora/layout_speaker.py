@@ -1,7 +1,7 @@
 """SID: a manifest as a VoxCeleb1-like tree, a split file and s3prl's config.
 
 s3prl finds a clip by ``*/wav/<entry of the split file>`` and takes its label from the folder ``idXXXXX``. The real
-VoxCeleb1, which has this form already, is ``real.py``.
+VoxCeleb1, which has this form already, is ``voxceleb1.py``.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 s3prl's PR corpus looks for ``*.flac`` below each split and reads ``SPK-CHAP.trans.txt`` beside them; its ASR corpus
 reads ``len_for_bucket/<split>.csv`` and the same transcripts. Each task gets a tree of its own, so that each can be
-replaced alone. The real LibriSpeech, which needs no tree, is ``real.py``.
+replaced alone. The real LibriSpeech, which needs no tree, is ``librispeech.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,20 +137,9 @@ def prepare_speech(
         with fresh_folder(out / task, manifest.file) as folder:
             converted = _tree(spoken, folder / TREE, trees[0] if trees else None)
             write_ids(folder / "ids.tsv", [item.key for item in spoken], [item.clip for item in spoken])
-            if task == "pr":
-                lexicon.write(folder / "lexicon.txt")
-                copy_resource("phoneme.txt", folder / "phoneme.txt")
-            else:
-                _buckets(spoken, folder)
-                copy_resource("char.dict", folder / "char.dict")
+            write_speech_files(task, folder, lexicon, _lengths(spoken))
         trees.append(out / task / TREE)
-        home = (out / task).absolute()
-        config = out / f"{task}.yaml"
-        splits = {split: [split] for split in SPLITS}
-        if task == "pr":
-            write_pr_config(config, home / TREE, [home / "lexicon.txt"], home / "phoneme.txt", splits)
-        else:
-            write_asr_config(config, home / TREE, home / "len_for_bucket", home / "char.dict", splits)
+        config = write_speech_config(task, out, (out / task / TREE).absolute(), {split: [split] for split in SPLITS})
         results.append(_summary(task, config, spoken, converted, lexicon if task == "pr" else None))
     return results
 
@@ -184,29 +173,62 @@ def _share(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def _buckets(spoken: Sequence[Utterance], folder: Path) -> None:
-    for split in SPLITS:
-        lengths = [
-            ((item.folder / f"{item.key}.flac").as_posix(), item.clip.samples)
-            for item in spoken
-            if item.clip.row.split == split
-        ]
-        write_lengths(folder / "len_for_bucket" / f"{split}.csv", lengths)
+def _lengths(spoken: Sequence[Utterance]) -> dict[str, list[tuple[str, int]]]:
+    """Split -> (path below the tree, samples) of each utterance."""
+    lengths: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    for item in spoken:
+        path = (item.folder / f"{item.key}.flac").as_posix()
+        lengths[item.clip.row.split].append((path, item.clip.samples))
+    return lengths
 
 
-def write_pr_config(
-    file: Path, tree: Path, lexicons: Sequence[Path], vocab: Path, splits: dict[str, list[str]]
+def write_speech_files(
+    task: str, folder: Path, lexicon: Lexicon | None, lengths: Mapping[str, Sequence[tuple[str, int]]]
 ) -> None:
-    """``splits``: for each of train, dev, test the folders of ``tree`` that belong to it."""
+    """What s3prl needs beside the audio: lexicon and phones for PR, length CSVs and letters for ASR.
+
+    Args:
+        task: "pr" or "asr".
+        folder: the task's folder.
+        lexicon: for PR.
+        lengths: split -> (path below the tree, samples) of each utterance.
+    """
+    if task == "pr":
+        lexicon.write(folder / "lexicon.txt")
+        copy_resource("phoneme.txt", folder / "phoneme.txt")
+        return
+    copy_resource("char.dict", folder / "char.dict")
+    for split, entries in lengths.items():
+        write_lengths(folder / "len_for_bucket" / f"{split}.csv", entries)
+
+
+def write_speech_config(task: str, out: Path, tree: Path, splits: dict[str, list[str]]) -> Path:
+    """The configuration ``OUT/TASK.yaml`` of what :func:`write_speech_files` wrote into ``OUT/TASK``.
+
+    Args:
+        task: "pr" or "asr".
+        out: the data folder.
+        tree: audio and transcripts.
+        splits: for each of train, dev, test the folders of ``tree`` that belong to it.
+    """
+    file, home = out / f"{task}.yaml", (out / task).absolute()
+    if task == "pr":
+        _write_pr_config(file, tree, home / "lexicon.txt", home / "phoneme.txt", splits)
+    else:
+        _write_asr_config(file, tree, home / "len_for_bucket", home / "char.dict", splits)
+    return file
+
+
+def _write_pr_config(file: Path, tree: Path, lexicon: Path, vocab: Path, splits: dict[str, list[str]]) -> None:
     config = config_template("s3prl_ekd.downstream_configs", "pr.yaml")
     expert = config["downstream_expert"]
-    expert["corpus"].update(path=str(tree), lexicon=[str(lexicon) for lexicon in lexicons], **splits)
+    expert["corpus"].update(path=str(tree), lexicon=[str(lexicon)], **splits)
     expert["text"]["vocab_file"] = str(vocab)
     write_config(file, config, "downstream_configs/pr.yaml")
 
 
-def write_asr_config(file: Path, tree: Path, buckets: Path, letters: Path, splits: dict[str, list[str]]) -> None:
-    """As :func:`write_pr_config`; s3prl calls the last two splits dev-clean and test-clean whatever they hold."""
+def _write_asr_config(file: Path, tree: Path, buckets: Path, letters: Path, splits: dict[str, list[str]]) -> None:
+    """s3prl calls the last two splits dev-clean and test-clean whatever they hold."""
     config = config_template("s3prl_ekd.downstream_configs", "asr.yaml")
     data = config["downstream_expert"]["datarc"]
     for other in ("dev-other", "test-other"):

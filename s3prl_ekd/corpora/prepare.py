@@ -1,6 +1,7 @@
 """From one manifest to the tasks it is for: the library call behind ``s3prl-ekd prepare --manifest``.
 
-Real corpora in their own layout (LibriSpeech, VoxCeleb1, IEMOCAP) are ``real.py``; arguments and tables ``command.py``.
+Corpora in their own layout are ``librispeech.py``, ``voxceleb1.py`` and ``iemocap.py``; arguments and tables are
+``command.py``.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +72,26 @@ def info_or_reason(path: Path) -> AudioInfo | str:
     if not whole:
         return f"{path}: the audio data is damaged (its end is missing)"
     return _too_short(path, info.samples) or info
+
+
+def ready_lengths(files: Sequence[Path]) -> list[int]:
+    """The length in samples of each file of a corpus that s3prl will read as it is.
+
+    Raises:
+        EkdError: a file that cannot be read, or that is not 16 kHz mono: s3prl neither resamples nor mixes channels.
+    """
+    infos = in_parallel(info_or_reason, files)
+    bad = [reason for reason in infos if isinstance(reason, str)]
+    if bad:
+        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+    other = [(file, info) for file, info in zip(files, infos, strict=True) if not info.is_16k_mono]
+    if other:
+        file, info = other[0]
+        raise EkdError(
+            f"{file}: {info.rate} Hz, {info.channels} channel{'s' * (info.channels > 1)}; {len(other)} of {len(files)} "
+            "files are not 16 kHz mono, and s3prl reads a corpus as it is; give a manifest (--manifest), which converts"
+        )
+    return [info.samples for info in infos]
 
 
 def _wav_is_cut(path: Path, file: soundfile.SoundFile) -> bool:

@@ -1,0 +1,153 @@
+"""LibriSpeech in its own layout: PR, ASR and pretraining.
+
+Nothing is linked or copied: the configurations point at the corpus, and only what it lacks is written (a lexicon,
+length CSVs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from s3prl_ekd.audio import SAMPLE_RATE, find_audio
+from s3prl_ekd.corpora.folders import Prepared, fresh_folder
+from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
+from s3prl_ekd.corpora.layout_speech import lexicon_notes, write_speech_config, write_speech_files
+from s3prl_ekd.corpora.lexicon import build_lexicon
+from s3prl_ekd.corpora.probe import ready_lengths
+from s3prl_ekd.errors import EkdError
+
+SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # SUPERB's
+PRETRAIN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500")
+
+
+def prepare_librispeech(
+    root: Path, out: Path, tasks: Sequence[str] = ("pr", "asr", "pretrain"), lexicons: Sequence[str | Path] = ()
+) -> list[Prepared]:
+    """SUPERB's splits of LibriSpeech for PR and ASR, and its training splits for pretraining.
+
+    Raises:
+        EkdError: a split is missing, a word has no pronunciation, or a file cannot be read as it is.
+    """
+    root = root.absolute()
+    if not any((root / split).is_dir() for split in (*SPLITS.values(), *PRETRAIN_SPLITS)):
+        if any((root / "LibriSpeech" / split).is_dir() for split in SPLITS.values()):
+            root = root / "LibriSpeech"
+        else:
+            raise EkdError(f"{root}: no LibriSpeech split in it; expected {', '.join(SPLITS.values())}")
+    results = []
+    speech = [task for task in ("asr", "pr") if task in tasks]
+    if speech:
+        missing = [split for split in SPLITS.values() if not (root / split).is_dir()]
+        if missing:
+            raise EkdError(f"{root}: LibriSpeech split {', '.join(missing)} is missing; {' and '.join(speech)} need it")
+        results.extend(_prepare_speech(root, out, speech, lexicons))
+    if "pretrain" in tasks:
+        present = [split for split in PRETRAIN_SPLITS if (root / split).is_dir()]
+        absent = [split for split in PRETRAIN_SPLITS if split not in present]
+        if not present:
+            raise EkdError(f"{root}: no LibriSpeech training split in it; expected {', '.join(PRETRAIN_SPLITS)}")
+        notes = [f"pretrain uses {', '.join(present)}; {', '.join(absent)} is not there"] if absent else []
+        sets = {split: find_audio(root / split) for split in present}
+        speakers = sum(sum(1 for entry in (root / split).iterdir() if entry.is_dir()) for split in present)
+        results.append(prepare_pretrain(sets, out, root, speakers, notes))
+    return results
+
+
+@dataclass
+class _Speech:
+    """What PR and ASR read of the corpus."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+    """Utterance -> transcript."""
+    lengths: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
+    """Split -> (path below the corpus, samples) of each utterance."""
+    upper_case: int = 0
+    """Files left out, since their names end in .FLAC."""
+    behind_links: int = 0
+    """Files in folders that are reached through a link."""
+
+
+def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Sequence[str | Path]) -> list[Prepared]:
+    speech = _Speech()
+    for split in SPLITS.values():
+        _read_split(root, split, speech)
+    utterances = [entry for entries in speech.lengths.values() for entry in entries]
+    lexicon = None
+    if "pr" in tasks:
+        lexicon = build_lexicon([(speech.texts[Path(path).stem], "") for path, _ in utterances], lexicons, root)
+    left_out = f"{speech.upper_case} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"
+    common = [left_out] if speech.upper_case else []
+    notes = {"asr": common, "pr": [*common, *(lexicon_notes(lexicon) if lexicon else ())]}
+    if speech.behind_links:
+        notes["pr"].append(
+            f"{speech.behind_links} files lie behind links to folders: read here, but not by the PR code of a git "
+            "checkout of s3prl"
+        )
+    results = []
+    for task in tasks:
+        with fresh_folder(out / task, root) as folder:
+            write_speech_files(task, folder, lexicon, speech.lengths)
+        splits = {role: [split] for role, split in SPLITS.items()}
+        config = write_speech_config(task, out, root, splits)
+        results.append(
+            Prepared(
+                task=task,
+                config=config,
+                splits=tuple(SPLITS.values()),
+                utterances=tuple(map(len, speech.lengths.values())),
+                minutes=sum(samples for _, samples in utterances) / SAMPLE_RATE / 60,
+                speakers=len({path.split("/")[1] for path, _ in utterances}),
+                notes=tuple(notes[task]),
+            )
+        )
+    return results
+
+
+def _read_split(root: Path, split: str, speech: _Speech) -> None:
+    """Add a split's transcripts and lengths to ``speech``.
+
+    Raises:
+        EkdError: no audio that s3prl would find, a transcript is missing, or a file cannot be read as it is.
+    """
+    found = find_audio(root / split)
+    audio = [file for file in found if file.suffix == ".flac"]
+    if not audio:
+        raise EkdError(
+            f"{root / split}: no .flac file in it, which is what s3prl's PR and ASR read; for other audio give a "
+            "manifest (--manifest), which converts it"
+        )
+    for folder in sorted({file.parent for file in audio}):
+        file = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
+        if not file.is_file():
+            raise EkdError(f"{file}: no such transcript file; expected LibriSpeech's SPLIT/SPK/CHAP/SPK-CHAP.trans.txt")
+        for line in _transcripts(file):
+            key, _, text = line.partition(" ")
+            speech.texts[key] = text
+    silent = [file for file in audio if file.stem not in speech.texts]
+    if silent:
+        raise EkdError(f"{silent[0]}: no transcript for it in its .trans.txt (and {len(silent) - 1} more such files)")
+    samples = ready_lengths(audio)
+    speech.lengths[split] = [(file.relative_to(root).as_posix(), n) for file, n in zip(audio, samples, strict=True)]
+    speech.upper_case += sum(file.suffix.lower() == ".flac" for file in found) - len(audio)
+    speech.behind_links += _behind_links(audio, root / split)
+
+
+def _transcripts(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise EkdError(f"{file}: not UTF-8 text ({error.reason}); expected lines SPK-CHAP-UTT TRANSCRIPT") from error
+
+
+def _behind_links(files: Iterable[Path], top: Path) -> int:
+    """How many of the files are below a link to a folder that is itself below ``top``."""
+    linked: dict[Path, bool] = {top: False}
+
+    def is_linked(folder: Path) -> bool:
+        if folder not in linked:
+            linked[folder] = folder.is_symlink() or is_linked(folder.parent)
+        return linked[folder]
+
+    return sum(is_linked(file.parent) for file in files)

@@ -166,3 +166,22 @@ def test_mistakes_are_one_clear_line(data, tmp_path, act, message):
         act(data, tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected a list of folds, as"),
+        ("3", "expected a list of folds, as"),
+        ('{"a": 1}', "expected a list of folds, as"),
+        ('["fold1", 2]', "expected a list of folds, as"),
+        ('["fold1", "fold1"]', "fold1 is there twice"),
+        ("[1", "cannot be read as a list of folds"),
+    ],
+)
+def test_folds_that_are_no_list_of_folds_stop_the_plan(data, tmp_path, text, message):
+    file = data / "er" / "folds.json"
+    file.write_text(text)
+    with pytest.raises(EkdError) as caught:
+        plan(data, tmp_path, "er")
+    assert str(caught.value).startswith(f"{file}: {message}") and "\n" not in str(caught.value)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
 from s3prl_ekd.evaluate.models import Upstream
@@ -201,10 +202,7 @@ def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[st
     if not task.folded:
         return [None]
     listing = data / task.name / "folds.json"
-    try:
-        known = json.loads(listing.read_text())
-    except (OSError, ValueError) as error:
-        raise EkdError(f"{listing}: expected a JSON list of folds, as s3prl-ekd prepare writes it ({error})") from error
+    known = read_folds(listing)
     unknown = [fold for fold in wanted or [] if fold not in known]
     if unknown:
         raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")

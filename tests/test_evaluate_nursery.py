@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -132,6 +133,19 @@ def test_nothing_begins_once_it_is_stopped(quick, tmp_path: Path, monkeypatch: p
     nursery.stop()
     thread.join(30)
     assert len(caught) == 1
+
+
+def test_it_ends_when_the_other_side_dies_in_the_middle_of_a_request(quick, tmp_path: Path) -> None:
+    nursery = quick("cpu")
+    connection = nursery._begin()
+    output, status = os.pipe()
+    socket.send_fds(connection, [b'{"half": "a requ'], [output, status])
+    os.close(output), os.close(status)
+    connection.close()
+    try:
+        assert nursery._process.wait(30) == 0
+    finally:
+        nursery.stop()
 
 
 def test_several_threads_may_wait_for_one_run() -> None:

@@ -213,7 +213,10 @@ def serve(connection: socket.socket) -> None:
         if not text:
             return
         while not text.endswith(b"\n"):
-            text += connection.recv(1 << 20)
+            more = connection.recv(1 << 20)
+            if not more:
+                return  # the other side died in the middle of a request
+            text += more
         request = json.loads(text)
         if refusal is None:
             refusal = "" if request["device"] == "cpu" else _try_gpu(request["environment"])

@@ -34,10 +34,10 @@ from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
-from s3prl_ekd.demo import TEACHERS
 from s3prl_ekd.shape import HUBERT_BASE
 
 HUB = {"hubert": "hubert_base", "robust_hubert": "hubert_base_robust_mgr", "wavlm": "wavlm_base_plus"}
+EMBEDDED = {name: f"embedded:tiny_{name}" for name in HUB}
 BATCH = 8
 
 
@@ -56,7 +56,7 @@ def make_corpus(folder: Path, clips: int, seconds: float) -> dict[str, Any]:
 def make_expert(folder: Path, datarc: dict[str, Any], size: str, cache: Path | None) -> Any:
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
-    sources = TEACHERS if size == "tiny" else HUB
+    sources = EMBEDDED if size == "tiny" else HUB
     prefix = "" if size == "tiny" else "random:"
     teachers = [{"name": n, "source": f"{prefix}{s}", "layers": list(LAYERS[size])} for n, s in sources.items()]
     model = {

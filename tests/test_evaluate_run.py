@@ -8,7 +8,6 @@ import signal
 import sys
 import textwrap
 import threading
-import time
 from concurrent.futures import wait
 from types import SimpleNamespace
 
@@ -294,17 +293,18 @@ def test_what_is_done_is_kept_when_the_rest_does_not_get_done(
 ):
     from s3prl_ekd.evaluate import schedule
 
-    do_train = schedule.do_train
+    do_train, stop_all, stopped = schedule.do_train, schedule.stop_all, threading.Event()
 
     def train(run, *rest):
         if run.key == "er-fold2":
-            if interrupted:
+            if interrupted:  # the run goes on until it is stopped
                 os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(5)
+                assert stopped.wait(60)
             raise EkdError("boom")
         return do_train(run, *rest)
 
     monkeypatch.setattr(schedule, "do_train", train)
+    monkeypatch.setattr(schedule, "stop_all", lambda: (stop_all(), stopped.set()))
     words = ("--preset", "tiny")
     assert evaluate(data, tmp_path, *words, tasks="pr,er,asr") == (130 if interrupted else 2)
     record = json.loads((tmp_path / "out" / "scores.json").read_text())
@@ -434,3 +434,13 @@ def test_the_chance_of_er_is_one_emotion_for_all_folds(tmp_path):
     record = {"folds": {fold: {"folder": f"er-{fold}"} for fold in folds}}
     run = SimpleNamespace(expdir=tmp_path / "er-fold1")
     assert chance(TASKS["er"], run, record) == pytest.approx(100 * (2 / 4 + 2 / 5) / 2)  # neu, first of two
+
+
+def test_the_chance_of_sid_is_that_of_the_split_file_the_run_reads(data, tmp_path):
+    """An ``--override`` may name another one than the task's YAML file."""
+    other = tmp_path / "four.txt"
+    other.write_text("".join(f"{1 + n % 3} id1000{n}/a/1.wav\n" for n in range(1, 5)))
+    override = {"config.downstream_expert.datarc.meta_data": repr(str(other))}
+    [plain] = plan(data, tmp_path, ["sid"])
+    [overridden] = plan(data, tmp_path, ["sid"], overrides={"sid": override})
+    assert (chance(TASKS["sid"], plain, {}), chance(TASKS["sid"], overridden, {})) == (50.0, 25.0)

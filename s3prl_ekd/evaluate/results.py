@@ -22,7 +22,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.split_file import read_split_file, speaker_of
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid import Search, searches
@@ -227,7 +226,7 @@ def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
         return _commonest_emotion(task, run.expdir.parent, record)
     if task.name != "sid":
         return None
-    split_file = Path(read_yaml(run.config)["downstream_expert"]["datarc"]["meta_data"])
+    split_file = Path(run.effective_config()["downstream_expert"]["datarc"]["meta_data"])
     try:
         return 100.0 / len({speaker_of(path) for _, path in read_split_file(split_file)})
     except EkdError as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.nursery import Child, Nursery
+from s3prl_ekd.evaluate.fork_server import Child, ForkServer
 
 Watcher = Callable[["Progress"], None]
 
@@ -48,18 +48,18 @@ def run_logged(
     log: Path,
     watch: Watcher | None = None,
     environment: dict[str, str] | None = None,
-    nursery: Nursery | None = None,
+    server: ForkServer | None = None,
     program: int = 1,
 ) -> tuple[str, float]:
     """Run ``command``; its output (bars left out) is appended to ``log``. Returns (output, seconds).
 
-    With a ``nursery`` the command, whose first ``program`` words call ``run_downstream.py``, is forked from there.
+    With a ``server`` the command, whose first ``program`` words call ``run_downstream.py``, is forked from there.
 
     Raises :class:`EkdError` in one line, naming the log file, when the command cannot start or fails.
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    child = nursery.start(command[program:], environment or {}) if nursery is not None else None
+    child = server.start(command[program:], environment or {}) if server is not None else None
     if child is None:
         child = _start(command, environment or {})
     with _lock:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
-from s3prl_ekd.evaluate.nursery import Nursery
 from s3prl_ekd.evaluate.plan import MARKER, Run, downstream_program, numbered_checkpoints, read_marker
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
@@ -56,7 +56,7 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
     )
 
 
-def do_train(run: Run, board: Board, environment: dict[str, str], nursery: Nursery | None = None) -> dict[str, Any]:
+def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> dict[str, Any]:
     """Train one run, unless that is done; returns what a learning rate is picked by.
 
     ``{"dev": percent or None, "seconds", "steps", "lr"}``.
@@ -68,7 +68,7 @@ def do_train(run: Run, board: Board, environment: dict[str, str], nursery: Nurse
         write_marker(run.expdir, marker)
         with board.phase(run.key, "train") as watch:
             _, seconds = run_logged(
-                run.train_command(), run.expdir / "train.log", watch, environment, nursery, len(downstream_program())
+                run.train_command(), run.expdir / "train.log", watch, environment, server, len(downstream_program())
             )
         marker["seconds"] += seconds
         marker["state"] = "trained"
@@ -80,7 +80,7 @@ def do_train(run: Run, board: Board, environment: dict[str, str], nursery: Nurse
     return _trained(run, marker["seconds"])
 
 
-def do_test(run: Run, board: Board, environment: dict[str, str], nursery: Nursery | None = None) -> dict[str, Any]:
+def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> dict[str, Any]:
     """Test a trained run on its best checkpoint and score it, unless that is done; returns its result."""
     marker = read_marker(run.expdir)
     if marker is None or marker["state"] == "started":
@@ -90,7 +90,7 @@ def do_test(run: Run, board: Board, environment: dict[str, str], nursery: Nurser
     checkpoint = chosen_checkpoint(run)
     with board.phase(run.key, "test") as watch:
         output, seconds = run_logged(
-            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, nursery,
+            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, server,
             len(downstream_program()),
         )  # fmt: skip
     marker["seconds"] += seconds

@@ -13,15 +13,15 @@ from dataclasses import replace
 from typing import Any
 
 from s3prl_ekd.evaluate.devices import native_device, slots, visible
+from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.grid import Search, searches
-from s3prl_ekd.evaluate.nursery import Nursery
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import stop_all
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, do_test, do_train
 
 Results = dict[str, dict[str, Any]]
-_Act = Callable[[Run, Board, dict[str, str], Nursery | None], dict[str, Any]]
+_Act = Callable[[Run, Board, dict[str, str], ForkServer | None], dict[str, Any]]
 
 
 def run_all(
@@ -45,14 +45,14 @@ def run_all(
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     places = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
-    nursery = Nursery(environment, native_device(places[0])) if Nursery.possible(places) else None
+    server = ForkServer(environment, native_device(places[0])) if ForkServer.possible(places) else None
     try:
-        _Schedule(runs, board, environment, nursery, results).carry_out(
+        _Schedule(runs, board, environment, server, results).carry_out(
             slots(devices, jobs) if devices else [None] * max(1, jobs)
         )
     finally:
-        if nursery is not None:
-            nursery.close()
+        if server is not None:
+            server.close()
     return {run.key: results[run.key] for run in runs}
 
 
@@ -60,9 +60,9 @@ class _Schedule:
     """What is still to do, and what came out so far. Only the main thread touches it."""
 
     def __init__(
-        self, runs: list[Run], board: Board, environment: dict[str, str], nursery: Nursery | None, results: Results
+        self, runs: list[Run], board: Board, environment: dict[str, str], server: ForkServer | None, results: Results
     ) -> None:
-        self.board, self.environment, self.nursery, self.results = board, environment, nursery, results
+        self.board, self.environment, self.server, self.results = board, environment, server, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
         self.pending: deque[tuple[_Act, Run]] = deque((do_train, run) for run in runs)
         self.decided: set[str] = set()  # searches whose rate is picked
@@ -89,14 +89,14 @@ class _Schedule:
             except BaseException:
                 # Nothing that has not begun may begin, and what runs must not outlive us.
                 pool.shutdown(wait=False, cancel_futures=True)
-                if self.nursery is not None:
-                    self.nursery.stop()
+                if self.server is not None:
+                    self.server.stop()
                 stop_all()
                 raise
 
     def _do(self, act: _Act, run: Run, device: str | None) -> dict[str, Any]:
         run = run if device is None else replace(run, device=device)
-        return act(run, self.board, {**self.environment, **visible(run.device)}, self.nursery)
+        return act(run, self.board, {**self.environment, **visible(run.device)}, self.server)
 
     def _trained(self, run: Run) -> None:
         """Put a run's test in front of the queue once nothing else can be picked instead."""

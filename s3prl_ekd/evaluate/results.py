@@ -99,7 +99,6 @@ def earlier_record(common: Mapping[str, Any], out: Path, but: Collection[str] = 
     earlier = _read(path) if path.is_file() else None
     if not isinstance(earlier, dict):
         return None
-    earlier = {"cache_states": False, **earlier}  # of a version that had no cache
     if any(earlier.get(key) != value for key, value in common.items()):
         return None
     tasks = {name: task for name, task in earlier["tasks"].items() if name not in but and not _outdated(task, out)}
@@ -126,8 +125,8 @@ def _outdated(task: Mapping[str, Any], out: Path) -> bool:
     """
     for part in by_seed(task).values():
         for run in part.get("folds", {None: part}).values():
-            folder = out / "runs" / run["folder"] if "folder" in run else None
-            marker = read_marker(folder) if folder is not None and folder.is_dir() else None
+            folder = out / "runs" / run["folder"]
+            marker = read_marker(folder)
             if marker is not None and marker.get("state") != "finished":
                 log.warning("%s: left out of %s: the run is being done again", folder / MARKER, FILE_NAME)
                 return True

@@ -173,11 +173,6 @@ def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | N
     for fold in FOLDS if task.folded else (None,):
         if fold not in parts:
             raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
-        if "folder" not in parts[fold]:
-            raise EkdError(
-                f"{home / FILE_NAME}: {task.name}{f' {fold}' if fold else ''} has no key folder that names its run; "
-                "it is an older version's: s3prl-ekd evaluate writes it anew"
-            )
         folders[fold] = home / "runs" / parts[fold]["folder"]
     return folders
 

@@ -17,7 +17,8 @@ from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.rates import check_rates, choose_rates
-from s3prl_ekd.evaluate.results import read_models, read_scores, standard_error
+from s3prl_ekd.evaluate.results import standard_error
+from s3prl_ekd.evaluate.scores_file import read_models, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 from s3prl_ekd.export.public import export_public
 

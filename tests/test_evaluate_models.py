@@ -17,8 +17,8 @@ from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visi
 from s3prl_ekd.evaluate.models import Upstream, choose_models, labelled
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.macs.command import model_cost
 from s3prl_ekd.variants import variant_file

@@ -19,20 +19,16 @@ from rich.console import Console
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import process
-from s3prl_ekd.evaluate.command import only_one
+from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.marker import Marker, read_marker, write_marker
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import (
-    MADE_BY,
-    chance,
-    collect,
-    read_models,
-    read_scores,
-    with_earlier_tasks,
-    write_scores,
-)
+from s3prl_ekd.evaluate.provenance import made_by
+from s3prl_ekd.evaluate.records import collect
+from s3prl_ekd.evaluate.results import chance
 from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.scores_file import read_models, read_scores, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.table import footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -61,7 +57,8 @@ def plan(data, tmp_path, tasks=tuple(TASKS), **more):
 def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     runs = plan(data, tmp_path)
     results = run_all(runs, board, jobs=2)
-    record = read_scores(write_scores(collect(runs[0].upstream, runs, results, "tiny"), tmp_path / "out"))
+    common = made_by(runs[0].upstream, runs, "tiny")
+    record = read_scores(write_scores(collect(common, runs, results), tmp_path / "out"))
     tasks = record["tasks"]
     assert tasks["pr"]["per"] == pytest.approx(100 / 3)
     assert tasks["asr"]["wer"] == 50.0
@@ -91,8 +88,9 @@ def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, capl
 
     def scores(*tasks):
         runs = plan(data, tmp_path, tasks)
-        record = collect(runs[0].upstream, runs, run_all(runs, board), "tiny")
-        write_scores(with_earlier_tasks(record, tmp_path / "out"), tmp_path / "out")
+        common = made_by(runs[0].upstream, runs, "tiny")
+        record = collect(common, runs, run_all(runs, board))
+        write_scores(with_earlier_tasks(record, common, tmp_path / "out"), tmp_path / "out")
         return read_scores(tmp_path / "out")["tasks"]
 
     (data / "er.txt").write_text("ER's own table\n")
@@ -228,19 +226,23 @@ def test_a_mistake_that_ended_at_once_does_not_block_the_folder(data, tmp_path, 
 
 
 def test_a_second_call_on_one_folder_waits_for_its_turn(data, tmp_path, stand_in, capsys):
-    with only_one(tmp_path / "out"):
+    with locked_folder(tmp_path / "out"):
         assert evaluate(data, tmp_path) == 2
     assert "another s3prl-ekd evaluate is at work there" in capsys.readouterr().err
     assert evaluate(data, tmp_path) == 0
 
 
-@pytest.mark.parametrize("key", MADE_BY)
-def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(key, data, tmp_path, stand_in):
+def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp_path, stand_in):
     assert evaluate(data, tmp_path, tasks="pr") == 0
-    record = read_scores(tmp_path / "out")
-    assert set(with_earlier_tasks({**record, "tasks": {"sid": {}}}, tmp_path / "out")["tasks"]) == {"pr", "sid"}
-    other = {**record, key: "another", "tasks": {"sid": {}}}
-    assert set(with_earlier_tasks(other, tmp_path / "out")["tasks"]) == {"sid"}
+    out = tmp_path / "out"
+    [run] = plan(data, tmp_path, ["pr"])
+    common, record = made_by(run.upstream, [run], "superb"), {**read_scores(out), "tasks": {"sid": {}}}
+    assert common == {key: record[key] for key in common}
+    assert set(with_earlier_tasks(record, common, out)["tasks"]) == {"pr", "sid"}
+    assert len(common) == 10
+    for key in common:
+        other = {key: "another"}
+        assert set(with_earlier_tasks({**record, **other}, {**common, **other}, out)["tasks"]) == {"sid"}, key
 
 
 def test_a_score_whose_run_is_begun_again_is_left_out(data, tmp_path, stand_in):
@@ -392,7 +394,7 @@ def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, m
 
     monkeypatch.setattr(running, "runner_scores", lambda task, output, split: [99.0])
     runs = plan(data, tmp_path, ["pr"])
-    record = collect(runs[0].upstream, runs, run_all(runs, board), "tiny")
+    record = collect(made_by(runs[0].upstream, runs, "tiny"), runs, run_all(runs, board))
     assert record["tasks"]["pr"]["per"] == 99.0  # the number of record stays the runner's
     assert "fbank, pr: the prediction files do not give the runner's number" in score_markdown([record])
 
@@ -444,3 +446,21 @@ def test_the_chance_of_sid_is_that_of_the_split_file_the_run_reads(data, tmp_pat
     [plain] = plan(data, tmp_path, ["sid"])
     [overridden] = plan(data, tmp_path, ["sid"], overrides={"sid": override})
     assert (chance(TASKS["sid"], plain, {}), chance(TASKS["sid"], overridden, {})) == (50.0, 25.0)
+
+
+@pytest.mark.parametrize("text", ["[1", "[]", "{}", '{"settings": {}, "inputs": {}, "status": 1}'])
+def test_a_damaged_marker_is_one_clear_line(data, tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(EkdError, match=rf"{tmp_path}/run.json: not readable .*; delete {tmp_path} to run it again$"):
+        read_marker(tmp_path)
+
+
+def test_a_marker_is_read_as_it_was_written(tmp_path):
+    marker = Marker({"seed": 1}, {"a": "b"})
+    write_marker(tmp_path, marker)
+    expected = {"settings": {"seed": 1}, "inputs": {"a": "b"}, "state": "started", "seconds": 0.0}
+    assert json.loads((tmp_path / "run.json").read_text()) == expected  # no result before there is one
+    assert read_marker(tmp_path) == marker
+    marker.state, marker.result = "finished", {"per": 1.0}
+    write_marker(tmp_path, marker)
+    assert read_marker(tmp_path) == marker

@@ -8,7 +8,6 @@ a seed and a learning rate.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +19,11 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
+from s3prl_ekd.evaluate.marker import MARKER, read_marker
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
 from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.own_scripts import own_command
-
-MARKER = "run.json"  # in each run's folder: its settings, how far it came, and in the end its result
 
 
 @dataclass(frozen=True)
@@ -102,6 +100,19 @@ class Run:
         return config
 
 
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model's runs, at least one, and the folder that its scores go into."""
+
+    out: Path
+    runs: Sequence[Run]
+
+    @property
+    def upstream(self) -> Upstream:
+        """The model that all runs share."""
+        return self.runs[0].upstream
+
+
 def make_plan(
     tasks: list[Task],
     data: Path,
@@ -164,20 +175,9 @@ def _where_it_ran(run: Run, names: list[str]) -> Run:
         return run
     for name in names[1:]:
         marker = read_marker(root / name)
-        if marker is not None and marker.get("settings") == run.settings():
+        if marker is not None and marker.settings == run.settings():
             return replace(run, expdir=root / name)
     return run
-
-
-def read_marker(expdir: Path) -> dict[str, Any] | None:
-    """The run's ``run.json``, or ``None`` where nothing ran yet."""
-    path = expdir / MARKER
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise EkdError(f"{path}: not readable ({error}); delete {expdir} to run it again") from error
 
 
 def downstream_program() -> list[str]:

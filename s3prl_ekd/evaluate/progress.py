@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from s3prl_ekd.evaluate.marker import Result
 from s3prl_ekd.evaluate.process import Progress as RunProgress
 from s3prl_ekd.evaluate.process import Watcher
 
@@ -76,7 +76,7 @@ class Board:
         """Say that a run that was ``tested``, or only ``trained`` because its rate was not picked, is not run again."""
         self.say(run, "done before, kept" if state == "tested" else "trained before, kept")
 
-    def finished(self, run: str, result: dict[str, Any]) -> None:
+    def finished(self, run: str, result: Result) -> None:
         """Say a run's score."""
         metric = next(key for key in ("per", "wer", "acc") if key in result)
         cer = f", cer {result['rescored']['cer']:.2f} %" if "cer" in result["rescored"] else ""

@@ -10,18 +10,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
 
 from s3prl_ekd.evaluate.devices import native_device, slots, visible
 from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.grid import Search, searches
+from s3prl_ekd.evaluate.marker import Results, Trained
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import stop_all
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, do_test, do_train
 
-Results = dict[str, dict[str, Any]]
-_Act = Callable[[Run, Board, dict[str, str], ForkServer | None], dict[str, Any]]
+_Act = Callable[[Run, Board, dict[str, str], ForkServer | None], Trained]
 
 
 def run_all(
@@ -69,7 +68,7 @@ class _Schedule:
 
     def carry_out(self, free: list[str | None]) -> None:
         """Do it all, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
-        going: dict[Future[dict[str, Any]], tuple[_Act, Run, str | None]] = {}
+        going: dict[Future[Trained], tuple[_Act, Run, str | None]] = {}
         with ThreadPoolExecutor(max_workers=len(free)) as pool:
             try:
                 while self.pending or going:
@@ -94,7 +93,7 @@ class _Schedule:
                 stop_all()
                 raise
 
-    def _do(self, act: _Act, run: Run, device: str | None) -> dict[str, Any]:
+    def _do(self, act: _Act, run: Run, device: str | None) -> Trained:
         run = run if device is None else replace(run, device=device)
         return act(run, self.board, {**self.environment, **visible(run.device)}, self.server)
 

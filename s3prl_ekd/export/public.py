@@ -17,7 +17,8 @@ from typing import Any
 import editdistance
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_scores
+from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.export.files import output_file
 from s3prl_ekd.whole_file import whole_file

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_models
+from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models
 from s3prl_ekd.metrics_file import METRICS, read_metrics
 
 

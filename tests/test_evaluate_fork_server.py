@@ -15,7 +15,7 @@ from bridge_corpora import overrides, voxceleb
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import fork_server, fork_server_process, schedule
-from s3prl_ekd.evaluate.devices import visible
+from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.process import run_logged
 
@@ -89,7 +89,7 @@ def test_the_schedule_asks_for_cuda_runs(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_each_run_has_the_environment_that_a_process_would_get(quick, tmp_path: Path) -> None:
     server = quick("cuda")
     for device, words in (("cuda:1", "['a']"), ("cuda:0", "['b']")):
-        said = start(server, tmp_path, words[2], ONLY_HERE=device, **visible(device))
+        said = start(server, tmp_path, words[2], ONLY_HERE=device, **gpu_environment(device))
         assert said == f"True {words} ['{device[-1]}', None, '{device}']"
     with pytest.raises(EkdError, match="exit 3 of a native run"):
         start(server, tmp_path, "fail", CUDA_VISIBLE_DEVICES="0")
@@ -189,7 +189,7 @@ def test_a_real_run(tmp_path: Path, device: str) -> None:
     words = ["-m", "train", "-p", str(tmp_path / "run"), "-u", "fbank", "-d", "voxceleb1", "--device", device]
     words += ["-o", overrides("voxceleb1", voxceleb(tmp_path / "vox"))]
     try:
-        said = start(server, tmp_path, *words, **visible(f"{device}:0" if device == "cuda" else device))
+        said = start(server, tmp_path, *words, **gpu_environment(f"{device}:0" if device == "cuda" else device))
     finally:
         server.close()
     assert "own process" not in said

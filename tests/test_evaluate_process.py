@@ -25,7 +25,7 @@ def test_progress_is_read_from_bars_and_prints(tmp_path):
     )
     (tmp_path / "x.py").write_text(code)
     output, _ = process.run_logged(
-        [sys.executable, str(tmp_path / "x.py")], tmp_path / "x.log", lambda p: seen.append((p.step, p.total, p.news))
+        [sys.executable, str(tmp_path / "x.py")], tmp_path / "x.log", lambda p: seen.append((p.step, p.total, p.score))
     )
     assert seen[-1] == (10, 40, "dev per 0.75")
     assert output == "dev per: 0.75"

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    """The options that name what is evaluated."""
+    """Declare the options that name what is evaluated."""
     models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
                                        "one model, s3prl's -u NAME -k FILE")  # fmt: skip
     models.add_argument(
@@ -113,7 +113,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _given(kind: str, text: str) -> tuple[str, str]:
-    """All ways to name a model fill one list, so that rows stand in the order of the command line."""
+    """The kind and the value of one option: all kinds fill one list, so that rows stand in the command line's order."""
     return kind, text
 
 
@@ -159,7 +159,7 @@ def _carry_out(
     jobs: int,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Do the runs and write the records, also of what is done when the rest does not get done."""
+    """Do the runs and write the records, after an interruption or a failure those of the tasks that are done."""
     runs = [one for plan in plans for one in plan.runs]
     results: Results = {}
     try:

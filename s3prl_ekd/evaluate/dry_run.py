@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from s3prl_ekd.evaluate.devices import visible
+from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.grid import searches
 from s3prl_ekd.evaluate.plan import Run
 
@@ -17,7 +17,7 @@ def commands_text(runs: Sequence[Run], places: Sequence[str] = ("cpu",)) -> str:
     for search in searches(runs):
         tests = []
         for one in search.runs:
-            gpu = [f"{key}={value}" for key, value in visible(places[number % len(places)]).items()]
+            gpu = [f"{key}={value}" for key, value in gpu_environment(places[number % len(places)]).items()]
             number += 1
             lines += [f"# {one.key}: {one.task.title}", shlex.join([*gpu, *one.train_command()])]
             test = shlex.join([*gpu, *one.evaluate_command(one.expdir / one.task.best_checkpoint)])

@@ -1,4 +1,4 @@
-"""Starts native runs without paying for the imports each time.
+"""Start native runs without paying for the imports each time.
 
 ``run_downstream.py`` spends some ten CPU seconds importing torch, transformers and s3prl's hub before its first step;
 an evaluation calls it a dozen times. A fork server is one process that has imported all of that and has done nothing
@@ -56,7 +56,7 @@ class ForkServer:
         return sys.platform == "linux" and len({native_device(device) for device in devices}) == 1
 
     def start(self, arguments: list[str], environment: dict[str, str]) -> Child | None:
-        """Begin ``run_downstream.py ARGUMENTS``; ``None`` when that cannot be done here (start a process instead).
+        """Start ``run_downstream.py ARGUMENTS``; returns ``None`` when that cannot be done here: start a process.
 
         ``environment`` is added to this process's.
 
@@ -93,14 +93,14 @@ class ForkServer:
             sent = socket.send_fds(connection, [request], [output_end, status_end])
             connection.sendall(request[sent:])
         except OSError:
-            pass  # it has died; the child's empty pipe says so
+            pass  # it has died, which the child's empty pipe shows
         finally:
             os.close(output_end)
             os.close(status_end)
         return Child(output, status)
 
     def _start_process(self) -> socket.socket:
-        """Start the other process; our end of the line to it."""
+        """Start the other process; returns our end of the connection to it."""
         ours, theirs = socket.socketpair()
         self._process = subprocess.Popen(
             [*_PROGRAM, str(theirs.fileno())],
@@ -115,7 +115,7 @@ class ForkServer:
         return ours
 
     def stop(self) -> None:
-        """Let no run begin any more, also none of a caller that waits for the imports in another thread."""
+        """Kill the server, so that no run begins any more, not even for a thread that waits for its imports."""
         self._stopped = True
         if self._process is not None:
             self._process.kill()
@@ -149,7 +149,7 @@ class Child:
         return False
 
     def close(self) -> None:
-        """Let go of both pipes."""
+        """Close both pipes."""
         self.stdout.close()
         self._status.close()
 

@@ -67,7 +67,7 @@ def serve(connection: socket.socket) -> None:
 
 
 def _try_gpu(environment: dict[str, str]) -> str:
-    """Why a fork of this process cannot compute on a GPU, in a line; empty when it can."""
+    """Try to compute on a GPU in a fork; returns why that cannot be done, in a line, or an empty string."""
     import torch
 
     if torch.cuda.is_initialized():
@@ -113,7 +113,7 @@ def _supervise(request: dict[str, Any], output: int, status: int) -> None:
 
 
 def _run(request: dict[str, Any], output: int) -> None:
-    """The run itself: what the script ``run_downstream.py`` does. Never returns."""
+    """Do what the script ``run_downstream.py`` does. Never returns."""
     code = 1
     try:
         os.setsid()

@@ -1,8 +1,8 @@
-"""Which learning rate is picked on dev.
+"""The choice of a learning rate on dev.
 
-A :class:`Search` is what competes: one model, one task, one seed; a run for each rate and each fold. The rate with the
-best dev score wins, for ER the best mean over the folds, so that all folds are tested with one rate. Only the winner is
-ever tested (``schedule.py``).
+A :class:`Search` holds the runs that compete: one model, one task, one seed; a run for each rate and each fold. The
+rate with the best dev score wins, for ER the best mean over the folds, so that all folds are tested with one rate. Only
+the winner is ever tested (``schedule.py``).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Search:
 
 
 def finished_runs(runs: Sequence[Run], results: Results) -> list[Run]:
-    """Those of a model's runs whose whole task is done: every seed and rate trained, the picked ones tested."""
+    """The runs of a model whose whole task is done: every seed and rate trained, the picked ones tested."""
     undone = {search.task.name for search in searches(runs) if not _finished(search, results)}
     return [run for run in runs if run.task.name not in undone]
 
@@ -83,7 +83,7 @@ def _finished(search: Search, results: Results) -> bool:
 
 
 def searches(runs: Sequence[Run]) -> list[Search]:
-    """The runs of a plan by what competes, in the plan's order."""
+    """Group the runs of a plan into those that compete, in the plan's order."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)

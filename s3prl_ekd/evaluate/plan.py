@@ -1,4 +1,4 @@
-"""From what the user asked to the exact native commands: which runs, in which folder, with which overrides.
+"""The plan of an evaluation, down to the exact native commands: which runs, in which folder, with which overrides.
 
 Nothing is executed here (see ``run.py``, ``schedule.py``), so a plan can be printed (``--dry-run``), compared, tested.
 One :class:`Run` is one training of s3prl's runner, and its test where it is picked: a model, a task (or a fold of ER),
@@ -64,15 +64,16 @@ class Run:
         return words + self._options(items)
 
     def _options(self, items: Overrides) -> list[str]:
-        """``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
+        """The option ``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
         if self.cache is not None:
             items = {**items, "config.runner.cache_states": str(self.cache)}
         return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
 
     def settings(self) -> dict[str, Any]:
-        """What makes this run's numbers: two runs with equal settings are the same run. The device is not part.
+        """The settings that determine this run's numbers: two runs with equal settings are the same run.
 
-        Whether states are cached is: clips are encoded alone then (bridge/cached_upstream.py). Where they lie is not.
+        The device is none of them. Whether states are cached is one: clips are encoded alone then
+        (bridge/cached_upstream.py). The cache's folder is not.
         """
         return {
             "upstream": self.upstream.arguments(),
@@ -86,7 +87,11 @@ class Run:
         }
 
     def effective_config(self) -> dict[str, Any]:
-        """The task's YAML with the overrides applied; :class:`EkdError` when it cannot lead to a score."""
+        """The task's YAML with the overrides applied.
+
+        Raises:
+            EkdError: it cannot lead to a score.
+        """
         config = apply_overrides(read_yaml(self.config), self.overrides)
         runner = config.get("runner", {})
         total, evaluate = runner.get("total_steps"), runner.get("eval_step")
@@ -127,13 +132,16 @@ def make_plan(
     prefix: str = "",
     cache: Path | None = None,
 ) -> list[Run]:
-    """All runs of one model for ``tasks``, checked before anything starts; :class:`EkdError` names what is missing.
+    """Plan all runs of one model for ``tasks``, checked before anything starts.
 
     Args:
         out: the model's folder; its runs are in ``out/runs``.
         rates: learning rates by task; a task without any is trained at its configuration's own.
         prefix: what begins the keys of this model's runs, where there are several models.
         cache: folder for hidden states, or None.
+
+    Raises:
+        EkdError: data that are not there, or settings that cannot lead to a score.
     """
     runs: list[Run] = []
     for task in tasks:
@@ -157,7 +165,7 @@ def make_plan(
                 device, normalize, cache,
             )  # fmt: skip
             run.effective_config()
-            runs.append(_where_it_ran(run, names))
+            runs.append(_in_earlier_folder(run, names))
     return runs
 
 
@@ -168,8 +176,8 @@ def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> lis
     return list(dict.fromkeys([own, base + lr + f"-seed{seed}", base + lr, f"{base}-seed{seed}", base]))
 
 
-def _where_it_ran(run: Run, names: list[str]) -> Run:
-    """The run in the folder where an earlier call did the very same thing, so that it is not done again."""
+def _in_earlier_folder(run: Run, names: list[str]) -> Run:
+    """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then."""
     root = run.expdir.parent
     if (run.expdir / MARKER).is_file():
         return run
@@ -181,7 +189,7 @@ def _where_it_ran(run: Run, names: list[str]) -> Run:
 
 
 def downstream_program() -> list[str]:
-    """How to call our ``run_downstream.py``: its name when that is the one on the PATH, else by this interpreter."""
+    """The words that call our ``run_downstream.py``: its name when the PATH has it, else with this interpreter."""
     words, found = own_command(["run_downstream.py"]), shutil.which("run_downstream.py")
     if found and Path(found).resolve() == Path(words[0]).resolve():
         return ["run_downstream.py"]

@@ -22,7 +22,7 @@ from s3prl_ekd.evaluate.tasks import Task
 
 
 def search_record(search: Search, results: Results) -> dict[str, Any]:
-    """One task at one seed: the picked rate's scores and, where there was a choice, the whole grid.
+    """The record of one task at one seed: the picked rate's scores and, where there was a choice, the whole grid.
 
     ``seconds`` counts every training, picked or not.
     """
@@ -46,7 +46,7 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
 
 
 def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One record for a task at several seeds: means, their standard error, and every seed's own record."""
+    """Merge a task's records at several seeds into one: means, their standard error, and every seed's own record."""
     parts = list(seeds.values())
     ours = [key for key in parts[0]["rescored"] if key in (task.metric, "cer", "majority")]
     rescored: dict[str, Any] = {key: fmean(part["rescored"][key] for part in parts) for key in ours}
@@ -71,7 +71,7 @@ def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of ``values``: their sample standard deviation over the square root of their number."""
+    """The standard error of the mean: the sample standard deviation over the square root of the number of values."""
     return stdev(values) / math.sqrt(len(values))
 
 
@@ -83,7 +83,7 @@ def by_seed(task: Mapping[str, Any], seed: int | None = None) -> dict[int | None
 
 
 def merge_folds(task: Task, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """One record for a task with folds: means of the scores, sums of seconds and utterances, every fold kept."""
+    """Merge a task's folds into one record: means of the scores, sums of seconds and utterances, every fold kept."""
     parts = list(folds.values())
     dev = [part["dev"] for part in parts if part["dev"] is not None]
     return {
@@ -104,7 +104,11 @@ def merge_folds(task: Task, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
-    """What knowing nothing scores, in percent: SID one in the number of speakers, ER the commonest emotion."""
+    """The chance level in percent: for SID one in the number of speakers, for ER the commonest emotion, else None.
+
+    Raises:
+        EkdError: SID's split file cannot be read.
+    """
     if task.name == "er":
         return _commonest_emotion(task, run.expdir.parent, record)
     if task.name != "sid":
@@ -117,7 +121,7 @@ def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
 
 
 def _commonest_emotion(task: Task, runs: Path, record: Mapping[str, Any]) -> float | None:
-    """What the commonest emotion of ALL folds scores, in percent, as the mean of the folds.
+    """The score of the commonest emotion of ALL folds, in percent, as the mean of the folds.
 
     (``majority`` is what each test fold's own commonest one would: nobody knows that one beforehand.)
     """

@@ -27,7 +27,14 @@ _loading = threading.Lock()  # torch's list of safe classes is one for the proce
 
 
 def check_marker(run: Run, overwrite: bool = False) -> None:
-    """Refuse a folder whose earlier run had other settings or read other things (``overwrite`` empties it instead)."""
+    """Refuse a folder whose earlier run had other settings or read other things.
+
+    Args:
+        overwrite: empty the folder instead.
+
+    Raises:
+        EkdError: names what is different.
+    """
     marker = read_marker(run.expdir)
     if marker is None:
         return
@@ -156,7 +163,11 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of s3prl's downstream runner (it pickles one class: the argparse Namespace of its arguments)."""
+    """Read a checkpoint of s3prl's downstream runner (it pickles one class: the Namespace of its arguments).
+
+    Raises:
+        EkdError: not such a file.
+    """
     from s3prl_ekd.torch_file import read_torch_file  # here: a plan and a table need no torch
 
     with _loading:

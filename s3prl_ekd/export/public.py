@@ -104,7 +104,7 @@ def export_public(
 
 
 def score_lines(scores: Mapping[str, float]) -> list[str]:
-    """A line a task: the site's score, a fraction, and in percent."""
+    """One line for each task: the site's score, a fraction, and in percent."""
     return [f"{name} {TASKS[name].metric}: {score:.6f} ({100 * score:.2f} %)" for name, score in scores.items()]
 
 
@@ -132,7 +132,7 @@ def _evaluation(runs: Path) -> Path | None:
 def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
     """The tasks to submit, of those in scores.json.
 
-    It leaves out what has a folder below ``runs`` and no valid score: another model's, or one whose inputs changed.
+    The file leaves out tasks that have a folder below ``runs`` and no valid score: another model's, or outdated ones.
     """
     listed = read_scores(home)["tasks"]
     for task in named or ():
@@ -148,7 +148,7 @@ def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
 
 
 def _tested(home: Path, chosen: Sequence[Task], seed: int | None) -> dict[str, dict[str, Any]]:
-    """Task -> what scores.json says of the run to submit: at one seed, and at the learning rate that was picked."""
+    """Task -> the record in scores.json of the run to submit: at one seed, and at the learning rate that was picked."""
     record = read_scores(home)
     tested = {}
     for task in chosen:
@@ -219,7 +219,7 @@ def _collect(task: Task, folders: Mapping[str | None, Path]) -> list[Prediction]
 
 
 def _read(path: Path) -> dict[str, str]:
-    """``{utterance: text}``: the first space separates, as on the site; the text is kept as it is."""
+    """Read ``{utterance: text}``: the first space separates, as on the site; the text is kept as it is."""
     if not path.is_file():
         raise EkdError(f"{path}: not found; s3prl's runner writes it when it tests a checkpoint (-m evaluate)")
     try:
@@ -240,7 +240,11 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _agree_with_record(home: Path, scores: Mapping[str, float], tested: Mapping[str, Mapping[str, Any]]) -> None:
-    """Where evaluate left its scores.json, the same predictions must give the same score there."""
+    """Check that the predictions give the scores in evaluate's scores.json.
+
+    Raises:
+        EkdError: they are of another run.
+    """
     for name, score in scores.items():
         recorded = tested.get(name, {}).get(TASKS[name].metric)
         if recorded is not None and abs(recorded - 100 * score) > 0.05:

@@ -1,6 +1,6 @@
 """The report's sections about evaluations: scores, others' scores, cost, learning rates, layers, settings, environment.
 
-HTML fragments only; what they say comes from ``scores.json``, the figures from ``score_figures.py`` and ``curves.py``.
+HTML fragments only; their numbers come from ``scores.json``, the figures from ``score_figures.py`` and ``curves.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a report is made of: pretraining folders (``metrics.jsonl``) and evaluation folders (``scores.json``), read.
+"""The sources of a report, read: pretraining folders (``metrics.jsonl``) and evaluation folders (``scores.json``).
 
 Nothing is drawn or written here.
 """
@@ -50,7 +50,11 @@ class Evaluation:
 
 
 def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluation]]:
-    """Sort result folders by what they hold; :class:`EkdError` for one that holds neither kind."""
+    """Read result folders, sorted by what they hold.
+
+    Raises:
+        EkdError: a folder that holds neither kind.
+    """
     pretrainings, evaluations = [], []
     for folder in folders:
         found = False
@@ -70,7 +74,11 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
 
 
 def read_pretraining(folder: Path) -> Pretraining:
-    """Metrics and configuration copies of an experiment folder."""
+    """Read the metrics and the copies of the configuration in an experiment folder.
+
+    Raises:
+        EkdError: no metrics yet, or a file that cannot be read.
+    """
     path = folder / METRICS
     lines = read_metrics(path)
     if not lines:
@@ -82,7 +90,7 @@ def read_pretraining(folder: Path) -> Pretraining:
 
 
 def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
-    """One model's scores, and the layer weights that its downstream checkpoints learned."""
+    """Add to one model's scores the layer weights that its downstream checkpoints learned."""
     weights: dict[str, list[float]] = {}
     for name, record in scores["tasks"].items():
         found = []
@@ -114,6 +122,6 @@ def layer_weights(checkpoint: Path) -> list[float]:
 
 
 def split_head(name: str) -> tuple[str, str]:
-    """``"hubert.4"`` as ``("hubert", "4")``, ``"average.4+8"`` as ``("average", "4+8")``; without a layer, layer 0."""
+    """Split ``"hubert.4"`` into ``("hubert", "4")``, ``"average.4+8"`` into ``("average", "4+8")``; without one, 0."""
     teacher, _, layer = name.rpartition(".")
     return (teacher, layer) if teacher and re.fullmatch(r"\d+(?:[+-]\d+)*", layer) else (name, "0")

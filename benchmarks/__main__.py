@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common, distort, growth, kernels, memory, models, profile, step
+from s3prl_ekd.environment import versions
 
 BENCHES = {
     "step": step.run,
@@ -61,7 +62,7 @@ def main() -> int:
         Console().print(table)
     results |= {
         "machine": common.machine(options.device),
-        "versions": common.versions(),
+        "versions": versions(),
         "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks", *sys.argv[1:]]),
     }
     Console().print(results["machine"])

@@ -34,10 +34,11 @@ from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
-from s3prl_ekd.demo import TEACHERS
+from s3prl_ekd.environment import versions
 from s3prl_ekd.shape import HUBERT_BASE
 
 HUB = {"hubert": "hubert_base", "robust_hubert": "hubert_base_robust_mgr", "wavlm": "wavlm_base_plus"}
+EMBEDDED = {name: f"embedded:tiny_{name}" for name in HUB}
 BATCH = 8
 
 
@@ -56,7 +57,7 @@ def make_corpus(folder: Path, clips: int, seconds: float) -> dict[str, Any]:
 def make_expert(folder: Path, datarc: dict[str, Any], size: str, cache: Path | None) -> Any:
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
-    sources = TEACHERS if size == "tiny" else HUB
+    sources = EMBEDDED if size == "tiny" else HUB
     prefix = "" if size == "tiny" else "random:"
     teachers = [{"name": n, "source": f"{prefix}{s}", "layers": list(LAYERS[size])} for n, s in sources.items()]
     model = {
@@ -165,7 +166,7 @@ def main() -> None:
     result: dict[str, Any] = {"epoch": epochs(options.size, options.clips, options.seconds, options.pairs)}
     if not options.no_reading:
         result["reading"] = reading(clips=48, seconds=15.6, batch=24)
-    result |= {"machine": common.machine("cpu"), "versions": common.versions(), "command": sys.argv}
+    result |= {"machine": common.machine("cpu"), "versions": versions(), "command": sys.argv}
     print(json.dumps(result, indent=2))
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")

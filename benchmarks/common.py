@@ -1,4 +1,4 @@
-"""What every benchmark shares: interleaved timing, the matmul ceiling, machine and versions."""
+"""What every benchmark shares: interleaved timing, the matmul ceiling, the machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -83,17 +82,6 @@ def machine(device: str) -> dict[str, Any]:
         "load_average": _load(),
     }
     return info
-
-
-def versions() -> dict[str, str]:
-    names = ("torch", "torchaudio", "transformers", "s3prl", "numpy", "s3prl-ekd")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
 
 
 def _processor() -> str:

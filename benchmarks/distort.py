@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy
 import soundfile
 import torch
 
@@ -33,6 +32,7 @@ from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig, NonAd
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.distort import BAND_REJECT, CLEAN, GAUSSIAN, PITCH, REVERB, Distorter
 from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.environment import versions
 
 CLIPS, PASSES, BATCHES = 24, 7, 24
 
@@ -114,11 +114,7 @@ def machine() -> dict[str, object]:
         "cpu": model[0] if model else platform.processor(),
         "cores": os.cpu_count(),
         "load_average_before": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "torch": torch.__version__,
-        "soundfile": soundfile.__version__,
+        **versions("scipy", "soundfile"),
         "libsndfile": soundfile.__libsndfile_version__,
     }
 

@@ -23,6 +23,7 @@ import yaml
 from benchmarks import common
 from benchmarks.step import student_config
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.environment import versions
 from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 
 WINDOW = 25  # steps whose losses are averaged into one point of a curve
@@ -96,7 +97,7 @@ def main() -> None:
     print(f"largest difference of bf16 {result['largest_bf16_difference']:.4f}, "
           f"median range over seeds {result['median_seed_range']:.4f}")  # fmt: skip
     command = shlex.join(["python", "-m", "benchmarks.precision", *sys.argv[1:]])
-    result |= {"machine": common.machine(options.device), "versions": common.versions(), "command": command}
+    result |= {"machine": common.machine(options.device), "versions": versions(), "command": command}
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
+from s3prl_ekd.environment import versions
 from s3prl_ekd.evaluate.models import choose_models
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset
@@ -72,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = dict(measure(options, Path(folder)))
     command = shlex.join(["python", "-m", "benchmarks.states", *sys.argv[1:]])
-    result |= {"machine": common.machine(options.device), "versions": common.versions(), "command": command}
+    result |= {"machine": common.machine(options.device), "versions": versions(), "command": command}
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

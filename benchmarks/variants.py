@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks import common
 from s3prl_ekd.config import ModelConfig, load_model_config
+from s3prl_ekd.environment import versions
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.shape import EncoderShape
@@ -277,7 +278,7 @@ def main() -> int:
             "teachers": "random weights",
             "settings": bench.settings,
             "machine": {"processor": common.machine("cpu")["processor"], "threads": 1},
-            "versions": common.versions(),
+            "versions": versions(),
             "variants": results,
         }
         options.json.parent.mkdir(parents=True, exist_ok=True)

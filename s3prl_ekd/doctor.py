@@ -10,7 +10,6 @@ import argparse
 import ctypes.util
 import importlib.metadata
 import importlib.util
-import json
 import platform
 import re
 import shutil
@@ -26,6 +25,7 @@ from rich.table import Table
 
 from s3prl_ekd.bridge import link
 from s3prl_ekd.compat.modules import s3prl_folder
+from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.variants import find_model_config
@@ -288,7 +288,7 @@ def _task_data(task: str, file: Path) -> Finding:
 
             check("train", "test")
             if task == "er":
-                folds = _folds(file.parent / "er" / "folds.json")
+                folds = read_folds(file.parent / "er" / "folds.json")
                 for fold in folds:
                     config["downstream_expert"]["datarc"]["test_fold"] = fold
                     check("train", "test")
@@ -302,17 +302,6 @@ def _task_data(task: str, file: Path) -> Finding:
     except ImportError as error:  # s3prl's own task, which the row "hub" of the first table says more about
         return Finding(task, "broken", _reason(error), "install the versions of constraints.txt")
     return Finding(task, "ok", found)
-
-
-def _folds(file: Path) -> list[str]:
-    """ER's folds, fold1 and so on, which ``prepare`` lists."""
-    try:
-        folds = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise EkdError(f"{file}: cannot be read as a list of folds ({error})") from error
-    if not isinstance(folds, list) or not all(isinstance(fold, str) for fold in folds):
-        raise EkdError(f'{file}: expected a list of folds, as ["fold1", "fold2"]')
-    return folds
 
 
 def _show(console: Console, title: str, findings: list[Finding]) -> None:

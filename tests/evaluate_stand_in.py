@@ -12,7 +12,7 @@ import torch
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.evaluate import plan as planning
-from s3prl_ekd.evaluate.nursery import Nursery
+from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.tasks import TASKS
 
 # Prints and writes what s3prl's runner prints and writes, for two utterances; notes its calls in calls.txt, tests.txt
@@ -83,7 +83,7 @@ def install_stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {"Featurizer": {"weights": torch.zeros(3)}, "Step": 2, "Args": argparse.Namespace(), "Config": {}}
     torch.save(state, folder / "saved.ckpt")
     monkeypatch.setattr(planning, "downstream_program", lambda: [sys.executable, str(script)])
-    monkeypatch.setattr(Nursery, "possible", lambda devices: False)  # it would fork the real runner
+    monkeypatch.setattr(ForkServer, "possible", lambda devices: False)  # it would fork the real runner
 
 
 def set_dev(folder: Path, *rows: tuple[list[str | None], float]) -> None:

@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parent.parent
 # Names are those below s3prl_ekd.
 LAYERS = """
 errors version spelling task_names kernels random_state whole_file
-checked variants audio device distributed torch_file metrics_file own_scripts shape
+checked environment variants audio device distributed torch_file metrics_file own_scripts shape
 compat config corpora
 distill
 data model
@@ -80,7 +80,7 @@ def test_there_is_no_import_cycle() -> None:
 
 def test_only_these_touch_s3prl() -> None:
     """s3prl is imported in compat, in the launchers, and where its own runner is started: nowhere else."""
-    allowed = ("compat.", "bridge.", "export.runner_trial", "evaluate.nursery")
+    allowed = ("compat.", "bridge.", "export.runner_trial", "evaluate.fork_server")
     found = [
         module
         for module, file in modules().items()

@@ -112,6 +112,9 @@ def test_each_fold_of_emotion_is_looked_at(tmp_path: Path) -> None:
     (data / "er" / "folds.json").write_text("[1")
     (row,) = [row for row in doctor.prepared(data) if row.what == "er"]
     assert row.state == "broken" and "folds.json: cannot be read as a list of folds" in row.found
+    (data / "er" / "folds.json").write_text("[]")
+    (row,) = [row for row in doctor.prepared(data) if row.what == "er"]
+    assert row.state == "broken" and "folds.json: expected a list of folds" in row.found
     (data / "er.yaml").write_text("runner: [1\n")
     rows = {row.what: row for row in doctor.prepared(data)}
     assert rows["er"].state == "broken" and "er.yaml: line 2 is not valid YAML" in rows["er"].found

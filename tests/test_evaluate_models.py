@@ -13,12 +13,12 @@ from rich.console import Console
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
-from s3prl_ekd.evaluate.models import Upstream, choose_models, labelled
+from s3prl_ekd.evaluate.devices import check_devices, gpu_environment, parse_devices, slots
+from s3prl_ekd.evaluate.models import Upstream, choose_models, split_label
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.macs.command import model_cost
 from s3prl_ekd.variants import variant_file
@@ -43,7 +43,8 @@ def test_runs_are_dealt_over_devices(data, tmp_path, monkeypatch):
     assert len(used) == 8
     assert slots(["cuda:0", "cuda:1"], 4) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert (visible("cuda:3"), visible("cuda"), visible("cpu")) == ({"CUDA_VISIBLE_DEVICES": "3"}, {}, {})
+    assert gpu_environment("cuda:3") == {"CUDA_VISIBLE_DEVICES": "3"}
+    assert gpu_environment("cuda") == gpu_environment("cpu") == {}
 
 
 def test_dry_run_prints_the_whole_grid_and_makes_nothing(data, tmp_path, capsys):
@@ -90,9 +91,9 @@ def test_which_models_are_meant(tmp_path, monkeypatch):
     assert [one.label for one in models("upstream:mfcc", "untrained:u=model.yaml", "upstream:fbank")] == [
         "mfcc", "u", "fbank"
     ]  # fmt: skip
-    assert labelled("lr=0.1") == (None, "lr=0.1")
-    assert labelled("runs/lr=0.1/x") == (None, "runs/lr=0.1/x")
-    assert labelled("a=runs/lr=0.1") == ("a", "runs/lr=0.1")
+    assert split_label("lr=0.1") == (None, "lr=0.1")
+    assert split_label("runs/lr=0.1/x") == (None, "runs/lr=0.1/x")
+    assert split_label("a=runs/lr=0.1") == ("a", "runs/lr=0.1")
     Path("list.yaml").write_text(
         "- {label: theirs, upstream: wav2vec2_local, ckpt: x.ckpt}\n"
         "- {untrained: model.yaml}\n- {label: e, untrained: embedded}\n"

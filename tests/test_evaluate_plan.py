@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate import command
+from s3prl_ekd.evaluate.dry_run import commands_text
 from s3prl_ekd.evaluate.models import Upstream, choose_upstream
 from s3prl_ekd.evaluate.plan import make_plan, numbered_checkpoints
 from s3prl_ekd.evaluate.presets import apply_overrides, literal, parse_overrides, preset, preset_names
@@ -109,7 +109,7 @@ def test_cached_states_are_part_of_a_run_and_their_place_is_not(data, tmp_path):
 
 
 def test_dry_run_is_ready_to_paste(data, tmp_path):
-    text = command.commands_text(plan(data, tmp_path, overrides=preset("small")["tasks"]))
+    text = commands_text(plan(data, tmp_path, overrides=preset("small")["tasks"]))
     lines = [shlex.split(line) for line in text.splitlines() if not line.startswith("#")]
     assert len(lines) == 12
     assert all(native(words[words.index("-m") - 1 :])[0].mode in ("train", "evaluate") for words in lines)
@@ -166,3 +166,22 @@ def test_mistakes_are_one_clear_line(data, tmp_path, act, message):
         act(data, tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[]", "expected a list of folds, as"),
+        ("3", "expected a list of folds, as"),
+        ('{"a": 1}', "expected a list of folds, as"),
+        ('["fold1", 2]', "expected a list of folds, as"),
+        ('["fold1", "fold1"]', "fold1 is there twice"),
+        ("[1", "cannot be read as a list of folds"),
+    ],
+)
+def test_folds_that_are_no_list_of_folds_stop_the_plan(data, tmp_path, text, message):
+    file = data / "er" / "folds.json"
+    file.write_text(text)
+    with pytest.raises(EkdError) as caught:
+        plan(data, tmp_path, "er")
+    assert str(caught.value).startswith(f"{file}: {message}") and "\n" not in str(caught.value)

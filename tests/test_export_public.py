@@ -155,9 +155,6 @@ def test_only_what_scores_json_lists_is_submitted(
     record(runs, er={"acc": 0.0, "folds": {fold: {"folder": f"er-{fold}"} for fold in FOLDS[:4]}})
     with pytest.raises(EkdError, match=r"scores\.json: er fold5 is not in it: .*all five folds"):
         export_public(given, out)
-    record(runs, sid={"acc": 50.0})
-    with pytest.raises(EkdError, match="sid has no key folder"):
-        export_public(given, out)
     record(runs)
     with pytest.raises(EkdError, match=r"scores\.json: holds no score of pr"):
         export_public(given, out)

@@ -10,22 +10,20 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
-import test_recipes_mini_superb as recipe
 import yaml
 
 from recipes.mini_superb import __main__ as command
 from recipes.mini_superb import scores, students
 from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import rows
+from recipes.mini_superb.settings import Row, read_experiment, rows
 from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
 
 HERE = Path(command.__file__).parent
-
-experiment = recipe.experiment
 
 
 class FakeCalls:
@@ -119,9 +117,23 @@ def test_a_later_seed_wants_every_rate_of_the_first(fake: FakeCalls, caplog: pyt
     assert fake.main("--only", "fbank", "--seeds", "2", "--tasks", "pr") == 0
 
 
+@pytest.fixture
+def small_experiment(tmp_path: Path) -> Path:
+    """The recipe's experiment with rows of every kind, but few students."""
+    text = yaml.safe_load((HERE / "experiment.yaml").read_text())
+    text |= {"students": ["hubert", "wavlm"], "from_random": ["hubert"], "ablations": {}, "longer": {"hubert": 6000}}
+    text |= {"merged": {"merged": ["hubert", "wavlm"]}}
+    file = tmp_path / "experiment.yaml"
+    file.write_text(yaml.safe_dump(text))
+    return file
+
+
 @pytest.mark.parametrize("parallel", [1, 3, 20])
-def test_rows_side_by_side_keep_their_order(fake: FakeCalls, experiment, parallel: int) -> None:
-    assert fake.main("--parallel", str(parallel), "--seeds", "2", "1", "3") == 0  # the first seed goes first
+def test_rows_side_by_side_keep_their_order(fake: FakeCalls, small_experiment: Path, parallel: int) -> None:
+    experiment = read_experiment(small_experiment)
+    assert {row.kind for row in rows(experiment)} == set(get_args(get_type_hints(Row)["kind"]))
+    words = ["--experiment", str(small_experiment), "--parallel", str(parallel)]
+    assert fake.main(*words, "--seeds", "2", "1", "3") == 0  # the first seed goes first
     going = most = 0
     for event in fake.log:
         going += {"begin": 1, "end": -1}[event[0]]

@@ -52,7 +52,8 @@ def evaluation(tmp_path):
         torch.save(state, run / "dev-best.ckpt")
         return {
             metric: value, "rescored": {metric: value, "agrees": True, **more}, "dev": value, "seconds": 75.0,
-            "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt", "commands": ["run_downstream.py -m train"],
+            "folder": name, "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt",
+            "commands": ["run_downstream.py -m train"],
         }  # fmt: skip
 
     folds = {fold: part(f"er-{fold}", "acc", 50.0, majority=40.0) for fold in ("fold1", "fold2")}
@@ -62,7 +63,7 @@ def evaluation(tmp_path):
                "commands": [], "chance": 40.0},
     }  # fmt: skip
     record = {"label": "student & co", "upstream": "ekd_student", "preset": "tiny", "seed": 1, "tasks": tasks}
-    record |= {"versions": {"torch": "2.11"}, "machine": {"cpu_cores": 2}}
+    record |= {"cost": None, "versions": {"torch": "2.11"}, "machine": {"cpu_cores": 2}}
     (folder / "scores.json").write_text(json.dumps(record))
     return folder
 

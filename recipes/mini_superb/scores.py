@@ -19,8 +19,8 @@ from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import Experiment, Row
 from recipes.mini_superb.students import DISTILLATION
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.results import read_scores
 from s3prl_ekd.evaluate.score import edit_counts, read_predictions
+from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 
 ITEMS, SCORES = "items.json", "scores.json"

@@ -1,16 +1,13 @@
 """``s3prl-ekd evaluate``: train and test the four tasks with s3prl's runner and write one score table.
 
-This file is the command line only: it reads what is asked, makes the plan, hands it over, and shows what came out.
+Here are the command's arguments and its course alone: plan, run, write, show. Each step is in a file of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
 import logging
-import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,19 +17,22 @@ from rich.console import Console
 from s3prl_ekd.bridge.arguments import make_writable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots, visible
-from s3prl_ekd.evaluate.grid import finished_runs, searches
-from s3prl_ekd.evaluate.grid_table import grid_markdown, grid_tables
-from s3prl_ekd.evaluate.models import Upstream, check_names, choose_models
-from s3prl_ekd.evaluate.plan import Run, make_plan
-from s3prl_ekd.evaluate.presets import parse_overrides, preset, preset_names
+from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
+from s3prl_ekd.evaluate.dry_run import commands_text
+from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.grid_table import grid_tables
+from s3prl_ekd.evaluate.marker import Results
+from s3prl_ekd.evaluate.model_plans import plan_models
+from s3prl_ekd.evaluate.models import check_names
+from s3prl_ekd.evaluate.plan import ModelPlan
+from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.process import sigterm_as_interrupt
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
-from s3prl_ekd.evaluate.results import FILE_NAME, collect, earlier_record, made_by, with_earlier_tasks, write_scores
-from s3prl_ekd.evaluate.schedule import Results, run_all
-from s3prl_ekd.evaluate.table import score_markdown, score_table
-from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.evaluate.records import write_records
+from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.scores_file import FILE_NAME
+from s3prl_ekd.evaluate.table import score_table
+from s3prl_ekd.evaluate.tasks import TASKS
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
-    """The options that name what is evaluated."""
+    """Declare the options that name what is evaluated."""
     models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
                                        "one model, s3prl's -u NAME -k FILE")  # fmt: skip
     models.add_argument(
@@ -113,18 +113,22 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 
 def _given(kind: str, text: str) -> tuple[str, str]:
-    """All ways to name a model fill one list, so that rows stand in the order of the command line."""
+    """The kind and the value of one option: all kinds fill one list, so that rows stand in the command line's order."""
     return kind, text
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry the command out; returns 0. :class:`EkdError` for what the user can mend."""
+    """Carry the command out; returns 0.
+
+    Raises:
+        EkdError: what the user can correct; a run that failed.
+    """
     devices = parse_devices(args.devices)
     jobs = len(devices) if args.jobs is None else args.jobs
     if jobs < 1:
         raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
     plans = plan_models(args, devices)
-    runs = [one for _, own in plans for one in own]
+    runs = [one for plan in plans for one in plan.runs]
     console = Console()
     if args.dry_run:
         console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
@@ -132,13 +136,14 @@ def run(args: argparse.Namespace) -> int:
     check_devices(devices)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
-    if len(plans) > 1:
-        check_names([own[0].upstream for _, own in plans])
-    costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in (own[0].upstream for _, own in plans)]
-    labels = ", ".join(own[0].upstream.label for _, own in plans)
+    models = [plan.upstream for plan in plans]
+    if len(models) > 1:
+        check_names(models)
+    costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
+    labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{labels}[/]: {where}", highlight=False)
-    with only_one(args.out):
+    with locked_folder(args.out):
         records = _carry_out(args, plans, costs, devices, jobs, console)
     for table in [*grid_tables(records), score_table(records)]:
         console.print(table)
@@ -148,164 +153,25 @@ def run(args: argparse.Namespace) -> int:
 
 def _carry_out(
     args: argparse.Namespace,
-    plans: list[tuple[Path, list[Run]]],
-    costs: list[dict[str, int] | None],
-    devices: list[str],
+    plans: Sequence[ModelPlan],
+    costs: Sequence[dict[str, int] | None],
+    devices: Sequence[str],
     jobs: int,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Do the runs and write the records, also of what is done when the rest does not get done."""
-    runs = [one for _, own in plans for one in own]
+    """Do the runs and write the records, after an interruption or a failure those of the tasks that are done."""
+    runs = [one for plan in plans for one in plan.runs]
     results: Results = {}
     try:
         with sigterm_as_interrupt(), Board(console, max(10, *(len(one.key) for one in runs))) as board:
             run_all(runs, board, jobs, args.overwrite, devices, results)
     except (KeyboardInterrupt, EkdError) as error:
         try:
-            if write_records(args, plans, costs, results, devices):
+            if write_records(plans, costs, results, args.preset, devices, args.out):
                 console.print(f"[dim]{args.out / FILE_NAME} holds the tasks that are done[/]", highlight=False)
         except EkdError as another:  # must not hide why the runs ended
             log.warning("%s", another)
         if isinstance(error, KeyboardInterrupt):
             console.print("[dim]the same command goes on[/]", highlight=False)
         raise
-    return write_records(args, plans, costs, results, devices)
-
-
-@contextmanager
-def only_one(out: Path) -> Iterator[None]:
-    """Refuse a second call on the same ``--out``: both would train in one folder.
-
-    Raises:
-        EkdError: another one is at work there.
-    """
-    make_writable(out, f"--out {out}")
-    with open(out / ".evaluate.lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            reason = "another s3prl-ekd evaluate is at work there; wait for it, or take another"
-            raise EkdError(f"--out {out}: {reason}") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
-
-
-def write_records(
-    args: argparse.Namespace,
-    plans: list[tuple[Path, list[Run]]],
-    costs: list[dict[str, int] | None],
-    results: Results,
-    devices: Sequence[str],
-) -> list[dict[str, Any]]:
-    """Write ``scores.json`` and ``scores.md`` of each model, and of all where there are several; the records.
-
-    Args:
-        plans: each model's folder and its runs; one without a finished task keeps what an earlier call wrote of it.
-    """
-    folders, records, done = [], [], False
-    for (out, planned), cost in zip(plans, costs, strict=True):
-        runs = finished_runs(planned, results)
-        if runs:
-            record = collect(runs[0].upstream, runs, results, args.preset, cost, devices)
-            record = with_earlier_tasks(record, out)
-            write_scores(record, out)
-            write_markdown([record], out)
-            done = True
-        elif len(plans) > 1:
-            record = earlier_record(made_by(planned[0].upstream, planned, args.preset), out)
-        else:
-            record = None
-        if record is None:
-            continue
-        folders.append(out.name)
-        records.append(record)
-    if not done:
-        return []
-    if len(plans) > 1:
-        entries = [{"folder": folder, **record} for folder, record in zip(folders, records, strict=True)]
-        write_scores({"models": entries}, args.out)
-        write_markdown(records, args.out)
-    return records
-
-
-def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[tuple[Path, list[Run]]]:
-    """Each model's folder and its runs; everything that can be wrong with the call is found here."""
-    tasks = parse_tasks(args.tasks)
-    chosen = preset(args.preset)
-    if not args.data.is_dir():
-        raise EkdError(f"--data {args.data}: no such folder; s3prl-ekd prepare ... --out {args.data} makes it")
-    given = parse_overrides(args.override)
-    rates = choose_rates(chosen["grid"], args.lr, given)
-    _check_effect(args, [task.name for task in tasks])
-    seeds = parse_seeds(args.seeds)
-    models = choose_models(args.given or [], args.models, args.label)
-    out = args.out.resolve()
-
-    def plan(model: Upstream, **where: Any) -> list[Run]:
-        return make_plan(
-            tasks,
-            data=args.data.resolve(),
-            upstream=model,
-            overrides={name: {**chosen["tasks"][name], **given[name]} for name in TASKS},
-            folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
-            seeds=seeds,
-            rates=rates,
-            device=devices[0],
-            cache=None if args.cache_states is None else cache_folder(args.cache_states),
-            normalize=chosen["normalize"]
-            if args.upstream_feature_normalize is None
-            else args.upstream_feature_normalize,
-            **where,
-        )
-
-    if len(models) == 1:
-        return [(out, plan(models[0], out=out))]
-    return [(out / one.folder, plan(one, out=out / one.folder, prefix=f"{one.folder}/")) for one in models]
-
-
-def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:
-    """Refuse what is said of a task that ``--tasks`` leaves out."""
-    for option, items in (("--lr", args.lr), ("--override", args.override)):
-        for item in items:
-            task = item.partition(":")[0].strip().lower()
-            if task in TASKS and task not in tasks:
-                raise EkdError(f"{option} {item}: {task} is not among --tasks {','.join(tasks)}")
-    if args.folds and "er" not in tasks:
-        raise EkdError(f"--folds {args.folds}: is for er, which is not among --tasks {','.join(tasks)}")
-
-
-def cache_folder(text: str) -> Path:
-    """The folder of ``--cache-states``, absolute.
-
-    Raises:
-        EkdError: no name of a folder, or one that s3prl's ``-o`` cannot carry.
-    """
-    if not text.strip() or "=" in text or ",," in text:
-        raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its name")
-    return Path(text).expanduser().resolve()
-
-
-def write_markdown(records: list[dict[str, Any]], out: Path) -> None:
-    """Write ``OUT/scores.md``: the score table, then the grid."""
-    grid = grid_markdown(records)
-    (out / "scores.md").write_text(score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else ""))
-
-
-def commands_text(runs: list[Run], places: Sequence[str] = ("cpu",)) -> str:
-    """The native commands of a plan, ready to paste into a shell; runs are dealt over ``places`` in turn."""
-    lines = []
-    number = 0
-    for search in searches(runs):
-        tests = []
-        for one in search.runs:
-            gpu = [f"{key}={value}" for key, value in visible(places[number % len(places)]).items()]
-            number += 1
-            lines += [f"# {one.key}: {one.task.title}", shlex.join([*gpu, *one.train_command()])]
-            test = shlex.join([*gpu, *one.evaluate_command(one.expdir / one.task.best_checkpoint)])
-            if len(search.rates) == 1:
-                lines.append(test)
-            else:
-                tests += [f"# {one.key}: if lr {one.rate:g} is the best on dev", test]
-        lines += tests
-    return "\n".join(lines)
+    return write_records(plans, costs, results, args.preset, devices, args.out)

@@ -1,6 +1,6 @@
 """Parameters and MACs of an upstream as the SUPERB challenge counts them, to set beside its scores.
 
-The counting is in ``macs/counting.py``; here is only what an upstream of an evaluation is, and that it may be unknown.
+The counting is in ``macs/counting.py``; here an evaluation's upstream is turned into the shape that is counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 def upstream_cost(
     name: str, checkpoint: Path | str | None = None, model_config: Path | None = None
 ) -> dict[str, int] | None:
-    """``{"params", "macs"}`` over the challenge's 32 utterances; ``None`` where nobody here knows the model's shape.
+    """``{"params", "macs"}`` over the challenge's 32 utterances, or ``None`` where the model's shape is not known.
 
     Raises:
         EkdError: our student's checkpoint or configuration is not readable.

@@ -1,7 +1,7 @@
 """Where runs go: the devices of ``--devices``, and how a native run is kept to one GPU.
 
 A run on ``cuda:1`` is started with ``--device cuda`` and sees that one GPU through CUDA_VISIBLE_DEVICES: parts of s3prl
-and of many upstreams say plain ``cuda``, which would land on the first.
+and of many upstreams use plain ``cuda``, which is the first GPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from s3prl_ekd.errors import EkdError
 
 
 def parse_devices(text: str | None) -> list[str]:
-    """``"cuda:0,cuda:1"`` as a list; ``None`` is ``cuda`` where PyTorch sees a GPU, else ``cpu``."""
+    """Split ``"cuda:0,cuda:1"`` into a list; ``None`` is ``cuda`` where PyTorch sees a GPU, else ``cpu``.
+
+    Raises:
+        EkdError: an unknown device, or one that is named twice.
+    """
     if text is None:
         import torch  # a --help needs no torch
 
@@ -32,19 +36,23 @@ def parse_devices(text: str | None) -> list[str]:
 
 
 def check_devices(devices: Sequence[str]) -> None:
-    """:class:`EkdError` for a GPU that this machine does not have."""
+    """Check that this machine has the GPUs.
+
+    Raises:
+        EkdError: one that it does not have.
+    """
     for device in devices:
         if device != "cpu":
             find_device(device, "--devices")
 
 
 def native_device(device: str) -> str:
-    """What a native command's ``--device`` says: ``cuda`` or ``cpu``."""
+    """The value of a native command's ``--device``: ``cuda`` or ``cpu``."""
     return device.partition(":")[0]
 
 
-def visible(device: str) -> dict[str, str]:
-    """The environment that leaves a child process this one GPU; a CUDA_VISIBLE_DEVICES of ours is looked through."""
+def gpu_environment(device: str) -> dict[str, str]:
+    """The environment variables that show a child process this GPU alone, numbered within our CUDA_VISIBLE_DEVICES."""
     number = device.partition(":")[2]
     if not number:
         return {}
@@ -53,5 +61,5 @@ def visible(device: str) -> dict[str, str]:
 
 
 def slots(devices: Sequence[str], jobs: int) -> list[str]:
-    """A device for each of ``jobs`` runs at a time, dealt in turn."""
+    """The device of each of ``jobs`` runs at a time, the devices in turn."""
     return [devices[number % len(devices)] for number in range(jobs)]

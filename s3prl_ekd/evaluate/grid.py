@@ -1,18 +1,18 @@
-"""Which learning rate is picked on dev.
+"""The choice of a learning rate on dev.
 
-A :class:`Search` is what competes: one model, one task, one seed; a run for each rate and each fold. The rate with the
-best dev score wins, for ER the best mean over the folds, so that all folds are tested with one rate. Only the winner is
-ever tested (``schedule.py``).
+A :class:`Search` holds the runs that compete: one model, one task, one seed; a run for each rate and each fold. The
+rate with the best dev score wins, for ER the best mean over the folds, so that all folds are tested with one rate. Only
+the winner is ever tested (``schedule.py``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.tasks import Task
 
@@ -47,12 +47,12 @@ class Search:
         """The runs of one rate: one, or one a fold."""
         return [run for run in self.runs if run.rate == rate]
 
-    def dev(self, rate: float | None, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    def dev(self, rate: float | None, results: Results) -> float | None:
         """The rate's dev score in percent, the mean over folds; ``None`` where a run of it has none."""
         scores = [results[run.key]["dev"] for run in self.at(rate)]
         return None if any(score is None for score in scores) else fmean(scores)
 
-    def picked(self, results: Mapping[str, Mapping[str, Any]]) -> float | None:
+    def picked(self, results: Results) -> float | None:
         """The rate to test: best on dev; of equals the first given.
 
         Raises:
@@ -70,20 +70,20 @@ class Search:
         return (min if self.task.lower_is_better else max)(known, key=known.__getitem__)
 
 
-def finished_runs(runs: Sequence[Run], results: Mapping[str, Mapping[str, Any]]) -> list[Run]:
-    """Those of a model's runs whose whole task is done: every seed and rate trained, the picked ones tested."""
+def finished_runs(runs: Sequence[Run], results: Results) -> list[Run]:
+    """The runs of a model whose whole task is done: every seed and rate trained, the picked ones tested."""
     undone = {search.task.name for search in searches(runs) if not _finished(search, results)}
     return [run for run in runs if run.task.name not in undone]
 
 
-def _finished(search: Search, results: Mapping[str, Mapping[str, Any]]) -> bool:
+def _finished(search: Search, results: Results) -> bool:
     if any(run.key not in results for run in search.runs):
         return False
     return any(all(search.task.metric in results[run.key] for run in search.at(rate)) for rate in search.rates)
 
 
 def searches(runs: Sequence[Run]) -> list[Search]:
-    """The runs of a plan by what competes, in the plan's order."""
+    """Group the runs of a plan into those that compete, in the plan's order."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)

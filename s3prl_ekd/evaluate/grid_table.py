@@ -43,7 +43,7 @@ class GridOfTask:
 
     @property
     def title(self) -> str:
-        """``PR: dev PER ↓ by learning rate``."""
+        """The table's title, such as ``PR: dev PER ↓ by learning rate``."""
         arrow = "↓" if self.task.lower_is_better else "↑"
         metric = self.task.metric if self.task.metric == "acc" else self.task.metric.upper()
         return f"{self.task.name.upper()}: dev {metric} {arrow} by learning rate"
@@ -106,7 +106,7 @@ def grid_tables(records: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def grid_markdown(records: Sequence[dict[str, Any]]) -> str:
-    """The same in Markdown; empty where nothing was searched."""
+    """The grids of :func:`grid_tables` in Markdown; empty where nothing was searched."""
     lines: list[str] = []
     for grid in grids(records):
         seed = ["seed"] if grid.several_seeds else []

@@ -1,7 +1,7 @@
-"""What a run reads, by content: a path stays the same when another training or ``prepare`` puts other things there.
+"""The inputs of a run by content: a path stays the same when another training or ``prepare`` puts other things there.
 
-Audio is not looked at: it is large, and who changes it changes the tables too. What is no file of its own has a name
-that begins with :data:`TRANSCRIPTS`, :data:`WEIGHTS` or :data:`UNTRAINED`.
+Audio is not hashed: it is large, and who changes it changes the tables too. An input that is no file of its own has a
+name that begins with :data:`TRANSCRIPTS`, :data:`WEIGHTS` or :data:`UNTRAINED`.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv"}
 TRANSCRIPTS = "the transcripts below "
 WEIGHTS = "the weights of "
 UNTRAINED = "the student of "
-"""They stand before a folder, a teacher's source and a config_model.yaml, for what they hold or name."""
+"""Prefixes of a folder, a teacher's source and a config_model.yaml, for the contents that these hold or name."""
 
 
 def inputs(run: Run) -> dict[str, str]:
     """Name -> SHA-256 of everything but audio that the run's numbers come from: model, configuration, tables, texts.
 
-    A name is a path, or such a beginning with what it is about.
+    A name is a path, or one of the prefixes above and what it is for.
 
     Raises:
         EkdError: a file cannot be read.
@@ -46,7 +46,7 @@ def inputs(run: Run) -> dict[str, str]:
 
 
 def changed_input(recorded: Mapping[str, str]) -> str | None:
-    """The first name of :func:`inputs`, as a run kept it, that has another content now or is gone."""
+    """The first of a run's recorded :func:`inputs` whose content has changed or is gone; None where none has."""
     for name, digest in recorded.items():
         if _digest_of(name) == digest:
             continue
@@ -75,7 +75,7 @@ def _model(upstream: Upstream) -> list[str]:
 
 
 def _digest_of(name: str) -> str | None:
-    """Of what a name of :func:`inputs` says; None where there is none of it."""
+    """The digest of an input by its name; None where it does not exist."""
     if name.startswith(TRANSCRIPTS):
         return _texts(Path(name.removeprefix(TRANSCRIPTS)))
     if name.startswith(WEIGHTS):
@@ -87,7 +87,7 @@ def _digest_of(name: str) -> str | None:
 
 @cache
 def _texts(folder: Path) -> str | None:
-    """Of all ``*.trans.txt`` below a folder. Read once for all runs of a call: LibriSpeech's splits have thousands."""
+    """The digest of all ``*.trans.txt`` below a folder, read once for all runs: LibriSpeech's splits have thousands."""
     files = [file for file in audio_below(folder, {".txt"}) if file.name.endswith(".trans.txt")]
     digest = hashlib.sha256()
     for file in files:
@@ -115,7 +115,7 @@ def _student(file: Path) -> str | None:
 
 
 def _configuration(path: Path) -> str:
-    """Of what a task's configuration says: its comments and order do not count."""
+    """The digest of a task's configuration, whose comments and order do not count."""
     text = json.dumps(read_yaml(path), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -138,7 +138,7 @@ def content(path: Path) -> str | None:
 
 @cache
 def _digest(file: Path, size: int, changed: int) -> str:
-    """Once for all runs: a table of models has hundreds, and a checkpoint half a gigabyte."""
+    """SHA-256 of a file, computed once for all runs: a table has hundreds, and a checkpoint half a gigabyte."""
     try:
         with open(file, "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()

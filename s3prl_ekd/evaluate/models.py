@@ -1,6 +1,6 @@
-"""Which models are evaluated: ``--ckpt``, ``--teacher``, ``--upstream``, ``--untrained``, ``--models``, ``--label``.
+"""The models of a call: ``--ckpt``, ``--teacher``, ``--upstream``, ``--untrained``, ``--models``, ``--label``.
 
-Every one becomes an :class:`Upstream`, that is what s3prl's ``-u -k -g`` name; nothing is trained or drawn here.
+Every one becomes an :class:`Upstream`, which s3prl's ``-u -k -g`` name. Nothing is trained here.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from s3prl_ekd.variants import find_model_config
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
 _KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
-_LONE = ("teacher", "untrained")  # kinds that go with no other
+_EXCLUSIVE = ("teacher", "untrained")  # kinds that go with no other
 
 
 @dataclass(frozen=True)
 class Upstream:
-    """What is evaluated, as s3prl names it: ``-u name [-k checkpoint] [-g model_config]``."""
+    """A model to evaluate, as s3prl names it: ``-u name [-k checkpoint] [-g model_config]``."""
 
     name: str
     label: str
@@ -59,11 +59,11 @@ def choose_models(
         EkdError: no model, a file that is not there, two models of one label, ``--label`` beside several models.
     """
     models = [] if listing is None else read_listing(listing)
-    options = [(kind, *labelled(text)) for kind, text in given]
-    plain = {kind: value for kind, own, value in options if kind not in _LONE and own is None}
-    if len(plain) == 2 and sum(kind not in _LONE for kind, _, _ in options) == 2:
+    options = [(kind, *split_label(text)) for kind, text in given]
+    plain = {kind: value for kind, own, value in options if kind not in _EXCLUSIVE and own is None}
+    if len(plain) == 2 and sum(kind not in _EXCLUSIVE for kind, _, _ in options) == 2:
         models.append(choose_upstream(_path(plain["ckpt"]), plain["upstream"], None, None))
-        options = [option for option in options if option[0] in _LONE]
+        options = [option for option in options if option[0] in _EXCLUSIVE]
     for kind, own, value in options:
         if kind == "teacher":
             models.append(choose_teacher(value, own))
@@ -90,8 +90,8 @@ def choose_models(
     return models
 
 
-def labelled(text: str) -> tuple[str | None, str]:
-    """``"LABEL=VALUE"`` taken apart; no label where the text is a path itself, or its ``=`` comes after a ``/``."""
+def split_label(text: str) -> tuple[str | None, str]:
+    """Split ``"LABEL=VALUE"``; there is no label where the text is a path itself, or its ``=`` comes after a ``/``."""
     label, equals, value = text.partition("=")
     if not equals or "/" in label or Path(text).exists():
         return None, text
@@ -101,9 +101,12 @@ def labelled(text: str) -> tuple[str | None, str]:
 
 
 def read_listing(path: Path) -> list[Upstream]:
-    """``--models FILE``: a YAML list of mappings with ``label`` and what names the model.
+    """Read ``--models FILE``: a YAML list of mappings with ``label`` and the keys that name the model.
 
-    That is ``ckpt``, ``upstream``, both, ``teacher`` or ``untrained``. Paths are relative to the file.
+    These are ``ckpt``, ``upstream``, both, ``teacher`` or ``untrained``. Paths are relative to the file.
+
+    Raises:
+        EkdError: not such a list, or a model that is not there.
     """
     try:
         entries = yaml.safe_load(path.read_text())
@@ -140,7 +143,7 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
 
 
 def choose_teacher(source: str, label: str | None) -> Upstream:
-    """A teacher by its source; no weights are read.
+    """Find a teacher by its source; no weights are read.
 
     Raises:
         EkdError: no such teacher.
@@ -156,7 +159,11 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
 
 
 def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, label: str | None) -> Upstream:
-    """A student or an upstream; a name with a checkpoint is s3prl's ``-u NAME -k FILE``."""
+    """Find a student or an upstream; a name with a checkpoint is s3prl's ``-u NAME -k FILE``.
+
+    Raises:
+        EkdError: a file that is not there, or values that do not go together.
+    """
     if untrained is not None and (ckpt is not None or name is not None):
         raise EkdError("untrained: one model, and so without a ckpt or upstream of its own")
     if untrained is not None:
@@ -193,9 +200,12 @@ def student_checkpoint(path: Path) -> Path:
 
 
 def check_names(models: Sequence[Upstream]) -> None:
-    """:class:`EkdError` for a name that s3prl's hub does not have.
+    """Check that s3prl's hub has the models' names.
 
     Importing the hub takes seconds, so this is for calls whose later models would fail hours after the first began.
+
+    Raises:
+        EkdError: a name that it does not have.
     """
     for model in models:
         if model.name not in (STUDENT, TEACHER):

@@ -1,4 +1,4 @@
-"""From what the user asked to the exact native commands: which runs, in which folder, with which overrides.
+"""The plan of an evaluation, down to the exact native commands: which runs, in which folder, with which overrides.
 
 Nothing is executed here (see ``run.py``, ``schedule.py``), so a plan can be printed (``--dry-run``), compared, tested.
 One :class:`Run` is one training of s3prl's runner, and its test where it is picked: a model, a task (or a fold of ER),
@@ -8,7 +8,6 @@ a seed and a learning rate.
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
+from s3prl_ekd.evaluate.marker import MARKER, read_marker
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
 from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.own_scripts import own_command
-
-MARKER = "run.json"  # in each run's folder: its settings, how far it came, and in the end its result
 
 
 @dataclass(frozen=True)
@@ -65,15 +64,16 @@ class Run:
         return words + self._options(items)
 
     def _options(self, items: Overrides) -> list[str]:
-        """``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
+        """The option ``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
         if self.cache is not None:
             items = {**items, "config.runner.cache_states": str(self.cache)}
         return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
 
     def settings(self) -> dict[str, Any]:
-        """What makes this run's numbers: two runs with equal settings are the same run. The device is not part.
+        """The settings that determine this run's numbers: two runs with equal settings are the same run.
 
-        Whether states are cached is: clips are encoded alone then (bridge/cached_upstream.py). Where they lie is not.
+        The device is none of them. Whether states are cached is one: clips are encoded alone then
+        (bridge/cached_upstream.py). The cache's folder is not.
         """
         return {
             "upstream": self.upstream.arguments(),
@@ -87,7 +87,11 @@ class Run:
         }
 
     def effective_config(self) -> dict[str, Any]:
-        """The task's YAML with the overrides applied; :class:`EkdError` when it cannot lead to a score."""
+        """The task's YAML with the overrides applied.
+
+        Raises:
+            EkdError: it cannot lead to a score.
+        """
         config = apply_overrides(read_yaml(self.config), self.overrides)
         runner = config.get("runner", {})
         total, evaluate = runner.get("total_steps"), runner.get("eval_step")
@@ -99,6 +103,19 @@ class Run:
                 f'dev; add --override "{self.task.name}:config.runner.eval_step={total}"'
             )
         return config
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """One model's runs, at least one, and the folder that its scores go into."""
+
+    out: Path
+    runs: Sequence[Run]
+
+    @property
+    def upstream(self) -> Upstream:
+        """The model that all runs share."""
+        return self.runs[0].upstream
 
 
 def make_plan(
@@ -115,13 +132,16 @@ def make_plan(
     prefix: str = "",
     cache: Path | None = None,
 ) -> list[Run]:
-    """All runs of one model for ``tasks``, checked before anything starts; :class:`EkdError` names what is missing.
+    """Plan all runs of one model for ``tasks``, checked before anything starts.
 
     Args:
         out: the model's folder; its runs are in ``out/runs``.
         rates: learning rates by task; a task without any is trained at its configuration's own.
         prefix: what begins the keys of this model's runs, where there are several models.
         cache: folder for hidden states, or None.
+
+    Raises:
+        EkdError: data that are not there, or settings that cannot lead to a score.
     """
     runs: list[Run] = []
     for task in tasks:
@@ -145,7 +165,7 @@ def make_plan(
                 device, normalize, cache,
             )  # fmt: skip
             run.effective_config()
-            runs.append(_where_it_ran(run, names))
+            runs.append(_in_earlier_folder(run, names))
     return runs
 
 
@@ -156,31 +176,20 @@ def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> lis
     return list(dict.fromkeys([own, base + lr + f"-seed{seed}", base + lr, f"{base}-seed{seed}", base]))
 
 
-def _where_it_ran(run: Run, names: list[str]) -> Run:
-    """The run in the folder where an earlier call did the very same thing, so that it is not done again."""
+def _in_earlier_folder(run: Run, names: list[str]) -> Run:
+    """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then."""
     root = run.expdir.parent
     if (run.expdir / MARKER).is_file():
         return run
     for name in names[1:]:
         marker = read_marker(root / name)
-        if marker is not None and marker.get("settings") == run.settings():
+        if marker is not None and marker.settings == run.settings():
             return replace(run, expdir=root / name)
     return run
 
 
-def read_marker(expdir: Path) -> dict[str, Any] | None:
-    """The run's ``run.json``, or ``None`` where nothing ran yet."""
-    path = expdir / MARKER
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise EkdError(f"{path}: not readable ({error}); delete {expdir} to run it again") from error
-
-
 def downstream_program() -> list[str]:
-    """How to call our ``run_downstream.py``: its name when that is the one on the PATH, else by this interpreter."""
+    """The words that call our ``run_downstream.py``: its name when the PATH has it, else with this interpreter."""
     words, found = own_command(["run_downstream.py"]), shutil.which("run_downstream.py")
     if found and Path(found).resolve() == Path(words[0]).resolve():
         return ["run_downstream.py"]
@@ -201,10 +210,7 @@ def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[st
     if not task.folded:
         return [None]
     listing = data / task.name / "folds.json"
-    try:
-        known = json.loads(listing.read_text())
-    except (OSError, ValueError) as error:
-        raise EkdError(f"{listing}: expected a JSON list of folds, as s3prl-ekd prepare writes it ({error})") from error
+    known = read_folds(listing)
     unknown = [fold for fold in wanted or [] if fold not in known]
     if unknown:
         raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")

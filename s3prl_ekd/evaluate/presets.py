@@ -1,7 +1,7 @@
-"""Presets: how long, how and at which rates each task trains, as data (``presets.yaml``); and what they become.
+"""Presets: how long, how and at which rates each task trains, as data (``presets.yaml``).
 
-That is overrides: s3prl's own ``-o`` items (``config.optimizer.lr=0.01``). s3prl evaluates a value as Python; here they
-are only ever literals, and are read back with ``ast.literal_eval`` when a run's effective configuration is needed.
+They become overrides: s3prl's own ``-o`` items (``config.optimizer.lr=0.01``). s3prl evaluates a value as Python; here
+they are only ever literals, read back with ``ast.literal_eval`` when a run's effective configuration is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def preset_names() -> list[str]:
 def preset(name: str) -> dict[str, Any]:
     """One preset: ``{"about": str, "normalize": bool, "tasks": {task: Overrides}, "grid": {task: [rate, ...]}}``.
 
-    :class:`EkdError` for a name that is not in the table.
+    Raises:
+        EkdError: a name that is not in the table.
     """
     table = _table()
     if name not in table:
@@ -51,7 +52,11 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def literal(key: str, value: Any) -> str:
-    """A value as s3prl's ``-o`` can carry it; :class:`EkdError` for what it cannot (``=`` and ``,,`` split there)."""
+    """Spell a value as s3prl's ``-o`` can carry it.
+
+    Raises:
+        EkdError: one that it cannot (``=`` and ``,,`` split there).
+    """
     text = repr(value)
     if "=" in text or ",," in text:
         raise EkdError(f"override {key}: s3prl's -o cannot carry a value holding '=' or ',,': {text}")
@@ -59,7 +64,11 @@ def literal(key: str, value: Any) -> str:
 
 
 def parse_overrides(items: list[str]) -> dict[str, Overrides]:
-    """``["pr:config.optimizer.lr=1e-2", "config.runner.total_steps=10"]`` by task; without a task: for all four."""
+    """Sort ``["pr:config.optimizer.lr=1e-2", "config.runner.total_steps=10"]`` by task; without a task: for all four.
+
+    Raises:
+        EkdError: an unknown task, or no ``config.key=value`` that s3prl's ``-o`` takes.
+    """
     result: dict[str, Overrides] = {task: {} for task in TASKS}
     for item in items:
         head, colon, rest = item.partition(":")

@@ -1,4 +1,4 @@
-"""One native command as a child process: its output into a log file, its progress to whoever watches.
+"""One native command as a child process: its output goes into a log file, its progress to a watcher.
 
 Knows what s3prl's runner prints (tqdm's bars, ``dev per: 0.83``), nothing about tasks or scores.
 """
@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.nursery import Child, Nursery
+from s3prl_ekd.evaluate.fork_server import Child, ForkServer
 
 Watcher = Callable[["Progress"], None]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"(?:([\w-][\w ./>-]*): +)?\d+%\|[^|]*\|\s*(\d+)/(\d+)\s\[[^\]]*\]|(?:[\w -]+: )?\d+it \[[^\]]*\]")
-_NEWS = re.compile(r"(?<![\w-])((?:dev|test|train)[\w-]* (?:per|acc|wer|loss)): ([0-9.]+)")
+_SCORE = re.compile(r"(?<![\w-])((?:dev|test|train)[\w-]* (?:per|acc|wer|loss)): ([0-9.]+)")
 _NOISE = re.compile(r"Warning|^\s*warnings\.warn|^\s*$|^\[Override\]|tensorboardX|can't create new thread")
 
 _running: set[subprocess.Popen | Child] = set()
@@ -33,14 +33,14 @@ _lock = threading.Lock()
 
 @dataclass
 class Progress:
-    """Where a native run is: the runner's overall bar, the bar of the moment, and the last number it printed."""
+    """The progress of a native run: the runner's overall bar, the current bar, and the last score it printed."""
 
     step: int = 0
     total: int = 0
     phase: str = ""
     phase_step: int = 0
     phase_total: int = 0
-    news: str = ""
+    score: str = ""
 
 
 def run_logged(
@@ -48,18 +48,19 @@ def run_logged(
     log: Path,
     watch: Watcher | None = None,
     environment: dict[str, str] | None = None,
-    nursery: Nursery | None = None,
+    server: ForkServer | None = None,
     program: int = 1,
 ) -> tuple[str, float]:
     """Run ``command``; its output (bars left out) is appended to ``log``. Returns (output, seconds).
 
-    With a ``nursery`` the command, whose first ``program`` words call ``run_downstream.py``, is forked from there.
+    With a ``server`` the command, whose first ``program`` words call ``run_downstream.py``, is forked from there.
 
-    Raises :class:`EkdError` in one line, naming the log file, when the command cannot start or fails.
+    Raises:
+        EkdError: the command cannot start or fails; one line that names the log file.
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    child = nursery.start(command[program:], environment or {}) if nursery is not None else None
+    child = server.start(command[program:], environment or {}) if server is not None else None
     if child is None:
         child = _start(command, environment or {})
     with _lock:
@@ -69,8 +70,8 @@ def run_logged(
         with log.open("a") as file:
             file.write(f"$ {' '.join(command)}\n")
             progress = Progress()
-            for segment in _segments(child.stdout.fileno()):
-                line = _take(segment, progress)
+            for segment in _split_lines(child.stdout.fileno()):
+                line = _read_line(segment, progress)
                 if line:
                     lines.append(line)
                     file.write(line + "\n")
@@ -87,7 +88,7 @@ def run_logged(
         child.stdout.close()
     if status != 0:
         how = f"exit {status}" if status > 0 else signal.Signals(-status).name
-        raise EkdError(f"{how} of a native run, see {log}: {last_words(lines)}")
+        raise EkdError(f"{how} of a native run, see {log}: {error_summary(lines)}")
     return "\n".join(lines), time.monotonic() - started
 
 
@@ -108,7 +109,7 @@ def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
 
 @contextmanager
 def sigterm_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does, so that a job scheduler's end is an orderly one. In the main thread only."""
+    """Treat SIGTERM as Ctrl-C, so that runs are stopped when a job scheduler ends the job. In the main thread only."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,7 +128,7 @@ def stop_all() -> None:
         _stop(child)
 
 
-def last_words(lines: list[str], count: int = 3) -> str:
+def error_summary(lines: list[str], count: int = 3) -> str:
     """The last meaningful lines of a failed run in one line: our own one-line error if there is one."""
     for line in reversed(lines):
         if line.startswith("error: "):
@@ -136,8 +137,8 @@ def last_words(lines: list[str], count: int = 3) -> str:
     return " | ".join(meaningful[-count:]) or "no output"
 
 
-def _take(segment: str, progress: Progress) -> str:
-    """Read one terminal line into ``progress``; returns what of it belongs into the log (no bars)."""
+def _read_line(segment: str, progress: Progress) -> str:
+    """Read one terminal line into ``progress``; returns the line without its bars, for the log."""
     text = _ANSI.sub("", segment)
     for match in _BAR.finditer(text):
         name, step, total = match.groups()
@@ -147,13 +148,13 @@ def _take(segment: str, progress: Progress) -> str:
             progress.step, progress.total = int(step), int(total)
         else:
             progress.phase, progress.phase_step, progress.phase_total = name or "", int(step), int(total)
-    for name, value in _NEWS.findall(text):
-        progress.news = f"{name} {float(value):.4g}"
+    for name, value in _SCORE.findall(text):
+        progress.score = f"{name} {float(value):.4g}"
     return _BAR.sub("", text).rstrip()
 
 
-def _segments(descriptor: int):
-    """Lines of a terminal stream: split at newline and at carriage return."""
+def _split_lines(descriptor: int):
+    """The lines of a terminal stream, split at newline and at carriage return."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pending = ""
     while chunk := os.read(descriptor, 65536):

@@ -1,4 +1,4 @@
-"""What the user sees while native runs go on: one status line a run, and one line when a phase ends.
+"""The display of native runs that go on: one status line a run, and one line when a phase ends.
 
 On a terminal the lines are live (rich); in a pipe or a CI log only starts and ends are written.
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from s3prl_ekd.evaluate.marker import Result
 from s3prl_ekd.evaluate.process import Progress as RunProgress
 from s3prl_ekd.evaluate.process import Watcher
 
@@ -60,7 +60,7 @@ class Board:
             step, total = progress.step, progress.total
             if total == 0:
                 step, total = progress.phase_step, progress.phase_total
-            news = progress.news or progress.phase
+            news = progress.score or progress.phase
             self._live.update(line, completed=step, total=max(total, 1), news=escape(news))
             if not self.console.is_terminal and time.monotonic() - last_line > HEARTBEAT:
                 last_line = time.monotonic()
@@ -73,11 +73,11 @@ class Board:
         self.say(run, f"{name} done in {time.monotonic() - started:.0f} s")
 
     def kept(self, run: str, state: str = "tested") -> None:
-        """Say that a run that was ``tested``, or only ``trained`` because its rate was not picked, is not run again."""
+        """Print that a run is not run again: it was ``tested``, or only ``trained``, its rate not picked."""
         self.say(run, "done before, kept" if state == "tested" else "trained before, kept")
 
-    def finished(self, run: str, result: dict[str, Any]) -> None:
-        """Say a run's score."""
+    def finished(self, run: str, result: Result) -> None:
+        """Print a run's score."""
         metric = next(key for key in ("per", "wer", "acc") if key in result)
         cer = f", cer {result['rescored']['cer']:.2f} %" if "cer" in result["rescored"] else ""
         self.console.print(
@@ -85,5 +85,5 @@ class Board:
         )
 
     def say(self, run: str, text: str) -> None:
-        """One line about a run."""
+        """Print one line about a run."""
         self.console.print(f"[bold]{run:<{self.width}}[/] [dim]{escape(text)}[/]", highlight=False)

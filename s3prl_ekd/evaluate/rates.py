@@ -14,7 +14,11 @@ LR_KEY = "config.optimizer.lr"
 
 
 def choose_rates(by_preset: Grid, items: Sequence[str], overrides: Mapping[str, Mapping[str, str]]) -> Grid:
-    """The grid of a call: ``--lr`` where given, else the preset's unless ``--override`` sets that task's rate."""
+    """The grid of a call: ``--lr`` where given, else the preset's unless ``--override`` sets that task's rate.
+
+    Raises:
+        EkdError: ``--lr`` that is no list of rates, or beside an ``--override`` of the same task's rate.
+    """
     given = parse_rates(items)
     for task in given:
         if LR_KEY in overrides[task]:
@@ -23,7 +27,11 @@ def choose_rates(by_preset: Grid, items: Sequence[str], overrides: Mapping[str, 
 
 
 def parse_rates(items: Sequence[str]) -> Grid:
-    """``["pr:0.1,0.01", "sid:1e-3"]`` by task; without a task the rates are for all four, a task's own win."""
+    """Sort ``["pr:0.1,0.01", "sid:1e-3"]`` by task; without a task the rates are for all four, a task's own win.
+
+    Raises:
+        EkdError: an unknown task, one that is given twice, or no rates.
+    """
     common: list[float] | None = None
     grid: Grid = {}
     for item in items:
@@ -42,7 +50,11 @@ def parse_rates(items: Sequence[str]) -> Grid:
 
 
 def check_rates(values: Sequence[Any], where: str) -> list[float]:
-    """Positive numbers, each once; :class:`EkdError` that begins with ``where`` for anything else."""
+    """Check that the values are positive numbers, each there once; returns them as floats.
+
+    Raises:
+        EkdError: anything else; begins with ``where``.
+    """
     rates: list[float] = []
     for value in values:
         try:
@@ -58,7 +70,11 @@ def check_rates(values: Sequence[Any], where: str) -> list[float]:
 
 
 def parse_seeds(text: str) -> list[int]:
-    """``"1,2,3"`` as whole numbers, each once."""
+    """Split ``"1,2,3"`` into whole numbers.
+
+    Raises:
+        EkdError: anything else, a number that numpy does not take, or one that is there twice.
+    """
     seeds: list[int] = []
     for part in text.split(","):
         if not part.strip().isascii() or not part.strip().isdigit():

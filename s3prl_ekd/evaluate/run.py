@@ -1,12 +1,11 @@
 """One run: trained natively, and tested natively; an unfinished one continues, a finished one is kept.
 
-``expdir/run.json`` remembers the settings, how far the run came and, at the end, its result. Commands come from
-``plan.py``, scores from ``score.py``, which run is when from ``schedule.py``; what the user sees is in ``progress.py``.
+``expdir/run.json`` (``marker.py``) remembers how far the run came. Commands come from ``plan.py``, scores from
+``score.py``, which run is when from ``schedule.py``; what the user sees is in ``progress.py``.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -15,29 +14,35 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
-from s3prl_ekd.evaluate.nursery import Nursery
-from s3prl_ekd.evaluate.plan import MARKER, Run, downstream_program, numbered_checkpoints, read_marker
+from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
+from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
-from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 _loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
 
 
 def check_marker(run: Run, overwrite: bool = False) -> None:
-    """Refuse a folder whose earlier run had other settings or read other things (``overwrite`` empties it instead)."""
+    """Refuse a folder whose earlier run had other settings or read other things.
+
+    Args:
+        overwrite: empty the folder instead.
+
+    Raises:
+        EkdError: names what is different.
+    """
     marker = read_marker(run.expdir)
     if marker is None:
         return
-    if marker.get("state") == "started" and marker.get("settings") != run.settings():
-        if not numbered_checkpoints(run.expdir):  # a mistake that ended before there was anything to keep
-            shutil.rmtree(run.expdir)
-            return
-    same = marker.get("settings") == run.settings()
-    changed_file = changed_input(marker.get("inputs", {}))
+    same = marker.settings == run.settings()
+    if marker.state == "started" and not same and not numbered_checkpoints(run.expdir):
+        shutil.rmtree(run.expdir)  # a mistake that ended before there was anything to keep
+        return
+    changed_file = changed_input(marker.inputs)
     if same and changed_file is None:
         return
     if overwrite:
@@ -48,7 +53,7 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
             f"{run.expdir / MARKER}: an earlier run here read another {changed_file}: it has changed since; choose "
             "another --out, or --overwrite to do it again"
         )
-    before, now = marker.get("settings", {}), run.settings()
+    before, now = marker.settings, run.settings()
     changed = next(key for key in {**now, **before} if before.get(key) != now.get(key))
     raise EkdError(
         f"{run.expdir / MARKER}: an earlier run here had another {changed} ({before.get(changed)}, now "
@@ -56,49 +61,49 @@ def check_marker(run: Run, overwrite: bool = False) -> None:
     )
 
 
-def do_train(run: Run, board: Board, environment: dict[str, str], nursery: Nursery | None = None) -> dict[str, Any]:
-    """Train one run, unless that is done; returns what a learning rate is picked by.
-
-    ``{"dev": percent or None, "seconds", "steps", "lr"}``.
-    """
-    fresh = {"settings": run.settings(), "inputs": inputs(run), "state": "started", "seconds": 0.0}
-    marker = read_marker(run.expdir) or fresh
-    if marker["state"] == "started":
+def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Trained:
+    """Train one run, unless that is done; returns what a learning rate is picked by."""
+    marker = read_marker(run.expdir) or Marker(run.settings(), inputs(run))
+    if marker.state == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
         write_marker(run.expdir, marker)
         with board.phase(run.key, "train") as watch:
             _, seconds = run_logged(
-                run.train_command(), run.expdir / "train.log", watch, environment, nursery, len(downstream_program())
+                run.train_command(), run.expdir / "train.log", watch, environment, server, len(downstream_program())
             )
-        marker["seconds"] += seconds
-        marker["state"] = "trained"
+        marker.seconds += seconds
+        marker.state = "trained"
         write_marker(run.expdir, marker)
     else:
-        board.kept(run.key, "tested" if marker["state"] == "finished" else "trained")
-    if marker["state"] == "finished":
-        return {key: marker["result"][key] for key in ("dev", "seconds", "steps", "lr")}
-    return _trained(run, marker["seconds"])
+        board.kept(run.key, "tested" if marker.state == "finished" else "trained")
+    if marker.result is not None:
+        return {key: marker.result[key] for key in Trained.__annotations__}
+    return _trained(run, marker.seconds)
 
 
-def do_test(run: Run, board: Board, environment: dict[str, str], nursery: Nursery | None = None) -> dict[str, Any]:
-    """Test a trained run on its best checkpoint and score it, unless that is done; returns its result."""
+def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Result:
+    """Test a trained run on its best checkpoint and score it, unless that is done; returns its result.
+
+    Raises:
+        EkdError: the run is not trained, or its test fails.
+    """
     marker = read_marker(run.expdir)
-    if marker is None or marker["state"] == "started":
+    if marker is None or marker.state == "started":
         raise EkdError(f"{run.expdir}: cannot be tested before it is trained")
-    if marker["state"] == "finished":
-        return marker["result"]
+    if marker.result is not None:
+        return marker.result
     checkpoint = chosen_checkpoint(run)
     with board.phase(run.key, "test") as watch:
         output, seconds = run_logged(
-            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, nursery,
+            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, server,
             len(downstream_program()),
         )  # fmt: skip
-    marker["seconds"] += seconds
-    marker["result"] = _result(run, checkpoint, output, marker["seconds"])
-    marker["state"] = "finished"
+    marker.seconds += seconds
+    marker.result = _result(run, checkpoint, output, marker.seconds)
+    marker.state = "finished"
     write_marker(run.expdir, marker)
-    board.finished(run.key, marker["result"])
-    return marker["result"]
+    board.finished(run.key, marker.result)
+    return marker.result
 
 
 def chosen_checkpoint(run: Run) -> Path:
@@ -117,7 +122,7 @@ def chosen_checkpoint(run: Run) -> Path:
     return numbered[-1]
 
 
-def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> dict[str, Any]:
+def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
     printed = runner_scores(run.task, output, run.task.test_split)
     if not printed:
         raise EkdError(f"{run.expdir / 'evaluate.log'}: the runner printed no {run.task.test_split} {run.task.metric}")
@@ -139,7 +144,7 @@ def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> dict[str
     }
 
 
-def _trained(run: Run, seconds: float) -> dict[str, Any]:
+def _trained(run: Run, seconds: float) -> Trained:
     config = run.effective_config()
     dev = runner_scores(run.task, (run.expdir / "train.log").read_text(), run.task.dev_split)
     return {
@@ -158,7 +163,11 @@ def checkpoint_step(path: Path) -> int | None:
 
 
 def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint of s3prl's downstream runner (it pickles one class: the argparse Namespace of its arguments)."""
+    """Read a checkpoint of s3prl's downstream runner (it pickles one class: the Namespace of its arguments).
+
+    Raises:
+        EkdError: not such a file.
+    """
     from s3prl_ekd.torch_file import read_torch_file  # here: a plan and a table need no torch
 
     with _loading:
@@ -166,9 +175,3 @@ def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
     if "Featurizer" not in state:
         raise EkdError(f"{path}: not a checkpoint of s3prl's downstream runner: no key 'Featurizer'")
     return state
-
-
-def write_marker(expdir: Path, marker: dict[str, Any]) -> None:
-    """Write ``run.json`` whole or not at all: a kill between two states must not leave half a file."""
-    with whole_file(expdir / MARKER) as partial:
-        partial.write_text(json.dumps(marker, indent=1))

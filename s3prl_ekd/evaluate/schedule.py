@@ -10,18 +10,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import Any
 
-from s3prl_ekd.evaluate.devices import native_device, slots, visible
+from s3prl_ekd.evaluate.devices import gpu_environment, native_device, slots
+from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.grid import Search, searches
-from s3prl_ekd.evaluate.nursery import Nursery
+from s3prl_ekd.evaluate.marker import Results, Trained
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import stop_all
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, do_test, do_train
 
-Results = dict[str, dict[str, Any]]
-_Act = Callable[[Run, Board, dict[str, str], Nursery | None], dict[str, Any]]
+_Action = Callable[[Run, Board, dict[str, str], ForkServer | None], Trained]
 
 
 def run_all(
@@ -32,7 +31,7 @@ def run_all(
     devices: Sequence[str] | None = None,
     results: Results | None = None,
 ) -> Results:
-    """Results by run key, in the plan's order: of a tested run all of it, of the others what ``run.do_train`` returns.
+    """Carry out all runs; returns their results in the plan's order, of those that were not tested their training's.
 
     ``jobs`` runs at a time share the machine's cores; each goes to the device that becomes free, or, without
     ``devices``, to its own. ``results`` is filled on the way, for a caller who wants to keep what an interruption left.
@@ -44,59 +43,59 @@ def run_all(
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
-    places = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
-    nursery = Nursery(environment, native_device(places[0])) if Nursery.possible(places) else None
+    distinct = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
+    server = ForkServer(environment, native_device(distinct[0])) if ForkServer.possible(distinct) else None
     try:
-        _Schedule(runs, board, environment, nursery, results).carry_out(
+        _Schedule(runs, board, environment, server, results).carry_out(
             slots(devices, jobs) if devices else [None] * max(1, jobs)
         )
     finally:
-        if nursery is not None:
-            nursery.close()
+        if server is not None:
+            server.close()
     return {run.key: results[run.key] for run in runs}
 
 
 class _Schedule:
-    """What is still to do, and what came out so far. Only the main thread touches it."""
+    """The work that is left, and the results so far. Only the main thread touches it."""
 
     def __init__(
-        self, runs: list[Run], board: Board, environment: dict[str, str], nursery: Nursery | None, results: Results
+        self, runs: list[Run], board: Board, environment: dict[str, str], server: ForkServer | None, results: Results
     ) -> None:
-        self.board, self.environment, self.nursery, self.results = board, environment, nursery, results
+        self.board, self.environment, self.server, self.results = board, environment, server, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
-        self.pending: deque[tuple[_Act, Run]] = deque((do_train, run) for run in runs)
+        self.pending: deque[tuple[_Action, Run]] = deque((do_train, run) for run in runs)
         self.decided: set[str] = set()  # searches whose rate is picked
 
     def carry_out(self, free: list[str | None]) -> None:
-        """Do it all, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
-        going: dict[Future[dict[str, Any]], tuple[_Act, Run, str | None]] = {}
+        """Do all the work, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
+        going: dict[Future[Trained], tuple[_Action, Run, str | None]] = {}
         with ThreadPoolExecutor(max_workers=len(free)) as pool:
             try:
                 while self.pending or going:
                     while self.pending and free:
-                        (act, run), device = self.pending.popleft(), free.pop(0)
-                        going[pool.submit(self._do, act, run, device)] = act, run, device
+                        (action, run), device = self.pending.popleft(), free.pop(0)
+                        going[pool.submit(self._do, action, run, device)] = action, run, device
                     done, _ = wait(going, return_when=FIRST_COMPLETED)
                     ended = [(future, *going.pop(future)) for future in done]
                     for future, _, run, device in ended:  # all that is done, before a failure among them is raised
                         free.append(device)
                         if future.exception() is None:
                             self.results[run.key] = future.result()
-                    for future, act, run, _ in ended:
+                    for future, action, run, _ in ended:
                         future.result()
-                        if act is do_train:
+                        if action is do_train:
                             self._trained(run)
             except BaseException:
                 # Nothing that has not begun may begin, and what runs must not outlive us.
                 pool.shutdown(wait=False, cancel_futures=True)
-                if self.nursery is not None:
-                    self.nursery.stop()
+                if self.server is not None:
+                    self.server.stop()
                 stop_all()
                 raise
 
-    def _do(self, act: _Act, run: Run, device: str | None) -> dict[str, Any]:
+    def _do(self, action: _Action, run: Run, device: str | None) -> Trained:
         run = run if device is None else replace(run, device=device)
-        return act(run, self.board, {**self.environment, **visible(run.device)}, self.nursery)
+        return action(run, self.board, {**self.environment, **gpu_environment(run.device)}, self.server)
 
     def _trained(self, run: Run) -> None:
         """Put a run's test in front of the queue once nothing else can be picked instead."""
@@ -106,9 +105,9 @@ class _Schedule:
         elif search.key not in self.decided and all(one.key in self.results for one in search.runs):
             self.decided.add(search.key)  # its last trainings may have ended together, and each of them asks
             rate = search.picked(self.results)
-            self._say_pick(search, rate)
+            self._report_pick(search, rate)
             self.pending.extendleft((do_test, one) for one in reversed(search.at(rate)))
 
-    def _say_pick(self, search: Search, rate: float | None) -> None:
+    def _report_pick(self, search: Search, rate: float | None) -> None:
         score = search.dev(rate, self.results)
         self.board.say(search.key, f"picked lr {rate:g}: {search.task.dev_split} {search.task.metric} {score:.2f} %")

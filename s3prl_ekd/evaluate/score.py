@@ -1,7 +1,7 @@
 """Scores computed from the runner's prediction files, independently of the runner, and compared with what it printed.
 
 PR and ASR: edit distance over reference length, summed over utterances (jiwer). SID and ER: exact matches. All in
-percent. The number of record stays the runner's own; this module says whether the two agree.
+percent. The score that counts stays the runner's own; this module tells whether the two agree.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ TOLERANCE = 0.01  # percentage points: the runner averages accuracies in float32
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """``{utterance: text}`` of a prediction file: one utterance a line, the first space separates.
+    """Read ``{utterance: text}`` from a prediction file: one utterance a line, the first space separates.
 
-    Raises :class:`EkdError` when the file is missing, empty, or names an utterance twice.
+    Raises:
+        EkdError: the file is missing, empty, or names an utterance twice.
     """
     if not path.is_file():
         raise EkdError(f"{path}: not found; s3prl's runner writes it when it tests a checkpoint")
@@ -55,7 +56,7 @@ def accuracy(hypotheses: dict[str, str], references: dict[str, str]) -> float:
 
 
 def majority_share(labels: dict[str, str]) -> float:
-    """Share of the most frequent label in percent: what always answering it would score."""
+    """Share of the most frequent label in percent: the score of always answering it."""
     return 100.0 * Counter(labels.values()).most_common(1)[0][1] / len(labels)
 
 

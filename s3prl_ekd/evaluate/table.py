@@ -78,7 +78,7 @@ def cell(value: float | None) -> str:
 
 
 def costs(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
-    """Heading and a cell a record, for parameters and MACs; nothing where no record knows them."""
+    """The columns of parameters and MACs, as heading and cells; none where no record knows them."""
     known = [record.get("cost") or {} for record in records]
     if not any(known):
         return []
@@ -109,7 +109,7 @@ def score_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
 
 
 def plain_table(title: str = "", caption: str = "") -> Table:
-    """A table whose numbers stay whole on a narrow terminal: it is the names, its first column, that wrap."""
+    """An empty table whose first column, the names, wraps on a narrow terminal, so that numbers stay whole."""
     table = Table(
         title=title or None, caption=caption or None, title_justify="left", caption_justify="left",
         title_style="bold", caption_style="dim", box=SIMPLE_HEAD, pad_edge=False,
@@ -124,7 +124,7 @@ def _two_lines(column: Column, record: dict[str, Any]) -> tuple[str, str]:
 
 
 def score_markdown(records: Sequence[dict[str, Any]]) -> str:
-    """The same table in Markdown, with what it was made with below."""
+    """The score table in Markdown, with the conditions of its numbers below."""
     columns = columns_of(records)
     best = {column: best_rows(records, column) for column in columns}
     sizes = costs(records)
@@ -173,7 +173,7 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _conditions(start: str, by_label: dict[str, str | None], verdict: str = "NOT comparable") -> list[str]:
-    """A sentence for all rows, or one for each group of rows that were tested otherwise."""
+    """One sentence about all rows, which names the groups where rows were tested under different conditions."""
     groups: dict[str, list[str]] = {}
     for label, condition in by_label.items():
         if condition is not None:

@@ -95,7 +95,11 @@ TASKS: dict[str, Task] = {
 
 
 def parse_tasks(text: str) -> list[Task]:
-    """``"pr,sid"`` as tasks in the table's order; :class:`EkdError` for a name that is not one of the four."""
+    """Read ``"pr,sid"`` as tasks, in the table's order.
+
+    Raises:
+        EkdError: a name that is not one of the four.
+    """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in TASKS]
     if unknown or not names:

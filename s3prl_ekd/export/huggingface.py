@@ -13,7 +13,7 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import content
-from s3prl_ekd.evaluate.results import read_scores
+from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters

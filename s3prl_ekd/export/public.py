@@ -17,7 +17,8 @@ from typing import Any
 import editdistance
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_scores
+from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.export.files import output_file
 from s3prl_ekd.whole_file import whole_file
@@ -103,7 +104,7 @@ def export_public(
 
 
 def score_lines(scores: Mapping[str, float]) -> list[str]:
-    """A line a task: the site's score, a fraction, and in percent."""
+    """One line for each task: the site's score, a fraction, and in percent."""
     return [f"{name} {TASKS[name].metric}: {score:.6f} ({100 * score:.2f} %)" for name, score in scores.items()]
 
 
@@ -131,7 +132,7 @@ def _evaluation(runs: Path) -> Path | None:
 def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
     """The tasks to submit, of those in scores.json.
 
-    It leaves out what has a folder below ``runs`` and no valid score: another model's, or one whose inputs changed.
+    The file leaves out tasks that have a folder below ``runs`` and no valid score: another model's, or outdated ones.
     """
     listed = read_scores(home)["tasks"]
     for task in named or ():
@@ -147,7 +148,7 @@ def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
 
 
 def _tested(home: Path, chosen: Sequence[Task], seed: int | None) -> dict[str, dict[str, Any]]:
-    """Task -> what scores.json says of the run to submit: at one seed, and at the learning rate that was picked."""
+    """Task -> the record in scores.json of the run to submit: at one seed, and at the learning rate that was picked."""
     record = read_scores(home)
     tested = {}
     for task in chosen:
@@ -173,11 +174,6 @@ def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | N
     for fold in FOLDS if task.folded else (None,):
         if fold not in parts:
             raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
-        if "folder" not in parts[fold]:
-            raise EkdError(
-                f"{home / FILE_NAME}: {task.name}{f' {fold}' if fold else ''} has no key folder that names its run; "
-                "it is an older version's: s3prl-ekd evaluate writes it anew"
-            )
         folders[fold] = home / "runs" / parts[fold]["folder"]
     return folders
 
@@ -223,7 +219,7 @@ def _collect(task: Task, folders: Mapping[str | None, Path]) -> list[Prediction]
 
 
 def _read(path: Path) -> dict[str, str]:
-    """``{utterance: text}``: the first space separates, as on the site; the text is kept as it is."""
+    """Read ``{utterance: text}``: the first space separates, as on the site; the text is kept as it is."""
     if not path.is_file():
         raise EkdError(f"{path}: not found; s3prl's runner writes it when it tests a checkpoint (-m evaluate)")
     try:
@@ -244,7 +240,11 @@ def _read(path: Path) -> dict[str, str]:
 
 
 def _agree_with_record(home: Path, scores: Mapping[str, float], tested: Mapping[str, Mapping[str, Any]]) -> None:
-    """Where evaluate left its scores.json, the same predictions must give the same score there."""
+    """Check that the predictions give the scores in evaluate's scores.json.
+
+    Raises:
+        EkdError: they are of another run.
+    """
     for name, score in scores.items():
         recorded = tested.get(name, {}).get(TASKS[name].metric)
         if recorded is not None and abs(recorded - 100 * score) > 0.05:

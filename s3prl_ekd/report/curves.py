@@ -22,7 +22,7 @@ _TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"))
 
 
 def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
-    """One column a teacher, one row a loss term, one line a layer; a row shares its scale, so teachers compare."""
+    """Draw the losses: a column a teacher, a row a loss term, a line a layer; a row shares its scale, to compare."""
     import matplotlib.pyplot as plt
 
     heads = run.heads()
@@ -54,7 +54,7 @@ def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
 
 
 def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
-    """Total loss over the steps and, where it was logged, the learning rate beside it."""
+    """Draw the total loss over the steps and, where it was logged, the learning rate beside it."""
     import matplotlib.pyplot as plt
 
     with drawing(theme):
@@ -71,7 +71,7 @@ def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
 
 
 def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> bytes | None:
-    """How much of each hidden state each task uses: one panel an upstream; ``None`` when no task mixes states."""
+    """Draw how much of each hidden state each task uses, a panel an upstream; ``None`` when no task mixes states."""
     import matplotlib.pyplot as plt
 
     shown = [one for one in evaluations if one.layer_weights]
@@ -127,7 +127,7 @@ def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure's bytes; it is closed. Those without a layout of their own get a tight one."""
+    """The figure as the bytes of a PNG file; closes it. A figure without a layout of its own gets a tight one."""
     import matplotlib.pyplot as plt
 
     if figure.get_layout_engine() is None:

@@ -35,5 +35,5 @@ def note(text: str) -> str:
 
 
 def fold(summary: str, body: str) -> str:
-    """Something that opens on a click."""
+    """A block that opens on a click."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"

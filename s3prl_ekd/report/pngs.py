@@ -13,7 +13,7 @@ from s3prl_ekd.report.style import LIGHT, Theme
 def write_pngs(
     folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
 ) -> list[Path]:
-    """Write them (light by default) into ``folder``; returns their paths."""
+    """Write the figures (light by default) into ``folder``; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     records = [one.scores for one in evaluations]
     figures: dict[str, bytes | None] = {}

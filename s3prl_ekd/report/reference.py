@@ -1,4 +1,4 @@
-"""Published scores of other systems on the real SUPERB data, to set beside one's own. None of them is ours.
+"""Published scores of other systems on the real SUPERB data, to set beside your own. None is ours.
 
 Percent, ASR without a language model; from the SUPERB leaderboard and the systems' papers.
 """

@@ -29,7 +29,7 @@ _LEGEND_ROW = 0.19  # inches
 
 @dataclass(frozen=True)
 class Look:
-    """How a model is drawn: hues repeat after six models, with another marker and line; all alike after 108."""
+    """A model's colour, marker and line: hues repeat after six models with another marker or line, all after 108."""
 
     colour: str
     marker: str
@@ -48,7 +48,7 @@ def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
 
 
 def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
-    """Dev score by learning rate; ``None`` when no task was searched.
+    """Draw the dev score by learning rate; ``None`` when no task was searched.
 
     A line is the mean over seeds, dots are seeds; a ring is a rate that a seed picked.
     """
@@ -65,7 +65,7 @@ def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
 
 
 def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
-    """Test score against MACs, a bar for the standard error over seeds; ``None`` when no model's MACs are known."""
+    """Draw test score against MACs, with bars of the standard error over seeds; ``None`` when no MACs are known."""
     shown = [record for record in records if record.get("cost")]
     columns = [
         column
@@ -175,6 +175,6 @@ def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: The
         )
     longest = max(len(handle.get_label()) for handle in handles) + 7
     columns = max(1, min(len(handles), int(_WIDTH * _LEGEND_LINE) // longest))
-    # The legend must not take its room from the panels.
+    # The legend must not shrink the panels.
     figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * math.ceil(len(handles) / columns))
     figure.legend(handles=handles, loc="outside lower left", ncols=columns)

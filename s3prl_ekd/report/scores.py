@@ -1,6 +1,6 @@
 """The report's sections about evaluations: scores, others' scores, cost, learning rates, layers, settings, environment.
 
-HTML fragments only; what they say comes from ``scores.json``, the figures from ``score_figures.py`` and ``curves.py``.
+HTML fragments only; their numbers come from ``scores.json``, the figures from ``score_figures.py`` and ``curves.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
-from s3prl_ekd.evaluate.results import by_seed, versions
+from s3prl_ekd.evaluate.provenance import versions
+from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.table import MISSING, best_rows, cell, columns_of, costs, footnote
 from s3prl_ekd.report.curves import layer_weights_png
 from s3prl_ekd.report.html import figure, fold, note, section

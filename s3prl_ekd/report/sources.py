@@ -1,4 +1,4 @@
-"""What a report is made of: pretraining folders (``metrics.jsonl``) and evaluation folders (``scores.json``), read.
+"""The sources of a report, read: pretraining folders (``metrics.jsonl``) and evaluation folders (``scores.json``).
 
 Nothing is drawn or written here.
 """
@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.results import FILE_NAME, by_seed, read_models
+from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models
 from s3prl_ekd.metrics_file import METRICS, read_metrics
 
 
@@ -50,7 +50,11 @@ class Evaluation:
 
 
 def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluation]]:
-    """Sort result folders by what they hold; :class:`EkdError` for one that holds neither kind."""
+    """Read result folders, sorted by what they hold.
+
+    Raises:
+        EkdError: a folder that holds neither kind.
+    """
     pretrainings, evaluations = [], []
     for folder in folders:
         found = False
@@ -70,7 +74,11 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
 
 
 def read_pretraining(folder: Path) -> Pretraining:
-    """Metrics and configuration copies of an experiment folder."""
+    """Read the metrics and the copies of the configuration in an experiment folder.
+
+    Raises:
+        EkdError: no metrics yet, or a file that cannot be read.
+    """
     path = folder / METRICS
     lines = read_metrics(path)
     if not lines:
@@ -82,13 +90,11 @@ def read_pretraining(folder: Path) -> Pretraining:
 
 
 def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
-    """One model's scores, and the layer weights that its downstream checkpoints learned."""
-    if "cost" not in scores:
-        scores["cost"] = _cost(scores)
+    """Add to one model's scores the layer weights that its downstream checkpoints learned."""
     weights: dict[str, list[float]] = {}
     for name, record in scores["tasks"].items():
         found = []
-        for path in _checkpoints(folder, name, record):
+        for path in _checkpoints(folder, record):
             row = layer_weights(path)
             if row:
                 found.append(row)
@@ -97,27 +103,16 @@ def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
     return Evaluation(folder, scores, weights)
 
 
-def _checkpoints(folder: Path, task: str, record: dict[str, Any]) -> Iterator[Path]:
+def _checkpoints(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
     """The tested checkpoint of every seed and fold, as far as the files are still there."""
     for part in by_seed(record).values():
-        for fold, run in part.get("folds", {None: part}).items():
+        for run in part.get("folds", {None: part}).values():
             path = Path(run["checkpoint"])
             # The folder may have been moved since: look beside scores.json first.
-            here = folder / "runs" / (run.get("folder") or (task if fold is None else f"{task}-{fold}")) / path.name
+            here = folder / "runs" / run["folder"] / path.name
             path = here if here.is_file() else path
             if path.is_file():
                 yield path
-
-
-def _cost(scores: dict[str, Any]) -> dict[str, int] | None:
-    """Parameters and MACs for a file from before evaluate wrote them, where the model is still there."""
-    files = [scores.get("checkpoint"), scores.get("model_config")]
-    if any(name is not None and not Path(name).exists() for name in files):
-        return None
-    try:
-        return upstream_cost(scores["upstream"], *(Path(name) if name is not None else None for name in files))
-    except EkdError:
-        return None  # a file of that name that is another one by now
 
 
 def layer_weights(checkpoint: Path) -> list[float]:
@@ -127,6 +122,6 @@ def layer_weights(checkpoint: Path) -> list[float]:
 
 
 def split_head(name: str) -> tuple[str, str]:
-    """``"hubert.4"`` as ``("hubert", "4")``, ``"average.4+8"`` as ``("average", "4+8")``; without a layer, layer 0."""
+    """Split ``"hubert.4"`` into ``("hubert", "4")``, ``"average.4+8"`` into ``("average", "4+8")``; without one, 0."""
     teacher, _, layer = name.rpartition(".")
     return (teacher, layer) if teacher and re.fullmatch(r"\d+(?:[+-]\d+)*", layer) else (name, "0")

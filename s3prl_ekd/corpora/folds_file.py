@@ -1,0 +1,29 @@
+"""``er/folds.json``: the folds of ER that ``prepare`` wrote, a JSON list of names (``["fold1", "fold2"]``).
+
+Read here for everybody: the evaluation's plan and ``s3prl-ekd doctor``. ``layout_emotion.py`` writes it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from s3prl_ekd.errors import EkdError
+
+
+def read_folds(file: Path) -> list[str]:
+    """The names of the folds, in the file's order.
+
+    Raises:
+        EkdError: unreadable, or not a list of one or more different names.
+    """
+    try:
+        folds = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EkdError(f"{file}: cannot be read as a list of folds ({error})") from error
+    if not isinstance(folds, list) or not folds or not all(isinstance(fold, str) for fold in folds):
+        raise EkdError(f'{file}: expected a list of folds, as ["fold1", "fold2"]; s3prl-ekd prepare writes it')
+    repeated = next((fold for fold in folds if folds.count(fold) > 1), None)
+    if repeated is not None:
+        raise EkdError(f"{file}: {repeated} is there twice")
+    return folds

@@ -1,0 +1,30 @@
+"""A lock on the ``--out`` folder, so that two calls of ``s3prl-ekd evaluate`` do not train in one folder."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from s3prl_ekd.bridge.arguments import make_writable
+from s3prl_ekd.errors import EkdError
+
+
+@contextmanager
+def locked_folder(out: Path) -> Iterator[None]:
+    """Make ``out`` and keep other calls out of it while the block runs; a file system without locks keeps none out.
+
+    Raises:
+        EkdError: another call is at work there, or the folder cannot be written.
+    """
+    make_writable(out, f"--out {out}")
+    with open(out / ".evaluate.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            reason = "another s3prl-ekd evaluate is at work there; wait for it, or take another"
+            raise EkdError(f"--out {out}: {reason}") from error
+        except OSError:
+            pass  # a file system without locks
+        yield

@@ -1,0 +1,46 @@
+"""What made a score: the model and its settings, the versions of the software, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+from s3prl_ekd import environment
+from s3prl_ekd.evaluate.inputs import model_digest
+from s3prl_ekd.evaluate.models import Upstream
+from s3prl_ekd.evaluate.plan import Run
+
+
+def made_by(upstream: Upstream, runs: Sequence[Run], preset: str) -> dict[str, Any]:
+    """The model and the settings that all tasks of one record share: tasks made otherwise do not go into it."""
+    return {
+        "label": upstream.label,
+        "upstream": upstream.name,
+        "checkpoint": str(upstream.checkpoint) if upstream.checkpoint else None,
+        "checkpoint_sha256": model_digest(upstream),
+        "model_config": str(upstream.model_config) if upstream.model_config else None,
+        "preset": preset,
+        "normalize": runs[0].normalize,
+        "cache_states": runs[0].cache is not None,
+        "seeds": list(dict.fromkeys(run.seed for run in runs)),
+        "data": str(runs[0].config.parent),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a score depends on."""
+    return environment.versions("jiwer")
+
+
+def machine(devices: Sequence[str]) -> dict[str, Any]:
+    """The machine that runs were on: cores, system, devices (GPUs by their names)."""
+    facts: dict[str, Any] = {"system": platform.platform(), "cpu_cores": os.cpu_count(), "device": ", ".join(devices)}
+    if any(device.startswith("cuda") for device in devices):
+        import torch  # only where there is a GPU to name
+
+        if torch.cuda.is_available():
+            names = [torch.cuda.get_device_name(device) for device in devices if device.startswith("cuda")]
+            facts["gpu"] = ", ".join(dict.fromkeys(names))
+    return facts

@@ -1,0 +1,103 @@
+"""The records of a call: each model's scores by task, with what made them, written as ``scores.json``, ``scores.md``.
+
+How numbers are merged is in ``results.py``, the file's format in ``scores_file.py``, the tables in ``table.py``.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.evaluate.grid import finished_runs, searches
+from s3prl_ekd.evaluate.grid_table import grid_markdown
+from s3prl_ekd.evaluate.marker import Results
+from s3prl_ekd.evaluate.plan import ModelPlan, Run
+from s3prl_ekd.evaluate.provenance import machine, made_by, versions
+from s3prl_ekd.evaluate.results import chance, merge_seeds, search_record
+from s3prl_ekd.evaluate.scores_file import earlier_record, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.table import score_markdown
+from s3prl_ekd.evaluate.tasks import TASKS
+
+
+def write_records(
+    plans: Sequence[ModelPlan],
+    costs: Sequence[Mapping[str, int] | None],
+    results: Results,
+    preset: str,
+    devices: Sequence[str],
+    out: Path,
+) -> list[dict[str, Any]]:
+    """Write ``scores.json`` and ``scores.md`` of each model, and in ``out`` those of all where there are several.
+
+    A model without a finished task keeps what an earlier call wrote of it.
+
+    Args:
+        costs: each model's ``params`` and ``macs`` (``cost.py``).
+        results: of the runs that are done; there may be none.
+
+    Returns:
+        the records, empty where no task of any model is finished.
+    """
+    folders, records, done = [], [], False
+    for plan, cost in zip(plans, costs, strict=True):
+        common = made_by(plan.upstream, plan.runs, preset)
+        runs = finished_runs(plan.runs, results)
+        record: dict[str, Any] | None = None
+        if runs:
+            record = with_earlier_tasks(collect(common, runs, results, cost, devices), common, plan.out)
+            write_scores(record, plan.out)
+            write_markdown([record], plan.out)
+            done = True
+        elif len(plans) > 1:
+            record = earlier_record(common, plan.out)
+        if record is not None:
+            folders.append(plan.out.name)
+            records.append(record)
+    if not done:
+        return []
+    if len(plans) > 1:
+        entries = [{"folder": folder, **record} for folder, record in zip(folders, records, strict=True)]
+        write_scores({"models": entries}, out)
+        write_markdown(records, out)
+    return records
+
+
+def collect(
+    common: Mapping[str, Any],
+    runs: Sequence[Run],
+    results: Results,
+    cost: Mapping[str, int] | None = None,
+    devices: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The record of one model's evaluation: scores by task, and where, when and with what they were made.
+
+    Args:
+        common: the model and its settings (``provenance.made_by``).
+        runs: this model's runs; ``results`` may hold others' too.
+        cost: the upstream's ``params`` and ``macs`` (``cost.py``).
+        devices: where runs went, if not each to its own.
+    """
+    tasks: dict[str, Any] = {}
+    for task in TASKS.values():
+        mine = [search for search in searches(runs) if search.task is task]
+        if mine:
+            seeds = {str(search.seed): search_record(search, results) for search in mine}
+            tasks[task.name] = merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
+            tasks[task.name]["chance"] = chance(task, mine[0].runs[0], tasks[task.name])
+    return {
+        **common,
+        "cost": dict(cost) if cost else None,
+        "seed": runs[0].seed,
+        "tasks": tasks,
+        "versions": versions(),
+        "machine": machine(devices or [runs[0].device]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_markdown(records: Sequence[dict[str, Any]], out: Path) -> None:
+    """Write ``OUT/scores.md``: the score table, then the grid."""
+    grid = grid_markdown(records)
+    (out / "scores.md").write_text(score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else ""))

@@ -1,0 +1,204 @@
+"""What scores.json and its table say, and which earlier scores they keep, with a stand-in for the native runner."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from evaluate_stand_in import evaluate, install_stand_in, make_data
+from rich.console import Console
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.models import Upstream
+from s3prl_ekd.evaluate.plan import make_plan
+from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.provenance import made_by
+from s3prl_ekd.evaluate.records import collect
+from s3prl_ekd.evaluate.results import chance
+from s3prl_ekd.evaluate.schedule import run_all
+from s3prl_ekd.evaluate.scores_file import read_models, read_scores, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.table import footnote, score_markdown
+from s3prl_ekd.evaluate.tasks import TASKS
+
+
+@pytest.fixture
+def data(tmp_path):
+    return make_data(tmp_path / "DATA")
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    install_stand_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def board():
+    with Board(Console(quiet=True)) as board:
+        yield board
+
+
+def plan(data, tmp_path, tasks=tuple(TASKS), **more):
+    chosen = [TASKS[name] for name in tasks]
+    return make_plan(chosen, data, tmp_path / "out", Upstream("fbank", "fbank"), more.pop("overrides", {}), **more)
+
+
+def test_scores_resume_and_table(data, tmp_path, stand_in, board):
+    runs = plan(data, tmp_path)
+    results = run_all(runs, board, jobs=2)
+    common = made_by(runs[0].upstream, runs, "tiny")
+    record = read_scores(write_scores(collect(common, runs, results), tmp_path / "out"))
+    tasks = record["tasks"]
+    assert tasks["pr"]["per"] == pytest.approx(100 / 3)
+    assert tasks["asr"]["wer"] == 50.0
+    assert tasks["asr"]["rescored"]["cer"] == pytest.approx(25.0)  # one insertion over HI and YO
+    assert tasks["asr"]["checkpoint"].endswith("states-2.ckpt")  # a dev WER over 100 keeps no best checkpoint
+    assert tasks["asr"]["dev"] == 120.0
+    assert set(tasks["er"]["folds"]) == {"fold1", "fold2"}
+    assert tasks["er"]["n_utterances"] == 4
+    assert (tasks["sid"]["chance"], tasks["er"]["chance"]) == (50.0, 50.0)
+    assert all(task["rescored"]["agrees"] for task in tasks.values())
+    assert all("-m train" in task["commands"][0] for task in tasks.values())
+    calls = (tmp_path / "out" / "runs" / "calls.txt").read_text().split()
+    assert sorted(calls) == ["asr", "er-fold1", "er-fold2", "pr", "sid"]
+
+    assert run_all(plan(data, tmp_path, device="cuda"), board) == results  # finished: not run again, on any device
+    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == calls
+
+    other = {**record, "label": "other", "tasks": {"pr": {**tasks["pr"], "per": 12.5}}}
+    text = score_markdown([record, other])
+    assert "| other | **12.50** | – | – | – | – |" in text
+    assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
+    assert "SID 50.00 (one speaker in all)" in text
+
+
+def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, caplog):
+    data = make_data(tmp_path / "own")
+
+    def scores(*tasks):
+        runs = plan(data, tmp_path, tasks)
+        common = made_by(runs[0].upstream, runs, "tiny")
+        record = collect(common, runs, run_all(runs, board))
+        write_scores(with_earlier_tasks(record, common, tmp_path / "out"), tmp_path / "out")
+        return read_scores(tmp_path / "out")["tasks"]
+
+    (data / "er.txt").write_text("ER's own table\n")
+    own = (data / "er.yaml").read_text().replace("split.txt", "er.txt")
+    (data / "er.yaml").write_text(own)
+    scores("sid")
+    scores("er")
+    (data / "er.yaml").write_text("# prepared again\n" + own)
+    assert set(scores("er")) == {"sid", "er"}
+    (data / "split.txt").write_text((data / "split.txt").read_text() + "2 id10001/b/1.wav\n")
+    assert set(scores("pr")) == {"pr", "er"}
+    assert f"left out of scores.json: {data / 'split.txt'} has changed since" in caplog.text
+
+
+def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
+    def row(label, folds, cached):
+        er = {"acc": 50.0, "rescored": {"agrees": True}, "folds": dict.fromkeys(folds, {})}
+        return {"label": label, "tasks": {"er": er}, "cache_states": cached}
+
+    alike = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold1", "fold2"], True)])
+    assert "ER: mean of 2 folds." in alike and "NOT comparable" not in alike
+    unlike = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold1"], False)])
+    assert "ER: mean of 2 folds (a); fold1 alone (b): NOT comparable." in unlike
+    assert "Clips were encoded alone (a); in padded batches (b): NOT comparable." in unlike
+    one, other = (
+        row(name, ["fold1"], False) | {"normalize": name == "a", "data": f"/data/{name}"} for name in ("a", "b")
+    )
+    told = footnote([one, other])
+    assert "Features were taken normalized (a); as they are (b): NOT comparable." in told
+    assert "Data of /data/a (a); /data/b (b): comparable only if these hold the same." in told
+
+
+def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path, tasks="pr") == 0
+    out = tmp_path / "out"
+    [run] = plan(data, tmp_path, ["pr"])
+    common, record = made_by(run.upstream, [run], "superb"), {**read_scores(out), "tasks": {"sid": {}}}
+    assert common == {key: record[key] for key in common}
+    assert set(with_earlier_tasks(record, common, out)["tasks"]) == {"pr", "sid"}
+    assert len(common) == 10
+    for key in common:
+        other = {key: "another"}
+        assert set(with_earlier_tasks({**record, **other}, {**common, **other}, out)["tasks"]) == {"sid"}, key
+
+
+def test_a_score_whose_run_is_begun_again_is_left_out(data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path, tasks="pr") == 0
+    assert evaluate(data, tmp_path, tasks="sid") == 0
+    (tmp_path / "out" / "runs" / "broken").touch()
+    assert evaluate(data, tmp_path, "--overwrite", "--override", "sid:config.runner.eval_step=1", tasks="sid") == 2
+    (tmp_path / "out" / "runs" / "broken").unlink()
+    assert evaluate(data, tmp_path, tasks="er") == 0
+    assert list(read_scores(tmp_path / "out")["tasks"]) == ["pr", "er"]
+
+
+def test_a_models_row_is_its_own(data, tmp_path, stand_in):
+    """Another model under a label that had a score: without one of its own it has none."""
+    assert evaluate(data, tmp_path, upstream=("--upstream", "a=fbank", "--upstream", "b=fbank")) == 0
+    (tmp_path / "out" / "b" / "runs" / "broken").touch()
+    models = ("--upstream", "a=fbank", "--upstream", "b=mfcc")
+    assert evaluate(data, tmp_path, "--overwrite", upstream=models) == 2
+    assert [record["label"] for _, record in read_models(tmp_path / "out")] == ["a"]
+
+
+def test_models_without_a_finished_task_keep_their_earlier_scores(data, tmp_path, stand_in, monkeypatch):
+    from s3prl_ekd.evaluate import schedule
+
+    do_train = schedule.do_train
+
+    def train(run, *rest):
+        if run.key == "mfcc/sid":
+            raise EkdError("boom")
+        return do_train(run, *rest)
+
+    models = ("--upstream", "fbank", "--upstream", "mfcc")
+    assert evaluate(data, tmp_path, upstream=models, tasks="pr") == 0
+    monkeypatch.setattr(schedule, "do_train", train)
+    assert evaluate(data, tmp_path, upstream=models, tasks="sid") == 2
+    found = {record["label"]: list(record["tasks"]) for _, record in read_models(tmp_path / "out")}
+    assert found == {"fbank": ["pr", "sid"], "mfcc": ["pr"]}
+
+
+def test_clips_alone_and_padded_batches_are_not_mixed_in_one_row(data, tmp_path, stand_in):
+    cache = ("--cache-states", str(tmp_path / "states"))
+    assert evaluate(data, tmp_path, tasks="pr") == 0
+    assert evaluate(data, tmp_path, *cache, tasks="sid") == 0
+    record = read_scores(tmp_path / "out")
+    assert list(record["tasks"]) == ["sid"] and record["cache_states"] is True
+    assert evaluate(data, tmp_path, *cache, tasks="er") == 0
+    assert list(read_scores(tmp_path / "out")["tasks"]) == ["sid", "er"]
+    assert evaluate(data, tmp_path, *cache, tasks="pr") == 2  # that run was another
+
+
+def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, monkeypatch):
+    from s3prl_ekd.evaluate import run as running
+
+    monkeypatch.setattr(running, "runner_scores", lambda task, output, split: [99.0])
+    runs = plan(data, tmp_path, ["pr"])
+    record = collect(made_by(runs[0].upstream, runs, "tiny"), runs, run_all(runs, board))
+    assert record["tasks"]["pr"]["per"] == 99.0  # the number of record stays the runner's
+    assert "fbank, pr: the prediction files do not give the runner's number" in score_markdown([record])
+
+
+def test_the_chance_of_er_is_one_emotion_for_all_folds(tmp_path):
+    """The commonest emotion of each test fold would be an oracle: nobody knows it beforehand."""
+    folds = {"fold1": ["neu", "neu", "hap", "ang"], "fold2": ["neu", "neu", "hap", "hap", "hap"]}
+    for fold, labels in folds.items():
+        (tmp_path / f"er-{fold}").mkdir()
+        file = tmp_path / f"er-{fold}" / TASKS["er"].reference.format(fold=fold)
+        file.write_text("".join(f"{fold}_{number} {label}\n" for number, label in enumerate(labels)))
+    record = {"folds": {fold: {"folder": f"er-{fold}"} for fold in folds}}
+    run = SimpleNamespace(expdir=tmp_path / "er-fold1")
+    assert chance(TASKS["er"], run, record) == pytest.approx(100 * (2 / 4 + 2 / 5) / 2)  # neu, first of two
+
+
+def test_the_chance_of_sid_is_that_of_the_split_file_the_run_reads(data, tmp_path):
+    """An ``--override`` may name another one than the task's YAML file."""
+    other = tmp_path / "four.txt"
+    other.write_text("".join(f"{1 + n % 3} id1000{n}/a/1.wav\n" for n in range(1, 5)))
+    override = {"config.downstream_expert.datarc.meta_data": repr(str(other))}
+    [plain] = plan(data, tmp_path, ["sid"])
+    [overridden] = plan(data, tmp_path, ["sid"], overrides={"sid": override})
+    assert (chance(TASKS["sid"], plain, {}), chance(TASKS["sid"], overridden, {})) == (50.0, 25.0)

@@ -11,16 +11,14 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
+from pretrain_lab import make_expert
 
 from s3prl_ekd.config import MaskConfig
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.distill import objective
 from s3prl_ekd.distill.losses import HeadLosses, mean_over_heads
 from s3prl_ekd.model.masking import SpanMask
-
-lab = pretraining.lab
 
 OPTIONS = {
     "paper": {},
@@ -38,7 +36,7 @@ OPTIONS = {
 
 def on_meta(lab: Path, monkeypatch: pytest.MonkeyPatch, **changes: object):
     """The whole pretrain task on the meta device, and a batch of two seconds; autocast does not know that device."""
-    expert = pretraining.make_expert(lab, **changes).train()
+    expert = make_expert(lab, **changes).train()
     expert.model.mask = SpanMask(expert.model.encoder.shape.width, MaskConfig())
     expert.device = "meta"
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
@@ -87,7 +85,7 @@ def test_a_log_step_reads_the_device_as_often_whatever_the_number_of_heads(
         monkeypatch.setattr(torch.Tensor, name, counted)
     found = {}
     for mode in ("multi_head", "layerwise_average"):
-        expert = pretraining.make_expert(lab, mode=mode).train()
+        expert = make_expert(lab, mode=mode).train()
         batch = next(iter(expert.loader))
         reads.clear()
         expert(batch, records={}, global_step=10, log_step=10)

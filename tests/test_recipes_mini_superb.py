@@ -28,11 +28,6 @@ HERE = Path(command.__file__).parent
 PER, SID, ER, WER, CER = METRICS
 
 
-@pytest.fixture(scope="module")
-def experiment():
-    return read_experiment(HERE / "experiment.yaml")
-
-
 def test_rows_are_what_the_paper_compares(experiment) -> None:
     named = {row.name: row.kind for row in rows(experiment)}
     assert len(named) == len(rows(experiment))

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-import test_recipes_mini_superb as recipe
 import yaml
 
 from recipes.mini_superb import __main__ as command
@@ -24,8 +23,6 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
 
 HERE = Path(command.__file__).parent
-
-experiment = recipe.experiment
 
 
 class FakeCalls:

@@ -35,7 +35,7 @@ MADE_UP = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ca
 
 
 def configure(lab: Path, folder: Path, precision: str = "fp32", **student: Any) -> Path:
-    """A model.yaml of the lab's (test_pretrain_expert.py) in ``folder``, for runs in one precision."""
+    """The lab's model.yaml (pretrain_lab.py), changed, in ``folder``, for runs in one precision."""
     model = yaml.safe_load((lab / "model.yaml").read_text())
     if precision != "fp16":  # fp16 is the runner's
         model["ekd"] |= {"precision": precision, "teacher_precision": precision}

@@ -7,14 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
 import yaml
 
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
-
-lab = pretraining.lab  # 12 clips of 0.50 to 0.71 s, batches of 4: windows of three lengths
 
 
 def write_model(lab: Path, file: Path, cache: Path | None, sections: dict[str, Any] | None = None, **ekd: Any) -> Path:
@@ -52,9 +49,8 @@ def train(expert: Any, data: Iterator[Batch]) -> list[float]:
     return losses
 
 
-@pytest.fixture()
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Clips of each call of the ensemble."""
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips of each call of the ensemble from here on; the fixture ``calls`` of conftest.py."""
     found: list[int] = []
     real = FrozenTeachers.forward
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
@@ -32,6 +33,25 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pretrain_lab import write_lab
 
     return write_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as `run_pretrain.py -u ekd` writes it, of a student never trained (export_student.py)."""
+    from export_student import write_student
+
+    return write_student(tmp_path_factory.mktemp("run") / "states-10.ckpt")
+
+
+@pytest.fixture(scope="module")
+def hub() -> ModuleType:
+    """s3prl's hub, our upstreams in it."""
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl import hub
+
+    return hub
 
 
 @pytest.fixture

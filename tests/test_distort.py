@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 import yaml
+from export_student import SMALL
 from scipy.signal import correlate, fftconvolve
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
@@ -20,7 +21,7 @@ from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
+from s3prl_ekd.teachers.stand_ins import write_stand_ins
 from s3prl_ekd.variants import packaged
 
 CLIPS = 14
@@ -232,11 +233,9 @@ def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None):
     model = {
         "base": "config_model.yaml",
         "ekd": {"teachers": [{"name": n, "source": str(p), "layers": [2, 6]} for n, p in teachers.items()]},
-        "student": {"width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
-                    "conv_layers": [list(layer) for layer in TINY.conv_layers],
-                    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups},
+        "student": SMALL,
         "task": {"sequence_length": 8_000},
-    }  # fmt: skip
+    }
     if distortion is not None:
         model["distortion"] = distortion
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(model))

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from export_student import write_student
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
@@ -22,11 +21,6 @@ from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.teachers import sources
 
 SAMPLES = (16_000, 11_111, 9_000)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_student(tmp_path_factory.mktemp("run") / "states-10.ckpt")
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,15 @@ import soundfile
 import torch
 import yaml
 from console import BIN, command, environment
+from export_student import SMALL
 
-from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
+from s3prl_ekd.teachers.stand_ins import write_stand_ins
 from s3prl_ekd.torch_file import read_torch_file
 
 if TYPE_CHECKING:
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
-STUDENT = {
-    "layers": 2, "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
-    "conv_layers": [list(layer) for layer in TINY.conv_layers],
-    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups,
-}  # fmt: skip
+STUDENT = {"layers": 2, **SMALL}
 
 
 def write_clips(folder: Path, shortest: int, count: int = 12) -> None:

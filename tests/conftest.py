@@ -62,6 +62,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return count_calls(monkeypatch)
 
 
+@pytest.fixture
+def manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with audio and one manifest per task, and a dictionary of its words alone (manifest_lab.py)."""
+    from manifest_lab import use_small_cmudict, write_manifests
+
+    use_small_cmudict(monkeypatch)
+    return write_manifests(tmp_path / "corpus")
+
+
 @pytest.fixture(scope="module")
 def experiment() -> Experiment:
     """What recipes/mini_superb compares."""

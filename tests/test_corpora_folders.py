@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from s3prl_ekd.corpora.prepare import prepare_manifest
 from s3prl_ekd.errors import EkdError
 
 
-def test_twice_is_the_same_and_tasks_add_up(manifests, tmp_path):
+def test_twice_is_the_same_and_tasks_add_up(manifests: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     arguments = ["prepare", "--out", str(out), "--manifest"]
     for task in ("asr", "sid", "er", "pretrain"):
@@ -31,7 +33,9 @@ def test_twice_is_the_same_and_tasks_add_up(manifests, tmp_path):
     assert snapshot(out) == first
 
 
-def test_a_failed_run_leaves_the_earlier_result(manifests, tmp_path, capsys):
+def test_a_failed_run_leaves_the_earlier_result(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "data"
     prepare_manifest(manifests / "asr.tsv", out, ["pr", "asr"])
     first = snapshot(out)
@@ -50,7 +54,9 @@ def test_a_failed_run_leaves_the_earlier_result(manifests, tmp_path, capsys):
     assert "ZANZIBAR\tZ AE1" in (out / "pr" / "lexicon.txt").read_text()
 
 
-def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(manifests, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The second set comes from elsewhere, so that every path would be relative to another root."""
     out, elsewhere = tmp_path / "data", tmp_path / "more"
     prepare_manifest(manifests / "pretrain.tsv", out, name="one")
@@ -61,7 +67,7 @@ def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(manifests, tmp_p
         with monkeypatch.context() as patch:
             original = getattr(layout_pretrain, name)
 
-            def full(file, *rest, original=original):
+            def full(file: Path, *rest: Any, original: Callable[..., None] = original) -> None:
                 original(file, *rest)
                 raise OSError(28, "No space left on device", str(file))
 
@@ -103,7 +109,7 @@ with fresh_folder(folder, folder) as fresh:
 """
 
 
-def test_a_kill_at_any_moment_loses_no_folder(tmp_path):
+def test_a_kill_at_any_moment_loses_no_folder(tmp_path: Path) -> None:
     """Before each rename and removal of a replacement the process is ended; the next call finds the old or the new."""
     found, moment, status = [], 0, 9
     while status == 9:
@@ -121,7 +127,7 @@ def test_a_kill_at_any_moment_loses_no_folder(tmp_path):
     assert moment > 4
 
 
-def test_a_linked_folder_stays_a_link(tmp_path):
+def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "other disk" / "pr").mkdir(parents=True)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "pr").symlink_to(tmp_path / "other disk" / "pr")
@@ -132,7 +138,7 @@ def test_a_linked_folder_stays_a_link(tmp_path):
     assert [path.name for path in (tmp_path / "other disk").iterdir()] == ["pr"]
 
 
-def test_a_folder_that_is_not_ours_is_never_replaced(manifests, tmp_path):
+def test_a_folder_that_is_not_ours_is_never_replaced(manifests: Path, tmp_path: Path) -> None:
     precious = tmp_path / "data" / "sid" / "speech.wav"
     precious.parent.mkdir(parents=True)
     precious.write_text("mine")

@@ -18,7 +18,7 @@ from s3prl_ekd.corpora.layout_speech import normalise
 from s3prl_ekd.corpora.prepare import prepare_manifest
 
 
-def test_speech_trees_hold_what_the_manifest_says(manifests, tmp_path):
+def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     results = prepare_manifest(manifests / "asr.tsv", out, ["pr", "asr"])
     assert [result.task for result in results] == ["asr", "pr"]
@@ -55,7 +55,7 @@ def test_speech_trees_hold_what_the_manifest_says(manifests, tmp_path):
         assert all(path.startswith(f"{split}/") for path, _ in lengths)
 
 
-def test_sid_tree_split_file_and_speakers_agree(manifests, tmp_path):
+def test_sid_tree_split_file_and_speakers_agree(manifests: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     prepare_manifest(manifests / "sid.tsv", out, ["sid"])
     rows = {row["path"]: row for row in csv.DictReader((manifests / "sid.tsv").open(), delimiter="\t")}
@@ -76,7 +76,7 @@ def test_sid_tree_split_file_and_speakers_agree(manifests, tmp_path):
         assert found[0].is_symlink() == ((plain.samplerate, plain.channels) == (16000, 1))
 
 
-def test_er_sessions_partition_the_corpus(manifests, tmp_path):
+def test_er_sessions_partition_the_corpus(manifests: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     prepare_manifest(manifests / "er.tsv", out)
     rows = {row["path"]: row for row in csv.DictReader((manifests / "er.tsv").open(), delimiter="\t")}
@@ -102,13 +102,15 @@ def test_er_sessions_partition_the_corpus(manifests, tmp_path):
     assert len(everything) == len(rows)
 
 
-def test_emotions_and_folds_of_other_corpora():
+def test_emotions_and_folds_of_other_corpora() -> None:
     assert emotion_labels(["sad", "neu", "fear", "hap", "ang"]) == {"ang": 0, "fear": 1, "hap": 2, "neu": 3, "sad": 4}
     assert emotion_labels(["sad", "ang"]) == {"ang": 0, "sad": 1}
     assert session_numbers(["10", "9", "x", "9"]) == {"9": 1, "10": 2, "x": 3}
 
 
-def test_pretraining_sets_add_up_over_one_root(manifests, tmp_path, capsys):
+def test_pretraining_sets_add_up_over_one_root(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "data"
     prepare_manifest(manifests / "pretrain.tsv", out, name="one")
     elsewhere = tmp_path / "more"
@@ -156,5 +158,5 @@ def test_pretraining_sets_add_up_over_one_root(manifests, tmp_path, capsys):
         ("", None),
     ],
 )
-def test_transcripts_are_spelled_in_27_letters(text, expected):
+def test_transcripts_are_spelled_in_27_letters(text: str, expected: str | None) -> None:
     assert normalise(text) == expected

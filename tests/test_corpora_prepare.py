@@ -14,7 +14,9 @@ from s3prl_ekd.corpora.command import next_command
 from s3prl_ekd.corpora.prepare import prepare_manifest
 
 
-def test_a_task_given_twice_is_refused_before_anything_is_written(manifests, tmp_path, capsys):
+def test_a_task_given_twice_is_refused_before_anything_is_written(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, other = tmp_path / "data", tmp_path / "other" / "manifest.tsv"
     other.parent.mkdir()
     rows = (manifests / "sid.tsv").read_text().replace("audio/", f"{manifests}/audio/")
@@ -42,7 +44,9 @@ def test_a_task_given_twice_is_refused_before_anything_is_written(manifests, tmp
         (["voxceleb1", "."], "--split-file is missing"),
     ],
 )
-def test_wrong_arguments_are_refused_before_anything_is_written(manifests, tmp_path, capsys, words, message):
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     out = tmp_path / "data"
     assert main(["prepare", *words, "--manifest", str(manifests / "sid.tsv"), "--tasks", "sid", "--out", str(out)]) == 2
     assert message in capsys.readouterr().err
@@ -50,14 +54,18 @@ def test_wrong_arguments_are_refused_before_anything_is_written(manifests, tmp_p
 
 
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".", "..", ".hidden", "a\\b"])
-def test_a_set_is_named_inside_its_folder(manifests, tmp_path, capsys, name):
+def test_a_set_is_named_inside_its_folder(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     for words in (["audio", str(manifests)], ["--manifest", str(manifests / "pretrain.tsv")]):
         assert main(["prepare", *words, "--name", name, "--out", str(tmp_path / "data")]) == 2
         assert f"--name {name}: no name for a pretraining set" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.csv"))
 
 
-def test_audio_of_other_types_is_counted_and_hidden_folders_are_not_entered(tmp_path, capsys):
+def test_audio_of_other_types_is_counted_and_hidden_folders_are_not_entered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "talks"
     for path in ("a.wav", "deep/b.FLAC", ".snapshot/a.wav", "deep/.Trash/c.wav", "deep/._b.wav"):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -70,12 +78,14 @@ def test_audio_of_other_types_is_counted_and_hidden_folders_are_not_entered(tmp_
     assert "talks 2 " in shown
 
 
-def test_the_next_command_can_be_pasted(manifests, tmp_path):
+def test_the_next_command_can_be_pasted(manifests: Path, tmp_path: Path) -> None:
     for result in prepare_manifest(manifests / "asr.tsv", tmp_path / "my data", ["asr", "pretrain"]):
         assert shlex.split(next_command(result))[-1] == str(result.config)
 
 
-def test_what_cannot_be_written_is_one_line(manifests, tmp_path, capsys):
+def test_what_cannot_be_written_is_one_line(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_text("")
     assert main(["prepare", "--manifest", str(manifests / "sid.tsv"), "--out", str(tmp_path / "file")]) == 2
     assert main(["prepare", "--manifest", str(manifests / "sid.tsv"), "--out", "/proc/none"]) == 2

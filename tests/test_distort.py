@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.stand_ins import write_stand_ins
 from s3prl_ekd.variants import packaged
+
+if TYPE_CHECKING:
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
 CLIPS = 14
 
@@ -225,7 +229,7 @@ def test_the_section_is_off_by_default_and_survives_a_checkpoint(corpus: Path) -
     assert load_model_config(config.model_dump(mode="json")).distortion == recipe(corpus, setup="same")
 
 
-def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None):
+def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None) -> UpstreamPretrainExpert:
     pytest.importorskip("s3prl")
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
@@ -265,7 +269,9 @@ def test_the_pretrain_task_learns_from_distorted_speech(corpus: Path, tmp_path: 
     assert records["ekd"]["skipped_files"] == 0
 
 
-def test_a_wrong_noise_folder_stops_before_a_teacher_is_loaded(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_wrong_noise_folder_stops_before_a_teacher_is_loaded(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_expert(corpus, tmp_path, None)
     import s3prl_ekd.pretrain.ekd.pretrain_expert as module
 

@@ -17,7 +17,7 @@ import yaml
 from recipes.mini_superb import __main__ as command
 from recipes.mini_superb import scores, students
 from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import rows
+from recipes.mini_superb.settings import Experiment, rows
 from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -117,7 +117,7 @@ def test_a_later_seed_wants_every_rate_of_the_first(fake: FakeCalls, caplog: pyt
 
 
 @pytest.mark.parametrize("parallel", [1, 3, 20])
-def test_rows_side_by_side_keep_their_order(fake: FakeCalls, experiment, parallel: int) -> None:
+def test_rows_side_by_side_keep_their_order(fake: FakeCalls, experiment: Experiment, parallel: int) -> None:
     assert fake.main("--parallel", str(parallel), "--seeds", "2", "1", "3") == 0  # the first seed goes first
     going = most = 0
     for event in fake.log:

@@ -58,7 +58,9 @@ def test_the_loss_is_that_of_the_teachers_on_the_same_batches(
     assert worst < 0.01 * (max(online) - min(online))  # by far less than from step to step
 
 
-def test_a_full_cache_trains_without_teachers_and_the_same(lab: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_cache_trains_without_teachers_and_the_same(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not one is loaded but the initialiser; filling or reading makes no difference in a single bit."""
     filling = make_expert(lab, tmp_path / "cache")
     assert filling.teachers.teachers is not None
@@ -294,7 +296,7 @@ def test_a_killed_run_fills_on_to_the_same_weights(lab: Path, tmp_path: Path) ->
 
 
 def test_states_of_another_size_are_refused_though_the_weights_are_unknown(
-    lab: Path, tmp_path: Path, monkeypatch
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub name that is not downloaded has no digest; what stands under it must not be read as something else."""
     import s3prl_ekd.teachers.cached as module

@@ -8,7 +8,7 @@ import torch
 from s3prl_ekd.config import EkdConfig
 from s3prl_ekd.distill.losses import _frame_losses, head_losses, mean_over_heads
 from s3prl_ekd.distill.objective import Objective
-from s3prl_ekd.distill.targets import TeacherLayers, align_frames, plan_targets
+from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, align_frames, plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -22,7 +22,9 @@ def labelled_states(width: int = 4) -> dict[str, dict[int, torch.Tensor]]:
     return {name: {l: torch.full((2, 5, width), 100.0 * t + l) for l in range(13)} for t, name in enumerate(NAMES)}
 
 
-def plan(mode: str, widths: tuple[int, ...] = (4, 4, 4), layers: tuple[tuple[int, ...], ...] = ((4, 8, 12),) * 3):
+def plan(
+    mode: str, widths: tuple[int, ...] = (4, 4, 4), layers: tuple[tuple[int, ...], ...] = ((4, 8, 12),) * 3
+) -> list[TargetSet]:
     teachers = [TeacherLayers(n, l, w) for n, l, w in zip(NAMES, layers, widths, strict=True)]
     return plan_targets(mode, teachers)  # type: ignore[arg-type]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
     """The runner's loop. Returns losses and log values of every step, weights, statistics, shares without a clip."""
     expert = make(lab, model, case.batch)
     if case.lost is not None:
-        for item in expert.batches._epoch_batches(0)[case.lost]:
+        for item in list(copy(expert.batches))[case.lost].items:  # a copy, since a plan counts its epochs
             expert.loader.dataset.table.paths[item] = str(lab / "gone.flac")
     optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
     losses, logs, step, stand_ins, loss_sum = [], [], 0, 0, 0.0

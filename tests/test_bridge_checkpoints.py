@@ -122,6 +122,7 @@ def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path) -> None:
     assert mine.exists() and not dead.exists()
 
 
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
 def test_the_scaler_takes_up_a_waiting_state(monkeypatch: pytest.MonkeyPatch) -> None:
     from s3prl_ekd.bridge import scaler
 

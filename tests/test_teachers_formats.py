@@ -82,6 +82,7 @@ def test_weights_that_cannot_be_read_are_one_line(
         load(tmp_path if folder else path)
 
 
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
 def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:
     def message(source: object) -> str:
         with pytest.raises(EkdError) as caught:

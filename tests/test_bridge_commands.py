@@ -90,13 +90,14 @@ def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora:
     done = command("run_downstream.py", *train, "-o", options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     again = f"{options},,config.runner.total_steps=4,,config.optimizer.lr=0.5"
-    for more, message in (
-        (("-a", "-o", f"{again},,config.optimizer.torch_optim_name='SGD'"), "torch_optim_name: a run that goes on"),
-        (("-e", "result/downstream/x", "-p", "elsewhere", "-o", again), "-p: elsewhere is not the folder of result/"),
-        (("-o", again), "x: holds states-2.ckpt of an earlier run; go on with it (-a)"),
-    ):
-        done = command("run_downstream.py", *train, *more, cwd=tmp_path)
-        assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
+    base = " ".join(train)
+    other_optimizer = f"{again},,config.optimizer.torch_optim_name='SGD'"
+    mistakes = {
+        f"{base} -a -o {other_optimizer}": "torch_optim_name: a run that goes on",
+        f"{base} -e result/downstream/x -p elsewhere -o {again}": "-p: elsewhere is not the folder of result/",
+        f"{base} -o {again}": "x: holds states-2.ckpt of an earlier run; go on with it (-a)",
+    }
+    check_mistakes("downstream", mistakes, tmp_path)
     assert not (tmp_path / "elsewhere").exists()
     done = command("run_downstream.py", *train, "-a", "-o", again, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -37,3 +37,12 @@ def find_device(name: str, option: str = "--device") -> torch.device:
         reason = str(error).splitlines()[0].partition(". ")[0]
         raise EkdError(f"{option} {name}: not usable here ({reason})") from error
     return device
+
+
+def use_device(name: str) -> None:
+    """Make ``cuda:N`` the current GPU, whose random generator is saved, and on which kernels are tried out."""
+    import torch
+
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

@@ -58,7 +58,7 @@ class Ranks:
         """What this rank's ``clips`` (0 or more) are of the global batch; None for a process of its own."""
         if self.size == 1:
             return None
-        total = torch.tensor(clips, device=device)
+        total = torch.full((), clips, dtype=torch.int64, device=device)  # filled there: nothing is waited for
         dist.all_reduce(total)
         empty = clips == 0 and int(total) == 0  # waits for the device, but only where a rank has nothing
         return Share(clips, total, self.size, empty)

@@ -1,12 +1,19 @@
-"""Shared fixtures: the real-speech folder, and a skip for tests that need a GPU."""
+"""Shared fixtures, and a skip for tests that need a GPU. What tests call by name is in helpers/."""
 
 from __future__ import annotations
 
 import os
 import signal
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from recipes.mini_superb.settings import Experiment
+
+pytest.register_assert_rewrite("console", "trouble_checks")  # their asserts say as much as a test's
 
 REPO = Path(__file__).resolve().parent.parent
 
@@ -18,6 +25,58 @@ def speech() -> Path:
     if not (folder / "asr" / "manifest.tsv").is_file():
         pytest.skip(f"no real speech at {folder}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with made audio, its length CSV, three teachers, and both configuration files (pretrain_lab.py)."""
+    from pretrain_lab import write_lab
+
+    return write_lab(tmp_path_factory.mktemp("lab"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint as `run_pretrain.py -u ekd` writes it, of a student never trained (export_student.py)."""
+    from export_student import write_student
+
+    return write_student(tmp_path_factory.mktemp("run") / "states-10.ckpt")
+
+
+@pytest.fixture(scope="module")
+def hub() -> ModuleType:
+    """s3prl's hub, our upstreams in it."""
+    import s3prl_ekd
+
+    s3prl_ekd.register()
+    from s3prl import hub
+
+    return hub
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips of each call of the ensemble (target_cache_lab.py)."""
+    from target_cache_lab import count_calls
+
+    return count_calls(monkeypatch)
+
+
+@pytest.fixture
+def manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with audio and one manifest per task, and a dictionary of its words alone (manifest_lab.py)."""
+    from manifest_lab import use_small_cmudict, write_manifests
+
+    use_small_cmudict(monkeypatch)
+    return write_manifests(tmp_path / "corpus")
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    """What recipes/mini_superb compares."""
+    from recipes.mini_superb import settings
+
+    return settings.read_experiment(Path(settings.__file__).with_name("experiment.yaml"))
 
 
 @pytest.fixture(autouse=True)

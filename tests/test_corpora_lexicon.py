@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,11 +16,11 @@ from s3prl_ekd.errors import EkdError
 
 
 @pytest.fixture
-def no_cmudict(monkeypatch):
+def no_cmudict(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cmudict", lambda: {})
 
 
-def test_lexicon_file_wins_and_its_first_pronunciation_is_taken(tmp_path, no_cmudict):
+def test_lexicon_file_wins_and_its_first_pronunciation_is_taken(tmp_path: Path, no_cmudict: None) -> None:
     file = tmp_path / "lexicon.txt"
     file.write_text(";;; a comment\nthe\tDH AH0\nTHE(2)\tDH IY0\nCAT  K AE1 T # an animal\n\n")
     lexicon = build_lexicon([("THE CAT", "DH IY0 K AE1 T"), ("'CAT'", "")], [file])
@@ -28,13 +30,13 @@ def test_lexicon_file_wins_and_its_first_pronunciation_is_taken(tmp_path, no_cmu
     assert {word: found[0] for word, found in read_lexicon(tmp_path / "out.txt").items()} == lexicon.words
 
 
-def test_comments_and_a_byte_order_mark_are_no_words(tmp_path, no_cmudict):
+def test_comments_and_a_byte_order_mark_are_no_words(tmp_path: Path, no_cmudict: None) -> None:
     file = tmp_path / "lexicon.txt"
     file.write_bytes(b"\xef\xbb\xbfTHE\tDH AH0\n# a comment\n  # another\n#\n  ;;; as CMUdict has them\nCAT\tK AE1 T\n")
     assert read_lexicon(file) == {"THE": [("DH", "AH0")], "CAT": [("K", "AE1", "T")]}
 
 
-def test_words_that_the_given_files_lack_are_told(tmp_path, monkeypatch):
+def test_words_that_the_given_files_lack_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_cmudict", lambda: {"THE": [("DH", "IY0")], "CAT": [("K", "AE1", "T")]})
     file = tmp_path / "lexicon.txt"
     file.write_text("THE\tDH AH0\n")
@@ -45,7 +47,7 @@ def test_words_that_the_given_files_lack_are_told(tmp_path, monkeypatch):
     assert build_lexicon(utterances).borrowed == ()  # nobody asked for another one
 
 
-def test_random_languages_are_recovered_from_utterance_phones(tmp_path, no_cmudict):
+def test_random_languages_are_recovered_from_utterance_phones(tmp_path: Path, no_cmudict: None) -> None:
     """Words with hidden pronunciations, a tenth of them unknown: joined phones alone give the unknown ones back."""
     rng = np.random.default_rng(0)
     phones = sorted(phoneme_set() - {"SIL", "SPN"})
@@ -63,7 +65,7 @@ def test_random_languages_are_recovered_from_utterance_phones(tmp_path, no_cmudi
     assert set(lexicon.learned) == said & set(words[:10])
 
 
-def test_the_majority_of_utterances_decides_between_variants(monkeypatch):
+def test_the_majority_of_utterances_decides_between_variants(monkeypatch: pytest.MonkeyPatch) -> None:
     entries = {"READ": [("R", "EH1", "D"), ("R", "IY1", "D")], "IT": [("IH1", "T")]}
     monkeypatch.setattr(module, "_cmudict", lambda: entries)
     utterances = [("READ IT", "R IY1 D IH1 T")] * 2 + [("READ IT", "R EH1 D IH1 T")]
@@ -72,13 +74,13 @@ def test_the_majority_of_utterances_decides_between_variants(monkeypatch):
     assert (lexicon.given, lexicon.equal, lexicon.learned) == (3, 2, ())
 
 
-def test_split_is_the_cheapest_of_all_splits():
+def test_split_is_the_cheapest_of_all_splits() -> None:
     """Against brute force over every way to cut the phones."""
     candidates = {"A": [("AH0",)], "DOG": [("D", "AO1", "G")], "ATE": [("EY1", "T")]}
     words = ["A", "DOG", "ATE"]
     phones = ("AH0", "D", "AO1", "K", "EY1", "T")
 
-    def cost(pieces):
+    def cost(pieces: Iterable[tuple[str, ...]]) -> int:
         return sum(
             min(edit_distance(piece, found) for found in candidates[word])
             for word, piece in zip(words, pieces, strict=True)
@@ -90,7 +92,7 @@ def test_split_is_the_cheapest_of_all_splits():
     assert split_phones(words, ("AH0", "D"), candidates) is None
 
 
-def test_missing_words_are_named_and_counted(tmp_path, no_cmudict):
+def test_missing_words_are_named_and_counted(tmp_path: Path, no_cmudict: None) -> None:
     file = tmp_path / "lexicon.txt"
     file.write_text("A\tAH0\n")
     text = " ".join(["A", *(f"ZZ{letter}" for letter in "ABCDEFGHIJKL")])
@@ -99,7 +101,7 @@ def test_missing_words_are_named_and_counted(tmp_path, no_cmudict):
 
 
 @pytest.mark.parametrize(("text", "message"), [("A\n", ":1: 'A' has no phones"), ("A\tQQ\n", "'QQ', which is not in")])
-def test_bad_lexicons_are_named(tmp_path, no_cmudict, text, message):
+def test_bad_lexicons_are_named(tmp_path: Path, no_cmudict: None, text: str, message: str) -> None:
     (tmp_path / "lexicon.txt").write_text(text)
     with pytest.raises(EkdError, match=message):
         build_lexicon([("A", "")], [tmp_path / "lexicon.txt"])
@@ -107,7 +109,7 @@ def test_bad_lexicons_are_named(tmp_path, no_cmudict, text, message):
         build_lexicon([("A", "")], [tmp_path / "nowhere.txt"])
 
 
-def test_phoneme_set_is_arpabet_with_stress():
+def test_phoneme_set_is_arpabet_with_stress() -> None:
     phones = phoneme_set()
     assert {"SIL", "SPN", "AA0", "AA1", "AA2", "ZH"} <= phones
     assert len(phones) == 71

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -11,20 +13,20 @@ from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
 
-def write(file, header, *rows):
+def write(file: Path, header: list[str], *rows: list[str]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join("\t".join(row) for row in (header, *rows)) + "\n", encoding="utf-8")
     return file
 
 
-def tone(file, seconds=0.5, rate=16000, channels=1):
+def tone(file: Path, seconds: float = 0.5, rate: int = 16000, channels: int = 1) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     wave = 0.1 * np.sin(np.arange(int(seconds * rate)) * 0.05)
     soundfile.write(file, np.stack([wave] * channels, axis=1), rate)
     return file
 
 
-def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path):
+def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path: Path) -> None:
     here = tone(tmp_path / "set" / "a.flac")
     above = tone(tmp_path / "set" / "sub" / "b.flac")
     elsewhere = tone(tmp_path / "other" / "c.flac")
@@ -35,7 +37,7 @@ def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path):
     assert read_manifest(moved, root=here.parent).rows[0].audio == here
 
 
-def test_blank_lines_count_as_lines(tmp_path):
+def test_blank_lines_count_as_lines(tmp_path: Path) -> None:
     file = tmp_path / "manifest.tsv"
     file.write_text("path\tsplit\tspeaker\n\n\na\ttrain\ts\n\nb\teval\ts\n")
     assert [row.line for row in read_manifest(file).rows] == [4, 6]
@@ -62,7 +64,9 @@ def test_blank_lines_count_as_lines(tmp_path):
         (["path", "speaker"], [["a", "s"]], ("pretrain",)),
     ],
 )
-def test_tasks_follow_from_columns_and_speakers(tmp_path, columns, rows, tasks):
+def test_tasks_follow_from_columns_and_speakers(
+    tmp_path: Path, columns: list[str], rows: list[list[str]], tasks: tuple[str, ...]
+) -> None:
     manifest = read_manifest(write(tmp_path / "manifest.tsv", columns, *rows))
     chosen, why = choose_tasks(manifest)
     assert chosen == tasks
@@ -82,14 +86,16 @@ def test_tasks_follow_from_columns_and_speakers(tmp_path, columns, rows, tasks):
         ("path\tkind\na.wav\tnoise\n", "pretrain", "list of noises"),
     ],
 )
-def test_errors_name_the_line(tmp_path, text, task, message):
+def test_errors_name_the_line(tmp_path: Path, text: str, task: str, message: str) -> None:
     (tmp_path / "manifest.tsv").write_text(text)
     with pytest.raises(EkdError, match=message) as caught:
         check_tasks(read_manifest(tmp_path / "manifest.tsv"), [task])
     assert "\n" not in str(caught.value)
 
 
-def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(tmp_path, caplog):
+def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     good = tone(tmp_path / "good.flac", seconds=2)
     cut = tmp_path / "cut.flac"
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])  # sound header, half the data
@@ -110,7 +116,7 @@ def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(tmp_path, capl
     assert "5 of 6 rows left out" in caplog.text
 
 
-def test_one_file_under_two_names_is_no_second_clip(tmp_path):
+def test_one_file_under_two_names_is_no_second_clip(tmp_path: Path) -> None:
     """Else the same audio could be in train and test."""
     tone(tmp_path / "a.flac")
     (tmp_path / "b.flac").symlink_to("a.flac")
@@ -129,7 +135,7 @@ def test_one_file_under_two_names_is_no_second_clip(tmp_path):
         assert [clip.row.path for clip in probe(manifest, skip_bad=True)] == ["a.flac"]
 
 
-def test_nothing_readable_is_an_error(tmp_path):
+def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     file = write(tmp_path / "manifest.tsv", ["path"], ["gone.wav"])
     with pytest.raises(EkdError, match="no readable audio"):
         probe(read_manifest(file), skip_bad=True)

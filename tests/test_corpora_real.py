@@ -22,12 +22,12 @@ def audio(file: Path, samples: int = 4000) -> Path:
     return file
 
 
-def prepare(*arguments) -> int:
+def prepare(*arguments: object) -> int:
     return main(["prepare", *map(str, arguments)])
 
 
 @pytest.fixture
-def librispeech(tmp_path) -> Path:
+def librispeech(tmp_path: Path) -> Path:
     root = tmp_path / "LibriSpeech"
     for number, split in enumerate(["train-clean-100", "dev-clean", "test-clean"], start=1):
         folder = root / split / str(number) / "7"
@@ -39,14 +39,14 @@ def librispeech(tmp_path) -> Path:
 
 
 @pytest.fixture
-def lexicon(tmp_path) -> Path:
+def lexicon(tmp_path: Path) -> Path:
     file = tmp_path / "lexicon.txt"
     file.write_text("HELLO\tHH AH0 L OW1\nWORLD\tW ER1 L D\n")
     return file
 
 
 @pytest.fixture
-def voxceleb1(tmp_path) -> tuple[Path, Path]:
+def voxceleb1(tmp_path: Path) -> tuple[Path, Path]:
     """Two speakers with a clip for train, dev and test each, in two parts; and the split file."""
     root, split = tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt"
     entries = [(part, f"id1000{speaker}/video/{part:05d}.wav") for speaker in (1, 2) for part in (1, 2, 3)]
@@ -60,7 +60,7 @@ EMOTIONS = ["neu", "hap", "exc", "ang", "sad", "fru", "xxx"]
 
 
 @pytest.fixture
-def iemocap(tmp_path) -> Path:
+def iemocap(tmp_path: Path) -> Path:
     """Five sessions of one dialog with an utterance for each label, and one that is labelled and has no wav."""
     root = tmp_path / "IEMOCAP"
     for session in range(1, 6):
@@ -78,7 +78,9 @@ def iemocap(tmp_path) -> Path:
     return root
 
 
-def test_librispeech_is_used_in_place(librispeech, lexicon, tmp_path, capsys):
+def test_librispeech_is_used_in_place(
+    librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "data"
     assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon) == 0
     assert "train-clean-360, train-other-500 is not there" in capsys.readouterr().out.replace("\n", " ")
@@ -97,7 +99,9 @@ def test_librispeech_is_used_in_place(librispeech, lexicon, tmp_path, capsys):
     assert prepare("librispeech", librispeech.parent, "--out", out, "--lexicon", lexicon) == 0  # the folder above it
 
 
-def test_librispeech_errors_name_what_is_missing(librispeech, lexicon, tmp_path, capsys):
+def test_librispeech_errors_name_what_is_missing(
+    librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (librispeech / "dev-clean").rename(tmp_path / "away")
     out = tmp_path / "data"
     assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon) == 2
@@ -120,7 +124,9 @@ def test_librispeech_errors_name_what_is_missing(librispeech, lexicon, tmp_path,
     assert "dev-clean: no .flac file in it" in capsys.readouterr().err
 
 
-def test_librispeech_notes_what_a_checkout_or_s3prl_would_leave_out(librispeech, lexicon, tmp_path, capsys):
+def test_librispeech_notes_what_a_checkout_or_s3prl_would_leave_out(
+    librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Links to folders, which a git checkout's PR code does not follow, and .FLAC, which nobody looks for."""
     out, words = tmp_path / "data", ["--lexicon", lexicon, "--tasks", "pr,asr"]
     assert prepare("librispeech", librispeech, "--out", out, *words) == 0
@@ -149,7 +155,9 @@ def test_librispeech_notes_what_a_checkout_or_s3prl_would_leave_out(librispeech,
     assert "behind links" not in capsys.readouterr().out
 
 
-def test_a_transcript_of_another_encoding_is_one_line(librispeech, lexicon, tmp_path, capsys):
+def test_a_transcript_of_another_encoding_is_one_line(
+    librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = librispeech / "dev-clean" / "2" / "7" / "2-7.trans.txt"
     file.write_bytes(file.read_bytes() + "2-7-0003 CAFÉ\n".encode("latin-1"))
     assert prepare("librispeech", librispeech, "--out", tmp_path / "data", "--lexicon", lexicon) == 2
@@ -160,8 +168,14 @@ def test_a_transcript_of_another_encoding_is_one_line(librispeech, lexicon, tmp_
 
 @pytest.mark.parametrize("form", [(44100, 1), (16000, 2)])
 def test_audio_that_s3prl_would_read_wrongly_is_refused(
-    librispeech, lexicon, voxceleb1, iemocap, tmp_path, capsys, form
-):
+    librispeech: Path,
+    lexicon: Path,
+    voxceleb1: tuple[Path, Path],
+    iemocap: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: tuple[int, int],
+) -> None:
     """s3prl takes samples as they are; pretraining reads by our own reader, which converts."""
     rate, channels = form
     out = tmp_path / "data"
@@ -191,7 +205,9 @@ def test_audio_that_s3prl_would_read_wrongly_is_refused(
 
 
 @pytest.mark.parametrize("damage", ["cut", "short"])
-def test_a_clip_that_would_end_a_training_is_named(librispeech, lexicon, tmp_path, capsys, damage):
+def test_a_clip_that_would_end_a_training_is_named(
+    librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
     """A copy that was cut short has a sound header; s3prl's upstreams need a frame. Pretraining leaves both out."""
     file, out = librispeech / "train-clean-100" / "1" / "7" / "1-7-0001.flac", tmp_path / "data"
     audio(file, 40_000 if damage == "cut" else 320)
@@ -206,7 +222,7 @@ def test_a_clip_that_would_end_a_training_is_named(librispeech, lexicon, tmp_pat
 
 
 @pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
-def test_a_wav_that_was_cut_short_is_named(tmp_path, subtype):
+def test_a_wav_that_was_cut_short_is_named(tmp_path: Path, subtype: str) -> None:
     """libsndfile takes it for a shorter clip. Headers of streams promise nothing, and a chunk more is no harm."""
     file = tmp_path / "clip.wav"
     soundfile.write(file, 0.1 * np.ones(16_000), 16_000, subtype=subtype)
@@ -221,7 +237,9 @@ def test_a_wav_that_was_cut_short_is_named(tmp_path, subtype):
         assert samples_or_reason(file) == 16_000
 
 
-def test_voxceleb1_split_file_is_checked_against_the_wavs(voxceleb1, tmp_path, capsys):
+def test_voxceleb1_split_file_is_checked_against_the_wavs(
+    voxceleb1: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (root, split), out = voxceleb1, tmp_path / "data"
     assert prepare("voxceleb1", root, "--out", out) == 2
     assert "--split-file is missing" in capsys.readouterr().err
@@ -244,7 +262,9 @@ def test_voxceleb1_split_file_is_checked_against_the_wavs(voxceleb1, tmp_path, c
         assert f"{split}:1: " in capsys.readouterr().err
 
 
-def test_voxceleb1_speakers_without_training_clips_are_noted(voxceleb1, tmp_path, capsys):
+def test_voxceleb1_speakers_without_training_clips_are_noted(
+    voxceleb1: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, split = voxceleb1
     assert prepare("voxceleb1", root, "--split-file", split, "--out", tmp_path / "data") == 0
     assert "cannot be identified" not in capsys.readouterr().out
@@ -255,7 +275,9 @@ def test_voxceleb1_speakers_without_training_clips_are_noted(voxceleb1, tmp_path
         assert f"sid: 1 speakers of {part} are not in train and cannot be identified: id10002\n" in printed
 
 
-def test_iemocap_copies_are_no_further_utterances(iemocap, tmp_path, capsys):
+def test_iemocap_copies_are_no_further_utterances(
+    iemocap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A copied label file and a copied wav, as a hand in a file manager leaves them."""
     out, labels = tmp_path / "data", iemocap / "Session1" / "dialog" / "EmoEvaluation"
     assert prepare("iemocap", iemocap, "--out", out) == 0
@@ -278,13 +300,15 @@ def test_iemocap_copies_are_no_further_utterances(iemocap, tmp_path, capsys):
     assert {file: file.read_text() for file in (out / "er").rglob("*.json")} == first
 
 
-def test_iemocap_as_superb_has_it_needs_no_note(iemocap, tmp_path, capsys, monkeypatch):
+def test_iemocap_as_superb_has_it_needs_no_note(
+    iemocap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("s3prl_ekd.corpora.iemocap.IEMOCAP_UTTERANCES", 25)
     assert prepare("iemocap", iemocap, "--out", tmp_path / "data") == 0
     assert "SUPERB's folds" not in capsys.readouterr().out
 
 
-def test_iemocap_labels_are_s3prls(iemocap, tmp_path, capsys):
+def test_iemocap_labels_are_s3prls(iemocap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Against what s3prl's IEMOCAP_preprocess.py keeps: four emotions, excited as happy, labelled wavs only."""
     root, out = iemocap, tmp_path / "data"
     assert prepare("iemocap", root, "--out", out) == 0

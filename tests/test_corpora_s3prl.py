@@ -30,7 +30,7 @@ def expert(out: Path, task: str) -> dict:
     return yaml.safe_load((out / f"{task}.yaml").read_text())["downstream_expert"]
 
 
-def check_with_s3prl(speech: Path, out: Path, monkeypatch) -> None:
+def check_with_s3prl(speech: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Prepare asr/, sid/ and er/ of ``speech`` and read every utterance as s3prl does."""
     import s3prl_ekd
 
@@ -106,13 +106,13 @@ def check_with_s3prl(speech: Path, out: Path, monkeypatch) -> None:
 
 @pytest.mark.realspeech
 @pytest.mark.slow
-def test_real_speech_reaches_s3prls_datasets(speech, tmp_path, monkeypatch):
+def test_real_speech_reaches_s3prls_datasets(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_with_s3prl(speech, tmp_path / "data", monkeypatch)
 
 
 @pytest.mark.realspeech
 @pytest.mark.slow
-def test_real_pretraining_speech_is_all_there(speech, tmp_path):
+def test_real_pretraining_speech_is_all_there(speech: Path, tmp_path: Path) -> None:
     rows = table(speech / "pretrain" / "manifest.tsv")
     [result] = prepare_manifest(speech / "pretrain" / "manifest.tsv", tmp_path)
     assert result.task == "pretrain"
@@ -125,7 +125,7 @@ def test_real_pretraining_speech_is_all_there(speech, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory) -> Path:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     manifests = make_demo_corpus(folder, small=True)
     assert set(manifests) == {"asr", "sid", "er", "pretrain"}
@@ -134,12 +134,12 @@ def demo(tmp_path_factory) -> Path:
 
 @needs_voices
 @pytest.mark.slow
-def test_demo_corpus_reaches_s3prls_datasets(demo, tmp_path, monkeypatch):
+def test_demo_corpus_reaches_s3prls_datasets(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_with_s3prl(demo, tmp_path / "data", monkeypatch)
 
 
 @needs_voices
-def test_demo_corpus_is_what_its_manifests_say(demo):
+def test_demo_corpus_is_what_its_manifests_say(demo: Path) -> None:
     for name in ("asr", "sid", "er", "pretrain"):
         rows = table(demo / name / "manifest.tsv")
         assert len({row["path"] for row in rows}) == len(rows)
@@ -167,7 +167,7 @@ def test_demo_corpus_is_what_its_manifests_say(demo):
 
 @needs_voices
 @pytest.mark.slow
-def test_same_seed_same_samples_in_another_process(demo, tmp_path):
+def test_same_seed_same_samples_in_another_process(demo: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
 
@@ -177,7 +177,7 @@ def test_same_seed_same_samples_in_another_process(demo, tmp_path):
         assert file.read_bytes() == (tmp_path / file.relative_to(demo)).read_bytes(), file
 
 
-def test_held_out_sentences_hold_no_new_word():
+def test_held_out_sentences_hold_no_new_word() -> None:
     for seed in range(5):
         train, dev, test = split_sentences(np.random.default_rng(seed))
         assert (len(train), len(dev), len(test)) == (80, 10, 10)
@@ -186,7 +186,7 @@ def test_held_out_sentences_hold_no_new_word():
         assert all(set(text.split()) <= words for text in (*dev, *test))
 
 
-def test_prepare_imports_neither_torch_nor_s3prl():
+def test_prepare_imports_neither_torch_nor_s3prl() -> None:
     import subprocess
     import sys
 

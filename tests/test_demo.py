@@ -17,7 +17,7 @@ from s3prl_ekd.errors import EkdError
 COMMAND = Path(sys.executable).parent / "s3prl-ekd"
 
 
-def test_a_foreign_folder_is_left_alone(tmp_path):
+def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     for fresh in (False, True):
         with pytest.raises(EkdError, match="holds other files"):
@@ -25,7 +25,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_a_done_stage_is_not_done_again(tmp_path):
+def test_a_done_stage_is_not_done_again(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):
         one = demo.Demo(tmp_path / "out", small=True, device="cpu")
@@ -35,7 +35,7 @@ def test_a_done_stage_is_not_done_again(tmp_path):
 
 
 @pytest.mark.parametrize(("small", "was"), [(True, "with"), (False, "without")])
-def test_a_demo_of_the_other_size_is_not_continued(tmp_path, small, was):
+def test_a_demo_of_the_other_size_is_not_continued(tmp_path: Path, small: bool, was: str) -> None:
     demo.Demo(tmp_path / "out", small=small, device="cpu")
     with pytest.raises(EkdError, match=f"/out: its demo was made {was} --small; add --fresh$"):
         demo.Demo(tmp_path / "out", small=not small, device="cpu")
@@ -43,7 +43,7 @@ def test_a_demo_of_the_other_size_is_not_continued(tmp_path, small, was):
 
 
 @pytest.mark.parametrize("text", ["", '{"small": true, "sta', "[1]", '{"small": true, "stages": []}', '{"stages": {}}'])
-def test_a_cut_record_is_named_and_fresh_mends_it(tmp_path, text):
+def test_a_cut_record_is_named_and_fresh_mends_it(tmp_path: Path, text: str) -> None:
     demo.Demo(tmp_path, small=True, device="cpu")
     marker = tmp_path / demo.MARKER
     marker.write_text(text)
@@ -54,11 +54,11 @@ def test_a_cut_record_is_named_and_fresh_mends_it(tmp_path, text):
     assert json.loads(marker.read_text()) == {"small": True, "stages": {}}
 
 
-def test_a_full_disk_leaves_the_earlier_record(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = demo.Demo(tmp_path, small=True, device="cpu")
     before = (tmp_path / demo.MARKER).read_bytes()
 
-    def cut(path, text):
+    def cut(path: Path, text: str) -> None:
         path.write_bytes(text[:5].encode())
         raise OSError(28, "No space left on device")
 
@@ -70,7 +70,7 @@ def test_a_full_disk_leaves_the_earlier_record(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3.13", "python3"])
-def test_make_finds_whichever_python_there_is(tmp_path, name):
+def test_make_finds_whichever_python_there_is(tmp_path: Path, name: str) -> None:
     program = tmp_path / "bin" / name
     program.parent.mkdir()
     program.write_text("#!/bin/sh\n")
@@ -82,7 +82,7 @@ def test_make_finds_whichever_python_there_is(tmp_path, name):
     assert f'test -n "{program}"' in shown.stdout
 
 
-def test_a_failed_command_names_itself(tmp_path):
+def test_a_failed_command_names_itself(tmp_path: Path) -> None:
     one = demo.Demo(tmp_path / "out", small=True, device="cpu")
     with pytest.raises(EkdError, match="the demo stopped in: s3prl-ekd report /nowhere.*exit 2"):
         one.call("s3prl-ekd", "report", "/nowhere", "--out", str(tmp_path / "r.html"))
@@ -90,7 +90,7 @@ def test_a_failed_command_names_itself(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_evaluate_with_the_real_runner(tmp_path):
+def test_evaluate_with_the_real_runner(tmp_path: Path) -> None:
     """Train, test and score all four tasks on fbank features; a second call runs nothing."""
     pytest.importorskip("espeakng_loader")
     from s3prl_ekd.corpora.demo import make_demo_corpus

@@ -7,12 +7,14 @@ operation that mixes devices, as with a buffer that did not follow ``.to(device)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
+from pretrain_lab import make_expert
 
 from s3prl_ekd.config import MaskConfig
 from s3prl_ekd.data.batches import Batch
@@ -20,7 +22,8 @@ from s3prl_ekd.distill import objective
 from s3prl_ekd.distill.losses import HeadLosses, mean_over_heads
 from s3prl_ekd.model.masking import SpanMask
 
-lab = pretraining.lab
+if TYPE_CHECKING:
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
 OPTIONS = {
     "paper": {},
@@ -36,9 +39,9 @@ OPTIONS = {
 }
 
 
-def on_meta(lab: Path, monkeypatch: pytest.MonkeyPatch, **changes: object):
+def on_meta(lab: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> tuple[UpstreamPretrainExpert, Batch]:
     """The whole pretrain task on the meta device, and a batch of two seconds; autocast does not know that device."""
-    expert = pretraining.make_expert(lab, **changes).train()
+    expert = make_expert(lab, **changes).train()
     expert.model.mask = SpanMask(expert.model.encoder.shape.width, MaskConfig())
     expert.device = "meta"
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
@@ -80,14 +83,20 @@ def test_a_log_step_reads_the_device_as_often_whatever_the_number_of_heads(
     for name in ("cpu", "item", "tolist", "__float__"):
         original = getattr(torch.Tensor, name)
 
-        def counted(self: torch.Tensor, *args: object, name: str = name, original=original, **kwargs: object) -> object:
+        def counted(
+            self: torch.Tensor,
+            *args: object,
+            name: str = name,
+            original: Callable[..., object] = original,
+            **kwargs: object,
+        ) -> object:
             reads.append(name)
             return original(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
     found = {}
     for mode in ("multi_head", "layerwise_average"):
-        expert = pretraining.make_expert(lab, mode=mode).train()
+        expert = make_expert(lab, mode=mode).train()
         batch = next(iter(expert.loader))
         reads.clear()
         expert(batch, records={}, global_step=10, log_step=10)

@@ -6,10 +6,10 @@ import copy
 from pathlib import Path
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
 import yaml
 from distill_lab import TEACHERS, WIDTH, objective, skewed_batches, states
+from pretrain_lab import make_expert
 
 from s3prl_ekd.config import TargetsConfig
 from s3prl_ekd.distill.balance import Balancer
@@ -19,8 +19,6 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.torch_file import read_torch_file
-
-lab = pretraining.lab
 
 
 def test_standardised_targets_have_mean_0_and_deviation_1_per_channel() -> None:
@@ -77,13 +75,13 @@ def test_statistics_are_kept_for_a_resumed_run_and_not_for_the_student(
     lab: Path, tmp_path: Path, normalise: str
 ) -> None:
     changes = {"targets": {"normalise": normalise, "fit_batches": 2}, "balance": {}}
-    first = pretraining.make_expert(lab, **changes).train()
+    first = make_expert(lab, **changes).train()
     for step, batch in enumerate(first.loader):
         first(batch, records={}, global_step=step + 1, log_step=10)
     saved = first.add_state_to_save({"Step": 3})
     file = tmp_path / "states-3.ckpt"
     torch.save(saved, file)
-    second = pretraining.make_expert(lab, **changes)
+    second = make_expert(lab, **changes)
     second.load_model(read_torch_file(file))
     ours, theirs = first.objective.state_dict(), second.objective.state_dict()
     tensors = [name for name, value in ours.items() if isinstance(value, torch.Tensor)]
@@ -94,7 +92,7 @@ def test_statistics_are_kept_for_a_resumed_run_and_not_for_the_student(
     encoder, _, _ = load_student(file)
     assert count_parameters(encoder) == count_parameters(first.model.encoder)
     with pytest.raises(EkdError, match="do not fit ekd.targets"):
-        pretraining.make_expert(lab, balance={}).load_model(read_torch_file(file))
+        make_expert(lab, balance={}).load_model(read_torch_file(file))
 
 
 def test_a_resumed_run_ends_bit_for_bit_as_one_that_never_stopped(lab: Path, tmp_path: Path) -> None:
@@ -121,8 +119,8 @@ def test_a_resumed_run_ends_bit_for_bit_as_one_that_never_stopped(lab: Path, tmp
                 torch.save(expert.add_state_to_save({"Step": 1}), stop)
         return expert
 
-    whole = train(pretraining.make_expert(masked, **changes), 3, stop=tmp_path / "states-1.ckpt")
-    resumed = pretraining.make_expert(masked, **changes)
+    whole = train(make_expert(masked, **changes), 3, stop=tmp_path / "states-1.ckpt")
+    resumed = make_expert(masked, **changes)
     resumed.load_model(read_torch_file(tmp_path / "states-1.ckpt"))
     train(resumed, 2)
     for part in ("model", "objective"):

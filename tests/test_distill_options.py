@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
 import torch.nn.functional as F
 import yaml
 from distill_lab import CLIPS, WIDTH, ekd, heads, hidden_state, objective, states
+from pretrain_lab import make_expert, run
 
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.balance import Balancer, gradient_norms
@@ -28,8 +28,6 @@ from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.teachers.stand_ins import TINY
 from s3prl_ekd.variants import packaged
 
-lab = pretraining.lab
-
 
 def test_everything_off_is_the_papers_loss_bit_for_bit() -> None:
     subject, hidden = objective(), hidden_state()
@@ -44,7 +42,7 @@ def test_everything_off_is_the_papers_loss_bit_for_bit() -> None:
 
 
 def test_logging_leaves_the_gradients_bit_for_bit(lab: Path) -> None:
-    expert = pretraining.make_expert(lab).train()
+    expert = make_expert(lab).train()
     batch = next(iter(expert.loader))
     found = []
     for log_step in (1, 10):
@@ -198,7 +196,7 @@ def every_option() -> Iterator[dict[str, object]]:
 
 @pytest.mark.parametrize("changes", list(every_option()), ids=lambda changes: "+".join(changes))
 def test_the_loss_falls_under_every_option(lab: Path, changes: dict[str, object], tmp_path: Path) -> None:
-    expert = pretraining.make_expert(lab, **changes).train()
+    expert = make_expert(lab, **changes).train()
     optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
     l1, step = [], 0
     for _ in range(6):
@@ -246,19 +244,8 @@ def test_recommended_with_teacher_dropping_by_the_real_command(lab: Path, tmp_pa
     recommended = yaml.safe_load(packaged("variants/recommended.yaml").read_text())
     values["ekd"] |= recommended["ekd"] | {"teacher_dropping": {"probability": 0.5}}
     (lab / "recommended.yaml").write_text(yaml.safe_dump(values))
-    arguments = [
-        "-u",
-        "ekd",
-        "-n",
-        "rec",
-        "-p",
-        "rec",
-        "-g",
-        str(lab / "recommended.yaml"),
-        "-c",
-        str(lab / "runner.yaml"),
-    ]
-    result = pretraining.run(lab, tmp_path, *arguments)
+    configs = ["-g", str(lab / "recommended.yaml"), "-c", str(lab / "runner.yaml")]
+    result = run(tmp_path, "-u", "ekd", "-n", "rec", "-p", "rec", *configs)
     assert result.returncode == 0, result.stderr[-2000:]
     assert "[ekd] teacher wavlm: " in result.stderr and "[ekd] student starts from hubert: conv stack" in result.stderr
     lines = [json.loads(line) for line in (tmp_path / "rec" / "metrics.jsonl").read_text().splitlines()]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 import yaml
+from export_student import SMALL
 from scipy.signal import correlate, fftconvolve
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
@@ -20,8 +22,11 @@ from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
+from s3prl_ekd.teachers.stand_ins import write_stand_ins
 from s3prl_ekd.variants import packaged
+
+if TYPE_CHECKING:
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
 CLIPS = 14
 
@@ -224,7 +229,7 @@ def test_the_section_is_off_by_default_and_survives_a_checkpoint(corpus: Path) -
     assert load_model_config(config.model_dump(mode="json")).distortion == recipe(corpus, setup="same")
 
 
-def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None):
+def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None) -> UpstreamPretrainExpert:
     pytest.importorskip("s3prl")
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
@@ -232,11 +237,9 @@ def make_expert(corpus: Path, tmp_path: Path, distortion: dict | None):
     model = {
         "base": "config_model.yaml",
         "ekd": {"teachers": [{"name": n, "source": str(p), "layers": [2, 6]} for n, p in teachers.items()]},
-        "student": {"width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
-                    "conv_layers": [list(layer) for layer in TINY.conv_layers],
-                    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups},
+        "student": SMALL,
         "task": {"sequence_length": 8_000},
-    }  # fmt: skip
+    }
     if distortion is not None:
         model["distortion"] = distortion
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(model))
@@ -266,7 +269,9 @@ def test_the_pretrain_task_learns_from_distorted_speech(corpus: Path, tmp_path: 
     assert records["ekd"]["skipped_files"] == 0
 
 
-def test_a_wrong_noise_folder_stops_before_a_teacher_is_loaded(corpus: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_wrong_noise_folder_stops_before_a_teacher_is_loaded(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_expert(corpus, tmp_path, None)
     import s3prl_ekd.pretrain.ekd.pretrain_expert as module
 

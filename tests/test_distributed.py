@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from bridge_corpora import BIN, command, environment
+from console import BIN, command, environment
 from ranks_lab import RANKS, Case, rank_main, train, write_lab, write_model
 
 from s3prl_ekd.bridge import downstream_launch

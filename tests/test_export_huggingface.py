@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from export_student import write_student
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
@@ -22,11 +22,6 @@ from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.teachers import sources
 
 SAMPLES = (16_000, 11_111, 9_000)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_student(tmp_path_factory.mktemp("run") / "states-10.ckpt")
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +169,16 @@ def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:
     assert main(["export", "hf", "--ckpt", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
 
 
-def test_push_only_when_asked(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+def test_push_only_when_asked(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     calls: list[tuple] = []
 
     class Hub:
-        def create_repo(self, repository, **options):
+        def create_repo(self, repository: str, **options: object) -> None:
             calls.append(("create", repository, options))
 
-        def upload_folder(self, **options):
+        def upload_folder(self, **options: Any) -> SimpleNamespace:
             calls.append(("upload", options["repo_id"], sorted(file.name for file in options["folder_path"].iterdir())))
             if options["repo_id"] == "me/refused":
                 raise OSError("no network")

@@ -19,12 +19,7 @@ from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_student(tmp_path_factory.mktemp("run") / "states-10.ckpt")
-
-
-def load(folder: Path, **arguments):
+def load(folder: Path, **arguments: object) -> torch.nn.Module:
     """The folder's own UpstreamExpert, from its file."""
     spec = importlib.util.spec_from_file_location("submitted_expert", folder / "expert.py")
     module = importlib.util.module_from_spec(spec)

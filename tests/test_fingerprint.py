@@ -46,7 +46,9 @@ def test_an_upstream_of_s3prl_is_known_by_its_tensors(tmp_path: Path) -> None:
     assert found[0] == found[1] != found[2]
 
 
-def test_weights_not_downloaded_are_unknown_and_not_held_against_a_cache(monkeypatch, tmp_path: Path) -> None:
+def test_weights_not_downloaded_are_unknown_and_not_held_against_a_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     pytest.importorskip("s3prl")
     monkeypatch.setattr(
         sources, "hub_file", lambda name, where, download: pytest.fail("downloads") if download else None

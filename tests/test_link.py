@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bridge_corpora import environment, iemocap, librispeech, overrides
+from bridge_corpora import iemocap, librispeech, overrides
+from console import environment
 from export_student import SMALL, write_student
 
 from s3prl_ekd.bridge import link

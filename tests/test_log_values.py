@@ -6,14 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
 import torch.nn.functional as F
 from distill_lab import heads, hidden_state, objective, states
+from pretrain_lab import Logger, make_expert
 
 from s3prl_ekd.data.batches import Batch
-
-lab = pretraining.lab
 
 
 @pytest.mark.parametrize("mode", ["multi_head", "layerwise_average", "layerwise_concat"])
@@ -45,10 +43,10 @@ def test_speed_wait_and_skipped_files(lab: Path, monkeypatch: pytest.MonkeyPatch
     """
     from s3prl_ekd.pretrain.ekd import pretrain_expert
 
-    expert = pretraining.make_expert(lab).train()
+    expert = make_expert(lab).train()
     now = [100.0]
     monkeypatch.setattr(pretrain_expert.time, "perf_counter", lambda: now[0])
-    logger = pretraining.Logger(tmp_path)
+    logger = Logger(tmp_path)
     expert._clock, expert.loader.waited = now[0], 4.0
     now[0] += 8.0
     for step, skipped in ((1, ["a.flac: broken", "b.flac: broken"]), (2, [])):

@@ -18,7 +18,7 @@ from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import ConvFrontEnd
-from s3prl_ekd.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE
+from s3prl_ekd.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE, EncoderShape
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
 
@@ -60,7 +60,7 @@ def test_hub_names(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("shape", [DISTILHUBERT, TINY, HUBERT_LARGE.with_(layers=2), WAVLM_BASE.with_(layers=2)])
-def test_against_torchs_counter(shape, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_against_torchs_counter(shape: EncoderShape, monkeypatch: pytest.MonkeyPatch) -> None:
     """An independent count: PyTorch's own, of our encoder with plain convolutions, run on tensors without data."""
     monkeypatch.setattr(ConvFrontEnd, "forward", by_convolutions)
     with torch.device("meta"):

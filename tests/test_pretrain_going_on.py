@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import test_pretrain_expert
 import torch
 import trouble_lab
 import yaml
-from test_bridge_commands import SCRIPT, environment
+from console import check_mistakes
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.student_checkpoint import newest_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
-
-lab = test_pretrain_expert.lab
 
 
 def configure(folder: Path, lab: Path, drop: tuple[str, ...] = (), **sections: dict) -> Path:
@@ -102,14 +97,7 @@ def test_beginnings_that_cannot_be_are_one_line(lab: Path, tmp_path: Path) -> No
         f"{ours} -o config.scheduler.name='foo'": "scheduler.name: 'foo' is none of constant_decay_schedule",
         few: "runner.log_step: 3 must be below the 3 steps of n_epochs: 1",
     }
-    command = [sys.executable, "-c", SCRIPT, "pretrain", *mistakes]
-    done = subprocess.run(command, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    blocks = done.stderr.split("\nCASE\n")[1:]
-    for (line, expected), block in zip(mistakes.items(), blocks, strict=True):
-        *_, message, status = block.strip().splitlines()
-        assert status == "status 2" and message.startswith("error: ") and expected in message, f"{line}\n{block}"
-        assert "Traceback" not in block
+    check_mistakes("pretrain", mistakes, tmp_path)
 
 
 def test_a_name_out_of_a_checkpoint_is_no_expression() -> None:

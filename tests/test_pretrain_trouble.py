@@ -1,6 +1,6 @@
 """What a pretraining run survives, by the real runner: NaN audio, and batches that do not fit into memory.
 
-Here torch's error is raised by hand; test_gpu.py lets a GPU run out of memory, and has the checks that both share.
+Here torch's error is raised by hand; test_gpu.py lets a GPU run out of memory.
 """
 
 from __future__ import annotations
@@ -8,18 +8,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import test_gpu
-import test_pretrain_expert as pretraining
 import trouble_lab
+from trouble_checks import check_nan, check_out_of_memory
 
 pytestmark = pytest.mark.slow
-
-lab = pretraining.lab
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_batch_of_nan_is_no_step(lab: Path, tmp_path: Path, precision: str) -> None:
-    test_gpu.check_nan(lab, tmp_path, "cpu", precision)
+    check_nan(lab, tmp_path, "cpu", precision)
 
 
 def test_an_infinite_gradient_is_no_step(lab: Path, tmp_path: Path) -> None:
@@ -33,7 +30,7 @@ def test_an_infinite_gradient_is_no_step(lab: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_batch_that_does_not_fit_is_left_out(lab: Path, tmp_path: Path, accumulate: int) -> None:
-    test_gpu.check_out_of_memory(lab, tmp_path, "cpu", "fp32", accumulate)
+    check_out_of_memory(lab, tmp_path, "cpu", "fp32", accumulate)
 
 
 def test_a_run_that_never_fits_ends(lab: Path, tmp_path: Path) -> None:

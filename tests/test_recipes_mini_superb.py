@@ -15,7 +15,7 @@ import yaml
 
 from recipes.mini_superb import __main__ as command
 from recipes.mini_superb import settings, tables
-from recipes.mini_superb.settings import read_experiment, rows, variant_file
+from recipes.mini_superb.settings import Experiment, read_experiment, rows, variant_file
 from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
 from recipes.mini_superb.students import every_target, model_config
 from s3prl_ekd.config import load_model_config
@@ -28,12 +28,7 @@ HERE = Path(command.__file__).parent
 PER, SID, ER, WER, CER = METRICS
 
 
-@pytest.fixture(scope="module")
-def experiment():
-    return read_experiment(HERE / "experiment.yaml")
-
-
-def test_rows_are_what_the_paper_compares(experiment) -> None:
+def test_rows_are_what_the_paper_compares(experiment: Experiment) -> None:
     named = {row.name: row.kind for row in rows(experiment)}
     assert len(named) == len(rows(experiment))
     for single in ("hubert", "robust_hubert", "wavlm"):
@@ -48,7 +43,7 @@ def test_rows_are_what_the_paper_compares(experiment) -> None:
         rows(experiment.model_copy(update={"merged": {"hubert": ["wavlm", "robust_hubert"]}}))
 
 
-def test_students_differ_from_their_variants_in_size_and_sources_alone(experiment, tmp_path: Path) -> None:
+def test_students_differ_from_their_variants_in_size_and_sources_alone(experiment: Experiment, tmp_path: Path) -> None:
     made = [row for row in rows(experiment) if row.kind == "student"]
     assert {row.name for row in made} > {*experiment.students, *experiment.ablations}
     for row in made:
@@ -65,7 +60,7 @@ def test_students_differ_from_their_variants_in_size_and_sources_alone(experimen
         assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
 
 
-def test_ablations_change_one_thing_or_two(experiment) -> None:
+def test_ablations_change_one_thing_or_two(experiment: Experiment) -> None:
     base, recommended = (load_model_config(variant_file(name)).ekd for name in ("config_model", "recommended"))
     found = {row.name: row.read_variant().ekd for row in rows(experiment) if row.name in experiment.ablations}
     dropping = {"teacher_dropping": found["teacher_dropping"].teacher_dropping}
@@ -76,7 +71,7 @@ def test_ablations_change_one_thing_or_two(experiment) -> None:
 
 
 def test_the_target_cache_is_filled_for_every_variant(
-    experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    experiment: Experiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = every_target(experiment)["ekd"]
     filled = {teacher["name"]: set(teacher["layers"]) for teacher in found["teachers"]}
@@ -98,7 +93,7 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
     values = yaml.safe_load((HERE / "experiment.yaml").read_text())
     file = tmp_path / "experiment.yaml"
 
-    def message(**changes) -> str:
+    def message(**changes: object) -> str:
         file.write_text(yaml.safe_dump(values | changes))
         with pytest.raises(EkdError) as caught:
             read_experiment(file)
@@ -191,7 +186,7 @@ def test_the_page_gets_its_tables() -> None:
         assert f"<!-- {name} -->" in tables.PAGE.read_text()
 
 
-def test_the_page_is_what_the_results_give(experiment) -> None:
+def test_the_page_is_what_the_results_give(experiment: Experiment) -> None:
     """docs/results.md holds no number that results/ does not."""
     results = tables.read_results(experiment, tables.RESULTS)
     made = {
@@ -203,7 +198,7 @@ def test_the_page_is_what_the_results_give(experiment) -> None:
     assert tables.fill(page, made) == page
 
 
-def test_items_agree_with_the_scores_of_record(experiment) -> None:
+def test_items_agree_with_the_scores_of_record(experiment: Experiment) -> None:
     """Every kept row: what its utterances add up to is what the runner printed."""
     for result in tables.read_results(experiment, tables.RESULTS).values():
         for metric in METRICS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -26,6 +27,17 @@ from s3prl_ekd.evaluate.tasks import TASKS
 HERE = Path(command.__file__).parent
 
 
+def write_data(folder: Path) -> None:
+    """Speech that need not be there, and what ``prepare`` would make of it."""
+    for name in command.SETS:
+        (folder / "speech" / name).mkdir(parents=True)
+        (folder / "speech" / name / "manifest.tsv").touch()
+    (folder / "work" / "data").mkdir(parents=True)
+    for name in ("pretrain", "pr", "asr", "sid", "er"):
+        empty = {"runner": {}, "optimizer": {}, "pretrain_expert": {"datarc": {}}}
+        (folder / "work" / "data" / f"{name}.yaml").write_text(yaml.safe_dump(empty))
+
+
 class FakeCalls:
     """In place of the commands: what they leave behind, and when each began and ended (``log``)."""
 
@@ -38,13 +50,7 @@ class FakeCalls:
         monkeypatch.setattr(students, "merge_checkpoints", self.merge)
         monkeypatch.setattr(students, "_write_start", lambda config, out: out.touch())
         monkeypatch.setattr(scores, "keep", lambda folder, student, work, target: target.mkdir(parents=True))
-        for name in command.SETS:
-            (folder / "speech" / name).mkdir(parents=True)
-            (folder / "speech" / name / "manifest.tsv").touch()
-        (folder / "work" / "data").mkdir(parents=True)
-        for name in ("pretrain", "pr", "asr", "sid", "er"):
-            empty = {"runner": {}, "optimizer": {}, "pretrain_expert": {"datarc": {}}}
-            (folder / "work" / "data" / f"{name}.yaml").write_text(yaml.safe_dump(empty))
+        write_data(folder)
 
     def note(self, *event: str) -> int:
         with self.lock:
@@ -223,27 +229,66 @@ def test_calls_share_the_cores_and_stop_together(tmp_path: Path, monkeypatch: py
         call(show, tmp_path / "e.log")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_the_commands(fake: FakeCalls, number: int, tmp_path: Path) -> None:
-    """The real process: its command, in a session of its own, hears of it."""
-    script = tmp_path / "slow.py"
-    script.write_text("import time\nprint('up', flush=True)\ntime.sleep(100)\n")
-    # the module's own name alone: of other subprocesses torch, from 2.15 on, starts some at its import
-    start = "import sys, runpy, subprocess, types; from recipes.mini_superb import calls; "
-    start += f"popen = lambda words, **how: subprocess.Popen([sys.executable, {str(script)!r}], **how); "
-    start += "calls.subprocess = types.SimpleNamespace(**{**vars(subprocess), 'Popen': popen}); "
-    start += "sys.argv[0] = 'mini_superb'; runpy.run_module('recipes.mini_superb', run_name='__main__')"
-    words = ["--speech", str(tmp_path / "speech"), "--work", str(tmp_path / "work"), "--parallel", "2"]
-    words += ["--results", str(tmp_path / "results"), "--only", "fbank", "tiny_hubert"]
-    logs = [tmp_path / "work" / "scores" / row / "seed1" / "evaluate.log" for row in ("fbank", "tiny_hubert")]
-    command_line = [sys.executable, "-c", start, *words]
-    going = subprocess.Popen(command_line, cwd=HERE.parent.parent, stderr=subprocess.PIPE, text=True)
+# The recipe in several folders at once, each a process of its own, forked when all is imported; its commands sleep.
+# Writes each one's process id, and in the end each one's exit status.
+FORKED = """
+import os, runpy, subprocess, sys, types
+from recipes.mini_superb import calls, scores, students, tables
+popen = lambda words, **how: subprocess.Popen([sys.executable, "slow.py"], **how)
+# the module's own name alone: of other subprocesses torch, from 2.15 on, starts some at its import
+calls.subprocess = types.SimpleNamespace(**{**vars(subprocess), "Popen": popen})
+children = []
+for folder in sys.argv[1:]:
+    children.append(os.fork())
+    if children[-1] == 0:
+        os.dup2(os.open(f"{folder}/err", os.O_CREAT | os.O_WRONLY), 2)
+        sys.argv = ["mini_superb", *(f"--{name}={folder}/{name}" for name in ("speech", "work", "results"))]
+        sys.argv += ["--parallel", "2", "--only", "fbank", "tiny_hubert"]
+        runpy.run_module("recipes.mini_superb", run_name="__main__")
+        os._exit(99)
+print(*children, flush=True)
+print(*(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+"""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def signalled(tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, int]]:
+    """Signal -> the folder and the exit status of a run that got it when both of its commands were going."""
+    root = tmp_path_factory.mktemp("signals")
+    (root / "slow.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(100)\n")
+    folders = [root / number.name for number in SIGNALS]
+    for folder in folders:
+        write_data(folder)
+    words = [sys.executable, "-c", FORKED, *map(str, folders)]
+    env = os.environ | {"PYTHONPATH": str(HERE.parent.parent)}
+    going = subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    children = [int(word) for word in going.stdout.readline().split()]
     try:
-        while going.poll() is None and not all(log.is_file() and "\nup" in log.read_text() for log in logs):
-            time.sleep(0.05)
-        going.send_signal(number)
-        assert "interrupted; the same command goes on" in going.communicate(timeout=30)[1]
-    finally:
-        going.kill()
-    assert going.returncode == 130
-    assert all("KeyboardInterrupt" in log.read_text() for log in logs)
+        for child, number, folder in zip(children, SIGNALS, folders, strict=True):
+            while not all("\nup" in text for text in logs(folder)):
+                assert time.monotonic() < deadline, (folder / "err").read_text()
+                time.sleep(0.05)
+            os.kill(child, number)
+        statuses = going.communicate(timeout=30)[0].split()
+    except BaseException:
+        for child in children:
+            os.kill(child, signal.SIGKILL)
+        raise
+    return {number: (folder, int(status)) for number, folder, status in zip(SIGNALS, folders, statuses, strict=True)}
+
+
+def logs(folder: Path) -> list[str]:
+    """What the two commands have said so far."""
+    files = [folder / "work/scores" / row / "seed1/evaluate.log" for row in ("fbank", "tiny_hubert")]
+    return [file.read_text() if file.is_file() else "" for file in files]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_stops_the_commands(signalled: dict[int, tuple[Path, int]], number: int) -> None:
+    """The real process: its command, in a session of its own, hears of it."""
+    folder, status = signalled[number]
+    assert "interrupted; the same command goes on" in (folder / "err").read_text()
+    assert status == 130
+    assert all("KeyboardInterrupt" in text for text in logs(folder))

@@ -222,7 +222,7 @@ def test_the_command_makes_a_teacher_and_goes_on(
 
     write, stopped = train.Stage._save, []
 
-    def save_and_stop(stage, batch) -> None:
+    def save_and_stop(stage: train.Stage, batch: object) -> None:
         write(stage, batch)
         if stage.done.step == 10 and not stopped:
             stopped.append(stage)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
 import torch.nn.functional as F
 from distill_lab import TEACHERS
+from pretrain_lab import STUDENT, make_expert
 
 from s3prl_ekd.config import MaskConfig, load_model_config
 from s3prl_ekd.distill.residual import plan_residuals
@@ -22,8 +22,6 @@ from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.variants import packaged
-
-lab = pretraining.lab
 
 
 def test_residual_heads_predict_the_difference_of_two_teachers() -> None:
@@ -77,11 +75,11 @@ def test_layers_that_start_the_student(choice: str | list[int], count: int, expe
 def test_a_student_starts_from_the_chosen_layers(lab: Path) -> None:
     source = read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
     for choice, layers in (("spread", [1, 4]), ([6, 2], [6, 2])):
-        student = pretraining.make_expert(lab, initialise_layers=choice).model.encoder
+        student = make_expert(lab, initialise_layers=choice).model.encoder
         for ours, theirs in zip(student.layers, layers, strict=True):
             assert torch.equal(ours.ffn_in.weight, source[f"encoder.layers.{theirs - 1}.fc1.weight"])
     with pytest.raises(EkdError, match=r"ekd.initialise_layers: \[7, 1\]: expected 2 layers .* from 1 to 6"):
-        pretraining.make_expert(lab, initialise_layers=[7, 1])
+        make_expert(lab, initialise_layers=[7, 1])
 
 
 def test_the_deep_thin_student_has_the_papers_size() -> None:
@@ -112,7 +110,7 @@ def test_masked_spans_are_as_long_and_as_many_as_they_should_be() -> None:
 
 def test_a_masked_student_trains_its_vector_and_loads_without_it(lab: Path, tmp_path: Path) -> None:
     config = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
-    config["student"] |= pretraining.STUDENT | {"mask": {"probability": 0.2, "length": 3}}
+    config["student"] |= STUDENT | {"mask": {"probability": 0.2, "length": 3}}
     config = load_model_config(config)
     student = Student(config.student).train()
     wave = 0.1 * torch.randn(2, 8_000)

@@ -7,32 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from export_student import SMALL
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
-from s3prl_ekd.config import load_model_config
-from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.student import Student
-from s3prl_ekd.student_checkpoint import student_state
-from s3prl_ekd.teachers.stand_ins import TINY
-from s3prl_ekd.variants import packaged
-
-SMALL = {
-    "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads, "pos_conv_kernel": 32, "pos_conv_groups": 8,
-    "conv_layers": [list(layer) for layer in TINY.conv_layers],
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as `run_pretrain.py -u ekd` writes it, of a student never trained."""
-    values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
-    config = load_model_config(values | {"student": values["student"] | SMALL})
-    targets = plan_targets(config.ekd.mode, [TeacherLayers(t.name, tuple(t.layers), 96) for t in config.ekd.teachers])
-    torch.manual_seed(1)
-    file = tmp_path_factory.mktemp("run") / "states-10.ckpt"
-    torch.save({"EKD": student_state(Student(config.student, targets), config, targets), "Step": 10}, file)
-    return file
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import target_cache_lab
-import test_pretrain_expert as pretraining
 import torch
 import yaml
+from pretrain_lab import final_weights, run, start
 from target_cache_lab import batches, make_expert, train, write_model
 
 from s3prl_ekd.cli import main
@@ -23,8 +20,8 @@ from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_folder import MISSING, STORED, UNREADABLE
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.torch_file import read_torch_file
 
-lab, calls = target_cache_lab.lab, target_cache_lab.calls  # fixtures
 STEPS = 3  # an epoch
 MODES = ("multi_head", "layerwise_average", "layerwise_concat")
 
@@ -61,7 +58,9 @@ def test_the_loss_is_that_of_the_teachers_on_the_same_batches(
     assert worst < 0.01 * (max(online) - min(online))  # by far less than from step to step
 
 
-def test_a_full_cache_trains_without_teachers_and_the_same(lab: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_cache_trains_without_teachers_and_the_same(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Not one is loaded but the initialiser; filling or reading makes no difference in a single bit."""
     filling = make_expert(lab, tmp_path / "cache")
     assert filling.teachers.teachers is not None
@@ -71,7 +70,7 @@ def test_a_full_cache_trains_without_teachers_and_the_same(lab: Path, tmp_path: 
 
     monkeypatch.setattr(module, "load_teachers", lambda *a: pytest.fail("a teacher was loaded"))
     reading = make_expert(lab, tmp_path / "cache")
-    source = pretraining.read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
+    source = read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
     assert torch.equal(reading.model.encoder.projection.weight, source["post_extract_proj.weight"])
     assert train(reading, batches(reading, 2)) == losses
 
@@ -278,13 +277,10 @@ def test_a_killed_run_fills_on_to_the_same_weights(lab: Path, tmp_path: Path) ->
         model = write_model(lab, tmp_path / f"{name}.yaml", tmp_path / f"{name}_cache")
         return ["-u", "ekd", "-n", name, "-p", name, "-g", str(model), "-c", str(lab / "runner.yaml"), *overrides]
 
-    whole = pretraining.run(lab, tmp_path, *arguments("whole"))
+    whole = run(tmp_path, *arguments("whole"))
     assert whole.returncode == 0, whole.stderr[-2000:]
     assert set((tmp_path / "whole_cache" / "state.bin").read_bytes()) == {STORED}
-    with subprocess.Popen(
-        pretraining.command(lab, *arguments("killed")), cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    ) as process:  # fmt: skip
+    with start(tmp_path, *arguments("killed")) as process:
         deadline = time.monotonic() + 200
         while not (tmp_path / "killed" / "states-4.ckpt").is_file():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0][-2000:]
@@ -293,14 +289,14 @@ def test_a_killed_run_fills_on_to_the_same_weights(lab: Path, tmp_path: Path) ->
         process.communicate(timeout=100)
     state = (tmp_path / "killed_cache" / "state.bin").read_bytes()
     assert MISSING in state and STORED in state, "the cache was full before the run could be stopped"
-    again = pretraining.run(lab, tmp_path, *arguments("killed"), "-a")
+    again = run(tmp_path, *arguments("killed"), "-a")
     assert again.returncode == 0, again.stderr[-2000:]
-    expected, found = (pretraining.final_weights(tmp_path / name) for name in ("whole", "killed"))
+    expected, found = (final_weights(tmp_path / name) for name in ("whole", "killed"))
     assert all(torch.equal(found[key], value) for key, value in expected.items())
 
 
 def test_states_of_another_size_are_refused_though_the_weights_are_unknown(
-    lab: Path, tmp_path: Path, monkeypatch
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A hub name that is not downloaded has no digest; what stands under it must not be read as something else."""
     import s3prl_ekd.teachers.cached as module

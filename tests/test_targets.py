@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from s3prl_ekd.config import EkdConfig
-from s3prl_ekd.distill.losses import _frame_losses, head_losses, mean_over_heads
+from s3prl_ekd.distill.losses import clip_losses, head_losses, mean_over_heads
 from s3prl_ekd.distill.objective import Objective
-from s3prl_ekd.distill.targets import TeacherLayers, align_frames, plan_targets
+from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, align_frames, plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -22,7 +22,9 @@ def labelled_states(width: int = 4) -> dict[str, dict[int, torch.Tensor]]:
     return {name: {l: torch.full((2, 5, width), 100.0 * t + l) for l in range(13)} for t, name in enumerate(NAMES)}
 
 
-def plan(mode: str, widths: tuple[int, ...] = (4, 4, 4), layers: tuple[tuple[int, ...], ...] = ((4, 8, 12),) * 3):
+def plan(
+    mode: str, widths: tuple[int, ...] = (4, 4, 4), layers: tuple[tuple[int, ...], ...] = ((4, 8, 12),) * 3
+) -> list[TargetSet]:
     teachers = [TeacherLayers(n, l, w) for n, l, w in zip(NAMES, layers, widths, strict=True)]
     return plan_targets(mode, teachers)  # type: ignore[arg-type]
 
@@ -139,6 +141,11 @@ def test_the_fused_terms_equal_the_plain_ones() -> None:
         cosine = torch.cosine_similarity(prediction, target, dim=-1)
         return (prediction - target).abs().mean(-1), -torch.nn.functional.logsigmoid(cosine)
 
+    def ours_by_frame(prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every frame as a clip of its own."""
+        losses = clip_losses(*(x.reshape(-1, 1, 1, x.shape[-1]) for x in (prediction, target)))
+        return losses.l1.view(prediction.shape[:-1]), losses.cosine.view(prediction.shape[:-1])
+
     generator = torch.Generator().manual_seed(0)
     for ours, theirs in ((torch.float32,) * 2, (torch.bfloat16, torch.float32), (torch.bfloat16,) * 2):
         prediction = torch.randn(2, 3, 5, 8, generator=generator).to(ours)
@@ -147,7 +154,7 @@ def test_the_fused_terms_equal_the_plain_ones() -> None:
         target[0, 0, 1] = prediction[0, 0, 1].to(theirs)  # equal: |p - t| has no slope there
         weights = torch.randn(2, 2, 3, 5, generator=generator)
         found = []
-        for terms in (plain, _frame_losses):
+        for terms in (plain, ours_by_frame):
             own = prediction.clone().requires_grad_()
             l1, cosine = terms(own, target)
             (weights[0] * l1 + weights[1] * cosine).sum().backward()
@@ -159,4 +166,4 @@ def test_the_fused_terms_equal_the_plain_ones() -> None:
             torch.testing.assert_close(one[keep], other[keep], rtol=1e-5 if ours == torch.float32 else 1e-2, atol=1e-6)
             assert one.isfinite().all() and other.isfinite().all()
     double = torch.randn(1, 1, 3, 6, generator=generator, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda p: _frame_losses(p, double), torch.randn_like(double).requires_grad_())
+    assert torch.autograd.gradcheck(lambda p: ours_by_frame(p, double), torch.randn_like(double).requires_grad_())

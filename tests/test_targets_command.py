@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import target_cache_lab
 import yaml
 from target_cache_lab import batches, make_expert, train, write_model
 
@@ -15,8 +14,6 @@ from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_folder import MISSING
 from s3prl_ekd.teachers.cached import CachedTeachers
-
-lab, calls = target_cache_lab.lab, target_cache_lab.calls  # fixtures
 
 
 def test_the_command_fills_a_cache_without_a_student(

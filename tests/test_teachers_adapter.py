@@ -6,9 +6,11 @@ import gc
 import wave as wave_file
 import weakref
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from export_student import SMALL
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -31,17 +33,7 @@ def clips() -> list[torch.Tensor]:
     return [0.1 * torch.randn(length, generator=generator) for length in LENGTHS]
 
 
-@pytest.fixture(scope="module")
-def hub():
-    import s3prl_ekd
-
-    s3prl_ekd.register()
-    from s3prl import hub
-
-    return hub
-
-
-def test_a_10_ms_upstream_is_pooled_to_20_ms(hub, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_10_ms_upstream_is_pooled_to_20_ms(hub: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     adapter._built.clear()  # it says what it pools when it builds
     described = sources.describe("s3prl:fbank")
@@ -56,7 +48,7 @@ def test_a_10_ms_upstream_is_pooled_to_20_ms(hub, caplog: pytest.LogCaptureFixtu
     assert "averaged into one of 20 ms" in caplog.text
 
 
-def test_an_ensemble_that_is_dropped_frees_its_upstreams(hub) -> None:
+def test_an_ensemble_that_is_dropped_frees_its_upstreams(hub: ModuleType) -> None:
     described = sources.describe("s3prl:fbank")
     teachers = FrozenTeachers({"t": sources.load(described)}, {"t": [0]})
     kept = weakref.ref(teachers.encoders["t"])
@@ -85,7 +77,7 @@ def write_tera(file: Path) -> Path:
     return file
 
 
-def test_tera_is_pooled_layer_by_layer(hub, tmp_path: Path) -> None:
+def test_tera_is_pooled_layer_by_layer(hub: ModuleType, tmp_path: Path) -> None:
     source = f"s3prl:tera_local:{write_tera(tmp_path / 'states-1.ckpt')}"
     described = sources.describe(source)
     assert (described.shape.layers, described.shape.width, described.shape.pool) == (3, 24, 2)
@@ -99,7 +91,7 @@ def test_tera_is_pooled_layer_by_layer(hub, tmp_path: Path) -> None:
         assert (state - pooled).norm() / pooled.norm() < 1e-5, layer
 
 
-def test_an_experts_states_are_those_of_our_own_reader(hub, tmp_path: Path) -> None:
+def test_an_experts_states_are_those_of_our_own_reader(hub: ModuleType, tmp_path: Path) -> None:
     file = write_converted(random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0), tmp_path / "hubert.pt")
     wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)
     states = {}
@@ -137,13 +129,11 @@ def model_config(tmp_path: Path, **ekd: object) -> object:
     file = write_converted(random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0), tmp_path / "hubert.pt")
     teachers = [{"name": "hubert", "source": str(file), "layers": [1, 2]},
                 {"name": "fbank", "source": "s3prl:fbank", "layers": [0]}]  # fmt: skip
-    student = {"width": 96, "ffn_width": 256, "heads": 4, "conv_layers": [list(layer) for layer in TINY.conv_layers],
-               "pos_conv_kernel": 32, "pos_conv_groups": 8}  # fmt: skip
-    return load_model_config({"student": student, "ekd": {"teachers": teachers, "mode": "multi_head",
-                                                          "initialise_from": "hubert", **ekd}})  # fmt: skip
+    ekd = {"teachers": teachers, "mode": "multi_head", "initialise_from": "hubert", **ekd}
+    return load_model_config({"student": SMALL, "ekd": ekd})
 
 
-def test_teachers_of_different_kind_width_and_depth_mix(hub, tmp_path: Path) -> None:
+def test_teachers_of_different_kind_width_and_depth_mix(hub: ModuleType, tmp_path: Path) -> None:
     config = model_config(tmp_path)
     plan = check_teachers(config)
     teachers = freeze(config, load_teachers(plan))
@@ -164,13 +154,13 @@ def test_teachers_of_different_kind_width_and_depth_mix(hub, tmp_path: Path) -> 
         ("s3prl:hubert_local:/no/file.pt", "could not be built and run"),
     ],
 )
-def test_what_s3prl_cannot_build_is_one_line(hub, source: str, message: str) -> None:
+def test_what_s3prl_cannot_build_is_one_line(hub: ModuleType, source: str, message: str) -> None:
     with pytest.raises(EkdError, match=message) as caught:
         sources.describe(source)
     assert "\n" not in str(caught.value)
 
 
-def test_the_command_lists_and_shows(hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_and_shows(hub: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["teachers"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in sources.HUB)

@@ -12,17 +12,19 @@ import types
 from pathlib import Path
 from typing import Any
 
-import fairseq_files
 import pytest
 import torch
-from fairseq_files import FAIRSEQ_SHAPE, LARGE, fairseq_content, forget, load, model_config, same
+from fairseq_files import FAIRSEQ_SHAPE, LARGE, fairseq_content, forget, load, model_config, same, stub_fairseq
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 
-fairseq = fairseq_files.fairseq
+
+@pytest.fixture
+def fairseq(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+    return stub_fairseq(monkeypatch)
 
 
 @pytest.mark.parametrize("container", ["omegaconf", "structured", "dict", "namespace"])

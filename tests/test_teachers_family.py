@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -69,16 +70,6 @@ def check(source: Path | str, wavs: list[Tensor], expected: list[Tensor], first:
         assert difference < TOLERANCE, (layer, float(difference))
 
 
-@pytest.fixture(scope="module")
-def hub():
-    import s3prl_ekd
-
-    s3prl_ekd.register()
-    from s3prl import hub
-
-    return hub
-
-
 def write_wav2vec2(file: Path, **config: object) -> Path:
     from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Config, Wav2Vec2Model
 
@@ -91,7 +82,7 @@ def write_wav2vec2(file: Path, **config: object) -> Path:
 
 
 @pytest.mark.parametrize("config", [{}, LARGE, {"conv_bias": True}], ids=["base", "large-lv60", "conv-bias"])
-def test_wav2vec2_equals_s3prl(hub, config: dict, tmp_path: Path) -> None:
+def test_wav2vec2_equals_s3prl(hub: ModuleType, config: dict, tmp_path: Path) -> None:
     file = write_wav2vec2(tmp_path / "wav2vec2.pt", **config, quantize_targets=True)
     expert = hub.wav2vec2_local(ckpt=str(file)).eval()
     with torch.no_grad():
@@ -101,7 +92,7 @@ def test_wav2vec2_equals_s3prl(hub, config: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wav2vec2_large_equals_s3prl(hub, tmp_path: Path) -> None:
+def test_wav2vec2_large_equals_s3prl(hub: ModuleType, tmp_path: Path) -> None:
     file = write_wav2vec2(tmp_path / "wav2vec2.pt", **LARGE, **FULL, conv_pos=128, conv_pos_groups=16)
     with torch.no_grad():
         expected = hub.wav2vec2_local(ckpt=str(file)).eval()(waves())["hidden_states"]
@@ -109,7 +100,7 @@ def test_wav2vec2_large_equals_s3prl(hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [{}, LARGE], ids=["base", "large"])
-def test_data2vec_equals_s3prl(hub, config: dict, tmp_path: Path) -> None:
+def test_data2vec_equals_s3prl(hub: ModuleType, config: dict, tmp_path: Path) -> None:
     from s3prl.upstream.data2vec.data2vec_model import Data2VecAudioConfig, Data2VecAudioModel
 
     config = {**SMALL, "extractor_mode": "layer_norm", **config, "conv_pos": 35, "pos_conv_depth": 5}
@@ -128,7 +119,7 @@ def test_data2vec_equals_s3prl(hub, config: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_unispeech_sat_equals_s3prl(hub, large: bool, tmp_path: Path) -> None:
+def test_unispeech_sat_equals_s3prl(hub: ModuleType, large: bool, tmp_path: Path) -> None:
     from s3prl.upstream.wavlm.WavLM import WavLM, WavLMConfig
 
     config = SMALL | ({"extractor_mode": "layer_norm", "layer_norm_first": True, "normalize": True} if large else {})
@@ -140,7 +131,7 @@ def test_unispeech_sat_equals_s3prl(hub, large: bool, tmp_path: Path) -> None:
     check(tmp_path / "sat.pt", waves(), expected)
 
 
-def test_distilhubert_equals_s3prl_without_its_heads(hub, tmp_path: Path) -> None:
+def test_distilhubert_equals_s3prl_without_its_heads(hub: ModuleType, tmp_path: Path) -> None:
     from s3prl.upstream.distiller.model import DistillerConfig, DistillerModel
 
     config = {name: value for name, value in SMALL.items() if name != "conv_feature_layers"}

@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 import torch
@@ -60,7 +61,9 @@ def test_transformers_folders_whole_and_sharded(suffix: str, sharded: bool, tmp_
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_weights_that_cannot_be_read_are_one_line(folder: bool, tmp_path: Path, monkeypatch) -> None:
+def test_weights_that_cannot_be_read_are_one_line(
+    folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "model.safetensors"
     if folder:
         write_transformers(random_encoder(TINY.with_(layers=2), seed=0), tmp_path)
@@ -69,7 +72,7 @@ def test_weights_that_cannot_be_read_are_one_line(folder: bool, tmp_path: Path, 
         path.write_bytes(b"")
     opened = Path.open
 
-    def refuse(file: Path, *args, **kwargs):
+    def refuse(file: Path, *args: Any, **kwargs: Any) -> IO[Any]:
         if file == path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         return opened(file, *args, **kwargs)
@@ -79,6 +82,7 @@ def test_weights_that_cannot_be_read_are_one_line(folder: bool, tmp_path: Path, 
         load(tmp_path if folder else path)
 
 
+@pytest.mark.filterwarnings("ignore:'torch.load' received a zip file that looks like a TorchScript archive")
 def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:
     def message(source: object) -> str:
         with pytest.raises(EkdError) as caught:

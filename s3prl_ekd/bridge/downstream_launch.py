@@ -12,6 +12,7 @@ import logging
 import os
 import warnings
 from argparse import Namespace
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ import yaml
 from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, optimizers, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
-from s3prl_ekd.device import find_device
+from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,8 @@ class _Downstream:
         from s3prl import run_downstream as script
         from s3prl.downstream import runner
 
+        from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch
+
         cuda = ModuleProxy(torch.cuda, set_device=self._set_device)
         script.argparse = arguments.hooked_argparse(self._parsed)
         join = partial(self.current.world.join, timeout=ranks.EVALUATION)
@@ -76,7 +79,13 @@ class _Downstream:
         original = script.get_downstream_args
         script.override = arguments.checked_override(script.override)
         script.get_downstream_args = lambda: self._checked(*original())
-        runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
+        empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
+        runner.torch = ModuleProxy(
+            torch,
+            save=self.keeper.save,
+            load=self._load_state,
+            cuda=ModuleProxy(torch.cuda, empty_cache=empty_cache, device=_on_device),
+        )
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.DDP = _ddp(runner.DDP)
         runner.get_optimizer = optimizers.checked(runner.get_optimizer, "optimizer", self._source)
@@ -190,11 +199,19 @@ class _Downstream:
         if args.downstream in downstream_arguments.CONFIGS:
             taskkeys.check_spelling(config, downstream_arguments.CONFIGS[args.downstream], str(source))
             taskkeys.check_kinds(config, args.downstream, downstream_arguments.CONFIGS[args.downstream], str(source))
+        use_device(args.device)
         taskdata.complete(args, config, source=str(source), s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, str(source))
         if args.mode == "train":
             taskkeys.check_runner(config, str(source), taskdata.splits(args.downstream, config))
         return args, config, backup
+
+
+def _on_device(device: Any) -> Any:
+    """``torch.cuda.device``, which the runner enters around ``empty_cache``: a context of nothing for the CPU."""
+    import torch
+
+    return torch.cuda.device(device) if str(device).startswith("cuda") else nullcontext()
 
 
 def _runner(original: type) -> type:

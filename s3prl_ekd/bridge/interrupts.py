@@ -24,6 +24,9 @@ from types import FrameType
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
 from s3prl_ekd.errors import UNWRITABLE, EkdError
 
+# words of torch's allocator, of the driver, and of Triton where it loads a kernel
+OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory")
+
 
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived. A KeyboardInterrupt, so that torch's worker loops end quietly on it."""
@@ -112,7 +115,7 @@ class Run:
 
     def _after_runtime_error(self, error: RuntimeError) -> tuple[int, str]:
         """Status and message of a full GPU, or of a signal to other processes behind ``error``; else raises it."""
-        if any(words in str(error) for words in ("CUDA out of memory", "CUDA error: out of memory")):
+        if any(words in str(error) for words in OUT_OF_MEMORY):
             reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
             return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
         if "DataLoader worker" in str(error) and self._awaited():

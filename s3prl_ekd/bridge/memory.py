@@ -1,23 +1,25 @@
-"""Out of GPU memory in pretraining: what s3prl's runner leaves undone when a batch does not fit, and what users read.
+"""Out of GPU memory in training: what s3prl's runners leave undone when a batch does not fit, and what users read.
 
-The runner catches the error of a batch, prints the step, calls ``torch.cuda.empty_cache()``, drops the gradients and
-goes on with the next batch. :class:`LeftOut` takes the place of that one call, since three things are missing:
+Both runners catch the error of a batch, print the step, call ``torch.cuda.empty_cache()``, drop the gradients and go on
+with the next batch. :class:`SkipBatch` takes the place of that one call, since four things are missing:
 
 - the error that is being handled holds the batch's activations, so that there is nothing to give back;
-- after a failed pass back the runner's variable ``loss`` holds the graph until another loss takes its place: the next
-  batch would need the memory of two, fail in its turn, and so on for ever;
+- after a failed pass back the runner's variables hold the graph until others take their place: the next batch would
+  need the memory of two, fail in its turn, and so on for ever;
+- the batches that were accumulated for the same step are dropped too, but stay counted: the next step would be made of
+  fewer than the others;
 - where no batch fits, the runner goes on for ever, without a step.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
-
-import torch
 
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.errors import EkdError
@@ -25,41 +27,83 @@ from s3prl_ekd.errors import EkdError
 log = logging.getLogger(__name__)
 
 LIMIT = 10  # batches in a row that do not fit, after which there is no hope of a step
-ADVICE = "set a smaller pretrain_expert.datarc.batch_seconds or train_batch_size (docs/faq.md, Out of memory)"
+PRETRAINING = "set a smaller pretrain_expert.datarc.batch_seconds or train_batch_size (docs/faq.md, Out of memory)"
+DOWNSTREAM = (
+    "set a smaller batch size, or run fewer trainings on this GPU side by side (evaluate --jobs; docs/faq.md, Out of "
+    "memory)"
+)
+LEFT_OUT = "step %d: a batch%s does not fit into the GPU's memory and is left out; %s"
+_GRAPH = ("loss", "features", "data", "wavs", "e")  # the runners' variables that can hold a batch's memory
 
 
-class LeftOut:
-    """Stands in for ``torch.cuda.empty_cache`` in the runner's ``except`` clause: frees what the batch held, and warns.
+class SkipBatch:
+    """Stands in for ``torch.cuda.empty_cache`` in a runner: frees what a batch held that did not fit, and warns.
+
+    Where no error is being handled (s3prl's evaluations call it as well) it is the real one.
 
     Args:
         empty_cache: the real one.
+        advice: what the user can do, for messages.
     """
 
-    def __init__(self, empty_cache: Callable[[], None]) -> None:
-        self._empty_cache = empty_cache
+    def __init__(self, empty_cache: Callable[[], None], advice: str = PRETRAINING) -> None:
+        self._empty_cache, self._advice = empty_cache, advice
         self._step, self._in_a_row = -1, 0
 
     def __call__(self) -> None:
         """Raises EkdError where :data:`LIMIT` batches in a row did not fit."""
-        thrown = sys.exception().__traceback__
-        step, batch = _release(thrown.tb_frame)
+        error = sys.exception()
+        if error is None:
+            self._empty_cache()
+            return
+        thrown = error.__traceback__
+        step, size = _release(thrown.tb_frame)
         traceback.clear_frames(thrown)  # the variables of the expert's and torch's functions
         self._empty_cache()
         self._in_a_row = self._in_a_row + 1 if step == self._step else 1
         self._step = step
         if self._in_a_row == LIMIT:
-            raise EkdError(f"out of GPU memory at step {step}: {LIMIT} batches in a row do not fit; {ADVICE}") from None
-        size = f" of {batch.clips} clips, {batch.seconds:.0f} s of audio," if isinstance(batch, Batch) else ""
-        log.warning("step %d: a batch%s does not fit into the GPU's memory and is left out; %s", step, size, ADVICE)
+            raise EkdError(
+                f"out of GPU memory at step {step}: {LIMIT} batches in a row do not fit; {self._advice}"
+            ) from None
+        log.warning(LEFT_OUT, step, size, self._advice)
 
 
-def _release(runner: Any) -> tuple[int, Any]:
-    """Cut the loss in the frame of ``Runner.train`` off its graph; return the step and the batch."""
-    variables = runner.f_locals
-    step, batch, loss = variables["global_step"], variables.get("data"), variables.get("loss")
+def _release(runner: FrameType) -> tuple[int, str]:
+    """Take a batch out of the frame of ``Runner.train``; returns the step, and the batch's size in words."""
+    found = dict(runner.f_locals)
+    changed: dict[str, Any] = {name: None for name in _GRAPH if name in found}
+    if "backward_steps" in found:
+        changed["backward_steps"] = found["backward_steps"] - found["backward_steps"] % _accumulated(found)
+    step, size = found["global_step"], _size(found)
+    found.clear()
+    _set_variables(runner, changed)
+    return step, size
+
+
+def _accumulated(variables: Mapping[str, Any]) -> int:
+    """The batches of a step; downstream the runner looks it up after its first pass forward."""
+    return variables.get("gradient_accumulate_steps") or 1
+
+
+def _size(variables: Mapping[str, Any]) -> str:
+    batch, wavs = variables.get("data"), variables.get("wavs")
+    if isinstance(batch, Batch):
+        return f" of {batch.clips} clips, {batch.seconds:.0f} s of audio,"
+    if isinstance(wavs, list) and all(hasattr(wav, "__len__") for wav in wavs):
+        return f" of {len(wavs)} clips, {sum(map(len, wavs)) / 16_000:.0f} s of audio,"
+    return ""
+
+
+def _set_variables(frame: FrameType, values: Mapping[str, Any]) -> None:
+    """Give variables of a running function other values.
+
+    ``f_locals`` writes through since Python 3.13. Before, it is a copy that the interpreter takes over when a debugger
+    asks it to (PEP 558), and that lives as long as the frame, with all that it holds.
+    """
+    variables = frame.f_locals
+    for name, value in values.items():
+        variables[name] = value
     if isinstance(variables, dict):
-        # Python below 3.13 keeps this copy for as long as the frame lives, and with it the batch and the error
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
         variables.clear()
-    if isinstance(loss, torch.Tensor) and loss.grad_fn is not None:
-        loss.detach_()
-    return step, batch

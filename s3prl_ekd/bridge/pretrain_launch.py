@@ -32,7 +32,7 @@ from s3prl_ekd.bridge import arguments, checkpoints, optimizers, pretrain_config
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, ours, s3prl_folder
-from s3prl_ekd.device import find_device
+from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 
 log = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class _Pretraining:
 
         import torch
 
-        from s3prl_ekd.bridge.memory import LeftOut
+        from s3prl_ekd.bridge.memory import SkipBatch
         from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         # as s3prl's run_downstream.py: file descriptors run out, and their server thread prints when workers are ended
@@ -110,7 +110,7 @@ class _Pretraining:
 
         runner = importlib.import_module("pretrain.runner")
         amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
-        cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=LeftOut(torch.cuda.empty_cache))
+        cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=SkipBatch(torch.cuda.empty_cache))
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
         runner.math = ModuleProxy(math, isnan=self._no_step)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
@@ -165,9 +165,9 @@ class _Pretraining:
     @staticmethod
     def _out_of_memory() -> None:
         """The runner empties the cache and goes on with the next batch, which its peers would wait for in vain."""
-        from s3prl_ekd.bridge.memory import ADVICE
+        from s3prl_ekd.bridge.memory import PRETRAINING
 
-        raise EkdError(f"out of GPU memory; {ADVICE}, or take more ranks")
+        raise EkdError(f"out of GPU memory; {PRETRAINING}, or take more ranks")
 
     def _listdir(self, path: str = ".") -> list[str]:
         if path == "pretrain/":
@@ -286,6 +286,7 @@ class _Pretraining:
         if args.multi_gpu and args.upstream in self.our_tasks:
             raise EkdError(f"--multi_gpu would cut waveforms along time; use {ranks.TORCHRUN} (docs/scale_out.md)")
         self.world.start(args.device)
+        use_device(args.device)
         if isinstance(config, dict) and (config.get("runner") or {}).get("fp16") and args.device.startswith("cpu"):
             raise EkdError(f"{source}: runner.fp16: true needs a GPU, and this is --device {args.device}; use false")
         if self.before is not None and isinstance(config, dict):

@@ -62,7 +62,7 @@ def first_conv_gelu(
     grid = (triton.cdiv(frames, rows), triton.cdiv(channels, columns), batch)
     with torch.cuda.device_of(wave):
         _first_conv_gelu[grid](
-            wave, mean, matrix.contiguous(), shift, out, wave.shape[1], frames, channels, kernel, stride,
+            wave.contiguous(), mean, matrix.contiguous(), shift, out, wave.shape[1], frames, channels, kernel, stride,
             ROWS=rows, COLUMNS=columns, PRECISION="ieee" if dtype == torch.float32 else "tf32", num_warps=8,
         )  # fmt: skip
     return out

@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"{key:<14} {value}", soft_wrap=True)
     layers = list(range(encoder.shape.layers + 1))
     if device.type == "cuda":
+        torch.cuda.init()  # else the next line knows no device with a number
         torch.cuda.reset_peak_memory_stats(device)
     exact = _states(encoder, layers, "fp32", wave, device)
     if device.type == "cuda":

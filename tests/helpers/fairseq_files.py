@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -30,8 +29,7 @@ def load(source: Path | str) -> Encoder:
     return sources.load(sources.describe(str(source)))
 
 
-@pytest.fixture
-def fairseq(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
+def stub_fairseq(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """Classes as fairseq pickles them, importable only while a file is written."""
     dictionary, meters, dataclass_module = (
         types.ModuleType(f"fairseq.{name}") for name in ("data.dictionary", "meters", "dataclass")
@@ -63,7 +61,7 @@ def fairseq(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
             cls.__module__, cls.__qualname__ = module.__name__, cls.__name__
             setattr(module, cls.__name__, cls)
     dataclass_module.Optional, dataclass_module.Any = Optional, Any
-    yield types.SimpleNamespace(Dictionary=Dictionary, Meter=Meter, Choice=Choice, HubertConfig=HubertConfig)
+    return types.SimpleNamespace(Dictionary=Dictionary, Meter=Meter, Choice=Choice, HubertConfig=HubertConfig)
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import yaml
+from console import BIN as BIN  # test_evaluate_grid.py imports it from here
 
 RATE = 16_000
-BIN = Path(sys.executable).parent
 LEXICON = {"ONE": "W AH1 N", "TWO": "T UW1", "THREE": "TH R IY1", "FOUR": "F AO1 R"}
 
 
@@ -170,15 +167,3 @@ def tera(root: Path, data: dict[str, Path], steps: int = 3) -> tuple[Path, Path]
     for path, content in zip(paths, (runner, model), strict=True):
         path.write_text(yaml.safe_dump(content))
     return paths
-
-
-def environment(**extra: str) -> dict[str, str]:
-    """The environment of a command under test: two cores shared, no rank of an outer launcher."""
-    env = {key: value for key, value in os.environ.items() if key not in ("LOCAL_RANK", "RANK", "WORLD_SIZE")}
-    return env | {"OMP_NUM_THREADS": "1"} | extra
-
-
-def command(name: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run an installed console command and return what it printed."""
-    words = [sys.executable, str(BIN / name), *map(str, args)]
-    return subprocess.run(words, cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=300)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import soundfile
 import torch
 import torch.distributed as dist
 import yaml
+from pretrain_lab import STUDENT, write_clips
 
-from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
+from s3prl_ekd.teachers.stand_ins import write_stand_ins
 
 RANKS = 2
 STILL = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-STUDENT = {
-    "layers": 1, "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
-    "conv_layers": [list(layer) for layer in TINY.conv_layers],
-    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups,
-}  # fmt: skip
 
 
 @dataclass
@@ -39,16 +34,9 @@ class Case:
     """Of this batch of the first epoch none of the files is there."""
 
 
-def write_lab(folder: Path, clips: int = 12) -> Path:
+def write_lab(folder: Path) -> Path:
     """Audio, its length table, teachers; two of the listed files cannot be read."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for i in range(clips):
-        time_axis = np.arange(6_000 + 300 * i) / 16_000
-        tone = np.sin(2 * np.pi * (120 + 30 * i) * time_axis) * np.sin(2 * np.pi * 3 * time_axis) ** 2
-        soundfile.write(folder / f"{i}.flac", 0.3 * tone + 0.01 * rng.standard_normal(len(tone)), 16_000)
-        rows.append(f"{i},{i}.flac,{len(tone)},")
-    (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
+    write_clips(folder, shortest=6_000)
     for i in (0, 6):
         (folder / f"{i}.flac").write_bytes(b"no audio")
     write_stand_ins(folder / "teachers")
@@ -61,7 +49,7 @@ def write_model(lab: Path, file: Path, case: Case) -> Path:
     model = {
         "base": "config_model.yaml",
         "ekd": {"teachers": teachers, "initialise_from": "hubert", **case.ekd},
-        "student": STUDENT | dict(case.student),
+        "student": STUDENT | {"layers": 1} | dict(case.student),
     }
     file.write_text(yaml.safe_dump(model))
     return file
@@ -80,7 +68,7 @@ def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
     """The runner's loop. Returns losses and log values of every step, weights, statistics, shares without a clip."""
     expert = make(lab, model, case.batch)
     if case.lost is not None:
-        for item in expert.batches._epoch_batches(0)[case.lost]:
+        for item in list(copy(expert.batches))[case.lost].items:  # a copy, since a plan counts its epochs
             expert.loader.dataset.table.paths[item] = str(lab / "gone.flac")
     optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
     losses, logs, step, stand_ins, loss_sum = [], [], 0, 0, 0.0

@@ -1,8 +1,8 @@
 """Trouble made on purpose inside ``run_pretrain.py -u ekd``, and what became of each step; run as a script.
 
-    python trouble_lab.py LOG STEP:FAULT,... ARGUMENTS OF run_pretrain.py
+    python trouble_lab.py LOG STEP:FAULT[:N],... ARGUMENTS OF run_pretrain.py
 
-A fault strikes the first batch of its step (``always``: every batch):
+A fault strikes the N-th batch of its step, the first without N (``always``: every batch):
 
 - ``nan``: the first clip is NaN;
 - ``inf``: one weight's gradient is infinite;
@@ -35,7 +35,7 @@ MADE_UP = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total ca
 
 
 def configure(lab: Path, folder: Path, precision: str = "fp32", **student: Any) -> Path:
-    """A model.yaml of the lab's (test_pretrain_expert.py) in ``folder``, for runs in one precision."""
+    """The lab's model.yaml (pretrain_lab.py), changed, in ``folder``, for runs in one precision."""
     model = yaml.safe_load((lab / "model.yaml").read_text())
     if precision != "fp16":  # fp16 is the runner's
         model["ekd"] |= {"precision": precision, "teacher_precision": precision}
@@ -111,7 +111,11 @@ def main() -> int:
     class Troubled(pretrain_expert.UpstreamPretrainExpert):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self.faults = {int(step): fault for step, fault in (part.split(":") for part in faults.split(","))}
+            self.faults: dict[int, tuple[str, int]] = {}
+            for part in faults.split(","):
+                step, fault, *number = part.split(":")
+                self.faults[int(step)] = (fault, int(*number) or 1)
+            self.step = self.number = 0  # the step, and the number of its batches so far
             self.graphs, self.ballast, self.hooks = weakref.WeakSet(), [], []
             self.on_gpu = self.device.startswith("cuda")
             if self.on_gpu:
@@ -131,10 +135,14 @@ def main() -> int:
                 self.hooks.pop().remove()
             allocated = torch.cuda.memory_allocated() if self.on_gpu else 0
             self.write(batch=global_step, graphs=len(self.graphs), allocated=allocated)
+            self.number = self.number + 1 if self.step == global_step else 1
             self.before, self.step = self.weights(), global_step
-            fault = self.faults.get(global_step)
+            fault, number = self.faults.get(global_step, (None, 0))
             if fault not in ("always", "step"):
-                self.faults.pop(global_step, None)
+                if number == self.number:
+                    del self.faults[global_step]
+                else:
+                    fault = None
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if fault == "nan":
@@ -169,7 +177,7 @@ def main() -> int:
             after = self.weights()
             changed, finite = bool((after != self.before).any()), bool(after.isfinite().all())
             self.write(step=self.step, changed=changed, finite=finite)
-            if self.faults.get(self.step) == "step":
+            if self.faults.get(self.step, (None,))[0] == "step":
                 raise torch.OutOfMemoryError(MADE_UP)
 
     pretrain_expert.UpstreamPretrainExpert = Troubled

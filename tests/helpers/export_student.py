@@ -1,4 +1,4 @@
-"""A student checkpoint as `run_pretrain.py -u ekd` writes it, never trained; for the export tests only."""
+"""A student checkpoint as `run_pretrain.py -u ekd` writes it, never trained."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from s3prl_ekd.teachers.stand_ins import TINY
 from s3prl_ekd.variants import packaged
 
 SMALL = {
-    "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads, "pos_conv_kernel": 32, "pos_conv_groups": 8,
+    "width": TINY.width, "ffn_width": TINY.ffn_width, "heads": TINY.heads,
     "conv_layers": [list(layer) for layer in TINY.conv_layers],
+    "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups,
 }  # fmt: skip
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import test_pretrain_expert as pretraining
 import torch
 import yaml
 
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
-lab = pretraining.lab  # 12 clips of 0.50 to 0.71 s, batches of 4: windows of three lengths
+if TYPE_CHECKING:
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
 
 def write_model(lab: Path, file: Path, cache: Path | None, sections: dict[str, Any] | None = None, **ekd: Any) -> Path:
+    """The lab's model.yaml as ``file``, with a cache (None: without), other sections, and changes to ``ekd``."""
     model = yaml.safe_load((lab / "model.yaml").read_text()) | (sections or {})
     model["ekd"] |= ekd | {"cache_targets": None if cache is None else str(cache)}
     file.write_text(yaml.safe_dump(model))
@@ -26,7 +27,8 @@ def write_model(lab: Path, file: Path, cache: Path | None, sections: dict[str, A
 
 def make_expert(
     lab: Path, cache: Path | None, data: dict[str, Any] | None = None, sections: dict | None = None, **ekd: Any
-):
+) -> UpstreamPretrainExpert:
+    """The pretrain task with a cache (None: without), with changes to ``datarc``, to other sections and to ``ekd``."""
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
     datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
@@ -52,9 +54,8 @@ def train(expert: Any, data: Iterator[Batch]) -> list[float]:
     return losses
 
 
-@pytest.fixture()
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Clips of each call of the ensemble."""
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Clips of each call of the ensemble from here on; the fixture ``calls`` of conftest.py."""
     found: list[int] = []
     real = FrozenTeachers.forward
 

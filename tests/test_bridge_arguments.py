@@ -1,0 +1,87 @@
+"""The runners' command line: what was given, the rank, the device, and overrides that s3prl would misread."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+
+import pytest
+
+from s3prl_ekd.bridge import arguments
+from s3prl_ekd.compat.modules import ModuleProxy
+from s3prl_ekd.errors import EkdError
+
+
+def test_the_hook_tells_given_from_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    parser = arguments.hooked_argparse(lambda args, explicit: seen.append((args, explicit))).ArgumentParser()
+    parser.add_argument("-n", "--name")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--flag", action="store_true")
+    parser.add_argument("--seed", default=1337, type=int)
+    monkeypatch.setattr(sys, "argv", ["x", "-n", "a", "--flag"])
+    args = parser.parse_args()
+    assert vars(args) == {"name": "a", "device": "cuda", "flag": True, "seed": 1337}
+    assert seen == [(args, {"name", "flag"})]
+    assert isinstance(parser, argparse.ArgumentParser)
+
+
+@pytest.mark.parametrize(
+    "argv,env,expected",
+    [
+        (["-m", "train", "--local-rank=1"], None, (["-m", "train"], 1)),
+        (["--local_rank", "0", "-a"], None, (["-a"], 0)),
+        (["-a"], "3", (["-a"], 3)),
+        (["-a"], None, (["-a"], None)),
+    ],
+)
+def test_local_rank(monkeypatch: pytest.MonkeyPatch, argv: list, env: str | None, expected: tuple) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    if env is not None:
+        monkeypatch.setenv("LOCAL_RANK", env)
+    assert arguments.take_local_rank(argv) == expected
+
+
+@pytest.mark.parametrize("argv", [["--device", "cpu"], ["--device=cpu"], ["--dev", "cpu"], ["--de=cpu"]])
+def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch, argv: list) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    arguments.hide_gpu(["--device", "cuda"])
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
+    arguments.hide_gpu(argv)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.parametrize("text", ["config.a", "config.a=b=c", "runner.a=1", "config=1"])
+def test_overrides_that_s3prl_drops_or_crashes_on(text: str) -> None:
+    with pytest.raises(EkdError, match="^-o "):
+        arguments.check_override(text)
+    arguments.check_override("config.a.b=1,,args.c='x'")
+
+
+YAML_ONLY = ["[false]", "true", "null", "[dev, test]", "[1e3, dev]", "[/a/b]", "[a b]", "~", "[.inf]", "010"]
+
+
+@pytest.mark.parametrize("value", YAML_ONLY)
+def test_an_override_that_only_yaml_understands_would_become_a_string(value: str) -> None:
+    with pytest.raises(EkdError) as caught:
+        arguments.check_override(f"config.a.b=1,,config.c={value}")
+    assert str(caught.value).startswith(f"-o 'config.c={value}': s3prl reads values as Python, and this would stay a")
+
+
+AS_MEANT = ["[False]", "dev", "dev-clean", "1e-3", "2*10", "[2*10]", "/a/b.pt", "'true'", "{'a': 1}", "", "None"]
+AS_MEANT += ["[int(1e3), 2]", "float('inf')", "[i*2 for i in range(3)]", "2001-13-45", "0b_", "a: b: c"]
+
+
+@pytest.mark.parametrize("value", AS_MEANT)
+def test_an_override_that_s3prl_reads_as_it_is_meant(value: str) -> None:
+    arguments.check_override(f"config.a.b={value}")
+
+
+def test_a_proxy_changes_one_name_for_its_holder_alone() -> None:
+    """What the hook is made of."""
+    proxy = ModuleProxy(math, pi=3)
+    assert proxy.pi == 3 and proxy.e == math.e and math.pi > 3.1
+    with pytest.raises(AttributeError):
+        _ = proxy.nothing

@@ -1,0 +1,137 @@
+"""Checkpoints of s3prl's runners: saved whole or not at all, found again, and refused in one line."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from s3prl_ekd.bridge import checkpoints
+from s3prl_ekd.errors import EkdError
+
+
+def state(step: int) -> dict:
+    return {"Step": step, "Args": Namespace(upstream="tera"), "Config": {}, "Optimizer": {}}
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
+    keeper, path = checkpoints.Keeper(), tmp_path / "states-1.ckpt"
+    keeper.save(state(1), path)
+    before = path.read_bytes()
+    with pytest.raises(Exception, match="pickle|local object"):
+        keeper.save({"x": lambda: None}, path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["states-1.ckpt"]
+
+
+class SmallDisk(io.FileIO):
+    """A file on a disk with room for 100 kB."""
+
+    def write(self, data: bytes) -> int:
+        if self.tell() + len(data) > 100_000:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return super().write(data)
+
+
+def test_a_full_disk_is_one_line_and_a_bug_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, path = checkpoints.Keeper(), tmp_path / "states-2.ckpt"
+    monkeypatch.setattr(checkpoints, "open", SmallDisk, raising=False)
+    with pytest.raises(EkdError, match=r"states-2.ckpt: the checkpoint could not be written \(No space left on device"):
+        keeper.save({str(index): torch.zeros(5_000) for index in range(9)}, path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "save", lambda *args, **kwargs: (_ for _ in ()).throw(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        keeper.save(state(2), path)
+
+
+def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) -> None:
+    keeper = checkpoints.Keeper()
+    keeper.save(state(1), tmp_path / "states-1.ckpt")
+    keeper.remove(tmp_path / "states-1.ckpt")  # max_keep: 1 removes before it writes
+    assert (tmp_path / "states-1.ckpt").exists()
+    keeper.save(state(2), tmp_path / "dev-best.ckpt")
+    assert (tmp_path / "states-1.ckpt").exists()
+    keeper.save(state(2), tmp_path / "states-2.ckpt")
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["dev-best.ckpt", "states-2.ckpt"]
+    keeper.remove(tmp_path / "states-2.ckpt")  # resumed: the same name is written again
+    keeper.save(state(2), tmp_path / "states-2.ckpt")
+    assert (tmp_path / "states-2.ckpt").exists()
+
+
+def test_newest_goes_by_step_and_skips_the_unreadable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for step, name in ((90, "states-90.ckpt"), (100, "states-epoch-2.ckpt")):
+        torch.save(state(step), tmp_path / name)
+    assert checkpoints.newest(tmp_path, checkpoints.read).name == "states-epoch-2.ckpt"
+    whole = (tmp_path / "states-90.ckpt").read_bytes()
+    (tmp_path / "states-110.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert checkpoints.newest(tmp_path, checkpoints.read).name == "states-epoch-2.ckpt"
+    assert "states-110.ckpt: cannot be read (cut short" in caplog.text
+    assert checkpoints.newest(tmp_path / "none", checkpoints.read) is None
+
+
+def test_one_folder_is_one_run(tmp_path: Path) -> None:
+    """Neither a new run beside an old one's checkpoints, nor a step back that the later ones would undo."""
+    checkpoints.check_unused(tmp_path / "nowhere")
+    checkpoints.check_unused(tmp_path)
+    for name, step in (("states-4.ckpt", 4), ("states-8.ckpt", 8), ("states-epoch-1.ckpt", 8)):
+        torch.save(state(step), tmp_path / name)
+    with pytest.raises(EkdError, match=r"holds states-epoch-1.ckpt of an earlier run; go on with it \(-a\)"):
+        checkpoints.check_unused(tmp_path)
+    for name in ("states-8.ckpt", "states-epoch-1.ckpt"):
+        checkpoints.check_last(tmp_path / name, checkpoints.read)
+    with pytest.raises(EkdError, match=r"-e .*states-4.ckpt: is of step 4, and states-\S+ of step 8 beside it"):
+        checkpoints.check_last(tmp_path / "states-4.ckpt", checkpoints.read)
+
+
+@pytest.mark.parametrize("content,words", [(b"", "empty"), (b"hello", "cannot be read"), (None, "no such checkpoint")])
+def test_unreadable_checkpoints_are_one_line(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "states-1.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
+        checkpoints.read(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_another_kind_says_so(tmp_path: Path) -> None:
+    torch.save(state(1), tmp_path / "a.ckpt")
+    with pytest.raises(EkdError, match="not a checkpoint of s3prl's downstream runner: it has no 'Downstream'"):
+        checkpoints.read_runner(tmp_path / "a.ckpt", ("Args", "Downstream"), "s3prl's downstream runner")
+
+
+def test_a_missing_best_checkpoint_names_what_is_there(tmp_path: Path) -> None:
+    missing = tmp_path / "dev-clean-best.ckpt"
+    for files, end in (([], "experiment folder$"), (["states-9.ckpt"], "; that folder holds states-9.ckpt$")):
+        for name in files:
+            torch.save(state(9), tmp_path / name)
+        with pytest.raises(EkdError, match=f"-e {missing}: no such checkpoint or .*{end}"):
+            checkpoints.resume_from(None, False, str(missing), checkpoints.read)
+
+
+def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path) -> None:
+    mine, dead = tmp_path / f".states-1.ckpt.tmp-{os.getpid()}", tmp_path / ".states-1.ckpt.tmp-4194305"
+    for path in (mine, dead):
+        path.touch()
+    checkpoints.sweep(tmp_path)
+    assert mine.exists() and not dead.exists()
+
+
+@pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
+def test_the_scaler_takes_up_a_waiting_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    from s3prl_ekd.bridge import scaler
+
+    monkeypatch.setattr(torch.amp.GradScaler, "is_enabled", lambda self: True)
+    taken = []
+    monkeypatch.setattr(torch.amp.GradScaler, "load_state_dict", lambda self, given: taken.append(given))
+    scaler.load_state_on_create({"scale": 4.0})
+    made = scaler.TrackedGradScaler()
+    assert scaler.current_scaler() is made and taken == [{"scale": 4.0}]
+    scaler.TrackedGradScaler()
+    assert len(taken) == 1
+    del made

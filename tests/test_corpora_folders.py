@@ -1,0 +1,147 @@
+"""What an interrupted or refused `prepare` leaves behind: the earlier result, whole."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from manifest_lab import snapshot
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.corpora import folders, layout_pretrain
+from s3prl_ekd.corpora.prepare import prepare_manifest
+from s3prl_ekd.errors import EkdError
+
+
+def test_twice_is_the_same_and_tasks_add_up(manifests: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    arguments = ["prepare", "--out", str(out), "--manifest"]
+    for task in ("asr", "sid", "er", "pretrain"):
+        assert main([*arguments, str(manifests / f"{task}.tsv"), "--tasks", "pr,asr" if task == "asr" else task]) == 0
+    first = snapshot(out)
+    assert {name.split("/")[0] for name in first} == {
+        *("pr", "pr.yaml", "asr", "asr.yaml", "sid", "sid.yaml", "er", "er.yaml", "pretrain", "pretrain.yaml")
+    }
+    for task in ("pretrain", "er", "sid", "asr"):
+        assert main([*arguments, str(manifests / f"{task}.tsv"), "--tasks", "asr,pr" if task == "asr" else task]) == 0
+    assert snapshot(out) == first
+
+
+def test_a_failed_run_leaves_the_earlier_result(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    prepare_manifest(manifests / "asr.tsv", out, ["pr", "asr"])
+    first = snapshot(out)
+    text = (manifests / "asr.tsv").read_text(encoding="utf-8").replace("A dog runs home", "A dog runs to Zanzibar")
+    (manifests / "asr.tsv").write_text(text, encoding="utf-8")
+    status = main(["prepare", "--manifest", str(manifests / "asr.tsv"), "--out", str(out), "--tasks", "pr,asr"])
+    error = capsys.readouterr().err
+    assert status == 2
+    assert "2 of 7 words have no pronunciation: TO, ZANZIBAR" in error
+    assert error.count("\n") == 1
+    assert snapshot(out) == first
+    lexicon = tmp_path / "more.txt"
+    lexicon.write_text("TO\tT UW1\nZANZIBAR\tZ AE1 N Z IH0 B AA2 R\n")
+    arguments = ["--lexicon", str(lexicon), "--out", str(out), "--tasks", "pr"]
+    assert main(["prepare", "--manifest", str(manifests / "asr.tsv"), *arguments]) == 0
+    assert "ZANZIBAR\tZ AE1" in (out / "pr" / "lexicon.txt").read_text()
+
+
+def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second set comes from elsewhere, so that every path would be relative to another root."""
+    out, elsewhere = tmp_path / "data", tmp_path / "more"
+    prepare_manifest(manifests / "pretrain.tsv", out, name="one")
+    first = snapshot(out)
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "a.wav", np.zeros(4000), 16000)
+    for name in ("write_lengths", "write_pretrain_config"):
+        with monkeypatch.context() as patch:
+            original = getattr(layout_pretrain, name)
+
+            def full(file: Path, *rest: Any, original: Callable[..., None] = original) -> None:
+                original(file, *rest)
+                raise OSError(28, "No space left on device", str(file))
+
+            patch.setattr(layout_pretrain, name, full)
+            assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 2
+        assert "No space left on device" in capsys.readouterr().err
+        assert snapshot(out) == first
+    assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["pretrain", "pretrain.yaml"]
+    assert {path.name for path in (out / "pretrain").iterdir()} == {
+        *("one.csv", "more.csv", "root.txt", ".s3prl-ekd.json")
+    }
+
+
+def fill(folder: Path, text: str) -> None:
+    with folders.fresh_folder(folder, folder) as fresh:
+        (fresh / "file").write_text(text)
+
+
+KILLED = """
+import os, pathlib, shutil, sys
+from s3prl_ekd.corpora.folders import fresh_folder
+
+left = [int(sys.argv[2])]
+
+def killed_at_its_turn(original):
+    def act(*args, **kwargs):
+        if left[0] == 0:
+            os._exit(9)
+        left[0] -= 1
+        return original(*args, **kwargs)
+    return act
+
+pathlib.Path.rename = killed_at_its_turn(pathlib.Path.rename)
+shutil.rmtree = killed_at_its_turn(shutil.rmtree)
+folder = pathlib.Path(sys.argv[1])
+with fresh_folder(folder, folder) as fresh:
+    (fresh / "file").write_text("new")
+"""
+
+
+def test_a_kill_at_any_moment_loses_no_folder(tmp_path: Path) -> None:
+    """Before each rename and removal of a replacement the process is ended; the next call finds the old or the new."""
+    found, moment, status = [], 0, 9
+    while status == 9:
+        folder = tmp_path / str(moment) / "pr"
+        fill(folder, "old")
+        status = subprocess.run([sys.executable, "-c", KILLED, folder, str(moment)], timeout=120).returncode
+        with pytest.raises(EkdError, match="stop"), folders.fresh_folder(folder, folder):
+            found.append((folder / "file").read_text())
+            raise EkdError("stop")
+        assert (folder / "file").read_text() == found[-1]
+        assert [path.name for path in folder.parent.iterdir()] == ["pr"]
+        moment += 1
+    assert status == 0
+    assert found == ["old"] * 3 + ["new"] * (moment - 3)  # the first removal and two renames come before it is there
+    assert moment > 4
+
+
+def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "other disk" / "pr").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "pr").symlink_to(tmp_path / "other disk" / "pr")
+    for text in ("one", "two"):
+        fill(tmp_path / "data" / "pr", text)
+        assert (tmp_path / "data" / "pr").is_symlink()
+        assert (tmp_path / "other disk" / "pr" / "file").read_text() == text
+    assert [path.name for path in (tmp_path / "other disk").iterdir()] == ["pr"]
+
+
+def test_a_folder_that_is_not_ours_is_never_replaced(manifests: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "data" / "sid" / "speech.wav"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("mine")
+    with pytest.raises(EkdError, match="was not made by prepare"):
+        prepare_manifest(manifests / "sid.tsv", tmp_path / "data", ["sid"])
+    assert precious.read_text() == "mine"

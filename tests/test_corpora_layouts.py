@@ -1,0 +1,162 @@
+"""The tasks' trees made from manifests: files are there, lengths are the audio's, splits stay apart."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+from manifest_lab import ids
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.corpora.layout_emotion import emotion_labels, session_numbers
+from s3prl_ekd.corpora.layout_speech import normalise
+from s3prl_ekd.corpora.prepare import prepare_manifest
+
+
+def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    results = prepare_manifest(manifests / "asr.tsv", out, ["pr", "asr"])
+    assert [result.task for result in results] == ["asr", "pr"]
+    rows = {row["path"]: row for row in csv.DictReader((manifests / "asr.tsv").open(encoding="utf-8"), delimiter="\t")}
+    for task in ("pr", "asr"):
+        config = yaml.safe_load((out / f"{task}.yaml").read_text())["downstream_expert"]
+        tree = Path(config["corpus"]["path"] if task == "pr" else config["datarc"]["libri_root"])
+        names = ids(out / task)
+        assert sorted(names.values()) == sorted(rows)
+        files = {file.stem: file for file in tree.rglob("*.flac")}  # what s3prl's PR corpus sees
+        assert set(files) == set(names)
+        for key, file in files.items():
+            row = rows[names[key]]
+            speaker, chapter, _ = key.split("-")
+            assert file.relative_to(tree).parts == (row["split"], speaker, chapter, f"{key}.flac")
+            info, source = soundfile.info(file), soundfile.info(manifests / row["path"])
+            assert (info.samplerate, info.channels, info.format) == (16000, 1, "FLAC")
+            assert info.frames == -(-source.frames * 16000 // source.samplerate)
+            transcripts = (file.parent / f"{speaker}-{chapter}.trans.txt").read_text().splitlines()
+            assert f"{key} {normalise(row['text'])}" in transcripts
+        # two speakers whose names differ in punctuation only share a folder, but no utterance
+        assert len({key.split("-")[0] for key in names}) == 2
+    assert [result.notes[0] for result in results] == ["24 files converted to 16 kHz mono FLAC"] * 2
+    data = yaml.safe_load((out / "asr.yaml").read_text())["downstream_expert"]["datarc"]
+    assert (data["train"], data["dev-clean"], data["test-clean"]) == (["train"], ["dev"], ["test"])
+    for split in ("train", "dev", "test"):
+        with (Path(data["bucket_file"]) / f"{split}.csv").open() as stream:
+            reader = csv.DictReader(stream)
+            assert reader.fieldnames == ["", "file_path", "length", "label"]
+            lengths = [(row["file_path"], int(row["length"])) for row in reader]
+        assert len(lengths) == sum(row["split"] == split for row in rows.values())
+        assert lengths == sorted(lengths, key=lambda item: -item[1])
+        assert all(soundfile.info(Path(data["libri_root"], path)).frames == n for path, n in lengths)
+        assert all(path.startswith(f"{split}/") for path, _ in lengths)
+
+
+def test_sid_tree_split_file_and_speakers_agree(manifests: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    prepare_manifest(manifests / "sid.tsv", out, ["sid"])
+    rows = {row["path"]: row for row in csv.DictReader((manifests / "sid.tsv").open(), delimiter="\t")}
+    data = yaml.safe_load((out / "sid.yaml").read_text())["downstream_expert"]["datarc"]
+    entries = [line.split() for line in Path(data["meta_data"]).read_text().splitlines()]
+    speakers = dict(line.split("\t") for line in (out / "sid" / "speakers.tsv").read_text().splitlines()[1:])
+    assert speakers == {"id10001": "ann", "id10002": "bob-1", "id10003": "bob.1"}
+    assert len(entries) == len(rows) == 30
+    for number, entry in entries:
+        row = rows[ids(out / "sid")[entry]]
+        assert {"train": "1", "dev": "2", "test": "3"}[row["split"]] == number
+        assert speakers[entry.split("/")[0]] == row["speaker"]
+        found = list(Path(data["file_path"]).glob("*/wav/" + entry))  # s3prl's own search
+        assert len(found) == 1
+        info = soundfile.info(found[0])
+        assert (info.samplerate, info.channels) == (16000, 1)
+        plain = soundfile.info(manifests / row["path"])
+        assert found[0].is_symlink() == ((plain.samplerate, plain.channels) == (16000, 1))
+
+
+def test_er_sessions_partition_the_corpus(manifests: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    prepare_manifest(manifests / "er.tsv", out)
+    rows = {row["path"]: row for row in csv.DictReader((manifests / "er.tsv").open(), delimiter="\t")}
+    data = yaml.safe_load((out / "er.yaml").read_text())["downstream_expert"]["datarc"]
+    assert data["test_fold"] == "fold1"
+    assert json.loads((out / "er" / "folds.json").read_text()) == ["fold1", "fold2", "fold3"]
+    names = ids(out / "er")
+    everything = set()
+    for fold in "123":
+        meta = {
+            part: json.loads(Path(data["meta_data"], f"Session{fold}", f"{part}_meta_data.json").read_text())
+            for part in ("train", "test")
+        }
+        assert meta["test"]["labels"] == meta["train"]["labels"] == {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
+        paths = {part: {item["path"] for item in content["meta_data"]} for part, content in meta.items()}
+        assert not paths["train"] & paths["test"]
+        assert len(paths["train"] | paths["test"]) == len(rows)
+        everything |= paths["test"]
+        for item in meta["test"]["meta_data"]:
+            row = rows[names[Path(item["path"]).stem]]
+            assert (row["fold"], row["speaker"], row["emotion"][:3]) == (fold, item["speaker"], item["label"])
+            assert soundfile.info(Path(data["root"], item["path"])).samplerate == 16000
+    assert len(everything) == len(rows)
+
+
+def test_emotions_and_folds_of_other_corpora() -> None:
+    assert emotion_labels(["sad", "neu", "fear", "hap", "ang"]) == {"ang": 0, "fear": 1, "hap": 2, "neu": 3, "sad": 4}
+    assert emotion_labels(["sad", "ang"]) == {"ang": 0, "sad": 1}
+    assert session_numbers(["10", "9", "x", "9"]) == {"9": 1, "10": 2, "x": 3}
+
+
+def test_pretraining_sets_add_up_over_one_root(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "data"
+    prepare_manifest(manifests / "pretrain.tsv", out, name="one")
+    elsewhere = tmp_path / "more"
+    elsewhere.mkdir()
+    for index, seconds in enumerate((0.3, 0.7, 0.01)):
+        soundfile.write(elsewhere / f"{index}, b.wav", np.zeros(int(48000 * seconds)), 48000)
+    (elsewhere / "junk.mp3").write_bytes(b"no audio")
+    assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 0
+    root = Path((out / "pretrain" / "root.txt").read_text().strip())
+    assert root == tmp_path
+    data = yaml.safe_load((out / "pretrain.yaml").read_text())["pretrain_expert"]["datarc"]
+    assert (data["libri_root"], data["file_path"]) == (str(root), str(out / "pretrain"))
+    assert data["sets"] == ["more", "one"]
+    counts = {}
+    for name in data["sets"]:
+        with (out / "pretrain" / f"{name}.csv").open() as stream:
+            rows = list(csv.DictReader(stream))
+        counts[name] = len(rows)
+        for row in rows:
+            info = soundfile.info(root / row["file_path"])
+            assert int(row["length"]) == -(-info.frames * 16000 // info.samplerate)
+    assert counts == {"more": 2, "one": 30}
+    (elsewhere / "0, b.wav").unlink()
+    assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 0
+    assert "more: replaces an earlier set of 2 other files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("at your service, sir.", "AT YOUR SERVICE SIR"),
+        ("I’ll “go”—now…", "I'LL GO NOW"),
+        ("and/or, yes,no", "AND OR YES NO"),
+        ("wait…what", "WAIT WHAT"),
+        ("Café.Noir (end).'Tis so", "CAFE NOIR END 'TIS SO"),
+        ("the U.S.A. and the U.S.'s p.m., e.g.this", "THE USA AND THE US'S PM EG THIS"),
+        ("J.K.Rowling met A.Smith. I am.I was", "JK ROWLING MET A SMITH I AM I WAS"),
+        ('“re”make said,"no"', "REMAKE SAID NO"),
+        ("'hello,' she", "'HELLO' SHE"),
+        ("Café naïve", "CAFE NAIVE"),
+        ("the well-known", "THE WELL KNOWN"),
+        ("in 1999", None),
+        ("50 %", None),
+        (" ' -- ", None),
+        ("", None),
+    ],
+)
+def test_transcripts_are_spelled_in_27_letters(text: str, expected: str | None) -> None:
+    assert normalise(text) == expected

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from manifest_lab import ids
+from manifest_lab import ids, manifest_rows
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora.layout_emotion import emotion_labels, session_numbers
@@ -22,7 +22,7 @@ def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Pat
     out = tmp_path / "data"
     results = prepare_manifest(manifests / "asr.tsv", out, ["pr", "asr"])
     assert [result.task for result in results] == ["asr", "pr"]
-    rows = {row["path"]: row for row in csv.DictReader((manifests / "asr.tsv").open(encoding="utf-8"), delimiter="\t")}
+    rows = manifest_rows(manifests / "asr.tsv")
     for task in ("pr", "asr"):
         config = yaml.safe_load((out / f"{task}.yaml").read_text())["downstream_expert"]
         tree = Path(config["corpus"]["path"] if task == "pr" else config["datarc"]["libri_root"])
@@ -58,7 +58,7 @@ def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Pat
 def test_sid_tree_split_file_and_speakers_agree(manifests: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     prepare_manifest(manifests / "sid.tsv", out, ["sid"])
-    rows = {row["path"]: row for row in csv.DictReader((manifests / "sid.tsv").open(), delimiter="\t")}
+    rows = manifest_rows(manifests / "sid.tsv")
     data = yaml.safe_load((out / "sid.yaml").read_text())["downstream_expert"]["datarc"]
     entries = [line.split() for line in Path(data["meta_data"]).read_text().splitlines()]
     speakers = dict(line.split("\t") for line in (out / "sid" / "speakers.tsv").read_text().splitlines()[1:])
@@ -79,7 +79,7 @@ def test_sid_tree_split_file_and_speakers_agree(manifests: Path, tmp_path: Path)
 def test_er_sessions_partition_the_corpus(manifests: Path, tmp_path: Path) -> None:
     out = tmp_path / "data"
     prepare_manifest(manifests / "er.tsv", out)
-    rows = {row["path"]: row for row in csv.DictReader((manifests / "er.tsv").open(), delimiter="\t")}
+    rows = manifest_rows(manifests / "er.tsv")
     data = yaml.safe_load((out / "er.yaml").read_text())["downstream_expert"]["datarc"]
     assert data["test_fold"] == "fold1"
     assert json.loads((out / "er" / "folds.json").read_text()) == ["fold1", "fold2", "fold3"]

@@ -65,3 +65,9 @@ def ids(folder: Path) -> dict[str, str]:
     """The task's utterance ids -> the paths of its manifest."""
     with (folder / "ids.tsv").open(encoding="utf-8") as stream:
         return {row["id"]: row["path"] for row in csv.DictReader(stream, delimiter="\t")}
+
+
+def manifest_rows(file: Path) -> dict[str, dict[str, str]]:
+    """A manifest's rows by their paths."""
+    with file.open(encoding="utf-8") as stream:
+        return {row["path"]: row for row in csv.DictReader(stream, delimiter="\t")}

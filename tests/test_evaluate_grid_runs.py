@@ -167,7 +167,8 @@ def test_a_small_grid_with_the_real_runner(tmp_path):
     import subprocess
 
     import yaml
-    from bridge_corpora import BIN, voxceleb
+    from bridge_corpora import voxceleb
+    from console import BIN
 
     from s3prl_ekd.compat.modules import ours
 

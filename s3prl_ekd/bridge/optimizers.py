@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
+from s3prl_ekd.bridge.adamw import step_at_once
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 
@@ -26,6 +27,8 @@ CHANGEABLE = ("lr", "betas", "eps", "warmup_proportion")
 def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) -> Callable[..., Any]:
     """s3prl's ``get_optimizer`` or ``get_scheduler``, with one line for a section that fits none of its functions.
 
+    ``AdamW_with_schedule`` updates all weights at once (:mod:`s3prl_ekd.bridge.adamw`).
+
     An optimizer that has made no step yet answers ``get_lr()`` with its rates at step 0, where s3prl's answer an empty
     list and the runner takes the first of it.
 
@@ -34,8 +37,8 @@ def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) 
         section: its key in the configuration: "optimizer" or "scheduler".
         source: tells the configuration's file, for messages.
 
-    Raises:
-        EkdError: (the function returned) no such name, or other arguments than it takes.
+    Returns:
+        A function of the same arguments; it raises EkdError for an unknown name, and for keys that it does not take.
     """
     build = inspect.unwrap(build)  # in a process that runs several commands, it is the last one's
     module = sys.modules[build.__module__]
@@ -57,6 +60,7 @@ def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) 
         if hasattr(built, "get_lr") and hasattr(built, "param_groups"):
             after_a_step = built.get_lr
             built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
+        step_at_once(built)
         if hasattr(built, "param_groups"):
             global _current
             _current = weakref.ref(built)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import yaml
-from console import BIN as BIN  # test_evaluate_grid.py imports it from here
 
 RATE = 16_000
 LEXICON = {"ONE": "W AH1 N", "TWO": "T UW1", "THREE": "TH R IY1", "FOUR": "F AO1 R"}

@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import common, distort, growth, kernels, memory, models, profile, step
+from benchmarks import common, distort, growth, kernels, memory, models, optimizer, profile, step
 from s3prl_ekd.environment import versions
 
 BENCHES = {
@@ -30,6 +30,7 @@ BENCHES = {
     "growth": growth.run,
     "profile": profile.run,
     "kernels": kernels.run,
+    "optimizer": optimizer.run,
 }
 
 

@@ -9,6 +9,8 @@ import torch
 from pretrain_lab import make_expert
 from trouble_checks import check_continued, check_nan, check_out_of_memory, check_precisions
 
+from s3prl_ekd.bridge.adamw import step_at_once
+from s3prl_ekd.compat.hub import register
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -56,13 +58,20 @@ def test_a_step_does_not_wait_for_the_device(lab: Path, precision: str) -> None:
     expert.device = "cuda"
     expert.to("cuda")
     batch = Batch(torch.randn(2, 32_000).pin_memory(), epoch=0, index=0)
+    register()
+    from s3prl.optimizers import get_optimizer
+
+    optimizer = get_optimizer([expert.model], 10, {"name": "AdamW_with_schedule", "lr": 1e-4})
+    assert step_at_once(optimizer)
     for step in (1, 2):  # allocations and the choice of kernels may wait, once
         loss, _ = expert(batch, records={}, global_step=step, log_step=10)
         loss.backward()
+        optimizer.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
         loss, _ = expert(batch, records={}, global_step=3, log_step=10)
         loss.backward()
+        optimizer.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(loss)

@@ -72,7 +72,7 @@ part_tests() {
 }
 
 part_bench() {
-  for bench in ${BENCHES:-step profile kernels teachers student memory growth data}; do
+  for bench in ${BENCHES:-step profile kernels optimizer teachers student memory growth data}; do
     local size=()
     [ $bench = growth ] && size=(--batch 6 --clip-seconds 3.9) # it goes up to four times of both
     "$python" -m benchmarks --bench $bench --device "$device" "${size[@]}" --json "$out/$bench.json" 2>&1 | tee "$out/$bench.log" | tail -n 12

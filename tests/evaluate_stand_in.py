@@ -41,6 +41,8 @@ if a.m == "train":
         if all(name in (None, own) for name, own in zip(names, [*key, out.name])): best = value
     gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "none")
     with (out.parent / "gpus.txt").open("a") as f: f.write(f"{gpu} {a.device}" + chr(10))
+    if (out.parent / "full").exists():
+        print("[Runner] - CUDA out of memory at step 1" + chr(10) + "[Runner] - CUDA out of memory at step 2")
     print(f"{split} {metric}: {best}")
     name = "states-2.ckpt" if a.d == "asr" else "dev-best.ckpt"
     shutil.copy(pathlib.Path(__file__).with_name("saved.ckpt"), out / name)

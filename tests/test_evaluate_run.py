@@ -61,6 +61,16 @@ def test_the_last_score_that_is_printed_counts_and_all_seconds(data, tmp_path, s
     assert result["per"] == pytest.approx(100 / 3) and result["seconds"] > 1000
 
 
+def test_batches_left_out_of_a_training_are_said(data, tmp_path, stand_in, board, caplog):
+    [one] = plan(data, tmp_path, ["sid"])
+    run_all([one], board)
+    assert "left out" not in caplog.text
+    (one.expdir.parent / "full").touch()
+    [other] = plan(data, tmp_path, ["asr"])
+    run_all([other], board)
+    assert "2 batches did not fit into the GPU's memory and were left out of training" in caplog.text
+
+
 def test_a_failure_names_the_log_and_then_continues(data, tmp_path, stand_in, board):
     broken = tmp_path / "out" / "runs" / "broken"
     broken.parent.mkdir(parents=True)

@@ -97,11 +97,14 @@ class BatchPlan(Sampler[BatchSpec]):
         ``crops`` on the grid: then all batches of a length have one size, the last one of an epoch aside. Each pair of
         size and length that comes for the first time costs a GPU about 0.25 s (choice of kernels).
         """
-        budget, cuts, start = float(self.batch_seconds or 0) * SAMPLE_RATE, [], 0
-        for position in range(1, len(crops)):
-            if (position - start + 1) * crops[start : position + 1].min() > budget:
+        budget = float(self.batch_seconds or 0) * SAMPLE_RATE
+        cuts: list[int] = []
+        size, shortest = 0, 0  # of the batch that is being filled
+        for position, crop in enumerate(crops.tolist()):
+            size, shortest = size + 1, min(shortest, crop) if size else crop
+            if size > 1 and size * shortest > budget:
                 cuts.append(position)
-                start = position
+                size, shortest = 1, crop
         return cuts
 
     def _spec(self, epoch: int, index: int, items: np.ndarray) -> BatchSpec:

@@ -68,9 +68,10 @@ def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkSe
         run.expdir.mkdir(parents=True, exist_ok=True)
         write_marker(run.expdir, marker)
         with board.phase(run.key, "train") as watch:
-            _, seconds = run_logged(
+            output, seconds = run_logged(
                 run.train_command(), run.expdir / "train.log", watch, environment, server, len(downstream_program())
             )
+        _warn_of_batches_left_out(run, output)
         marker.seconds += seconds
         marker.state = "trained"
         write_marker(run.expdir, marker)
@@ -79,6 +80,16 @@ def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkSe
     if marker.result is not None:
         return {key: marker.result[key] for key in Trained.__annotations__}
     return _trained(run, marker.seconds)
+
+
+def _warn_of_batches_left_out(run: Run, output: str) -> None:
+    """s3prl's runner goes on without a batch that does not fit; with neighbours on a GPU, which one is chance."""
+    count = output.count("[Runner] - CUDA out of memory")
+    if count:
+        log.warning(
+            "%s: %d batches did not fit into the GPU's memory and were left out of training (%s); run fewer side by "
+            "side (--jobs), or set a smaller batch size", run.key, count, run.expdir / "train.log",
+        )  # fmt: skip
 
 
 def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Result:

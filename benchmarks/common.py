@@ -68,7 +68,7 @@ def matmul_ceiling(device: str, dtype: torch.dtype, size: int | None = None) -> 
     """
     size = size or (8192 if device.startswith("cuda") else 2048)
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    multiply = onednn.product if onednn.serves(a, b) else torch.mm
+    multiply = onednn.product if onednn.supports(a, b) else torch.mm
     multiply(a, b)
     return 2 * size**3 / min(seconds(lambda: multiply(a, b), device) for _ in range(5))
 

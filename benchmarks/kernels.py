@@ -38,7 +38,7 @@ def run(options: Any) -> dict[str, Any]:
         kernels = [residual_norm, loss]
         if dtype != torch.float32:  # in which the other two are plain operators
             kernels += [gated_attention, feed_forward_gelu]
-    elif onednn.serves(*(torch.empty(0, dtype=dtype, device=options.device) for _ in range(2))):
+    elif onednn.supports(*(torch.empty(0, dtype=dtype, device=options.device) for _ in range(2))):
         kernels = [product, convolution_by_windows, convolution_as_image]
     else:
         return {"skipped": f"no kernels of ours on {options.device} in {options.precision}"}

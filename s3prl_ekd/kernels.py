@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
 
-def launchable(x: Tensor) -> bool:
+def can_launch(x: Tensor) -> bool:
     """A kernel may be launched on ``x`` here: it is on a GPU, and nobody records operators to run them later."""
     return x.is_cuda and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def tried(trial: Callable[[], Found], otherwise: str) -> Found | None:
+def try_kernel(trial: Callable[[], Found], otherwise: str) -> Found | None:
     """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises."""
     try:
         return trial()

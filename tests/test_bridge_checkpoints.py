@@ -20,7 +20,7 @@ def state(step: int) -> dict:
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path: Path) -> None:
-    keeper, path = checkpoints.Keeper(), tmp_path / "states-1.ckpt"
+    keeper, path = checkpoints.AtomicCheckpoints(), tmp_path / "states-1.ckpt"
     keeper.save(state(1), path)
     before = path.read_bytes()
     with pytest.raises(Exception, match="pickle|local object"):
@@ -39,7 +39,7 @@ class SmallDisk(io.FileIO):
 
 
 def test_a_full_disk_is_one_line_and_a_bug_stays_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keeper, path = checkpoints.Keeper(), tmp_path / "states-2.ckpt"
+    keeper, path = checkpoints.AtomicCheckpoints(), tmp_path / "states-2.ckpt"
     monkeypatch.setattr(checkpoints, "open", SmallDisk, raising=False)
     with pytest.raises(EkdError, match=r"states-2.ckpt: the checkpoint could not be written \(No space left on device"):
         keeper.save({str(index): torch.zeros(5_000) for index in range(9)}, path)
@@ -51,7 +51,7 @@ def test_a_full_disk_is_one_line_and_a_bug_stays_one(tmp_path: Path, monkeypatch
 
 
 def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) -> None:
-    keeper = checkpoints.Keeper()
+    keeper = checkpoints.AtomicCheckpoints()
     keeper.save(state(1), tmp_path / "states-1.ckpt")
     keeper.remove(tmp_path / "states-1.ckpt")  # max_keep: 1 removes before it writes
     assert (tmp_path / "states-1.ckpt").exists()

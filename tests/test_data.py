@@ -120,7 +120,7 @@ def test_a_file_that_breaks_during_training_is_skipped_and_named(tmp_path: Path)
         (tmp_path / f"{i}.wav").write_bytes(b"")
     spec = next(iter(plan))
     batch = CropDataset(table, plan)[spec]
-    assert batch.stands_in and batch.clips == 0 and len(batch.skipped) == 4
+    assert batch.is_placeholder and batch.clips == 0 and len(batch.skipped) == 4
     assert batch.wave.shape == (1, spec.samples) and not batch.wave.any()
 
 
@@ -130,7 +130,7 @@ def test_a_clip_that_its_csv_makes_longer_is_left_out_but_for_a_frame(tmp_path: 
     dataset = CropDataset(table, BatchPlan(table.samples, 1))
     for samples, kept in ((16_000, True), (16_320, True), (16_321, False)):  # of the 16,000 of 0.wav
         batch = dataset[BatchSpec(0, 0, (0,), (0,), samples)]
-        assert batch.wave.shape == (1, samples) and batch.stands_in is not kept
+        assert batch.wave.shape == (1, samples) and batch.is_placeholder is not kept
         assert torch.equal(batch.wave[0, :16_000], torch.full((16_000,), 0.01 if kept else 0.0))
         assert not batch.wave[0, 16_000:].any()
         assert [text.rpartition("/")[2] for text in batch.skipped] == (

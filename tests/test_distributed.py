@@ -23,7 +23,7 @@ from s3prl_ekd.bridge import downstream_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import World
 from s3prl_ekd.data.plan import BatchPlan
-from s3prl_ekd.data.shards import Dealt
+from s3prl_ekd.data.shards import ShardedPlan
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.torch_file import read_torch_file
@@ -117,7 +117,7 @@ def test_every_clip_of_a_batch_is_dealt_once(size: int) -> None:
     def plan() -> BatchPlan:
         return BatchPlan(range(4_000, 4_023), batch_size=7, seed=3)
 
-    shares = [list(Dealt(plan(), Ranks(rank, size))) for rank in range(size)]
+    shares = [list(ShardedPlan(plan(), Ranks(rank, size))) for rank in range(size)]
     whole = list(plan())
     assert all(len(share) == len(whole) for share in shares)  # no rank waits for a batch that others don't have
     for spec, dealt in zip(whole, zip(*shares, strict=True), strict=True):

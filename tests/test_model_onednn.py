@@ -223,14 +223,16 @@ class Quantised(Tensor):
 
 def test_where_it_is_not_used(anywhere: None, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = torch.ones(4, 8), torch.ones(8, 8)
-    assert onednn.serves(x, weight)
-    assert not onednn.serves(x.bfloat16(), weight.bfloat16()) and not onednn.serves(x.double(), weight.double())
-    assert not onednn.serves(x.to("meta"), weight.to("meta"))
-    assert not onednn.serves(x, weight.as_subclass(Quantised)) and not onednn.serves(x.as_subclass(Quantised), weight)
+    assert onednn.supports(x, weight)
+    assert not onednn.supports(x.bfloat16(), weight.bfloat16()) and not onednn.supports(x.double(), weight.double())
+    assert not onednn.supports(x.to("meta"), weight.to("meta"))
+    assert not onednn.supports(x, weight.as_subclass(Quantised)) and not onednn.supports(
+        x.as_subclass(Quantised), weight
+    )
     with torch.autocast("cpu", torch.bfloat16):
-        assert not onednn.serves(x, weight)
+        assert not onednn.supports(x, weight)
     with warnings.catch_warnings(action="ignore"), torch.backends.mkldnn.flags(enabled=False):  # it speaks of TF32
-        assert not onednn.serves(x, weight)
+        assert not onednn.supports(x, weight)
     layer = nn.Linear(8, 8)
     mapped = torch.func.vmap(lambda row: linear(layer, row))(torch.ones(5, 3, 8))
     assert close(mapped, layer(torch.ones(5, 3, 8)))

@@ -50,7 +50,7 @@ def test_a_constant_weight_is_normalised_once(monkeypatch: pytest.MonkeyPatch) -
     """And again for each precision, and where others are loaded."""
     encoder, x = random_encoder(TINY, seed=0), torch.randn(2, 30, TINY.width)
     conv = encoder.position
-    assert isinstance(conv, PositionalConv) and not conv.constant
+    assert isinstance(conv, PositionalConv) and not conv.frozen
     with torch.no_grad():
         expected = conv(x)
     FrozenTeachers({"one": encoder}, {"one": [1]})

@@ -104,7 +104,7 @@ def test_a_name_out_of_a_checkpoint_is_no_expression() -> None:
     def get_optimizer(target: object, total_steps: int, config: dict) -> None:
         raise AssertionError("was evaluated")
 
-    build = optimizers.checked(get_optimizer, "optimizer", lambda: "states-1.ckpt")
+    build = optimizers.with_clear_errors(get_optimizer, "optimizer", lambda: "states-1.ckpt")
     with pytest.raises(EkdError, match="states-1.ckpt: optimizer.name: '_x[(][)] or exit[(][)]' is none of"):
         build([], 1, {"name": "_x() or exit()"})
 

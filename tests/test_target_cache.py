@@ -61,7 +61,9 @@ def test_states_come_back_rounded_once(
     for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):  # not in the order of the file
         expected[windows] = states(samples, 2, seed=samples)
         cache.store(windows, cache.layout.pack(expected[windows], samples))
-    monkeypatch.setattr(target_cache, "hold", lambda *a: pytest.fail("a full cache needs no lock, hence no writing"))
+    monkeypatch.setattr(
+        target_cache, "lock_cache", lambda *a: pytest.fail("a full cache needs no lock, hence no writing")
+    )
     again = TargetCache(tmp_path, layout(precision), KEY)
     assert again.complete
     for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):
@@ -198,8 +200,8 @@ def test_a_run_may_read_some_teachers_and_layers_in_its_own_order(
 def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
     new_cache(tmp_path)
     code = (
-        "import sys, pathlib; from s3prl_ekd.data.target_folder import hold\n"
-        f"lock = hold(pathlib.Path({str(tmp_path)!r}), 'k'); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from s3prl_ekd.data.target_folder import lock_cache\n"
+        f"lock = lock_cache(pathlib.Path({str(tmp_path)!r}), 'k'); print('held', flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:

@@ -238,7 +238,9 @@ def test_teachers_are_loaded_once_for_all_that_was_mended(
     expert.cache._lock.close()
     stored = (tmp_path / "cache/targets.bin").read_bytes()
     if not writable:
-        monkeypatch.setattr(target_cache, "hold", lambda folder, key: target_folder.hold(folder / "nowhere", key))
+        monkeypatch.setattr(
+            target_cache, "lock_cache", lambda folder, key: target_folder.lock_cache(folder / "nowhere", key)
+        )
     expert = make_expert(lab, tmp_path / "cache")
     loads, load = [], expert.teachers.load
     expert.teachers.load = lambda: (loads.append(1), load())[1]

@@ -1,6 +1,6 @@
 """Ensemble knowledge distillation as an s3prl pretrain task (``run_pretrain.py -u ekd``).
 
-Thin: it adapts s3prl's contract (pretrain/runner.py) to the library.
+It puts the library's parts together and adapts them to s3prl's contract (pretrain/runner.py).
 audio -> batch -> (distort) -> student -> heads -> predictions; audio -> teachers -> targets;
 predictions, targets -> loss
 """
@@ -27,7 +27,7 @@ from s3prl_ekd.config import check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import read_lengths
-from s3prl_ekd.data.shards import Dealt
+from s3prl_ekd.data.shards import ShardedPlan
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
@@ -87,8 +87,8 @@ class UpstreamPretrainExpert(nn.Module):
         self.device = device
         distorter = Distorter(self.config.distortion, file) if self.config.distortion is not None else None
         cache = None if self.config.ekd.cache_targets is None else open_cache(self.config, plan, table, data)
-        deal = partial(Dealt, ranks=self.ranks) if self.ranks.size > 1 else None
-        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache, deal)
+        select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
+        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache, select)
         logger.info(
             "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
         )
@@ -137,7 +137,8 @@ class UpstreamPretrainExpert(nn.Module):
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
         heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
         share = self.ranks.share(data.clips, wave.device)
-        if data.stands_in if share is None else share.empty:
+        nothing_read = data.is_placeholder if share is None else share.empty
+        if nothing_read:
             return self._nothing_read(data, wave), records
         self._silent = 0
         targets = self.teachers(heard) if self.cache is None else self.teachers(heard, data)

@@ -25,7 +25,7 @@ class CheckpointError(EkdError):
     """A checkpoint that is missing, cut short, or of another kind than the command needs."""
 
 
-class Keeper:
+class AtomicCheckpoints:
     """``torch.save`` and ``os.remove`` for a runner, such that a readable checkpoint exists at every moment.
 
     s3prl's runners delete old checkpoints before they write the new one, straight into its final name: a kill in

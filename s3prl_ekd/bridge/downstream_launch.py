@@ -54,7 +54,7 @@ class _Downstream:
     def __init__(self, current: Run) -> None:
         self.current = current
         self.s3prl = s3prl_folder()
-        self.keeper = checkpoints.Keeper()
+        self.keeper = checkpoints.AtomicCheckpoints()
         self.args = Namespace()
         self.before: dict[str, Any] = {}  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of the optimizer of a run that goes on
@@ -88,8 +88,8 @@ class _Downstream:
         )
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.DDP = _ddp(runner.DDP)
-        runner.get_optimizer = optimizers.checked(runner.get_optimizer, "optimizer", self._source)
-        runner.get_scheduler = optimizers.checked(runner.get_scheduler, "scheduler", self._source)
+        runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", self._source)
+        runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", self._source)
         runner.Featurizer = _featurizer(runner.Featurizer)
         script.Runner = _runner(runner.Runner)
         _count_steps(runner)
@@ -117,7 +117,7 @@ class _Downstream:
         """Between s3prl's parser and s3prl's use of what it parsed."""
         self.args = args
         self.current.resumable = args.mode == "train"
-        if self.current.world.several and args.mode != "train":
+        if self.current.world.distributed and args.mode != "train":
             raise EkdError(f"-m {args.mode}: runs in one process; start it without torchrun")
         arguments.check_override(args.override)
         if args.init_ckpt is not None:

@@ -62,7 +62,7 @@ class Run:
             message = self._report(f"{error.filename or self.expdir}: {error.strerror}; what was saved is kept")
             status = 2
         except Exception:
-            if not self.world.several:
+            if not self.world.distributed:
                 raise
             status, message = 1, traceback.format_exc()
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -71,7 +71,8 @@ class Run:
         _close_bars()
         sys.stdout.flush()
         if message:
-            on_a_bar = status > 2 or not self.world.first  # the cursor stands at the end of rank 0's progress bar
+            # the cursor stands at the end of rank 0's progress bar
+            on_a_bar = status > 2 or not self.world.is_rank_zero
             sys.stderr.write(f"\n{message}\n" if on_a_bar else f"{message}\n")
         sys.stderr.flush()
         return status
@@ -108,7 +109,7 @@ class Run:
 
     def _report(self, text: str, elsewhere: bool = False) -> str:
         """The line of an error; empty where another rank has it already."""
-        if self.world.several:
+        if self.world.distributed:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the launcher's, for an error that another rank has met too
         text = text if elsewhere else f"{text}{self.world.where}"
         return f"error: {text}" if self.world.may_report(text) else ""
@@ -121,7 +122,7 @@ class Run:
         if "DataLoader worker" in str(error) and self._awaited():
             # A signal to the whole process group ends the data workers first; torch reports that as this error.
             return self._farewell()
-        if not self.world.several:
+        if not self.world.distributed:
             raise error
         if not lost_peer(error):
             return 1, traceback.format_exc()
@@ -142,12 +143,12 @@ class Run:
     def _farewell(self) -> tuple[int, str]:
         number = self.signal or signal.SIGINT
         name = signal.Signals(number).name
-        if not self.world.first:
+        if not self.world.is_rank_zero:
             return 128 + number, ""
         if not self.resumable:
             return 128 + number, f"stopped by {name}"
         again = self.argv if "-a" in self.argv or "--auto_resume" in self.argv else [*self.argv, "-a"]
-        command = ("torchrun ... " if self.world.several else "") + shlex.join([Path(sys.argv[0]).name, *again])
+        command = ("torchrun ... " if self.world.distributed else "") + shlex.join([Path(sys.argv[0]).name, *again])
         saved = self.expdir is not None and any(self.expdir.glob("states-*.ckpt"))
         if not saved:
             return 128 + number, f"stopped by {name} before the first checkpoint; start again with: {command}"

@@ -41,7 +41,7 @@ def run_pretrain() -> int:
 
         pretrain_launch.run(argv, current)
 
-    return leave(current.execute(body), hard=current.world.several)
+    return leave(current.execute(body), hard=current.world.distributed)
 
 
 def run_downstream() -> int:
@@ -53,7 +53,7 @@ def run_downstream() -> int:
 
         downstream_launch.run(argv, current)
 
-    return leave(current.execute(body), hard=current.world.several)
+    return leave(current.execute(body), hard=current.world.distributed)
 
 
 if __name__ == "__main__":  # python -m s3prl_ekd.bridge.launch run_downstream ..., where the scripts' folder is unknown

@@ -24,7 +24,7 @@ CHANGEABLE = ("lr", "betas", "eps", "warmup_proportion")
 """Keys of ``optimizer`` that ``-o`` may give another value in a run that goes on."""
 
 
-def checked(build: Callable[..., Any], section: str, source: Callable[[], str]) -> Callable[..., Any]:
+def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[[], str]) -> Callable[..., Any]:
     """s3prl's ``get_optimizer`` or ``get_scheduler``, with one line for a section that fits none of its functions.
 
     ``AdamW_with_schedule`` updates all weights at once (:mod:`s3prl_ekd.bridge.adamw`).

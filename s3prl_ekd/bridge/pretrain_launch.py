@@ -62,7 +62,7 @@ class _Pretraining:
         self.s3prl = s3prl_folder()
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(ours("pretrain"))
-        self.keeper = checkpoints.Keeper()
+        self.keeper = checkpoints.AtomicCheckpoints()
         self.explicit: dict[str, Any] = {}
         self.source = "config_runner.yaml"  # where the runner config came from, for messages
         self.config: dict[str, Any] = {}
@@ -114,10 +114,10 @@ class _Pretraining:
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)
         runner.math = ModuleProxy(math, isnan=self._no_step)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
-        runner.get_optimizer = optimizers.checked(runner.get_optimizer, "optimizer", lambda: self.source)
-        runner.get_scheduler = optimizers.checked(runner.get_scheduler, "scheduler", lambda: self.source)
+        runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
+        runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)
         script.Runner = self._runner(runner.Runner)
-        if self.world.several:
+        if self.world.distributed:
             self._for_ranks(runner)
         return script
 
@@ -141,9 +141,9 @@ class _Pretraining:
                 return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
 
             def _get_upstream(self) -> Any:
-                if not launched.world.several:
+                if not launched.world.distributed:
                     return super()._get_upstream()
-                with launched.world.one_before_the_others():
+                with launched.world.local_rank_zero_first():
                     return super()._get_upstream()
 
             def train(self) -> None:
@@ -158,7 +158,7 @@ class _Pretraining:
     def _for_ranks(self, runner: ModuleType) -> None:
         """What the runner does in every rank, but only one may do, or none."""
         runner.torch.cuda.empty_cache = self._out_of_memory
-        if not self.world.first:
+        if not self.world.is_rank_zero:
             ranks.mute(runner)
             runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
 
@@ -176,7 +176,7 @@ class _Pretraining:
 
     def _copyfile(self, source: str, target: str) -> None:
         # `-g EXPDIR/config_model.yaml -p EXPDIR` copies a file onto itself
-        if self.world.first and Path(source).resolve() != Path(target).resolve():
+        if self.world.is_rank_zero and Path(source).resolve() != Path(target).resolve():
             shutil.copyfile(source, target)
 
     # ------------------------------------------------------------------------------------------------- arguments
@@ -281,7 +281,7 @@ class _Pretraining:
         if args.init_ckpt is not None:
             find_device(args.device)
             self._prepare(args.upstream)
-        if self.world.several and args.upstream not in self.our_tasks:
+        if self.world.distributed and args.upstream not in self.our_tasks:
             raise EkdError(f"-u {args.upstream}: this task of s3prl trains in one process; start it without torchrun")
         if args.multi_gpu and args.upstream in self.our_tasks:
             raise EkdError(f"--multi_gpu would cut waveforms along time; use {ranks.TORCHRUN} (docs/scale_out.md)")

@@ -38,11 +38,11 @@ class World:
         self.store: Any = None
 
     @property
-    def several(self) -> bool:
+    def distributed(self) -> bool:
         return self.size > 1
 
     @property
-    def first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether files, messages and the progress bar are this process's."""
         return self.rank == 0
 
@@ -55,11 +55,11 @@ class World:
         for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "GROUP_RANK"):
             if not os.environ.get(name, "0").isdigit():
                 raise EkdError(f"{name}={os.environ[name]}: expected a whole number, as torchrun sets it")
-        if not self.several:
+        if not self.distributed:
             return
         import torch.distributed as dist
 
-        if not self.first:
+        if not self.is_rank_zero:
             sys.stdout = open(os.devnull, "w")  # s3prl prints as if it were alone
             warnings.simplefilter("ignore")
         try:
@@ -78,7 +78,7 @@ class World:
         Raises:
             EkdError: the machine has fewer GPUs than ranks, or ``device`` names one GPU for all.
         """
-        if not self.several:
+        if not self.distributed:
             return
         backend = "gloo"
         if device.startswith("cuda"):
@@ -100,7 +100,7 @@ class World:
 
         known: dict[str, Any] = {}
         if self.store is not None:
-            self._meet("start")
+            self._barrier("start")
             known = {"store": self.store, "rank": self.rank, "world_size": self.size}
         dist.init_process_group(backend, timeout=timeout, **known)
 
@@ -116,10 +116,10 @@ class World:
 
     def may_report(self, text: str) -> bool:
         """Leave an error for the other ranks to find; whether it is to be printed here: once on each node."""
-        if not self.several:
+        if not self.distributed:
             return True
         if self.store is None:
-            return self.first
+            return self.is_rank_zero
         if self.local_rank > 0:
             time.sleep(1.0)  # what all ranks meet, such as a mistake in a config, is the first rank's to say
         try:
@@ -127,14 +127,14 @@ class World:
             mine = self.store.add(f"reported/{self.node}", 1) == 1
         except RuntimeError:  # the launcher is gone
             return True
-        if self.first and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if self.is_rank_zero and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             time.sleep(2.0)  # without torchrun the store ends with this process
         return mine
 
     @property
     def where(self) -> str:
         """For messages: empty on the first rank, else " (rank 3 on HOST)"."""
-        return "" if self.first else f" (rank {self.rank} on {socket.gethostname()})"
+        return "" if self.is_rank_zero else f" (rank {self.rank} on {socket.gethostname()})"
 
     def agree(self, what: str, value: str) -> None:
         """See that this rank found the same as the first one.
@@ -142,9 +142,9 @@ class World:
         Raises:
             EkdError: it did not.
         """
-        if not self.several:
+        if not self.distributed:
             return
-        if self.first:
+        if self.is_rank_zero:
             self.store.set(what, value)
             return
         self._await(what)
@@ -156,9 +156,9 @@ class World:
             )
 
     @contextmanager
-    def one_before_the_others(self) -> Iterator[None]:
+    def local_rank_zero_first(self) -> Iterator[None]:
         """On each node one rank goes first, then its neighbours: what it downloads, they find. All end together."""
-        if not self.several:
+        if not self.distributed:
             yield
             return
         key = f"went_first/{self.node}"
@@ -167,9 +167,9 @@ class World:
         yield
         if self.local_rank == 0:
             self.store.set(key, "1")
-        self._meet("loaded")
+        self._barrier("loaded")
 
-    def _meet(self, place: str) -> None:
+    def _barrier(self, place: str) -> None:
         """Wait for all ranks, where an exchange would wait for ever for one that has failed already."""
         if self.store.add(f"{place}/arrived", 1) == self.size:
             self.store.set(f"{place}/all", "1")

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LACKING = BatchPlan.FRAME
-"""Samples that a clip may lack, and get as zeros: resampling may end early. A CSV that promises more is wrong."""
+"""Longest end of a clip, in samples, that may be missing and is filled with zeros: resampling may end early."""
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Batch:
     unread: tuple[int, ...] = ()
     targets: Tensor | None = None
     """(B, R) targets from the cache, where all of them are there (target_layout.py)."""
-    stands_in: bool = False
+    is_placeholder: bool = False
     """No clip of the batch, or of a rank's share of it, could be read: silence, which weighs nothing."""
 
     @property
     def clips(self) -> int:
         """Clips to learn from."""
-        return 0 if self.stands_in else len(self.wave)
+        return 0 if self.is_placeholder else len(self.wave)
 
     @property
     def teacher_wave(self) -> Tensor:
@@ -123,7 +123,7 @@ class CropDataset(Dataset[Batch]):
                 heard_by_teachers.append(teacher_wave)
         if not waves:
             silence = torch.zeros(1, spec.samples)
-            return Batch(silence, spec.epoch, spec.index, skipped, unread=spec.windows, stands_in=True)
+            return Batch(silence, spec.epoch, spec.index, skipped, unread=spec.windows, is_placeholder=True)
         batch = Batch(waves.tensor(), spec.epoch, spec.index, skipped)
         if two_hearings:
             batch.distinct_teacher_wave = heard_by_teachers.tensor()
@@ -156,11 +156,11 @@ def make_loader(
     sequence_length: int,
     distorter: Distorter | None = None,
     cache: TargetCache | None = None,
-    deal: Callable[[BatchPlan], Iterable[BatchSpec]] | None = None,
+    select: Callable[[BatchPlan], Iterable[BatchSpec]] | None = None,
 ) -> tuple[TimedLoader, BatchPlan]:
     """The DataLoader for s3prl's loop, and the plan that it follows.
 
-    With a target cache it is the plan of its windows; ``deal`` picks some of the batches, or a rank's share of each.
+    With a target cache it is the plan of its windows; ``select`` picks some of the batches, or a rank's share of each.
     """
     if cache is None:
         plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
@@ -169,7 +169,7 @@ def make_loader(
     loader = TimedLoader(
         CropDataset(table, plan, distorter, cache),
         batch_size=None,  # the dataset makes whole batches
-        sampler=plan if deal is None else deal(plan),
+        sampler=plan if select is None else select(plan),
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=config.num_workers > 0,

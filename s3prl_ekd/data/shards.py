@@ -15,7 +15,7 @@ from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.distributed import Ranks
 
 
-class Dealt(Sampler[BatchSpec]):
+class ShardedPlan(Sampler[BatchSpec]):
     """One rank's clips of every batch of a plan: as many batches on every rank, so that none waits for another.
 
     Args:
@@ -31,10 +31,10 @@ class Dealt(Sampler[BatchSpec]):
 
     def __iter__(self) -> Iterator[BatchSpec]:
         for spec in self.plan:
-            yield deal(spec, self.ranks)
+            yield shard(spec, self.ranks)
 
 
-def deal(spec: BatchSpec, ranks: Ranks) -> BatchSpec:
+def shard(spec: BatchSpec, ranks: Ranks) -> BatchSpec:
     """Clips r, r + W, r + 2W, ... of a batch for rank r of W: shares differ by one clip at most, and may be empty."""
     own = slice(ranks.rank, None, ranks.size)
     return replace(spec, items=spec.items[own], starts=spec.starts[own])

@@ -31,7 +31,7 @@ from s3prl_ekd.data.target_folder import (
     UNREADABLE,
     WINDOWS,
     check_space,
-    hold,
+    lock_cache,
     row_sizes,
 )
 from s3prl_ekd.data.target_layout import TargetLayout
@@ -50,7 +50,7 @@ class TargetCache:
         folder: of a cache that is there; :func:`target_folder.create` makes one.
         layout: what a row holds.
         key: the configuration key, for messages.
-        lock: of :func:`hold`, where it was taken already.
+        lock: of :func:`lock_cache`, where it was taken already.
         wanted: what is read of each row: teachers and layers of ``layout`` in any order; None: all of it.
 
     Raises:
@@ -85,7 +85,7 @@ class TargetCache:
         self._lock = lock
         self._read_only = False  # found out when there is something to store
         if not self.complete:
-            self._lock = lock or hold(folder, key)
+            self._lock = lock or lock_cache(folder, key)
             check_space(folder, int(sizes[self.state == MISSING].sum()), key)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class TargetCache:
         """Whether rows may be stored. A cache that was full when it was opened is locked only now, if it can be."""
         if self._lock is None and not self._read_only:
             try:
-                self._lock = hold(self.folder, self.key)
+                self._lock = lock_cache(self.folder, self.key)
             except EkdError as error:
                 logger.warning("[ekd] %s: targets of audio that became readable are not stored", error)
                 self._read_only = True

@@ -82,7 +82,7 @@ def _part(row: Mapping[str, Any]) -> TeacherPart:
     return TeacherPart(str(row["teacher"]), layers, int(row["width"]), frames.__getitem__, tuple(frames))
 
 
-def hold(folder: Path, key: str) -> BinaryIO:
+def lock_cache(folder: Path, key: str) -> BinaryIO:
     """The lock of the one run that fills a cache: two would see rows change under them. Kept while the file is open.
 
     A POSIX lock: data workers do not inherit it, so that none which outlives a killed run can keep it.

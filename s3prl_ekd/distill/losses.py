@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s3prl_ekd.kernels import launchable, tried
+from s3prl_ekd.kernels import can_launch, try_kernel
 
 Terms = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 _EPS = 1e-8  # shortest length of a frame in its cosine, as in torch's
@@ -61,7 +61,7 @@ def _frame_losses(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def fused_terms(prediction: Tensor, target: Tensor) -> Terms | None:
     """:func:`l1_and_cosine` as kernels (``triton_losses.py``), where they compute what is asked for and Triton runs."""
     for x in (prediction, target):
-        if not launchable(x) or x.dtype == torch.float64 or not x.is_floating_point() or x.stride(3) != 1:
+        if not can_launch(x) or x.dtype == torch.float64 or not x.is_floating_point() or x.stride(3) != 1:
             return None
     return _fused_terms()
 
@@ -79,7 +79,7 @@ def _fused_terms() -> Terms | None:
             (l1 + cosine).sum().backward()
         return FusedL1AndCosine.apply
 
-    return tried(trial, "no kernels for the loss, training is some per cent slower")
+    return try_kernel(trial, "no kernels for the loss, training is some per cent slower")
 
 
 def l1_and_cosine(prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:

@@ -62,7 +62,7 @@ class Objective(nn.Module):
         self.register_buffer("weights", torch.tensor(weights), persistent=False)  # (heads of all sets,)
         self.dropping = config.teacher_dropping
         self.balancer = Balancer(self.weights.clone(), config.balance.decay) if config.balance is not None else None
-        self.papers = not config.weights and self.dropping is None and self.balancer is None
+        self.unweighted = not config.weights and self.dropping is None and self.balancer is None
 
     def forward(
         self,
@@ -110,7 +110,7 @@ class Objective(nn.Module):
             factors = self.balancer(gradients)
             shares, gradients = shares * factors, gradients * factors
         # the paper's mean in its own order of summation, so that it stays what it is to the last bit
-        loss = mean_over_heads(raw, self.cosine_weight) if self.papers else (shares * torch.cat(totals)).sum()
+        loss = mean_over_heads(raw, self.cosine_weight) if self.unweighted else (shares * torch.cat(totals)).sum()
         return loss, self._log_values(raw, torch.cat(norms), gradients, share) if log else None
 
     def resume(self, state: Mapping[str, Any]) -> None:

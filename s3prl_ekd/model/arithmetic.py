@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s3prl_ekd.kernels import launchable, tried
+from s3prl_ekd.kernels import can_launch, try_kernel
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -48,7 +48,7 @@ def add_layer_norm(norm: nn.LayerNorm, x: Tensor, y: Tensor) -> Tensor:
 
 def fused_kernels(x: Tensor) -> ModuleType | None:
     """``triton_kernels`` where it computes what is asked for: on a GPU, without gradients, with a working Triton."""
-    return _triton_kernels() if launchable(x) and not torch.is_grad_enabled() else None
+    return _triton_kernels() if can_launch(x) and not torch.is_grad_enabled() else None
 
 
 @cache
@@ -62,7 +62,7 @@ def _triton_kernels() -> ModuleType | None:
         triton_kernels.add_layer_norm(one, one, one[0], one[0], 1e-5)
         return triton_kernels
 
-    return tried(trial, "no fused kernels, some per cent slower")
+    return try_kernel(trial, "no fused kernels, some per cent slower")
 
 
 def gated_attention_kernel(query: Tensor) -> Callable[..., Tensor] | None:
@@ -89,7 +89,7 @@ def _gated_attention(dtype: torch.dtype, width: int, device: torch.device) -> Ca
         gated_attention(one, one, one, one[..., 0], torch.ones(1, 2 * frames - 1, device=device))
         return gated_attention
 
-    return tried(trial, "no kernel for gated attention, WavLM is slower")
+    return try_kernel(trial, "no kernel for gated attention, WavLM is slower")
 
 
 @contextmanager

@@ -16,13 +16,13 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from s3prl_ekd.kernels import tried
+from s3prl_ekd.kernels import try_kernel
 
 _LEAST = 2**21  # multiply-accumulates
 _VENDORS = ("AuthenticAMD", "HygonGenuine")
 
 
-def serves(x: Tensor, weight: Tensor) -> bool:
+def supports(x: Tensor, weight: Tensor) -> bool:
     """Whether products of these two belong here: by processor, type and mode, whatever their size."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():
         return False  # asked first: a graph must not contain the questions that follow
@@ -35,7 +35,7 @@ def serves(x: Tensor, weight: Tensor) -> bool:
 
 def is_faster(x: Tensor, weight: Tensor, multiplications: int) -> bool:
     """Whether this module serves the two, and a product of so many multiply-accumulates is worth its start."""
-    return multiplications >= _LEAST and serves(x, weight)
+    return multiplications >= _LEAST and supports(x, weight)
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -96,7 +96,7 @@ def _runs() -> bool:
     if not _mkl_is_slow():
         return False
     one = torch.ones(2, 2, dtype=torch.float32, device="cpu")
-    return tried(lambda: product(one, one), "no products by oneDNN, fp32 on this CPU is slower") is not None
+    return try_kernel(lambda: product(one, one), "no products by oneDNN, fp32 on this CPU is slower") is not None
 
 
 def _count_operations() -> None:

@@ -31,11 +31,12 @@ class PositionalConv(nn.Module):
         nn.init.normal_(self.v, std=math.sqrt(4.0 / (kernel * shape.width)))
         self.g = nn.Parameter(self.v.detach().norm(dim=(0, 1)))
         self.bias = nn.Parameter(torch.zeros(shape.width))
-        self.constant = False
+        self.frozen = False
         """Whether the weights stay what they are: then what follows from them is kept, 19 MB read and written a pass.
 
-        To be said by who holds them, for torch can't tell: s3prl's optimizers, torch's fused ones and ``.data`` change
-        a weight without a trace. A move to another device or precision is seen.
+        Set by the owner (:class:`~s3prl_ekd.teachers.ensemble.FrozenTeachers`), for torch can't tell: s3prl's
+        optimizers, torch's fused ones and ``.data`` change a weight without a trace. A move to another device or
+        precision is seen.
         """
         self._kept: tuple[tuple, Tensor, Tensor | None] | None = None  # (what they were made of, weight, band)
 
@@ -45,8 +46,8 @@ class PositionalConv(nn.Module):
         return F.gelu(grouped_conv(x, weight, self.bias.to(x.dtype), self.groups, band))
 
     def _weight(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """(D, D / groups, k), in ``dtype``; of constant weights on a GPU its band as well."""
-        if not self.constant or torch.compiler.is_compiling():
+        """(D, D / groups, k), in ``dtype``; of frozen weights on a GPU its band as well."""
+        if not self.frozen or torch.compiler.is_compiling():
             return self._normalised().to(dtype), None
         made_of = [(p.data_ptr(), p.dtype, p.device) for p in (self.v, self.g)]
         key = (*made_of, dtype, torch.is_inference_mode_enabled())

@@ -38,7 +38,7 @@ def strided_conv(x: Tensor, weight: Tensor, bias: Tensor | None, stride: int) ->
         own convolution computes: without gradients on a GPU, or on a CPU where oneDNN serves.
     """
     # whatever the size: the next convolution, a smaller one, gets N' rows, and the other ways need a multiple of s
-    if not torch.is_grad_enabled() and (x.is_cuda or onednn.serves(x, weight)):
+    if not torch.is_grad_enabled() and (x.is_cuda or onednn.supports(x, weight)):
         return _as_image(x, weight, bias, stride)
     taps = as_matrix(weight)
     windows = x.shape[0] * x.shape[1] // stride

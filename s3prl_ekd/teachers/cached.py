@@ -105,7 +105,7 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
         windows = cut_windows(table.samples, config.task.sequence_length, data.train_batch_size, data.batch_seconds)
         size = int(target_folder.row_sizes(windows, layout).sum())
         target_folder.check_folder(folder, size, key)
-        lock = target_folder.hold(folder, key)
+        lock = target_folder.lock_cache(folder, key)
         there = target_folder.read_index(folder, key)  # another run may have made it meanwhile
     if there is None:
         target_folder.create(folder, windows, layout, fingerprint(config, plan, table, data, download=True), key)
@@ -128,7 +128,7 @@ def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data:
 
 
 def _same_states(there: Sequence[TeacherPart], wanted: TargetLayout, where: str) -> None:
-    """Refuse states of another size: weights that are not downloaded can't be compared, and their names may mislead."""
+    """Refuse states of another size, which is all that can be compared while the weights are not downloaded."""
     known = {part.name: part for part in there}
     for part in wanted.parts:
         old = known[part.name]

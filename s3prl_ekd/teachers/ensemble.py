@@ -62,7 +62,7 @@ class FrozenTeachers(nn.Module):
         self.tap = tap
         for module in self.modules():
             if isinstance(module, PositionalConv):
-                module.constant = True
+                module.frozen = True
         for name, encoder in self.encoders.items() if tap == "ffn" else ():
             if not isinstance(encoder, Encoder):
                 raise EkdError(

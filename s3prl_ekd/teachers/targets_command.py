@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         return [spec for spec in plan if not cache.stored(spec.windows).all()]
 
     # no distorter: the teachers hear clean audio wherever targets are kept
-    loader, _ = make_loader(table, data, config.task.sequence_length, cache=cache, deal=waiting)
+    loader, _ = make_loader(table, data, config.task.sequence_length, cache=cache, select=waiting)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     unread: list[str] = []
     try:

@@ -75,7 +75,7 @@ def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
     loader, micro, records = expert.get_train_dataloader(), 0, {}
     while step < case.steps:
         for batch in loader:
-            stand_ins += batch.stands_in
+            stand_ins += batch.is_placeholder
             records = {} if micro % case.accumulate == 0 else records  # the runner's, of a whole step
             loss, records = expert(batch, records=records, global_step=step + 1, log_step=1)
             (loss / case.accumulate).backward()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from s3prl_ekd.student_checkpoint import load_student
     from s3prl_ekd.teachers.build import load_teacher
     from s3prl_ekd.teachers.ensemble import FrozenTeachers
+    from s3prl_ekd.torch_file import read_torch_file
 
 _MODULES = {
     "Encoder": "model.encoder",
@@ -43,6 +44,7 @@ _MODULES = {
     "load_model_config": "config",
     "load_student": "student_checkpoint",
     "load_teacher": "teachers.build",
+    "read_torch_file": "torch_file",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "load_model_config",
     "load_student",
     "load_teacher",
+    "read_torch_file",
     "register",
 ]
 

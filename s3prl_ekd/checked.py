@@ -23,10 +23,27 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML without silent losses: a key that stands twice in a mapping is an error; YAML takes the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, or an error that names the file and line."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.load(path.read_text(), Loader=_UniqueKeys)  # a SafeLoader
     except FileNotFoundError as error:
         raise EkdError(f"{path}: no such configuration file") from error
     except (OSError, UnicodeDecodeError) as error:
@@ -40,8 +57,28 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_values(model: type[BaseModel], values: dict[str, Any], file: str, prefix: str = "") -> Any:
-    """``values`` as a ``model``, or an EkdError that names the file, the first wrong key and what was expected."""
+def check_values(
+    model: type[BaseModel],
+    values: dict[str, Any],
+    file: str,
+    prefix: str = "",
+    elsewhere: Mapping[str, str] | None = None,
+) -> Any:
+    """``values`` as a ``model``.
+
+    Args:
+        model: what is expected.
+        values: what was read.
+        file: where from, for messages.
+        prefix: the key of ``values`` in that file.
+        elsewhere: sections that are known, but belong into another file -> that file.
+
+    Raises:
+        EkdError: names the file, the first wrong key and what was expected.
+    """
+    for key in values:
+        if key in (elsewhere or {}) and key not in model.model_fields:
+            raise EkdError(f"{file}: {key}: belongs into {elsewhere[key]}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -63,6 +100,8 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) ->
         reason = str(problem["ctx"]["error"])
         return f"{key}: {reason}" if key else reason
     value = problem["input"]
+    if problem["type"] == "too_short":
+        return f"{key}: expected {problem['ctx']['min_length']} or more, found {value!r}"
     if as_number(value) is not None:
         return f"{key}: {value!r} is text to YAML; write {as_number(value)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]

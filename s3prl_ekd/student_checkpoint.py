@@ -7,7 +7,7 @@ A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT) is rea
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,8 @@ def newest_checkpoint(path: str | Path) -> Path:
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """The ``EKD`` part of a checkpoint (a file, or a folder's newest), or its like from a transformers folder.
 
+    A downstream checkpoint of ``-u ekd_student -f`` gives the fine-tuned student.
+
     Raises:
         EkdError: unreadable, or the checkpoint of another model.
     """
@@ -86,6 +88,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         return _read_transformers(file)
     states = read_torch_file(file)
     part = states.get(CHECKPOINT_KEY)
+    if part is None and _is_fine_tuned(states):
+        return _read_fine_tuned(file, states)
     if part is None:
         keys = ", ".join(map(str, list(states)[:6]))
         raise EkdError(f"{file}: not a checkpoint of `run_pretrain.py -u ekd` (it holds {keys}, no {CHECKPOINT_KEY!r})")
@@ -98,6 +102,29 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             what = f"is a {type(part[key]).__name__}" if key in part else "is missing"
             raise EkdError(f"{file}: damaged student checkpoint: {CHECKPOINT_KEY}.{key} {what}")
     return part
+
+
+def _is_fine_tuned(states: Mapping[str, Any]) -> bool:
+    """Whether these are the states of a downstream run that trained a student too (``-f``)."""
+    upstream = getattr(states.get("Args"), "upstream", None)
+    return isinstance(states.get("Upstream"), Mapping) and str(upstream).startswith("ekd_student")
+
+
+def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
+    """The student that a downstream run began with, with the weights that it has there now; no heads.
+
+    Raises:
+        EkdError: the run began with an untrained student, or its checkpoint is gone.
+    """
+    start = getattr(states["Args"], "upstream_ckpt", None)
+    if start is None or not Path(start).exists():
+        raise EkdError(f"{file}: a fine-tuned student; the checkpoint that it began with, {start}, is not there")
+    weights = {
+        name.removeprefix("encoder."): value
+        for name, value in states["Upstream"].items()
+        if name.startswith("encoder.")
+    }
+    return read_checkpoint(start) | {"encoder": weights, "heads": {}, "head_sets": []}
 
 
 def _read_transformers(folder: Path) -> dict[str, Any]:
@@ -117,7 +144,10 @@ def is_student(path: str | Path) -> bool:
     """Whether this is a checkpoint of ours; a transformers folder is not, other upstreams read those too."""
     try:
         file = newest_checkpoint(path)
-        return file.is_file() and CHECKPOINT_KEY in read_torch_file(file, mmap=True)
+        if file.is_dir():
+            return False
+        states = read_torch_file(file, mmap=True)
+        return CHECKPOINT_KEY in states or _is_fine_tuned(states)
     except EkdError:
         return False
 

@@ -103,6 +103,10 @@ MODEL_MISTAKES = {
     "distortion.additive.weights.clean: input should be a finite number": (
         "distortion", "additive", {"weights": {"clean": float("nan")}}
     ),
+    "optimizer: belongs into config_runner.yaml (-c)": ("optimizer", "lr", 1.0),
+    "ekd.teachers[0].name: expected letters, digits and underscores, a letter first, found 'my-hubert'": (
+        "ekd", "teachers", [{"name": "my-hubert", "source": "b"}]
+    ),
     "ekd.cosine_weight: '1e-1' is text to YAML; write 1.0e-1": ("ekd", "cosine_weight", "1e-1"),
 }  # fmt: skip
 
@@ -197,9 +201,10 @@ def test_runner_mistakes_name_file_and_key() -> None:
         ("runner.total_step: unknown key; did you mean total_steps", ("runner", "total_step"), 1),
         ("runner: save_step: 10000 must be below total_steps: 100", ("runner", "total_steps"), 100),
         ("optimizer.lr: '2e-4' is text to YAML; write 2.0e-4", ("optimizer", "lr"), "2e-4"),
-        ("pretrain_expert.datarc.sets: list should have at least 1 item", ("pretrain_expert", "datarc", "sets"), []),
+        ("pretrain_expert.datarc.sets: expected 1 or more, found []", ("pretrain_expert", "datarc", "sets"), []),
         ("datarc: sets: 'a' is named twice", ("pretrain_expert", "datarc", "sets"), ["a", "a"]),
         ("datarc.seed: input should be greater than or equal to 0", ("pretrain_expert", "datarc", "seed"), -1),
+        ("ekd: belongs into config_model.yaml (-g), which -o does not reach", ("ekd",), {}),
         ("optimizer.lr: input should be a finite number", ("optimizer", "lr"), float("inf")),
         ("optimizer.name: input should be 'AdamW_with_schedule', ", ("optimizer", "name"), "Adamm"),
         ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", ("optimizer", "warmup"), 0.1),
@@ -229,9 +234,26 @@ def test_what_torchs_own_optimizers_take_is_theirs() -> None:
     assert check_runner_config(values, "my.yaml").optimizer.model_extra["momentum"] == 0.9
 
 
+def test_other_teachers_do_not_start_the_student_from_one_of_the_base(tmp_path: Path) -> None:
+    """It would be downloaded for that, and the student would not be what its file says."""
+    file = tmp_path / "mine.yaml"
+    values = {"base": "config_model.yaml", "ekd": {"teachers": [{"name": "wavlm", "source": "random:wavlm_base"}]}}
+    file.write_text(yaml.safe_dump(values))
+    message = rf"^{file}: ekd.initialise_from: 'hubert', as config_model.yaml has it, is none of .*\(wavlm\)"
+    with pytest.raises(EkdError, match=message):
+        load_model_config(file)
+    for start in ("wavlm", None, "embedded:tiny_hubert"):
+        values["ekd"]["initialise_from"] = start
+        file.write_text(yaml.safe_dump(values))
+        assert load_model_config(file).ekd.initialise_from == start
+
+
 def test_files_that_are_no_yaml(tmp_path: Path) -> None:
     for name, text, expected in (("a.yaml", "a: [", "line"), ("b.yaml", "- 1", "expected a mapping"),
-                                 ("c.yaml", "base: nothing.yaml", "base: no file 'nothing.yaml'")):  # fmt: skip
+                                 ("c.yaml", "base: nothing.yaml", "base: no file 'nothing.yaml'"),
+                                 ("d.yaml", "base: d.yaml", "base: 'd.yaml' is this file, or one that starts from it"),
+                                 ("e.yaml", "ekd: {mode: a}\nekd: {}", "e.yaml: line 2 .*key 'ekd' stands there twice"),
+                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' stands there twice")):  # fmt: skip
         (tmp_path / name).write_text(text)
         with pytest.raises(EkdError, match=expected):
             load_model_config(tmp_path / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 import trouble_lab
 import yaml
 from console import check_mistakes
+from pretrain_lab import final_weights, run
 
 from s3prl_ekd.bridge import optimizers
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.student_checkpoint import newest_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
@@ -116,3 +119,31 @@ def test_a_schedule_goes_on_at_its_own_rate() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.0
     assert optimizers.go_on(scheduler, optimizer) is scheduler
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.6)
+
+
+@pytest.mark.slow
+def test_the_folder_holds_what_was_run(lab: Path, tmp_path: Path) -> None:
+    """``base``, ``-o`` and relative paths resolved: both files alone make the same run again, also from elsewhere."""
+    model = yaml.safe_load((lab / "model.yaml").read_text())
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "cfg/base.yaml").write_text(yaml.safe_dump(model))
+    (tmp_path / "cfg/mine.yaml").write_text("base: base.yaml\nekd: {cosine_weight: 0.25}\n")
+    changes = ",,".join(f"config.runner.{key}" for key in ("total_steps=3", "save_step=2", "log_step=1"))
+    changes += ",,config.optimizer.lr=0.003"
+    words = ["-u", "ekd", "-c", str(lab / "runner.yaml"), "-p", "one", "-g", "cfg/mine.yaml"]
+    first = run(tmp_path, *words, "-o", changes)
+    assert first.returncode == 0, first.stderr[-3000:]
+    assert len(re.findall(r"(?m)^\[ekd\] step \d: loss \d+\.\d+, [\d,]+ s of audio a second$", first.stdout)) == 3
+    kept = read_yaml(tmp_path / "one/config_runner.yaml")
+    assert kept["runner"]["total_steps"] == 3 and kept["optimizer"]["lr"] == 0.003
+    kept = read_yaml(tmp_path / "one/config_model.yaml")
+    assert kept["ekd"]["cosine_weight"] == 0.25 and len(kept["ekd"]["teachers"]) == len(model["ekd"]["teachers"])
+    (tmp_path / "elsewhere").mkdir()
+    again = ["-u", "ekd", "-p", "two", "-c", "../one/config_runner.yaml", "-g", "../one/config_model.yaml"]
+    second = run(tmp_path / "elsewhere", *again)
+    assert second.returncode == 0, second.stderr[-3000:]
+    one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "elsewhere/two")
+    assert all(torch.equal(value, two[name]) for name, value in one.items())
+    longer = run(tmp_path, "-u", "ekd", "-e", "one", "-o", "config.runner.total_steps=4")
+    assert longer.returncode == 0, longer.stderr[-3000:]
+    assert read_yaml(tmp_path / "one/config_runner.yaml")["runner"]["total_steps"] == 4

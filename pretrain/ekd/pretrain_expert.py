@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from s3prl_ekd.bridge.optimizers import current_rate
 from s3prl_ekd.bridge.ranks import TORCHRUN
@@ -177,6 +178,8 @@ class UpstreamPretrainExpert(nn.Module):
             self._writing = True
             with open(path, "a") as file:
                 file.write(json.dumps({"step": global_step, **values}) + "\n")
+            speed = values["audio_seconds_per_second"]
+            tqdm.write(f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second")
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""

@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from s3prl_ekd.compat.modules import ours
-from s3prl_ekd.config import check_runner_config
+from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 
@@ -53,6 +55,21 @@ def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, 
             if candidate.is_file():
                 return str(candidate.resolve())
     raise EkdError(f"{flag} {value}: no such config file")
+
+
+def write_as_run(config: Mapping[str, Any], file: Path) -> None:
+    """Write a configuration with its ``base`` and ``-o`` merged in, so that the file alone makes the same run again."""
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=120)
+    file.write_text(f"# as run: base and -o are merged in\n{text}", encoding="utf-8")
+
+
+def write_model_as_run(source: Path, file: Path) -> None:
+    """:func:`write_as_run` of a config_model.yaml: what it and its base set, paths made absolute.
+
+    Raises:
+        EkdError: as :func:`s3prl_ekd.config.load_model_config`.
+    """
+    write_as_run(load_model_config(source).model_dump(mode="json", exclude_unset=True), file)
 
 
 def check_ours(config: dict[str, Any], source: str) -> None:

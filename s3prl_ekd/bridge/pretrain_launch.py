@@ -63,6 +63,7 @@ class _Pretraining:
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(ours("pretrain"))
         self.keeper = checkpoints.AtomicCheckpoints()
+        self.is_ours = False  # whether the task is one of this package
         self.explicit: dict[str, Any] = {}
         self.source = "config_runner.yaml"  # where the runner config came from, for messages
         self.config: dict[str, Any] = {}
@@ -176,7 +177,11 @@ class _Pretraining:
 
     def _copyfile(self, source: str, target: str) -> None:
         # `-g EXPDIR/config_model.yaml -p EXPDIR` copies a file onto itself
-        if self.world.is_rank_zero and Path(source).resolve() != Path(target).resolve():
+        if not self.world.is_rank_zero or Path(source).resolve() == Path(target).resolve():
+            return
+        if self.is_ours and Path(target).name == "config_model.yaml":
+            pretrain_configs.write_model_as_run(Path(source), Path(target))
+        else:
             shutil.copyfile(source, target)
 
     # ------------------------------------------------------------------------------------------------- arguments
@@ -201,10 +206,10 @@ class _Pretraining:
             raise EkdError("-n NAME is missing: the experiment's name (its folder is result/pretrain/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
-        is_ours = args.upstream in self.our_tasks
-        find = partial(pretrain_configs.find, task=args.upstream, s3prl=self.s3prl, is_ours=is_ours)
+        self.is_ours = args.upstream in self.our_tasks
+        find = partial(pretrain_configs.find, task=args.upstream, s3prl=self.s3prl, is_ours=self.is_ours)
         args.config = find("-c", args.config, "config_runner.yaml")
-        if is_ours:
+        if self.is_ours:
             read_yaml(Path(args.config))  # s3prl reads it next, and meets what is no mapping with a traceback
         args.upstream_config = find("-g", args.upstream_config, "config_model.yaml")
         find_device(args.device)
@@ -294,6 +299,8 @@ class _Pretraining:
             self.changed = optimizers.changes(*sections)
         if args.upstream in self.our_tasks:
             pretrain_configs.check_ours(config, source)
+            if self.world.is_rank_zero:
+                pretrain_configs.write_as_run(config, Path(args.expdir, "config_runner.yaml"))
             if self.before is not None:
                 pretrain_configs.warn_of_other_batches(self.before, config)
         else:

@@ -14,8 +14,11 @@ from typing import Any
 from s3prl_ekd.checked import check_values, read_yaml
 from s3prl_ekd.config.distortion import DistortionConfig
 from s3prl_ekd.config.model_file import ModelConfig
+from s3prl_ekd.config.runner_file import RunnerConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import packaged, variant_file
+
+_ELSEWHERE = dict.fromkeys(RunnerConfig.model_fields, "config_runner.yaml (-c)")
 
 
 def load_model_config(
@@ -31,9 +34,9 @@ def load_model_config(
         EkdError: file and key, and what was expected.
     """
     if isinstance(source, Mapping):
-        return check_values(ModelConfig, dict(source), file)
+        return check_values(ModelConfig, dict(source), file, elsewhere=_ELSEWHERE)
     path = Path(source)
-    config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path))
+    config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path), elsewhere=_ELSEWHERE)
     for teacher in config.ekd.teachers:
         teacher.source = _absolute(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
@@ -79,8 +82,30 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     candidates = [path.parent / base, packaged(Path(base).name), variant_file(Path(base).stem)]
     found = next((file for file in candidates if file.is_file() and file.resolve() not in seen), None)
     if found is None:
+        if any(file.is_file() for file in candidates):
+            raise EkdError(f"{path}: base: {base!r} is this file, or one that starts from it")
         raise EkdError(f"{path}: base: no file {base!r} beside it or among the packaged configurations")
-    return _merge(_read_with_base(found, seen), values)
+    before = _read_with_base(found, seen)
+    _check_start(path, found, before, values)
+    return _merge(before, values)
+
+
+def _check_start(path: Path, base: Path, before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Refuse other teachers whose student would still start from one of ``base``'s: it would be downloaded for that."""
+    old, new = before.get("ekd"), values.get("ekd")
+    if not isinstance(old, dict) or not isinstance(new, dict) or "teachers" not in new or "initialise_from" in new:
+        return
+    start, names = old.get("initialise_from"), _names(new["teachers"])
+    if start in _names(old.get("teachers")) and start not in names:
+        raise EkdError(
+            f"{path}: ekd.initialise_from: {start!r}, as {base.name} has it, is none of the teachers here "
+            f"({', '.join(names)}); name one of them, or null for random weights"
+        )
+
+
+def _names(teachers: Any) -> list[str]:
+    found = teachers if isinstance(teachers, list) else []
+    return [str(teacher.get("name")) for teacher in found if isinstance(teacher, dict)]
 
 
 def _merge(base: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

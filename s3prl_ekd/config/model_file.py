@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from s3prl_ekd.checked import Checked
 from s3prl_ekd.config.distillation import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
@@ -22,7 +23,7 @@ CachePrecision = Literal["fp16", "bf16"]
 class TeacherConfig(Checked):
     """One frozen teacher."""
 
-    name: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")
+    name: str
     """Label in logs, head names and checkpoints; letters, digits and underscores."""
     source: str = Field(min_length=1)
     """embedded:NAME for a small teacher of this package, an s3prl hub name, a checkpoint file (s3prl-converted or
@@ -30,6 +31,13 @@ class TeacherConfig(Checked):
     without its weights (docs/teachers.md)."""
     layers: list[int] = Field(default=[4, 8, 12], min_length=1)
     """Hidden states to predict; l is the output of transformer layer l, 0 the input of layer 1."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_label(cls, name: str) -> str:
+        if re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is None:
+            raise ValueError(f"expected letters, digits and underscores, a letter first, found {name!r}")
+        return name
 
     @model_validator(mode="after")
     def _distinct(self) -> TeacherConfig:

@@ -63,7 +63,8 @@ class RunnerSection(Checked):
     def _shorter_than_total(self) -> RunnerSection:
         for key in ("log_step", "save_step"):
             if getattr(self, key) >= self.total_steps:
-                raise ValueError(f"{key}: {getattr(self, key)} must be below total_steps: {self.total_steps}")
+                total = f"must be below total_steps: {self.total_steps}"
+                raise ValueError(f"{key}: {getattr(self, key)} {total} (-o config.runner.{key}=N)")
         return self
 
 
@@ -73,6 +74,8 @@ class PretrainExpertSection(Checked):
     datarc: DataConfig
 
 
+MODEL_SECTIONS = ("ekd", "student", "task", "distortion")
+MODEL_FILE = "config_model.yaml (-g), which -o does not reach"
 OPTIMIZER_KEYS = {
     "AdamW_with_schedule": ("warmup_proportion", "betas", "eps"),
     "Lamb_with_schedule": ("warmup_proportion", "betas", "eps"),
@@ -123,7 +126,7 @@ class RunnerConfig(Checked):
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     """Check the runner configuration after s3prl has read it and applied overrides (``-o``)."""
-    return check_values(RunnerConfig, dict(values), file)
+    return check_values(RunnerConfig, dict(values), file, elsewhere=dict.fromkeys(MODEL_SECTIONS, MODEL_FILE))
 
 
 def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:

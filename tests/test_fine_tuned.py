@@ -1,0 +1,50 @@
+"""A student that was fine-tuned downstream (``-f``) is a student again: ``-k``, exports, Python."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from bridge_corpora import overrides, voxceleb
+from console import command
+from export_student import write_student
+
+from s3prl_ekd import EkdError, load_student, read_torch_file
+from s3prl_ekd.cli import main
+from s3prl_ekd.student_checkpoint import is_student
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_fine_tuned_student_is_a_student(tmp_path: Path) -> None:
+    start = write_student(tmp_path / "start" / "states-10.ckpt")
+    data = overrides("voxceleb1", voxceleb(tmp_path / "vox")) + ",,config.optimizer.lr=0.01"
+    words = ["-m", "train", "-u", "ekd_student", "-d", "voxceleb1", "--device", "cpu", "-o", data]
+    done = command("run_downstream.py", *words, "-p", "tuned", "-f", "-k", start, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tuned = tmp_path / "tuned" / "states-2.ckpt"
+    before, after = load_student(start), load_student(tuned)
+    saved = read_torch_file(tuned)["Upstream"]
+    for name, value in after.encoder.state_dict().items():
+        assert torch.equal(value, saved[f"encoder.{name}"])
+    assert any(
+        not torch.equal(value, after.encoder.state_dict()[name]) for name, value in before.encoder.state_dict().items()
+    )
+    assert len(after.heads) == 0 and is_student(tuned) and after.part["config"] == before.part["config"]
+
+    done = command("run_downstream.py", *words, "-p", "again", "-k", tuned, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert main(["export", "hf", "--ckpt", str(tuned), "--out", str(tmp_path / "hf")]) == 0
+    exported = load_student(tmp_path / "hf").encoder.state_dict()
+    assert all(torch.equal(value, exported[name]) for name, value in after.encoder.state_dict().items())
+
+    frozen = tmp_path / "again" / "states-2.ckpt"  # holds a head only
+    assert not is_student(frozen)
+    with pytest.raises(EkdError, match="not a checkpoint of `run_pretrain.py -u ekd`"):
+        load_student(frozen)
+    start.unlink()
+    with pytest.raises(
+        EkdError, match=f"{tuned}: a fine-tuned student; the checkpoint that it began with, {start}, is"
+    ):
+        load_student(tuned)

@@ -175,8 +175,13 @@ def devices() -> list[Finding]:
 
 
 def teachers(file: Path) -> list[Finding]:
-    """The teachers of a config_model.yaml: what each is, and whether its weights are on this machine."""
+    """A config_model.yaml: what each teacher is, whether its weights are on this machine, and whether all that fits.
+
+    The last are the checks that run_pretrain.py begins with, one finding where they fail and none where they don't.
+    """
     from s3prl_ekd.config import load_model_config
+    from s3prl_ekd.teachers.adapter import PREFIX
+    from s3prl_ekd.teachers.build import check_model, check_without_teachers
 
     config = load_model_config(file)
     rows = [Finding("config", "ok", f"{config.ekd.mode}, {config.student.layers}-layer student")]
@@ -185,6 +190,15 @@ def teachers(file: Path) -> list[Finding]:
     start = config.ekd.initialise_from
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
+    known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
+    known = known and not any(teacher.source.startswith(PREFIX) for teacher in config.ekd.teachers)
+    try:
+        if known:
+            check_model(config, str(file))
+        else:
+            check_without_teachers(config, str(file))
+    except EkdError as error:
+        rows.append(Finding("checks", "broken", str(error)))
     return rows
 
 
@@ -193,7 +207,12 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
 
     if source.startswith("s3prl:"):
         # describing one of these downloads and loads it
-        return Finding(name, "note", f"{source}: known only by loading it", f"s3prl-ekd teachers {source}")
+        return Finding(
+            name,
+            "note",
+            f"{source}: known only by loading it, so its layers are not checked",
+            f"s3prl-ekd teachers {source}",
+        )
     try:
         described = sources.describe(source, where)
     except EkdError as error:

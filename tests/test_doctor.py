@@ -11,6 +11,7 @@ from bridge_corpora import iemocap, librispeech, voxceleb
 
 from s3prl_ekd import doctor
 from s3prl_ekd.cli import main
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import packaged
 
 
@@ -145,3 +146,54 @@ def test_a_broken_config_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixtu
     (tmp_path / "model.yaml").write_text("ekd: [1\n")
     assert main(["doctor", "-g", str(tmp_path / "model.yaml")]) == 1
     assert "not valid YAML" in capsys.readouterr().out
+
+
+TEACHERS = [{"name": name, "source": f"embedded:tiny_{name}", "layers": [2, 4, 6]} for name in ("hubert", "wavlm")]
+REFUSED = {
+    "heads do not divide the width": ({"student": {"heads": 5}}, "student: "),
+    "narrower than its start": ({"student": {"width": 128}}, "ekd.initialise_from: "),
+    "unequal layers to average": (
+        {"ekd": {"mode": "layerwise_average", "teachers": [TEACHERS[0], TEACHERS[1] | {"layers": [2, 6]}]}},
+        "layerwise_average",
+    ),
+    "a layer that its start has not": ({"ekd": {"initialise_layers": [4, 7]}}, "ekd.initialise_layers"),
+    "a weight of no head set": ({"ekd": {"weights": {"wavlm2": 2}}}, "ekd.weights.wavlm2: "),
+    "a difference of unknown teachers": ({"ekd": {"residual_heads": [["nobody", "hubert"]]}}, "residual_heads"),
+    "no such noise": ({"distortion": {"additive": {"noise": ["/nowhere/musan"]}}}, "distortion.additive.noise[0]: "),
+    "an average of rotated teachers": (
+        {"ekd": {"mode": "layerwise_average", "targets": {"normalise": "phi_s"}}},
+        "ekd.targets.normalise: phi_s",
+    ),
+    "a start that is no encoder of ours": ({"ekd": {"initialise_from": "s3prl:fbank"}}, "ekd.initialise_from: "),
+}
+
+
+def embedded_config(folder: Path, changes: dict) -> Path:
+    ekd = {"teachers": TEACHERS, "initialise_from": "hubert"} | changes.get("ekd", {})
+    file = folder / "model.yaml"
+    file.write_text(yaml.safe_dump({"base": "embedded.yaml"} | changes | {"ekd": ekd}))
+    return file
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_pretraining_refuses_is_broken(tmp_path: Path, name: str) -> None:
+    """In the words that the pretrain task has for it."""
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    changes, words = REFUSED[name]
+    file = embedded_config(tmp_path, changes)
+    datarc = yaml.safe_load(packaged("config_runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    with pytest.raises(EkdError) as error:
+        UpstreamPretrainExpert(datarc, str(file), device="cpu")
+    assert words in str(error.value)
+    (row,) = [row for row in doctor.teachers(file) if row.state == "broken"]
+    assert row.found == str(error.value)
+
+
+def test_what_needs_no_teacher_is_checked_beside_one_that_is_not_known(tmp_path: Path) -> None:
+    """``s3prl:`` teachers are known only by loading them, which doctor does not."""
+    unknown = [*TEACHERS, {"name": "odd", "source": "s3prl:no_such_upstream", "layers": [0]}]
+    file = embedded_config(tmp_path, {"ekd": {"teachers": unknown}})
+    assert {row.state for row in doctor.teachers(file)} == {"ok", "note"}
+    file = embedded_config(tmp_path, {"ekd": {"teachers": unknown}, "student": {"heads": 5}})
+    assert [row.what for row in doctor.teachers(file) if row.state == "broken"] == ["checks"]

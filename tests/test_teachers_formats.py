@@ -174,8 +174,8 @@ def test_odd_folders_and_files_are_one_line(tmp_path: Path) -> None:
     def message(source: Path) -> str:
         with pytest.raises(EkdError) as caught:
             load(source)
-        assert "\n" not in str(caught.value)
-        return str(caught.value)
+        assert "\n" not in str(caught.value) and str(caught.value).startswith("source: ")
+        return str(caught.value).removeprefix("source: ")
 
     folder = write_transformers(random_encoder(TINY.with_(layers=2), 0), tmp_path / "folder")
     file = folder / "config.json"
@@ -249,6 +249,7 @@ def test_files_that_are_easily_confused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "hint"), [
+    ("facebook/hubert-base-ls960", "hubert-base-ls960, and a model of huggingface.co is named by its folder here"),
     ("facebook/hubert-base-ls960", "hf download facebook/hubert-base-ls960 --local-dir DIR"),
     ("multires_hubert_base", "another upstream of s3prl's is 's3prl:multires_hubert_base'"),
     ("hubert_bsae", "did you mean hubert_base"),
@@ -256,3 +257,42 @@ def test_files_that_are_easily_confused(tmp_path: Path) -> None:
 def test_what_may_have_been_meant(name: str, hint: str) -> None:
     with pytest.raises(EkdError, match=re.escape(hint)):
         sources.describe(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/nowhere/x.pt", "../data", "~/no_such_teacher", "notes.pt", "cfg/notes.ckpt", "one/two/three", "folder/",
+     "/ckpt/conformer.pt", "random:/nowhere/x.pt"],
+)  # fmt: skip
+def test_a_path_that_is_not_there_is_named_in_full(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(EkdError) as error:
+        sources.describe(name, "model.yaml: ekd.teachers[0].source")
+    full = os.path.abspath(os.path.expanduser(name.removeprefix("random:")))
+    assert str(error.value) == f"model.yaml: ekd.teachers[0].source: no such file or folder: {full}"
+
+
+def test_every_error_of_a_teacher_begins_with_who_named_it(tmp_path: Path) -> None:
+    """In the file, in a folder, and in its weights, which are read later."""
+    where = "model.yaml: ekd.teachers[0].source"
+
+    def message(source: Path) -> str:
+        with pytest.raises(EkdError) as caught:
+            sources.load(sources.describe(str(source), where), where)
+        assert str(caught.value).startswith(f"{where}: ") and str(caught.value).count(where) == 1
+        return str(caught.value).removeprefix(f"{where}: ")
+
+    (tmp_path / "notes.pt").write_text("to do")
+    assert message(tmp_path / "notes.pt").startswith(f"{tmp_path / 'notes.pt'}: cannot be read")
+    student = tmp_path / "states-60.ckpt"
+    torch.save({"EKD": {}, "Step": 60}, student)
+    assert message(student) == (
+        f"{student}: is an EKD student, not a teacher; `s3prl-ekd export hf --ckpt {student} --out DIR` makes a folder "
+        "that can be one"
+    )
+    (tmp_path / "empty").mkdir()
+    assert message(tmp_path / "empty").startswith(f"the folder {tmp_path / 'empty'} has no config.json")
+    folder = write_transformers(random_encoder(TINY.with_(layers=2), seed=0), tmp_path / "whole")
+    (folder / "model.safetensors").unlink()
+    assert message(folder) == f"{folder}: no weights in it (model.safetensors or pytorch_model.bin)"

@@ -26,10 +26,8 @@ from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
 from s3prl_ekd.config import check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
-from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.shards import ShardedPlan
-from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import METRICS, forget_from
@@ -37,7 +35,7 @@ from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student, initialise_student
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
-from s3prl_ekd.teachers.build import check_teachers, freeze, load_initialiser, load_teachers
+from s3prl_ekd.teachers.build import check_model, freeze, load_initialiser, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_cache
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
@@ -77,8 +75,8 @@ class UpstreamPretrainExpert(nn.Module):
         self.config = load_model_config(upstream_config)
         data = check_data_config(datarc)
         file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
-        plan = check_teachers(self.config, file)
-        self.objective = Objective(self.config.ekd, plan.target_sets, plan.layers, file)
+        checked = check_model(self.config, file)
+        plan, self.objective = checked.plan, checked.objective
         if data.batch_seconds is None and data.train_batch_size < self.ranks.size:
             raise EkdError(
                 f"config_runner.yaml: pretrain_expert.datarc.train_batch_size: {data.train_batch_size} clips in all, "
@@ -86,10 +84,11 @@ class UpstreamPretrainExpert(nn.Module):
             )
         table = read_lengths(data)
         self.device = device
-        distorter = Distorter(self.config.distortion, file) if self.config.distortion is not None else None
         cache = None if self.config.ekd.cache_targets is None else open_cache(self.config, plan, table, data)
         select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
-        self.loader, self.batches = make_loader(table, data, self.config.task.sequence_length, distorter, cache, select)
+        self.loader, self.batches = make_loader(
+            table, data, self.config.task.sequence_length, checked.distorter, cache, select
+        )
         logger.info(
             "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
         )

@@ -37,6 +37,8 @@ error: my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_base_plus
 - **Start from ours.** A model file of your own begins with `base: config_model.yaml` and holds only what differs.
   Mappings merge; lists and values replace. `base` may also name a file beside yours or a packaged variant
   (`base: average.yaml`).
+- **Relative paths.** `base` is looked for beside the YAML that names it; all other paths (a teacher's `source`, noise
+  folders, the data) from the folder that the command is started in. Absolute paths work from everywhere.
 - **`-g`** takes a file, or the name of a packaged variant: `-g average`; so do `-g` of `run_downstream.py`,
   `s3prl-ekd targets` and `doctor`, and `evaluate --untrained`. **`-c`** takes a file; `s3prl-ekd prepare` writes one
   with your paths filled in, `DATA/pretrain.yaml`.

@@ -1,6 +1,7 @@
 """From the configuration to teachers: first a check that costs nothing, then the frozen ensemble.
 
-``check_teachers`` runs before anything is downloaded; ``load_teachers`` loads, ``freeze`` makes the ensemble.
+``check_model`` and ``check_teachers`` run before anything is downloaded; ``load_teachers`` loads, ``freeze`` makes the
+ensemble.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ import torch
 from torch import nn
 
 from s3prl_ekd.config import ModelConfig
+from s3prl_ekd.data.distort import Distorter
+from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.adapter import PREFIX
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
 
 logger = logging.getLogger(__name__)
@@ -40,6 +44,53 @@ class TeacherPlan:
     """The configuration's name, for messages."""
 
 
+@dataclass(frozen=True)
+class CheckedModel:
+    """What of a pretraining can be made without a teacher's weights and without its data."""
+
+    plan: TeacherPlan
+    objective: Objective
+    distorter: Distorter | None
+    """None where nothing is distorted."""
+
+
+def check_model(config: ModelConfig, file: str = FILE) -> CheckedModel:
+    """All that can be checked of a configuration before a teacher is loaded: for the pretrain task and for doctor.
+
+    As with :func:`sources.describe`, a teacher ``s3prl:NAME`` is downloaded and loaded to know its shape.
+
+    Args:
+        config: the checked model configuration.
+        file: its name, for messages.
+
+    Raises:
+        EkdError: file and key, and what was expected.
+    """
+    distorter = check_without_teachers(config, file)
+    plan = check_teachers(config, file)
+    return CheckedModel(plan, Objective(config.ekd, plan.target_sets, plan.layers, file), distorter)
+
+
+def check_without_teachers(config: ModelConfig, file: str = FILE) -> Distorter | None:
+    """The part of :func:`check_model` that needs no teacher's shape: the student's own, its start's kind, distortion.
+
+    Raises:
+        EkdError: file and key, and what was expected.
+    """
+    student_shape(config.student, f"{file}: student")
+    _check_start_source(config, file)
+    return Distorter(config.distortion, file) if config.distortion is not None else None
+
+
+def _check_start_source(config: ModelConfig, file: str) -> None:
+    start = config.ekd.initialise_from
+    named = {teacher.name: teacher.source for teacher in config.ekd.teachers}
+    if start is not None and named.get(start, start).startswith(PREFIX):
+        raise EkdError(
+            f"{file}: ekd.initialise_from: {start} is an s3prl expert; the student can start from our own encoders only"
+        )
+
+
 def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     """Check every teacher's name, layers and width against what its source has.
 
@@ -51,6 +102,7 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
         EkdError: file and key, and what was expected.
     """
     hop = student_shape(config.student, f"{file}: student").hop
+    _check_start_source(config, file)
     found: dict[str, sources.TeacherSource] = {}
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{file}: ekd.teachers[{index}]"
@@ -79,8 +131,6 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     start = config.ekd.initialise_from
     where = f"{file}: ekd.initialise_from"
     initialiser = None if start is None else found.get(start) or sources.describe(start, where)
-    if initialiser is not None and initialiser.kind == "s3prl":
-        raise EkdError(f"{where}: {start} is an s3prl expert; the student can start from our own encoders only")
     if initialiser is not None:
         check_start(student_shape(config.student), initialiser.shape, where)
         start_layers(config.ekd.initialise_layers, config.student.layers, initialiser.shape.layers, where)

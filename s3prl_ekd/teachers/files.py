@@ -1,6 +1,7 @@
 """Teacher files and folders, read: gzip'ed or not, sharded or not, and what kind of teacher a file holds.
 
-Names and shapes of models are in ``mapping.py`` and ``shapes.py``; which sources exist, in ``sources.py``.
+Names and shapes of models are in ``mapping.py`` and ``shapes.py``; which sources exist, in ``sources.py``, which also
+puts the configuration's key before the errors raised here.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def kind_of_file(
     """
     keys = ", ".join(map(str, list(checkpoint)[:6]))
     if "EKD" in checkpoint:
-        raise EkdError(f"{path}: is an EKD student, not a teacher")
+        raise EkdError(
+            f"{path}: is an EKD student, not a teacher; `s3prl-ekd export hf --ckpt {path} --out DIR` makes a folder "
+            "that can be one"
+        )
     if "model_weight" in checkpoint and "model_cfg" in checkpoint:
         config = _mapping(checkpoint, "model_cfg", path)
         weights = _weights(checkpoint, "model_weight", path)
@@ -106,7 +110,7 @@ def transformers_weights(folder: Path) -> dict[str, Tensor]:
         shards = folder / f"{name}.index.json"
         if shards.is_file():
             weights: dict[str, Tensor] = {}
-            table = _mapping(read_json(shards, str(folder)), "weight_map", shards)
+            table = _mapping(read_json(shards), "weight_map", shards)
             for name, shard in table.items():
                 if not isinstance(shard, str):
                     raise EkdError(f"{shards}: weight_map.{name} is {shard!r}, expected the name of a file")
@@ -125,21 +129,23 @@ def extractor_normalizes(folder: Path) -> bool | None:
     """
     for name, key in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
         if (folder / name).is_file():
-            content = read_json(folder / name, str(folder))
+            content = read_json(folder / name)
             extractor = content.get(key) if key else content
             if isinstance(extractor, Mapping):
                 return bool(extractor.get("do_normalize", True))  # transformers' default
     return None
 
 
-def read_json(path: Path, where: str) -> dict[str, Any]:
-    """A JSON file of a transformers folder; ``where`` is the configuration key, for messages."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of a transformers folder.
+
+    Raises:
+        EkdError: it is not there, cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise EkdError(
-            f"{where}: the folder {path.parent} has no {path.name}, so it is no transformers model"
-        ) from error
+        raise EkdError(f"the folder {path.parent} has no {path.name}, so it is no transformers model") from error
     except OSError as error:  # a folder of that name, no permission
         raise EkdError(f"{path}: cannot be read ({error.strerror})") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -6,8 +6,11 @@ from its name or header; :func:`load` gives the encoder with its weights. No fil
 
 from __future__ import annotations
 
+import os
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -33,6 +36,7 @@ from s3prl_ekd.teachers.hub import HUB
 __all__ = ["HUB", "TeacherSource", "describe", "load"]
 
 _RANDOM = "random:"
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".gz", ".zip", ".json", ".yaml", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,9 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
     path = embedded_folder or Path(source).expanduser()
     if path.exists():
-        try:
-            described = _describe_path(source, path, where)
-            return described if embedded_folder is None else replace(described, kind="embedded")
-        except EkdError:
-            raise
-        except (TypeError, ValueError) as error:  # e.g. a width that its heads do not divide, unequal conv lists
-            raise EkdError(f"{where}: the configuration in {path} describes no encoder ({error})") from error
+        with _named(where):
+            described = _describe_path(source, path)
+        return described if embedded_folder is None else replace(described, kind="embedded")
     if source.startswith(adapter.PREFIX):
         upstream = adapter.built_upstream(source, where)
         return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
@@ -85,16 +85,34 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     if name in HUB:
         kind = "hub" if name == source else "random"
         return TeacherSource(source, kind, HUB[name].family, HUB[name].shape, None)
+    if _is_path(name):
+        raise EkdError(f"{where}: no such file or folder: {_absolute(name)}")
     if "conformer" in source:
         raise EkdError(f"{where}: {source!r} has conformer layers, which have no mapping here; try 's3prl:{source}'")
     what = "is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers folder"
     raise EkdError(f"{where}: {source!r} {what}; {_hint(source)}")
 
 
+def _is_path(source: str) -> bool:
+    """Whether a source that is not there can only have been meant as a file or folder."""
+    if "://" in source:
+        return False
+    begins = source.startswith(("/", "./", "../", "~"))
+    return begins or source.endswith("/") or source.count("/") > 1 or source.lower().endswith(_SUFFIXES)
+
+
+def _absolute(source: str) -> Path:
+    """Where it was looked for; a relative one is below the current folder."""
+    return Path(os.path.abspath(Path(source).expanduser()))
+
+
 def _hint(source: str) -> str:
     """What may have been meant by a source that is none."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        return f"a model of huggingface.co is named by its folder here: hf download {source} --local-dir DIR"
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+        return (
+            f"there is no folder {_absolute(source)}, and a model of huggingface.co is named by its folder here: "
+            f"hf download {source} --local-dir DIR"
+        )
     if source.isidentifier() and hub.find_upstream(source) is not None:
         return f"another upstream of s3prl's is 's3prl:{source}'"
     return did_you_mean(source, HUB, count=3).removeprefix("; ") or "`s3prl-ekd teachers` lists what can be named"
@@ -112,33 +130,50 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(teacher.source.encode()))
             return Encoder(teacher.shape).eval()
+    path = teacher.path or hub_file(teacher.source, where)
+    assert path is not None
+    with _named(where):
+        return _load_path(teacher, path).eval()
+
+
+def _describe_path(source: str, path: Path) -> TeacherSource:
+    try:
+        if path.is_dir():
+            config = read_json(path / "config.json")
+            described = shapes.from_transformers(config, path / "config.json", extractor_normalizes(path))
+            return TeacherSource(source, "transformers", *described, path)
+        kind, family, shape, _ = kind_of_file(read_teacher_file(path, mmap=True), path)
+    except EkdError:
+        raise
+    except (TypeError, ValueError) as error:  # e.g. a width that its heads do not divide, unequal conv lists
+        raise EkdError(f"the configuration in {path} describes no encoder ({error})") from error
+    return TeacherSource(source, kind, family, shape, path)
+
+
+def _load_path(teacher: TeacherSource, path: Path) -> Encoder:
     if teacher.kind in {"transformers", "embedded"}:
-        assert teacher.path is not None
-        path, shape = teacher.path, teacher.shape
-        weights, scheme = transformers_weights(path), mapping.TRANSFORMERS
+        shape, weights, scheme = teacher.shape, transformers_weights(path), mapping.TRANSFORMERS
     else:
-        path = teacher.path or hub_file(teacher.source, where)
-        assert path is not None
         _, family, shape, weights = kind_of_file(read_teacher_file(path), path)
         promised = teacher.shape  # of a hub name: the file's own configuration decides all but these
         if (shape.layers, shape.width, shape.hop) != (promised.layers, promised.width, promised.hop):
             raise EkdError(
-                f"{where}: {path} holds a {family} of another shape than {teacher.source} should have: "
+                f"{path} holds a {family} of another shape than {teacher.source} should have: "
                 f"{shape.layers} layers of {shape.width}, expected {promised.layers} of {promised.width}"
             )
         scheme = mapping.FAIRSEQ
     encoder = Encoder(shape)
     mapping.load_into(encoder, mapping.to_ours(weights, scheme, str(path)), str(path))
-    return encoder.eval()
+    return encoder
 
 
-def _describe_path(source: str, path: Path, where: str) -> TeacherSource:
-    if path.is_dir():
-        config = read_json(path / "config.json", where)
-        described = shapes.from_transformers(config, path / "config.json", extractor_normalizes(path))
-        return TeacherSource(source, "transformers", *described, path)
-    kind, family, shape, _ = kind_of_file(read_teacher_file(path, mmap=True), path)
-    return TeacherSource(source, kind, family, shape, path)
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Put who names a teacher before the errors of reading it."""
+    try:
+        yield
+    except EkdError as error:
+        raise EkdError(f"{where}: {error}") from error
 
 
 def hub_file(name: str, where: str, download: bool = True) -> Path | None:

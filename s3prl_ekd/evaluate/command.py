@@ -131,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     if jobs < 1:
         raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
     plans = plan_models(args, devices)
+    models = [plan.upstream for plan in plans]
+    check_names(models)
     runs = [one for plan in plans for one in plan.runs]
     console = Console()
     if args.dry_run:
@@ -141,9 +143,6 @@ def run(args: argparse.Namespace) -> int:
         check_earlier_scores(plans, args.out)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
-    models = [plan.upstream for plan in plans]
-    if len(models) > 1:
-        check_names(models)
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"

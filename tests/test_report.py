@@ -183,7 +183,9 @@ def test_any_label_can_be_drawn(pretraining, evaluation):
     record["cost"] = {"params": 1, "macs": 10**12}
     (evaluation / "scores.json").write_text(json.dumps(record))
     one = read_evaluation(evaluation)
-    assert layer_weights_png([one]).startswith(PNG) and cost_png([one.scores]).startswith(PNG)
+    assert layer_weights_png([one]).startswith(PNG)
+    assert cost_png([one.scores]) is None  # a point alone
+    assert cost_png([one.scores, one.scores | {"label": "other"}]).startswith(PNG)
     (pretraining / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 1.0}\n')
     assert "half $" in page([read_pretraining(pretraining)], [one], "title")
 

@@ -138,7 +138,7 @@ def test_a_mistake_that_ended_at_once_does_not_block_the_folder(data, tmp_path, 
     broken = tmp_path / "out" / "runs" / "broken"
     broken.parent.mkdir(parents=True)
     broken.touch()
-    assert evaluate(data, tmp_path, upstream=("--upstream", "nosuch")) == 2
+    assert evaluate(data, tmp_path, upstream=("--upstream", "mfcc")) == 2
     broken.unlink()
     assert evaluate(data, tmp_path, upstream=("--upstream", "fbank")) == 0
     assert read_scores(tmp_path / "out")["upstream"] == "fbank"

@@ -11,6 +11,7 @@ from evaluate_stand_in import evaluate, install_stand_in, make_data
 from export_student import SMALL, write_student
 from rich.console import Console
 
+from s3prl_ekd.compat import hub
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, gpu_environment, parse_devices, slots
@@ -157,6 +158,16 @@ def test_mistakes_are_one_clear_line(data, tmp_path, monkeypatch, capfd, name):
     assert printed[-1].startswith("error: ") and message in printed[-1]
     assert sum(line.startswith("error: ") for line in printed) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_name_is_told_when_planning_and_a_right_one_needs_no_import(data, tmp_path, monkeypatch, capfd):
+    for words in ((), ("--dry-run",)):
+        assert evaluate(data, tmp_path, *words, upstream=("--upstream", "fbnk")) == 2
+        assert "--upstream fbnk: s3prl's hub has no such upstream; did you mean fbank" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(hub, "register", lambda: pytest.fail("the hub was imported"))
+    for name in ("fbank", "hubert_base", "wav2vec2_local"):
+        assert evaluate(data, tmp_path, "--dry-run", upstream=("--upstream", name)) == 0
 
 
 def test_devices_by_default(monkeypatch):

@@ -123,6 +123,23 @@ def test_a_later_seed_wants_every_rate_of_the_first(fake: FakeCalls, caplog: pyt
     assert fake.main("--only", "fbank", "--seeds", "2", "--tasks", "pr") == 0
 
 
+def test_a_later_seed_follows_when_the_first_picks_another_rate(fake: FakeCalls, monkeypatch) -> None:
+    """``s3prl-ekd evaluate`` alone refuses to replace a tested rate; here dev has picked the new one."""
+    given: list[list[str]] = []
+    monkeypatch.setattr(Calls, "__call__", lambda _, words, log: given.append(words))
+    monkeypatch.setattr(scores, "keep", lambda *_: None)
+    for seed, rate in ((1, 0.1), (2, 0.1)):
+        folder = fake.folder / "work" / "scores" / "fbank" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "scores.json").write_text(json.dumps({"label": "fbank", "tasks": {"pr": {"lr": rate}}}))
+    words = ("--only", "fbank", "--seeds", "2", "--tasks", "pr")
+    assert fake.main(*words) == 0
+    first = fake.folder / "work" / "scores" / "fbank" / "seed1" / "scores.json"
+    first.write_text(json.dumps({"label": "fbank", "tasks": {"pr": {"lr": 0.01}}}))
+    assert fake.main(*words) == 0
+    assert [("pr:0.1" in words, "--overwrite" in words) for words in given] == [(True, False), (False, True)]
+
+
 @pytest.fixture
 def small_experiment(tmp_path: Path) -> Path:
     """The recipe's experiment with rows of every kind, but few students."""

@@ -137,6 +137,20 @@ def test_folders_that_hold_no_results(tmp_path):
         read_results([tmp_path])
 
 
+def test_a_folder_without_results_is_left_out_beside_others(pretraining, evaluation, tmp_path, caplog):
+    unfinished, empty = tmp_path / "unfinished", tmp_path / "empty"
+    (unfinished / "runs").mkdir(parents=True)
+    empty.mkdir()
+    (empty / "metrics.jsonl").write_text("")
+    pretrainings, evaluations = read_results([unfinished, pretraining, empty, evaluation])
+    assert [one.folder for one in (*pretrainings, *evaluations)] == [pretraining, evaluation]
+    first, second = caplog.messages
+    assert first.startswith(f"left out: {unfinished}: holds neither metrics.jsonl")
+    assert second.startswith(f"left out: {empty / 'metrics.jsonl'}: no log step yet")
+    with pytest.raises(EkdError, match=f"{unfinished}: holds neither"):
+        read_results([unfinished, empty])
+
+
 def test_what_is_joined_or_a_difference_is_one_teachers_layer(pretraining):
     heads = {name: {"l1": 1.0, "cosine": 0.5} for name in ("average.8+12", "average.4+8", "residual.4-8")}
     (pretraining / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "lr": 1e-4, "heads": heads}) + "\n")
@@ -169,7 +183,9 @@ def test_any_label_can_be_drawn(pretraining, evaluation):
     record["cost"] = {"params": 1, "macs": 10**12}
     (evaluation / "scores.json").write_text(json.dumps(record))
     one = read_evaluation(evaluation)
-    assert layer_weights_png([one]).startswith(PNG) and cost_png([one.scores]).startswith(PNG)
+    assert layer_weights_png([one]).startswith(PNG)
+    assert cost_png([one.scores]) is None  # a point alone
+    assert cost_png([one.scores, one.scores | {"label": "other"}]).startswith(PNG)
     (pretraining / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 1.0}\n')
     assert "half $" in page([read_pretraining(pretraining)], [one], "title")
 

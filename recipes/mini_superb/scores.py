@@ -67,6 +67,9 @@ def evaluate(
         missing = [name for name in tasks if name not in rates]
         if missing:
             raise EkdError(f"{first}: has no {missing[0]}, whose learning rate is picked there; finish that seed first")
+        earlier = read_scores(folder / SCORES)["tasks"] if (folder / SCORES).is_file() else {}
+        if any(name in earlier and earlier[name].get("lr") not in rates[name] for name in tasks):
+            words.append("--overwrite")  # the first seed picks another rate now, on dev: no choice by this seed's test
     for task, choices in rates.items():
         if task not in tasks:
             continue

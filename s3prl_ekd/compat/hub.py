@@ -7,7 +7,8 @@ seconds; importing this file does not.
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -51,14 +52,31 @@ def find_upstream(name: str) -> Callable[..., Any] | None:
 
 
 def check_upstream_name(name: str, flag: str) -> None:
-    """See that the hub has an upstream of this name.
+    """See that the hub has an upstream of this name; only a name that s3prl's files do not define costs its import.
 
     Raises:
         EkdError: it has not; with the names that are near.
     """
+    if _is_defined(name):
+        return
     hub = _registered()
     if name not in hub.options():
         raise EkdError(f"{flag} {name}: s3prl's hub has no such upstream{did_you_mean(name, hub.options(), count=3)}")
+
+
+def _is_defined(name: str) -> bool:
+    """Whether a ``hubconf.py`` that s3prl's hub takes names from defines this one, by their text: no import."""
+    found = importlib.util.find_spec("s3prl")
+    if found is None or name.startswith("_") or not name.isidentifier():
+        return False
+    for root in map(Path, found.submodule_search_locations or ()):
+        listing = root / "hub.py"
+        text = listing.read_text() if listing.is_file() else ""
+        for folder in re.findall(r"^from s3prl\.upstream\.(\w+)\.hubconf import \*", text, re.MULTILINE):
+            hubconf = root / "upstream" / folder / "hubconf.py"
+            if hubconf.is_file() and re.search(rf"^def {name}\(", hubconf.read_text(), re.MULTILINE):
+                return True
+    return False
 
 
 def downloaded(url: str) -> Path | None:

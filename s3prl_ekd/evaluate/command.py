@@ -19,6 +19,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
+from s3prl_ekd.evaluate.earlier_scores import check_earlier_scores
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.marker import Results
@@ -79,7 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="encode clips alone and keep the hidden states of those that come back in DIR (0.2 MB a second of speech "
         "for each thousand numbers a frame), for all epochs, rates, folds and seeds; remove it when done",
     )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="redo runs made with other settings in OUT")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="redo runs made with other settings in OUT, replace its table"
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
 
 
@@ -128,17 +131,18 @@ def run(args: argparse.Namespace) -> int:
     if jobs < 1:
         raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
     plans = plan_models(args, devices)
+    models = [plan.upstream for plan in plans]
+    check_names(models)
     runs = [one for plan in plans for one in plan.runs]
     console = Console()
     if args.dry_run:
         console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
         return 0
     check_devices(devices)
+    if not args.overwrite:
+        check_earlier_scores(plans, args.out)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
-    models = [plan.upstream for plan in plans]
-    if len(models) > 1:
-        check_names(models)
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"

@@ -200,9 +200,7 @@ def student_checkpoint(path: Path) -> Path:
 
 
 def check_names(models: Sequence[Upstream]) -> None:
-    """Check that s3prl's hub has the models' names.
-
-    Importing the hub takes seconds, so this is for calls whose later models would fail hours after the first began.
+    """Check that s3prl's hub has the models' names, which costs nothing where it has.
 
     Raises:
         EkdError: a name that it does not have.

@@ -22,6 +22,7 @@ from s3prl_ekd.evaluate.devices import native_device
 from s3prl_ekd.evaluate.marker import MARKER, read_marker
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
+from s3prl_ekd.evaluate.rates import LR_KEY
 from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.own_scripts import own_command
 
@@ -154,7 +155,7 @@ def make_plan(
         for seed, rate, fold in itertools.product(seeds, task_rates, list(_task_folds(task, data, folds))):
             items = dict(overrides.get(task.name, {}))
             if rate is not None:
-                items["config.optimizer.lr"] = repr(rate)
+                items[LR_KEY] = repr(rate)
             if fold is not None:
                 items["config.downstream_expert.datarc.test_fold"] = repr(fold)
             base = task.name if fold is None else f"{task.name}-{fold}"
@@ -165,7 +166,7 @@ def make_plan(
                 device, normalize, cache,
             )  # fmt: skip
             run.effective_config()
-            runs.append(_in_earlier_folder(run, names))
+            runs.append(_in_earlier_folder(run, names, overrides.get(task.name, {}).get(LR_KEY)))
     return runs
 
 
@@ -176,15 +177,27 @@ def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> lis
     return list(dict.fromkeys([own, base + lr + f"-seed{seed}", base + lr, f"{base}-seed{seed}", base]))
 
 
-def _in_earlier_folder(run: Run, names: list[str]) -> Run:
-    """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then."""
+def _in_earlier_folder(run: Run, names: list[str], own_rate: str | None) -> Run:
+    """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then.
+
+    Args:
+        own_rate: how the overrides without a grid spell the rate; None where they leave it to the configuration. Where
+            it is the run's, the earlier run may have been made without a grid.
+    """
     root = run.expdir.parent
     if (run.expdir / MARKER).is_file():
         return run
+    same = [run]
+    if run.rate is not None:
+        items = {key: value for key, value in run.overrides.items() if key != LR_KEY}
+        plain = replace(run, overrides=items if own_rate is None else {**items, LR_KEY: own_rate})
+        if plain.effective_config().get("optimizer", {}).get("lr") == run.rate:
+            same.append(plain)
     for name in names[1:]:
         marker = read_marker(root / name)
-        if marker is not None and marker.settings == run.settings():
-            return replace(run, expdir=root / name)
+        for one in same:
+            if marker is not None and marker.settings == one.settings():
+                return replace(one, expdir=root / name)
     return run
 
 

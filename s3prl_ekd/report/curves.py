@@ -113,12 +113,14 @@ def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
     # From 0: the same colour is the same weight in every panel; 2/n leaves room above the uniform 1/n.
     top = max(2.0 / states, max(max(row) for row in values))
     colours = LinearSegmentedColormap.from_list("heat", theme.heat)
+    size = 9.5 if states <= 13 else 8  # of a Large model's 25 columns each is a third of an inch
     image = axis.imshow(values, aspect="auto", cmap=colours, vmin=0.0, vmax=top)
     for row, weights in enumerate(values):
         for column, weight in enumerate(weights):
             red, green, blue, _ = image.cmap(image.norm(weight))
-            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.46 else "#ffffff"
-            axis.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=8.5, color=ink)
+            # Luma, and white up to a middle blue: black on it has the higher ratio of luminances, yet reads worse.
+            ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.56 else "#ffffff"
+            axis.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=size, weight="bold", color=ink)
     axis.set_xticks(range(states), ["input"] + [f"layer {index}" for index in range(1, states)])
     axis.set_yticks(range(len(tasks)), [task.upper() for task in tasks])
     axis.grid(False)

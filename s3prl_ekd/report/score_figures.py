@@ -65,8 +65,13 @@ def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
 
 
 def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
-    """Draw test score against MACs, with bars of the standard error over seeds; ``None`` when no MACs are known."""
+    """Draw test score against MACs, with bars of the standard error over seeds.
+
+    ``None`` where the MACs of fewer than two models are known.
+    """
     shown = [record for record in records if record.get("cost")]
+    if len(shown) < 2:
+        return None  # a point alone compares nothing
     columns = [
         column
         for column in COLUMNS

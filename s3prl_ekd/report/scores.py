@@ -81,7 +81,7 @@ def learning_rates(records: Records) -> str:
 
 
 def macs(records: Records) -> str:
-    """Test score against MACs; empty where no model's are known."""
+    """Test score against MACs; empty where fewer than two models' are known."""
     unknown = [record["label"] for record in records if not record.get("cost")]
     missing = f" Not known, and so not drawn: {', '.join(unknown)}." if unknown else ""
     body = figure(

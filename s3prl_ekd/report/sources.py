@@ -5,6 +5,7 @@ Nothing is drawn or written here.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models
 from s3prl_ekd.metrics_file import METRICS, read_metrics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -50,27 +53,42 @@ class Evaluation:
 
 
 def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluation]]:
-    """Read result folders, sorted by what they hold.
+    """Read result folders, sorted by what they hold; warns of each that cannot be used beside others that can.
 
     Raises:
-        EkdError: a folder that holds neither kind.
+        EkdError: none can be used; why the first cannot.
     """
-    pretrainings, evaluations = [], []
+    pretrainings: list[Pretraining] = []
+    evaluations: list[Evaluation] = []
+    unusable: list[EkdError] = []
     for folder in folders:
-        found = False
-        if (folder / METRICS).is_file():
-            pretrainings.append(read_pretraining(folder))
-            found = True
-        if (folder / FILE_NAME).is_file():
-            evaluations += [_evaluation(own, scores) for own, scores in read_models(folder)]
-            found = True
-        if not found:
-            raise EkdError(f"{folder}: holds neither {METRICS} (run_pretrain.py) nor {FILE_NAME} (s3prl-ekd evaluate)")
+        try:
+            own_pretrainings, own_evaluations = _read_folder(folder)
+        except EkdError as error:
+            unusable.append(error)
+            continue
+        pretrainings += own_pretrainings
+        evaluations += own_evaluations
+    if unusable and not pretrainings and not evaluations:
+        raise unusable[0]
+    for error in unusable:
+        log.warning("left out: %s", error)
     labels = Counter(one.scores["label"] for one in evaluations)
     for one in evaluations:  # figures tell models by their labels
         if labels[one.scores["label"]] > 1:
             one.scores["label"] += f" ({one.folder})"
     return pretrainings, evaluations
+
+
+def _read_folder(folder: Path) -> tuple[list[Pretraining], list[Evaluation]]:
+    """What one result folder holds; it may be of both kinds."""
+    has_metrics, has_scores = (folder / METRICS).is_file(), (folder / FILE_NAME).is_file()
+    if not has_metrics and not has_scores:
+        raise EkdError(f"{folder}: holds neither {METRICS} (run_pretrain.py) nor {FILE_NAME} (s3prl-ekd evaluate)")
+    return (
+        [read_pretraining(folder)] if has_metrics else [],
+        [_evaluation(own, scores) for own, scores in read_models(folder)] if has_scores else [],
+    )
 
 
 def read_pretraining(folder: Path) -> Pretraining:

@@ -1,0 +1,80 @@
+"""What a call refuses because an earlier one's scores are in its ``--out``, with a stand-in for the native runner."""
+
+from __future__ import annotations
+
+import pytest
+from evaluate_stand_in import evaluate, install_stand_in, make_data, set_dev
+
+from s3prl_ekd.evaluate.scores_file import read_models, read_scores
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    install_stand_in(tmp_path, monkeypatch)
+    return make_data(tmp_path / "DATA")
+
+
+def calls(tmp_path, name="calls.txt") -> list[str]:
+    return sorted((tmp_path / "out" / "runs" / name).read_text().split())
+
+
+SEVERAL = ("--upstream", "fbank", "--upstream", "mel=fbank")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (SEVERAL, ("--upstream", "fbank"), "holds the table of several models (fbank, mel); choose another --out"),
+        (("--upstream", "fbank"), SEVERAL, "holds the scores of one model (fbank); choose another --out"),
+    ],
+    ids=["one model into a table", "several into one model's folder"],
+)
+def test_a_table_of_another_kind_is_not_replaced(data, tmp_path, capfd, first, second, message):
+    assert evaluate(data, tmp_path, upstream=first) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, upstream=second, tasks="pr") == 2
+    assert f"--out {tmp_path / 'out'}: {message}, or --overwrite" in " ".join(capfd.readouterr().err.split())
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert evaluate(data, tmp_path, "--overwrite", upstream=second, tasks="pr") == 0
+    assert len(read_models(tmp_path / "out")) == (2 if second is SEVERAL else 1)
+
+
+def test_a_tested_rate_is_not_replaced_by_another(data, tmp_path, capfd):
+    set_dev(tmp_path, (["voxceleb1", "0.003", None, None, None], 0.6))
+    assert evaluate(data, tmp_path, "--lr", "0.003") == 0
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, "--lr", "0.01") == 2
+    told = " ".join(capfd.readouterr().err.split())
+    assert (
+        "sid was tested there at learning rate 0.003, now 0.01; to pick on dev give all (--lr sid:0.003,0.01)" in told
+    )
+    assert calls(tmp_path) == ["sid-lr0.003"] and read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.003
+
+    assert evaluate(data, tmp_path, "--lr", "0.003,0.01") == 0  # the finished one is not trained anew
+    assert calls(tmp_path) == ["sid-lr0.003", "sid-lr0.01"] and calls(tmp_path, "tests.txt") == ["sid-lr0.003"]
+    assert evaluate(data, tmp_path, "--lr", "0.003") == 0  # the picked one alone: its score stays
+    assert evaluate(data, tmp_path, "--lr", "0.01", tasks="pr") == 0  # another task
+    assert evaluate(data, tmp_path, "--overwrite", "--lr", "0.01") == 0
+    assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.01
+
+
+def test_a_rate_of_one_of_several_models_is_not_replaced(data, tmp_path, capfd):
+    assert evaluate(data, tmp_path, "--lr", "0.1", "--seeds", "1,2", upstream=SEVERAL, tasks="er") == 0
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, "--lr", "0.01", "--seeds", "2", upstream=SEVERAL, tasks="er") == 2
+    assert "er was tested there at learning rate 0.1, now 0.01" in " ".join(capfd.readouterr().err.split())
+    assert evaluate(data, tmp_path, "--lr", "0.01", "--seeds", "3", upstream=SEVERAL, tasks="er") == 0
+
+
+def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(data, tmp_path, capfd):
+    config = (data / "sid.yaml").read_text()
+    (data / "sid.yaml").write_text(config[:-1] + ', "optimizer": {"lr": 0.1}}')
+    assert evaluate(data, tmp_path) == 0
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, "--lr", "0.01") == 2
+    assert "give all (--lr sid:0.1,0.01)" in " ".join(capfd.readouterr().err.split())
+    assert evaluate(data, tmp_path, "--lr", "0.1,0.01") == 0
+    assert calls(tmp_path) == ["sid", "sid-lr0.01"] and calls(tmp_path, "tests.txt") == ["sid"]
+    (data / "sid.yaml").write_text(config[:-1] + ', "optimizer": {"lr": 0.2}}')  # that score is of other data
+    assert evaluate(data, tmp_path, "--lr", "0.3") == 0

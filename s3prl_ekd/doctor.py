@@ -186,7 +186,7 @@ def teachers(file: Path) -> list[Finding]:
     config = load_model_config(file)
     rows = [Finding("config", "ok", f"{config.ekd.mode}, {config.student.layers}-layer student")]
     for index, teacher in enumerate(config.ekd.teachers):
-        rows.append(_teacher(teacher.name, teacher.source, teacher.layers, f"ekd.teachers[{index}]"))
+        rows.append(_teacher(teacher.name, teacher.source, teacher.layers, f"ekd.teachers[{index}].source"))
     start = config.ekd.initialise_from
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
@@ -203,6 +203,7 @@ def teachers(file: Path) -> list[Finding]:
 
 
 def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
+    """``where``: the key of the source."""
     from s3prl_ekd.teachers import sources
 
     if source.startswith("s3prl:"):
@@ -221,7 +222,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
     text = f"{source}: {described.family}, {shape.layers} layers of {shape.width}"
     wrong = [layer for layer in layers if layer > shape.layers]
     if wrong:
-        return Finding(name, "broken", text, f"{where}.layers: {wrong[0]} > {shape.layers}")
+        return Finding(name, "broken", text, f"{where.removesuffix('source')}layers: {wrong[0]} > {shape.layers}")
     if described.kind == "random":
         return Finding(name, "note", f"{text}, random weights", "for benchmarks only")
     if described.kind != "hub":

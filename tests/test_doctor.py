@@ -51,6 +51,7 @@ def test_each_problem_is_named(tmp_path: Path) -> None:
     )
     rows = {row.what: row for row in doctor.teachers(model_config(tmp_path, *teachers))}
     assert rows["a"].state == "broken" and "did you mean hubert_base" in rows["a"].found
+    assert rows["a"].found.startswith("ekd.teachers[0].source: ")
     assert rows["b"].state == "broken" and rows["b"].todo == "ekd.teachers[1].layers: 14 > 12"
     assert doctor.prepared(tmp_path)[-1].found == "nothing prepared here"
     assert doctor.prepared(tmp_path / "none")[0].state == "broken"

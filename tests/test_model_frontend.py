@@ -106,7 +106,7 @@ def test_bf16_stays_close(conv_norm: str, autocast: bool) -> None:
 def test_the_form_for_libraries_is_the_same_convolution(
     kernel: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "serves", lambda x, weight: True)
+    monkeypatch.setattr(onednn, "supports", lambda x, weight: True)
     torch.manual_seed(0)
     x, weight, offset = torch.randn(2, 31, 6), channels_innermost(torch.randn(5, 6, kernel)), torch.randn(5)
     expected = F.conv1d(x.transpose(1, 2), weight, offset, stride).transpose(1, 2)

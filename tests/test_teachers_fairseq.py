@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copyreg
+import io
 import operator
 import os
 import subprocess
@@ -19,6 +20,7 @@ from fairseq_files import FAIRSEQ_SHAPE, LARGE, fairseq_content, forget, load, m
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.fairseq_file import Refused, Shell, ShellUnpickler, plain
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 
 
@@ -92,6 +94,17 @@ class _Call:
 
     def __reduce__(self) -> tuple:
         return self.call
+
+
+def test_an_enums_member_may_be_named_and_nothing_else_taken() -> None:
+    """Python 3.11.0 to 3.11.3 pickle a member as getattr(its enum, its name); getattr of anything else is refused."""
+    member = b"\x80\x02cbuiltins\ngetattr\ncfairseq.dataclass\nChoice\nX\x01\x00\x00\x00a\x86R."
+    found = ShellUnpickler(io.BytesIO(member)).load()
+    assert isinstance(found, Shell) and plain(found) == "a"
+    for target in (b"cbuiltins\ngetattr\n", b"cargparse\nNamespace\n)R", b"ctorch\nfloat32\n"):
+        code = b"\x80\x02cbuiltins\ngetattr\n" + target + b"X\x01\x00\x00\x00a\x86R."
+        with pytest.raises(Refused):
+            ShellUnpickler(io.BytesIO(code)).load()
 
 
 @pytest.mark.parametrize("where", ["cfg", "args", "extra_state", "model"])

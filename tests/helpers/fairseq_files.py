@@ -45,12 +45,12 @@ def stub_fairseq(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
         pass
 
     class Choice(enum.Enum):
-        DEFAULT = "layer_norm"
+        layer_norm = "layer_norm"  # as fairseq makes its enums: every name is its value
 
     @dataclasses.dataclass
     class HubertConfig:
         _name: str = "hubert"
-        extractor_mode: Choice = Choice.DEFAULT
+        extractor_mode: Choice = Choice.layer_norm
         encoder_layers: int = 2
         untie_final_proj: Optional[bool] = None  # noqa: UP045 - pickles as fairseq's do
         label_rate: Any = "${task.label_rate}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from recipes.mini_superb.settings import Experiment
+    from s3prl_ekd.evaluate.progress import Board
 
 pytest.register_assert_rewrite("console", "trouble_checks")  # their asserts say as much as a test's
 
@@ -77,6 +79,33 @@ def experiment() -> Experiment:
     from recipes.mini_superb import settings
 
     return settings.read_experiment(Path(settings.__file__).with_name("experiment.yaml"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """What `s3prl-ekd prepare` makes, as far as evaluate's stand-in for the native runner looks at it."""
+    from evaluate_stand_in import make_data
+
+    return make_data(tmp_path / "DATA")
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Native runs are played by a stand-in (evaluate_stand_in.py)."""
+    from evaluate_stand_in import install_stand_in
+
+    install_stand_in(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def board() -> Iterator[Board]:
+    """evaluate's progress display, showing nothing."""
+    from rich.console import Console
+
+    from s3prl_ekd.evaluate.progress import Board
+
+    with Board(Console(quiet=True)) as board:
+        yield board
 
 
 @pytest.fixture(autouse=True)

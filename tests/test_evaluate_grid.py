@@ -20,11 +20,6 @@ from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 FBANK = Upstream("fbank", "fbank")
 
 
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "DATA")
-
-
 def plan(data, tmp_path, tasks="pr,sid,er,asr", **more):
     return make_plan(parse_tasks(tasks), data, tmp_path / "out", FBANK, more.pop("overrides", {}), **more)
 

@@ -6,22 +6,12 @@ from concurrent.futures import wait
 from pathlib import Path
 
 import pytest
-from evaluate_stand_in import evaluate, install_stand_in, make_data, set_dev
+from evaluate_stand_in import evaluate, set_dev
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores
 from s3prl_ekd.export.public import export_public
-
-
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "DATA")
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    install_stand_in(tmp_path, monkeypatch)
 
 
 def calls(folder: Path, name: str = "calls.txt") -> list[str]:

@@ -6,40 +6,17 @@ import json
 import os
 
 import pytest
-from evaluate_stand_in import evaluate, install_stand_in, make_data
+from evaluate_stand_in import evaluate, make_data, plan
 from export_student import write_student
-from rich.console import Console
 
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import Marker, read_marker, write_marker
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
-from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
-
-
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "DATA")
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    install_stand_in(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def board():
-    with Board(Console(quiet=True)) as board:
-        yield board
-
-
-def plan(data, tmp_path, tasks=tuple(TASKS), **more):
-    chosen = [TASKS[name] for name in tasks]
-    return make_plan(chosen, data, tmp_path / "out", Upstream("fbank", "fbank"), more.pop("overrides", {}), **more)
 
 
 def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, board):

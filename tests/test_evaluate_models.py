@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from evaluate_stand_in import evaluate, install_stand_in, make_data
+from evaluate_stand_in import evaluate, install_stand_in
 from export_student import SMALL, write_student
 from rich.console import Console
 
@@ -23,11 +23,6 @@ from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.macs.command import model_cost
 from s3prl_ekd.variants import variant_file
-
-
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "DATA")
 
 
 def test_runs_are_dealt_over_devices(data, tmp_path, monkeypatch):

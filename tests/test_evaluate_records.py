@@ -5,13 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from evaluate_stand_in import evaluate, install_stand_in, make_data
-from rich.console import Console
+from evaluate_stand_in import evaluate, make_data, plan
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.models import Upstream
-from s3prl_ekd.evaluate.plan import make_plan
-from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.provenance import made_by
 from s3prl_ekd.evaluate.records import collect
 from s3prl_ekd.evaluate.results import chance
@@ -19,27 +15,6 @@ from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores, with_earlier_tasks, write_scores
 from s3prl_ekd.evaluate.table import footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
-
-
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "DATA")
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    install_stand_in(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def board():
-    with Board(Console(quiet=True)) as board:
-        yield board
-
-
-def plan(data, tmp_path, tasks=tuple(TASKS), **more):
-    chosen = [TASKS[name] for name in tasks]
-    return make_plan(chosen, data, tmp_path / "out", Upstream("fbank", "fbank"), more.pop("overrides", {}), **more)
 
 
 def test_scores_resume_and_table(data, tmp_path, stand_in, board):

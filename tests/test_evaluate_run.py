@@ -9,37 +9,11 @@ import threading
 from concurrent.futures import wait
 
 import pytest
-from evaluate_stand_in import evaluate, install_stand_in, make_data
-from rich.console import Console
+from evaluate_stand_in import evaluate, plan
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.folder_lock import locked_folder
-from s3prl_ekd.evaluate.models import Upstream
-from s3prl_ekd.evaluate.plan import make_plan
-from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.schedule import run_all
-from s3prl_ekd.evaluate.tasks import TASKS
-
-
-@pytest.fixture
-def data(tmp_path):
-    return make_data(tmp_path / "DATA")
-
-
-@pytest.fixture
-def stand_in(tmp_path, monkeypatch):
-    install_stand_in(tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def board():
-    with Board(Console(quiet=True)) as board:
-        yield board
-
-
-def plan(data, tmp_path, tasks=tuple(TASKS), **more):
-    chosen = [TASKS[name] for name in tasks]
-    return make_plan(chosen, data, tmp_path / "out", Upstream("fbank", "fbank"), more.pop("overrides", {}), **more)
 
 
 def test_a_second_call_on_one_folder_waits_for_its_turn(data, tmp_path, stand_in, capsys):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ import torch
 from s3prl_ekd.cli import main
 from s3prl_ekd.evaluate import plan as planning
 from s3prl_ekd.evaluate.fork_server import ForkServer
+from s3prl_ekd.evaluate.models import Upstream
+from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.tasks import TASKS
 
 # Prints and writes what s3prl's runner prints and writes, for two utterances; notes its calls in calls.txt, tests.txt
@@ -97,3 +101,10 @@ def evaluate(data, tmp_path, *words, upstream=("--upstream", "fbank"), tasks="si
     """The command as a user gives it, in this process; its exit status."""
     where = ["--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu", "--tasks", tasks]
     return main(["evaluate", *upstream, *where, *words])
+
+
+def plan(data: Path, tmp_path: Path, tasks: Sequence[str] = tuple(TASKS), **more: Any) -> list[Run]:
+    """The runs of fbank on the prepared folder, below ``tmp_path/out``."""
+    chosen = [TASKS[name] for name in tasks]
+    model = Upstream("fbank", "fbank")
+    return planning.make_plan(chosen, data, tmp_path / "out", model, more.pop("overrides", {}), **more)

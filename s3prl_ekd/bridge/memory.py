@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
+from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.errors import EkdError
 
@@ -32,7 +33,6 @@ DOWNSTREAM = (
     "set a smaller batch size, or run fewer trainings on this GPU side by side (evaluate --jobs; docs/faq.md, Out of "
     "memory)"
 )
-LEFT_OUT = "step %d: a batch%s does not fit into the GPU's memory and is left out; %s"
 _GRAPH = ("loss", "features", "data", "wavs", "e")  # the runners' variables that can hold a batch's memory
 
 
@@ -66,7 +66,9 @@ class SkipBatch:
             raise EkdError(
                 f"out of GPU memory at step {step}: {LIMIT} batches in a row do not fit; {self._advice}"
             ) from None
-        log.warning(LEFT_OUT, step, size, self._advice)
+        log.warning(
+            "step %d: a batch%s does not fit into the GPU's memory and is left out; %s", step, size, self._advice
+        )
 
 
 def _release(runner: FrameType) -> tuple[int, str]:
@@ -74,24 +76,18 @@ def _release(runner: FrameType) -> tuple[int, str]:
     found = dict(runner.f_locals)
     changed: dict[str, Any] = {name: None for name in _GRAPH if name in found}
     if "backward_steps" in found:
-        changed["backward_steps"] = found["backward_steps"] - found["backward_steps"] % _accumulated(found)
-    step, size = found["global_step"], _size(found)
-    found.clear()
+        accumulated = found.get("gradient_accumulate_steps") or 1  # downstream, known after the first pass forward
+        changed["backward_steps"] = found["backward_steps"] - found["backward_steps"] % accumulated
     _set_variables(runner, changed)
-    return step, size
-
-
-def _accumulated(variables: Mapping[str, Any]) -> int:
-    """The batches of a step; downstream the runner looks it up after its first pass forward."""
-    return variables.get("gradient_accumulate_steps") or 1
+    return found["global_step"], _size(found)
 
 
 def _size(variables: Mapping[str, Any]) -> str:
     batch, wavs = variables.get("data"), variables.get("wavs")
     if isinstance(batch, Batch):
         return f" of {batch.clips} clips, {batch.seconds:.0f} s of audio,"
-    if isinstance(wavs, list) and all(hasattr(wav, "__len__") for wav in wavs):
-        return f" of {len(wavs)} clips, {sum(map(len, wavs)) / 16_000:.0f} s of audio,"
+    if wavs is not None:
+        return f" of {len(wavs)} clips, {sum(map(len, wavs)) / SAMPLE_RATE:.0f} s of audio,"
     return ""
 
 

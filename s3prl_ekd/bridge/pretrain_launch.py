@@ -63,12 +63,17 @@ class _Pretraining:
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(ours("pretrain"))
         self.keeper = checkpoints.AtomicCheckpoints()
-        self.is_ours = False  # whether the task is one of this package
+        self.args = Namespace()
         self.explicit: dict[str, Any] = {}
         self.source = "config_runner.yaml"  # where the runner config came from, for messages
         self.config: dict[str, Any] = {}
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the task is one of this package."""
+        return self.args.upstream in self.our_tasks
 
     def main(self) -> None:
         script = self._load()
@@ -149,7 +154,7 @@ class _Pretraining:
 
             def train(self) -> None:
                 with _closing_log(self):
-                    if self.args.upstream in launched.our_tasks:
+                    if launched.is_ours:
                         batches = len(self.upstream.loader.dataset)
                         pretrain_configs.check_epochs(launched.config["runner"], batches, launched.source)
                     super().train()
@@ -179,15 +184,16 @@ class _Pretraining:
         # `-g EXPDIR/config_model.yaml -p EXPDIR` copies a file onto itself
         if not self.world.is_rank_zero or Path(source).resolve() == Path(target).resolve():
             return
-        if self.is_ours and Path(target).name == "config_model.yaml":
-            pretrain_configs.write_model_as_run(Path(source), Path(target))
-        else:
+        if not self.is_ours:
             shutil.copyfile(source, target)
+        elif Path(target).name == "config_model.yaml":  # the runner's is written when -o is merged in
+            pretrain_configs.write_model_as_run(Path(source), Path(target))
 
     # ------------------------------------------------------------------------------------------------- arguments
 
     def _parsed(self, args: Namespace, explicit: set[str]) -> None:
         """Between s3prl's parser and s3prl's use of what it parsed."""
+        self.args = args
         self.explicit = {name: getattr(args, name) for name in explicit}
         arguments.check_override(args.override)
         if args.expname is None and args.expdir is not None:
@@ -206,7 +212,6 @@ class _Pretraining:
             raise EkdError("-n NAME is missing: the experiment's name (its folder is result/pretrain/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
-        self.is_ours = args.upstream in self.our_tasks
         find = partial(pretrain_configs.find, task=args.upstream, s3prl=self.s3prl, is_ours=self.is_ours)
         args.config = find("-c", args.config, "config_runner.yaml")
         if self.is_ours:
@@ -281,14 +286,15 @@ class _Pretraining:
 
     def _checked(self, args: Namespace, config: dict[str, Any]) -> tuple[Namespace, dict[str, Any]]:
         """After s3prl has merged arguments, configs and -o: check what it would meet with a bare assertion."""
-        self.current.expdir, self.config = Path(args.expdir), config
+        self.args, self.config = args, config
+        self.current.expdir = Path(args.expdir)
         self.source = source = str(args.init_ckpt or args.config)
         if args.init_ckpt is not None:
             find_device(args.device)
             self._prepare(args.upstream)
-        if self.world.distributed and args.upstream not in self.our_tasks:
+        if self.world.distributed and not self.is_ours:
             raise EkdError(f"-u {args.upstream}: this task of s3prl trains in one process; start it without torchrun")
-        if args.multi_gpu and args.upstream in self.our_tasks:
+        if args.multi_gpu and self.is_ours:
             raise EkdError(f"--multi_gpu would cut waveforms along time; use {ranks.TORCHRUN} (docs/scale_out.md)")
         self.world.start(args.device)
         use_device(args.device)
@@ -297,7 +303,7 @@ class _Pretraining:
         if self.before is not None and isinstance(config, dict):
             sections = (one.get("optimizer") or {} for one in (self.before, config))
             self.changed = optimizers.changes(*sections)
-        if args.upstream in self.our_tasks:
+        if self.is_ours:
             pretrain_configs.check_ours(config, source)
             if self.world.is_rank_zero:
                 pretrain_configs.write_as_run(config, Path(args.expdir, "config_runner.yaml"))

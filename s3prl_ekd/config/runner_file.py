@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3prl_ekd.checked import Checked, check_values
+from s3prl_ekd.config.model_file import ModelConfig
 from s3prl_ekd.spelling import did_you_mean
 
 
@@ -74,7 +75,6 @@ class PretrainExpertSection(Checked):
     datarc: DataConfig
 
 
-MODEL_SECTIONS = ("ekd", "student", "task", "distortion")
 MODEL_FILE = "config_model.yaml (-g), which -o does not reach"
 OPTIMIZER_KEYS = {
     "AdamW_with_schedule": ("warmup_proportion", "betas", "eps"),
@@ -126,7 +126,7 @@ class RunnerConfig(Checked):
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     """Check the runner configuration after s3prl has read it and applied overrides (``-o``)."""
-    return check_values(RunnerConfig, dict(values), file, elsewhere=dict.fromkeys(MODEL_SECTIONS, MODEL_FILE))
+    return check_values(RunnerConfig, dict(values), file, elsewhere=dict.fromkeys(ModelConfig.model_fields, MODEL_FILE))
 
 
 def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:

@@ -285,11 +285,14 @@ def _pretraining_sets(folder: Path) -> Finding:
     if not root_file.is_file():
         return Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again")
     try:
-        data = pretraining_data(folder / "pretrain.yaml")[-1]
+        _, *found = pretraining_data(folder / "pretrain.yaml")
     except EkdError as error:
         return Finding("pretrain", "broken", str(error), "prepare this folder again")
-    todo = "prepare this folder again, or bring the audio back" if data.state == "broken" else ""
-    return Finding("pretrain", data.state, data.found, todo)
+    broken = [row.found for row in found if row.state == "broken"]
+    if broken:
+        return Finding("pretrain", "broken", broken[0], "prepare this folder again, or bring the audio back")
+    text = "; ".join(row.found if row.what == "data" else f"{row.what}: {row.found}" for row in found)
+    return Finding("pretrain", "ok", text)
 
 
 def _task_data(task: str, file: Path) -> Finding:

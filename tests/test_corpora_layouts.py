@@ -133,6 +133,7 @@ def test_pretraining_sets_add_up_over_one_root(
             info = soundfile.info(root / row["file_path"])
             assert int(row["length"]) == -(-info.frames * 16000 // info.samplerate)
     assert counts == {"more": 2, "one": 30}
+    assert "valid_sets" not in data
     (elsewhere / "0, b.wav").unlink()
     assert main(["prepare", "audio", str(elsewhere), "--out", str(out)]) == 0
     assert "more: replaces an earlier set of 2 other files" in capsys.readouterr().out
@@ -160,3 +161,39 @@ def test_pretraining_sets_add_up_over_one_root(
 )
 def test_transcripts_are_spelled_in_27_letters(text: str, expected: str | None) -> None:
     assert normalise(text) == expected
+
+
+def pretraining_sets(out: Path) -> tuple[list[str], list[str]]:
+    data = yaml.safe_load((out / "pretrain.yaml").read_text())["pretrain_expert"]["datarc"]
+    return data["sets"], data.get("valid_sets", [])
+
+
+def test_sets_are_held_out_for_validation(manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a manifest's column split, of which test is used for nothing, or by --held-out; and they stay so."""
+    out, elsewhere = tmp_path / "data", tmp_path / "more"
+    with (manifests / "asr.tsv").open() as stream:
+        splits = [row["split"] for row in csv.DictReader(stream, delimiter="\t")]
+    words = ["prepare", "--manifest", str(manifests / "asr.tsv"), "--tasks", "pretrain", "--out", str(out)]
+    assert main([*words, "--name", "talks"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"talks: {splits.count('test')} utterances of split test left out" in shown
+    assert pretraining_sets(out) == (["talks"], ["talks-dev"])
+    for name, split in (("talks", "train"), ("talks-dev", "dev")):
+        assert len((out / "pretrain" / f"{name}.csv").read_text().splitlines()) == 1 + splits.count(split)
+    assert f"talks {splits.count('train')}, talks-dev (validation) {splits.count('dev')}" in shown
+
+    elsewhere.mkdir()
+    soundfile.write(elsewhere / "a.wav", np.zeros(8000), 16000)
+    audio = ["prepare", "audio", str(elsewhere), "--out", str(out)]
+    assert main([*audio, "--held-out"]) == 0
+    assert pretraining_sets(out) == (["talks"], ["more", "talks-dev"])
+    assert main([*words, "--name", "again", "--held-out"]) == 2  # all of it
+    assert "pretraining sets again and talks: the one is held out, the other trained on" in capsys.readouterr().err
+    assert pretraining_sets(out) == (["talks"], ["more", "talks-dev"])
+    assert main(audio) == 0  # said again without it
+    assert pretraining_sets(out) == (["more", "talks"], ["talks-dev"])
+    capsys.readouterr()
+    assert main(["doctor", "--data", str(out)]) == 0
+    assert "validation: talks-dev: " in " ".join(capsys.readouterr().out.split())
+    assert main([*audio[:-1], str(tmp_path / "new"), "--held-out"]) == 0
+    assert "no set to train on yet" in capsys.readouterr().out

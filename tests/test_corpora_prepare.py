@@ -32,7 +32,7 @@ def test_a_task_given_twice_is_refused_before_anything_is_written(
     assert f"{both[0]} and voxceleb1 {manifests}: both are for task sid" in capsys.readouterr().err
     assert not out.exists()
     assert main(["prepare", "--manifest", *both, "--tasks", "pretrain", "--out", str(out)]) == 0
-    assert {file.stem for file in (out / "pretrain").glob("*.csv")} == {"corpus", "other"}
+    assert {file.stem for file in (out / "pretrain").glob("*.csv")} == {"corpus", "corpus-dev", "other", "other-dev"}
 
 
 @pytest.mark.parametrize(

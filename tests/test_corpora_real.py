@@ -93,7 +93,7 @@ def test_librispeech_is_used_in_place(
     assert [n for _, n in lengths] == [4200, 4100, 4000]
     assert all((Path(data["libri_root"]) / path).is_file() for path, _ in lengths)
     runner = yaml.safe_load((out / "pretrain.yaml").read_text())["pretrain_expert"]["datarc"]
-    assert runner["sets"] == ["train-clean-100"]
+    assert runner["sets"] == ["train-clean-100"] and runner["valid_sets"] == ["dev-clean"]
     for path, _ in read_lengths(out / "pretrain" / "train-clean-100.csv"):
         assert Path(runner["libri_root"], path).is_file()
     assert prepare("librispeech", librispeech.parent, "--out", out, "--lexicon", lexicon) == 0  # the folder above it

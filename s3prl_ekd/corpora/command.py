@@ -34,6 +34,7 @@ READERS = {  # option -> the sources that read it
     "split_file": {"voxceleb1"},
     "allow_missing": {"voxceleb1"},
     "name": {"manifest", "audio"},
+    "held_out": {"manifest", "audio"},
 }
 EXAMPLES = """\
 examples:
@@ -44,12 +45,13 @@ examples:
   s3prl-ekd prepare voxceleb1 /corpora/VoxCeleb1 --split-file iden_split.txt --out data
   s3prl-ekd prepare iemocap /corpora/IEMOCAP_full_release --out data
   s3prl-ekd prepare audio /corpora/podcasts --name podcasts --out data       pretraining on any audio
+  s3prl-ekd prepare audio /corpora/held_out --held-out --out data            its validation loss
 
 columns of a manifest (tab-separated, with a header; further columns are ignored):
   pr, asr   path split speaker text [phones]    split: train, dev, test
   sid       path split speaker
   er        path fold speaker emotion           fold: 1, 2, ...
-  pretrain  path [speaker]
+  pretrain  path [speaker] [split]              dev is held out for the validation loss, test left out
 
 Audio is linked where it can be; other than 16 kHz mono (for pr, asr: FLAC) is converted to that. Calls with the same
 --out add up: each task's folder is replaced as a whole, pretraining sets are added.
@@ -73,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split-file", type=Path, metavar="FILE", help="VoxCeleb1's iden_split.txt")
     parser.add_argument("--allow-missing", action="store_true", help="VoxCeleb1: leave out files that are not there")
     parser.add_argument("--name", metavar="SET", help="the pretraining set's name (default: its folder's name)")
+    parser.add_argument("--held-out", action="store_true", help="the pretraining set is for the validation loss")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -114,7 +117,7 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
     _check_no_task_twice(claims)
     results = []
     for rows, tasks_of in plans:
-        results += lay_out(rows, tasks_of, args.out, args.lexicon, args.skip_bad, args.name)
+        results += lay_out(rows, tasks_of, args.out, args.lexicon, args.skip_bad, args.name, args.held_out)
     if wanted:
         args.out.mkdir(parents=True, exist_ok=True)
         results += _real(source, args, wanted)
@@ -165,7 +168,8 @@ def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[P
     name = args.name or args.path.resolve().name
     others, types = count_other_audio(args.path)
     notes = [f"{others} files of other types left out ({', '.join(types)})"] if others else []
-    return [prepare_pretrain({name: find_audio(args.path)}, args.out, args.path, notes=notes)]
+    held_out = [name] if args.held_out else []
+    return [prepare_pretrain({name: find_audio(args.path)}, args.out, args.path, notes=notes, held_out=held_out)]
 
 
 def next_command(result: Prepared) -> str:

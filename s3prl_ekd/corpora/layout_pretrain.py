@@ -1,5 +1,6 @@
 """Pretraining: one length CSV per set of audio, the root they are relative to, and a runner config that names them.
 
+A set is either trained on or held out for the validation loss; ``valid.txt`` names the latter.
 Several sets add up in one folder; when they come from different places the root becomes the folder above them all.
 """
 
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
@@ -18,11 +19,18 @@ from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
 
+HELD_OUT = "valid.txt"
+
 
 def prepare_pretrain(
-    sets: dict[str, Sequence[Path]], out: Path, source: Path, speakers: int = 0, notes: Sequence[str] = ()
+    sets: dict[str, Sequence[Path]],
+    out: Path,
+    source: Path,
+    speakers: int = 0,
+    notes: Sequence[str] = (),
+    held_out: Collection[str] = (),
 ) -> Prepared:
-    """Write ``pretrain/<set>.csv`` for each set, ``pretrain/root.txt`` and ``pretrain.yaml`` under ``out``.
+    """Write ``pretrain/<set>.csv`` for each set, ``root.txt``, ``valid.txt`` beside it, and ``pretrain.yaml``.
 
     Args:
         sets: audio files of each set, by its name (:func:`check_set_name`); those that cannot be read or are shorter
@@ -31,9 +39,11 @@ def prepare_pretrain(
         source: where they come from, for messages.
         speakers: how many, where known.
         notes: what to say besides.
+        held_out: which of ``sets`` are for the validation loss.
 
     Raises:
-        EkdError: a name that is none, no readable audio in a set, or a folder that is not ours.
+        EkdError: a name that is none, no readable audio in a set, a file that is both trained on and held out, or a
+            folder that is not ours.
     """
     for name in sets:
         check_set_name(name)
@@ -41,22 +51,30 @@ def prepare_pretrain(
     notes = list(notes)
     with fresh_folder(folder, source) as fresh:
         measured = _measured(sets, source, notes)
+        valid = sorted({*held_out, *(name for name in _earlier_held_out(folder) if name not in sets)})
         for name, entries in _earlier(folder).items():
             if name in measured and {file for file, _ in entries} != {file for file, _ in measured[name]}:
                 notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
             measured.setdefault(name, entries)
+        _check_held_out(measured, valid)
         root = Path(os.path.commonpath([file.parent for entries in measured.values() for file, _ in entries]))
         for name, entries in measured.items():
             write_lengths(fresh / f"{name}.csv", [(file.relative_to(root).as_posix(), n) for file, n in entries])
         (fresh / "root.txt").write_text(f"{root}\n", encoding="utf-8")
-        write_pretrain_config(fresh / config.name, root, folder.absolute(), sorted(measured))
+        if valid:
+            (fresh / HELD_OUT).write_text("".join(f"{name}\n" for name in valid), encoding="utf-8")
+        trained = sorted(set(measured) - set(valid))
+        write_pretrain_config(fresh / config.name, root, folder.absolute(), trained, valid)
     # written above, so that a full disk cannot leave the old root beside the new tables
     (folder / config.name).replace(config)
-    lengths = [[samples for _, samples in measured[name]] for name in sorted(measured)]
+    order = [*trained, *valid]
+    lengths = [[samples for _, samples in measured[name]] for name in order]
+    if not trained:
+        notes.append("no set to train on yet; the next call with this --out adds one")
     return Prepared(
         task="pretrain",
         config=config,
-        splits=tuple(sorted(measured)),
+        splits=(*trained, *(f"{name} (validation)" for name in valid)),
         utterances=tuple(map(len, lengths)),
         minutes=sum(map(sum, lengths)) / SAMPLE_RATE / 60,
         speakers=speakers if set(sets) == set(measured) else 0,
@@ -97,7 +115,30 @@ def _earlier(folder: Path) -> dict[str, list[tuple[Path, int]]]:
     return {file.stem: [(root / path, n) for path, n in read_lengths(file)] for file in sorted(folder.glob("*.csv"))}
 
 
-def write_pretrain_config(file: Path, root: Path, csv_folder: Path, sets: Sequence[str]) -> None:
+def _check_held_out(sets: Mapping[str, Sequence[tuple[Path, int]]], held_out: Sequence[str]) -> None:
+    """Raise where a file of a held-out set is in another set too."""
+    trained = {file: name for name, entries in sets.items() if name not in held_out for file, _ in entries}
+    for name in held_out:
+        both = next((file for file, _ in sets[name] if file in trained), None)
+        if both is not None:
+            raise EkdError(
+                f"pretraining sets {name} and {trained[both]}: the one is held out, the other trained on, and "
+                f"{both} is in both"
+            )
+
+
+def _earlier_held_out(folder: Path) -> list[str]:
+    """Names of the sets there that are held out."""
+    file = folder / HELD_OUT
+    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+
+
+def write_pretrain_config(
+    file: Path, root: Path, csv_folder: Path, sets: Sequence[str], valid_sets: Sequence[str] = ()
+) -> None:
     config = config_template("s3prl_ekd.pretrain.ekd", "config_runner.yaml")
-    config["pretrain_expert"]["datarc"].update(libri_root=str(root), file_path=str(csv_folder), sets=list(sets))
+    data = config["pretrain_expert"]["datarc"]
+    data.update(libri_root=str(root), file_path=str(csv_folder), sets=list(sets))
+    if valid_sets:
+        data["valid_sets"] = list(valid_sets)
     write_config(file, config, "pretrain/ekd/config_runner.yaml")

@@ -20,12 +20,13 @@ from s3prl_ekd.errors import EkdError
 
 SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # SUPERB's
 PRETRAIN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500")
+HELD_OUT = "dev-clean"  # of pretraining
 
 
 def prepare_librispeech(
     root: Path, out: Path, tasks: Sequence[str] = ("pr", "asr", "pretrain"), lexicons: Sequence[str | Path] = ()
 ) -> list[Prepared]:
-    """SUPERB's splits of LibriSpeech for PR and ASR, and its training splits for pretraining.
+    """SUPERB's splits of LibriSpeech for PR and ASR; for pretraining all for training, and dev-clean for validation.
 
     Raises:
         EkdError: a split is missing, a word has no pronunciation, or a file cannot be read as it is.
@@ -49,9 +50,11 @@ def prepare_librispeech(
         if not present:
             raise EkdError(f"{root}: no LibriSpeech training split in it; expected {', '.join(PRETRAIN_SPLITS)}")
         notes = [f"pretrain uses {', '.join(present)}; {', '.join(absent)} is not there"] if absent else []
-        sets = {split: find_audio(root / split) for split in present}
-        speakers = sum(sum(1 for entry in (root / split).iterdir() if entry.is_dir()) for split in present)
-        results.append(prepare_pretrain(sets, out, root, speakers, notes))
+        held_out = [HELD_OUT] if (root / HELD_OUT).is_dir() else []
+        used = [*present, *held_out]
+        sets = {split: find_audio(root / split) for split in used}
+        speakers = sum(sum(1 for entry in (root / split).iterdir() if entry.is_dir()) for split in used)
+        results.append(prepare_pretrain(sets, out, root, speakers, notes, held_out))
     return results
 
 

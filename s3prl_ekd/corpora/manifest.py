@@ -1,8 +1,9 @@
 """Reading a ``manifest.tsv``: rows with the line they came from, where their audio is, and which tasks they can serve.
 
 A manifest is tab-separated text with a header. Columns by task: pr, asr: ``path split speaker text`` (and ``phones``
-where known); sid: ``path split speaker``; er: ``path fold speaker emotion``; pretrain: ``path``. Further columns are
-ignored. Opening the audio itself is ``probe.py``; laying files out for s3prl is ``layout_*.py``.
+where known); sid: ``path split speaker``; er: ``path fold speaker emotion``; pretrain: ``path`` (and ``split``: dev is
+held out, test left out). Further columns are ignored. Opening the audio itself is ``probe.py``; laying files out for
+s3prl is ``layout_*.py``.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from s3prl_ekd.corpora.layout_emotion import prepare_emotion
 from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
 from s3prl_ekd.corpora.layout_speech import prepare_speech
-from s3prl_ekd.corpora.manifest import TASKS, Manifest, check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.corpora.manifest import SPLITS, TASKS, Manifest, check_tasks, choose_tasks, read_manifest
 from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
@@ -43,6 +43,7 @@ def prepare_manifest(
     root: str | Path | None = None,
     skip_bad: bool = False,
     name: str | None = None,
+    held_out: bool = False,
 ) -> list[Prepared]:
     """Lay out a manifest's audio for s3prl under ``out``, with a ready config beside each task's folder.
 
@@ -54,12 +55,13 @@ def prepare_manifest(
         root: folder that ``path`` is relative to, where that is not the manifest's folder or its parent.
         skip_bad: leave out rows whose audio is missing or damaged.
         name: the pretraining set's name; the manifest's folder otherwise.
+        held_out: that set is for the validation loss, whatever its rows' split.
 
     Raises:
         EkdError: anything the user can fix, with the manifest's line.
     """
     rows, tasks = plan_manifest(manifest, tasks, root)
-    return lay_out(rows, tasks, Path(out), lexicons, skip_bad, name)
+    return lay_out(rows, tasks, Path(out), lexicons, skip_bad, name, held_out)
 
 
 def plan_manifest(
@@ -81,6 +83,7 @@ def lay_out(
     lexicons: Sequence[str | Path] = (),
     skip_bad: bool = False,
     name: str | None = None,
+    held_out: bool = False,
 ) -> list[Prepared]:
     """The second half: write the tasks of :func:`plan_manifest`."""
     if "pretrain" in tasks:
@@ -98,7 +101,26 @@ def lay_out(
         if "er" in tasks:
             results.append(prepare_emotion(rows, clips, out))
     if "pretrain" in tasks:
-        speakers = len({row.speaker for row in rows.rows if row.speaker})
-        files = list(dict.fromkeys(row.audio for row in rows.rows))
-        results.append(prepare_pretrain({name or rows.name: files}, out, rows.file, speakers))
+        results.append(_pretraining(rows, out, name or rows.name, held_out))
     return results
+
+
+def _pretraining(rows: Manifest, out: Path, name: str, held_out: bool) -> Prepared:
+    """A manifest's set or, where its rows say train, dev and test, two: dev is held out, test used for nothing."""
+    splits = {row.split for row in rows.rows}
+    if held_out or not splits <= {*SPLITS, ""}:
+        parts = {name: rows.rows}
+    else:
+        parts = {
+            name: [row for row in rows.rows if row.split in ("train", "")],
+            f"{name}-dev": [row for row in rows.rows if row.split == "dev"],
+        }
+    used = {part: list(dict.fromkeys(row.audio for row in chosen)) for part, chosen in parts.items() if chosen}
+    if not used:
+        raise EkdError(f"{rows.file}: every row is of split test; pretraining takes train, and holds dev out")
+    left_out = sum(row.split == "test" for row in rows.rows) if len(parts) > 1 else 0
+    notes = [f"{name}: {left_out} utterances of split test left out"] if left_out else []
+    speakers = len({row.speaker for chosen in parts.values() for row in chosen if row.speaker})
+    return prepare_pretrain(
+        used, out, rows.file, speakers, notes, [part for part in used if held_out or part.endswith("-dev")]
+    )

@@ -116,7 +116,7 @@ class Demo:
         runner["runner"] |= {
             "total_steps": steps,
             "log_step": max(1, steps // 60),
-            "save_step": steps // 2,
+            "save_step": steps // 5,
             "max_keep": 1,
         }
         runner["optimizer"]["lr"] = 1.0e-3  # a model a hundredth of the paper's takes a larger one

@@ -13,8 +13,8 @@ import torch
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import forget_from, read_metrics
-from s3prl_ekd.report import command
-from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
+from s3prl_ekd.report import command, comparison
+from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png, smooth
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.score_figures import cost_png, looks
 from s3prl_ekd.report.sources import Evaluation, read_pretraining, read_results, split_head
@@ -170,12 +170,93 @@ def test_runs_and_models_of_one_name_are_told_apart(pretraining, evaluation, tmp
     assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
     names = {file.name for file in (tmp_path / "r").iterdir()}
     assert {f"{pretraining.name}-loss.png", f"{pretraining.name}-2-loss.png"} <= names
+    assert [run.label for run in read_results([pretraining, again])[0]] == [
+        f"{pretraining.name} ({folder})" for folder in (pretraining, again)
+    ]
     labels = [one.scores["label"] for one in read_results([evaluation, other])[1]]
     assert labels == [f"student & co ({evaluation})", f"student & co ({other})"]
     # the page of one run beside it: its figures do not go into the run's own folder
     before = sorted(again.iterdir())
     assert command.run(parser.parse_args([str(again), "--out", str(again) + ".html"])) == 0
     assert sorted(again.iterdir()) == before and (again.parent / f"{again.name}_figures").is_dir()
+
+
+@pytest.fixture
+def runs(pretraining, tmp_path):
+    """Two runs that share some heads, one with held-out speech; and one of other heads, without its settings."""
+    ours, other, joined = pretraining, tmp_path / "other", tmp_path / "joined"
+    for folder in (other, joined):
+        shutil.copytree(ours, folder)
+    (ours / "config_model.yaml").write_text(
+        "ekd: {mode: multi_head, teachers: [{name: hubert, source: hubert_base, layers: [4, 8, 12]}]}\n"
+    )
+    (other / "config_model.yaml").write_text(
+        "ekd: {teachers: [{name: wavlm, source: wavlm_base, layers: [12]}], cosine_weight: 0.5}\n"
+    )
+    (joined / "config_model.yaml").write_text("no mapping")
+    lines = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
+    (joined / "metrics.jsonl").write_text(
+        "".join(json.dumps(line | {"heads": {"concat.4": line["heads"]["wavlm.4"]}}) + "\n" for line in lines)
+    )
+    held_out = [{"step": step, "loss": loss, "seconds": 9.0, "heads": lines[0]["heads"]}
+                for step, loss in ((20, 2.5), (40, 3.0))]  # fmt: skip
+    (ours / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held_out))
+    return [read_pretraining(folder) for folder in (ours, other, joined)]
+
+
+def test_runs_are_compared_by_what_they_came_to(runs):
+    rows = dict(comparison.results(runs))
+    assert rows["steps"] == ["40"] * 3 and rows["training loss"] == ["2.5000"] * 3
+    assert rows["validation loss"] == ["3.0000", "–", "–"]
+    assert rows["lowest (at step)"] == ["2.5000 (20)", "–", "–"]
+    assert "s of audio a second" not in rows  # none has logged it
+    heads = dict(comparison.heads(runs))
+    assert len(heads) == 6 and "concat.4" not in str(heads)
+    assert heads["wavlm.4: L1 + −log σ(cos), training"] == ["0.0650 + 0.5000"] * 2 + ["–"]
+
+
+def test_heads_are_compared_on_held_out_speech_where_all_have_it(runs):
+    (runs[0].folder.parent / "other" / "validation.jsonl").write_text((runs[0].folder / "validation.jsonl").read_text())
+    again = [read_pretraining(run.folder) for run in runs]
+    assert dict(comparison.heads(again))["hubert.8: L1 + −log σ(cos), validation"] == ["0.1800 + 0.5000"] * 2 + ["–"]
+
+
+def test_settings_that_differ_are_named_with_their_defaults(runs):
+    found = dict(comparison.differences(runs[:2]))
+    assert found == {
+        "ekd.teachers.hubert.source": ["hubert_base", "–"],
+        "ekd.teachers.hubert.layers": ["[4, 8, 12]", "–"],
+        "ekd.teachers.wavlm.source": ["–", "wavlm_base"],
+        "ekd.teachers.wavlm.layers": ["–", "[12]"],
+        "ekd.cosine_weight": ["1.0", "0.5"],  # mode is multi_head in both, said or not
+    }
+    assert comparison.differences(runs[:1] * 2) == []
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_several_runs_are_drawn_over_each_other(runs, theme):
+    assert comparison_png(runs, theme).startswith(PNG)
+    assert comparison_png(runs[1:] * 8, theme).startswith(PNG)  # more than there are colours; none with validation
+    assert overview_png(runs[0], theme).startswith(PNG) and head_losses_png(runs[0], theme).startswith(PNG)
+    text = page(runs, [], "title")
+    assert "Pretraining runs compared" in text and "ekd.cosine_weight" in text and "wavlm.12: L1" in text
+    assert "compared" not in page(runs[:1], [], "title")
+
+
+def test_the_terminal_has_the_runs_too(runs, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    words = [str(run.folder) for run in runs]
+    assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
+    assert "2.5000 (20)" in capsys.readouterr().out
+    assert (tmp_path / "r" / "pretraining-runs.png").is_file()
+
+
+def test_a_smoothed_curve_has_its_ends_and_its_mean():
+    values = [float(number % 2) for number in range(400)]
+    smoothed = smooth(values)
+    assert len(smoothed) == 400 and max(abs(value - 0.5) for value in smoothed) < 0.1
+    assert smooth([1.0, 3.0]) == [1.0, 3.0] and smooth([]) == []
 
 
 def test_any_label_can_be_drawn(pretraining, evaluation):

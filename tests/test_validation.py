@@ -223,6 +223,19 @@ def test_mistakes(lab: Path, data: dict[str, Any], message: str) -> None:
     assert message.format(lab=lab) in str(error.value)
 
 
+def test_no_more_is_used_than_asked_for(lab: Path) -> None:
+    """From all over the table: a corpus is sorted by speaker."""
+    from s3prl_ekd.config import check_data_config
+
+    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | HELD_OUT
+    whole = read_lengths(check_data_config(config), key="valid_sets")
+    for minutes, rows in ((None, range(6)), (60 * whole.hours, range(6)), (30 * whole.hours, (0, 2, 5)), (1e-4, (0,))):
+        checked = check_data_config(config | {"valid_minutes": minutes})
+        part = read_held_out(checked, read_lengths(checked))
+        assert part.paths == [whole.paths[row] for row in rows]
+        assert part.samples.tolist() == [int(whole.samples[row]) for row in rows]
+
+
 def test_without_held_out_speech_there_is_none(lab: Path, tmp_path: Path) -> None:
     expert = make_expert(lab, None)
     assert expert.validation is None and save(expert, tmp_path) == []

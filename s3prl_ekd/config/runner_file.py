@@ -31,6 +31,8 @@ class DataConfig(Checked):
     """Names of the length CSVs, without .csv."""
     valid_sets: list[str] = []
     """Names of length CSVs of held-out speech: the validation loss is its, measured with every checkpoint."""
+    valid_minutes: float | None = Field(default=30.0, gt=0)
+    """How much of it is used at most, utterances from all over the CSVs; null: all of it, each time."""
     seed: int = Field(default=0, ge=0)
     """Seed of batch order and crops; the order depends on (seed, epoch) alone, not on workers."""
 

@@ -32,9 +32,10 @@ class DemoSizes:
     sid_eval: int = 2
     er: int = 4  # x 10 speakers x 4 emotions
     pretrain: int = 25  # x 10 speakers, PRETRAIN_SENTENCES in one clip: about 3.6 s each, 15 min in all
+    pretrain_dev: int = 2  # the same again
 
 
-SMALL = DemoSizes(asr_train=6, asr_eval=3, sid_train=4, sid_eval=1, er=1, pretrain=4)
+SMALL = DemoSizes(asr_train=6, asr_eval=3, sid_train=4, sid_eval=1, er=1, pretrain=4, pretrain_dev=1)
 PRETRAIN_SENTENCES = 2
 FADE = SAMPLE_RATE // 100  # 10 ms
 LOUDNESS = 0.05  # root mean square of neutral speech (-26 dB of full scale), with headroom for the loud emotions
@@ -150,17 +151,18 @@ def make_demo_corpus(
 
     pretrain = []
     for speaker in PRETRAIN_SPEAKERS:
-        for index in range(sizes.pretrain):
-            text = ". ".join(_draw(rng, train_texts, PRETRAIN_SENTENCES))
+        for index in range(sizes.pretrain + sizes.pretrain_dev):
+            split, texts = ("train", train_texts) if index < sizes.pretrain else ("dev", dev_texts)
+            text = ". ".join(_draw(rng, texts, PRETRAIN_SENTENCES))
             path = f"pretrain/{speaker.key}/3/{speaker.key}-3-{index:04d}.flac"
-            pretrain.append(booth.record(path, speaker, text))
+            pretrain.append({"split": split, **booth.record(path, speaker, text)})
 
     tail = ("speaker", "gender", "seconds", "source")
     return {
         "asr": _write(folder / "asr", ("path", "split", *tail, "text", "phones"), asr),
         "sid": _write(folder / "sid", ("path", "split", *tail, "text"), sid),
         "er": _write(folder / "er", ("path", "fold", *tail, "emotion", "text"), er),
-        "pretrain": _write(folder / "pretrain", ("path", *tail), pretrain),
+        "pretrain": _write(folder / "pretrain", ("path", "split", *tail), pretrain),
     }
 
 

@@ -79,7 +79,7 @@ def read_lengths(
 
 
 def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_runner.yaml") -> LengthTable | None:
-    """:func:`read_lengths` of ``config.valid_sets``; None where nothing is held out.
+    """:func:`read_lengths` of ``config.valid_sets``, ``valid_minutes`` of it at most; None where nothing is held out.
 
     Args:
         config, file: as there.
@@ -97,7 +97,11 @@ def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_ru
             f"{file}: pretrain_expert.datarc.valid_sets: {len(trained)} utterances are in sets too, and so "
             f"trained on; the first: {trained[0]}"
         )
-    return held_out
+    minutes, count = 60 * held_out.hours, len(held_out.paths)
+    if config.valid_minutes is None or minutes <= config.valid_minutes:
+        return held_out
+    chosen = np.linspace(0, count - 1, max(1, int(count * config.valid_minutes / minutes))).astype(int)
+    return LengthTable([held_out.paths[row] for row in chosen], held_out.samples[chosen])
 
 
 def _read_csv(file: Path, key: str) -> pd.DataFrame:

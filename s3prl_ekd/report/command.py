@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.table import score_table
+from s3prl_ekd.report import comparison
 from s3prl_ekd.report.page import write_page
 from s3prl_ekd.report.pngs import write_pngs
-from s3prl_ekd.report.sources import read_results
+from s3prl_ekd.report.sources import Pretraining, read_results
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise EkdError(f"--out {args.out}: expected a file that ends in .html (figures go into a folder beside it)")
     pretrainings, evaluations = read_results(args.results)
     console = Console()
+    if len(pretrainings) > 1:
+        console.print(_runs(pretrainings))
     if evaluations:
         records = [one.scores for one in evaluations]
         for table in [*grid_tables(records), score_table(records)]:
@@ -49,3 +55,14 @@ def run(args: argparse.Namespace) -> int:
     figures = write_pngs(folder, pretrainings, evaluations)
     console.print(f"{page} [dim]and {len(figures)} figures in {folder}/[/]", highlight=False)
     return 0
+
+
+def _runs(pretrainings: list[Pretraining]) -> Table:
+    """A row a run."""
+    columns = comparison.results(pretrainings)
+    table = Table("pretraining", box=SIMPLE_HEAD, header_style="bold")
+    for heading, _ in columns:
+        table.add_column(heading, justify="right")
+    for row, run in enumerate(pretrainings):
+        table.add_row(escape(run.label), *(values[row] for _, values in columns))
+    return table

@@ -1,4 +1,4 @@
-"""The report's figures as PNG bytes: loss per teacher and layer, total loss and learning rate, layer weights.
+"""The report's figures as PNG bytes: losses of one run and of several, learning rate, layer weights.
 
 Figures of scores are in ``score_figures.py``. Data comes from ``sources.py``, colours from ``style.py``; the page that
 holds the figures is ``page.py``.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.report.sources import Evaluation, Pretraining, split_head
 from s3prl_ekd.report.style import LIGHT, Theme, drawing, shade
@@ -18,55 +19,95 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COSINE_FLOOR = math.log1p(math.exp(-1.0))  # -log sigmoid(1) = 0.313: the term where prediction and target are parallel
-_TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"))
+_TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"), ("gradient_share", "share of gradient"))
+_VALIDATION = {"linestyle": (0, (1, 1.2)), "marker": "o", "markersize": 3.2}
+_RUN_LINES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # of the first six runs, the next six, ...
 
 
 def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
-    """Draw the losses: a column a teacher, a row a loss term, a line a layer; a row shares its scale, to compare."""
+    """Draw the losses: a column a teacher, a row a loss term, a line a layer; a row shares its scale, to compare.
+
+    Dots are held-out speech's. A third row, where it was logged, is the share of the gradient that each head has.
+    """
     import matplotlib.pyplot as plt
 
     heads = run.heads()
     teachers = list(dict.fromkeys(split_head(head)[0] for head in heads))
+    terms = [(term, label) for term, label in _TERMS if any(series(run.metrics, head, term)[0] for head in heads)]
     with drawing(theme):
-        columns = max(len(teachers), 1)
+        columns, rows = max(len(teachers), 1), len(terms)
         figure, axes = plt.subplots(
-            2, columns, figsize=(max(3.1 * columns, 4.6), 4.7), sharex=True, sharey="row", squeeze=False
+            rows, columns, figsize=(max(3.1 * columns, 4.6), 0.3 + 2.2 * rows), sharex=True, sharey="row", squeeze=False
         )
         for column, teacher in enumerate(teachers):
             layers = [head for head in heads if split_head(head)[0] == teacher]
             hue = theme.teachers[column % len(theme.teachers)]
-            for row, (term, _) in enumerate(_TERMS):
+            for row, (term, _) in enumerate(terms):
                 for rank, head in enumerate(layers):
                     colour = shade(hue, rank / max(len(layers) - 1, 1), theme)
-                    steps, values = series(run, head, term)
+                    steps, values = series(run.metrics, head, term)
                     axes[row][column].plot(steps, values, color=colour, label=f"layer {split_head(head)[1]}")
+                    axes[row][column].plot(*series(run.validation, head, term), color=colour, **_VALIDATION)
+                if term == "cosine":
+                    axes[row][column].axhline(COSINE_FLOOR, color=theme.muted, linewidth=0.9, linestyle=(0, (2, 3)))
             axes[0][column].set_title(teacher)
             axes[0][column].legend(loc="best", handlelength=1.4, labelspacing=0.25)
-            axes[1][column].axhline(COSINE_FLOOR, color=theme.muted, linewidth=0.9, linestyle=(0, (2, 3)))
-            axes[1][column].set_xlabel("step")
-        axes[1][0].annotate(
-            "parallel", (0.01, COSINE_FLOOR), xycoords=("axes fraction", "data"), xytext=(0, 2),
-            textcoords="offset points", fontsize=7.5, color=theme.muted, va="bottom",
-        )  # fmt: skip
-        for row, (_, label) in enumerate(_TERMS):
+            axes[-1][column].set_xlabel("step")
+        for row, (term, label) in enumerate(terms):
             axes[row][0].set_ylabel(label)
+            if term == "cosine":
+                axes[row][0].annotate(
+                    "parallel", (0.01, COSINE_FLOOR), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                    textcoords="offset points", fontsize=7.5, color=theme.muted, va="bottom",
+                )  # fmt: skip
         return png(figure)
 
 
 def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
-    """Draw the total loss over the steps and, where it was logged, the learning rate beside it."""
+    """Draw the total loss over the steps, of held-out speech too, and, where it was logged, the learning rate."""
     import matplotlib.pyplot as plt
 
     with drawing(theme):
-        if not any("lr" in line for line in run.metrics):
-            figure, axis = plt.subplots(figsize=(9.3, 2.7))
-            _line(axis, run, "loss", theme.accent, "loss, mean over heads")
-            return png(figure)
-        figure, (left, right) = plt.subplots(1, 2, figsize=(9.3, 2.7), width_ratios=(2, 1))
-        _line(left, run, "loss", theme.accent, "loss, mean over heads")
-        _line(right, run, "lr", theme.muted, "learning rate")
-        # Powers of ten at each tick: matplotlib's common factor above the axis would push the title up.
-        right.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
+        with_rate = any("lr" in line for line in run.metrics)
+        panels = 1 + with_rate
+        figure, axes = plt.subplots(1, panels, figsize=(9.3, 2.7), width_ratios=(2, 1)[:panels], squeeze=False)
+        losses = axes[0][0]
+        _line(losses, run, "loss", theme.accent, "loss, mean over heads")
+        steps, values = totals(run.validation)
+        if steps:
+            losses.plot(steps, values, color=theme.teachers[1], label="validation", **_VALIDATION)
+            losses.lines[0].set_label("training")
+            losses.legend(loc="best")
+        if with_rate:
+            rates = axes[0][1]
+            _line(rates, run, "lr", theme.muted, "learning rate")
+            # Powers of ten at each tick: matplotlib's common factor above the axis would push the title up.
+            rates.yaxis.set_major_formatter(lambda value, _: f"{value:.1e}".replace("e-0", "e-") if value else "0")
+        return png(figure)
+
+
+def comparison_png(runs: Sequence[Pretraining], theme: Theme = LIGHT) -> bytes:
+    """Draw the losses of several runs over each other: of training, smoothed, and beside it of held-out speech."""
+    import matplotlib.pyplot as plt
+
+    with drawing(theme):
+        held_out = any(run.validation for run in runs)
+        figure, axes = plt.subplots(1, 1 + held_out, figsize=(9.3, 3.4), sharey=True, squeeze=False)
+        for number, run in enumerate(runs):
+            look = {
+                "color": theme.teachers[number % len(theme.teachers)],
+                "linestyle": _RUN_LINES[number // len(theme.teachers) % len(_RUN_LINES)],
+            }
+            steps, values = totals(run.metrics)
+            axes[0][0].plot(steps, values, color=look["color"], linewidth=0.7, alpha=0.3)
+            axes[0][0].plot(steps, smooth(values), label=run.label, **look)
+            if held_out:
+                axes[0][1].plot(*totals(run.validation), marker="o", markersize=3.2, **look)
+        for axis, title in zip(axes[0], ("training loss", "validation loss"), strict=False):
+            axis.set_title(title)
+            axis.set_xlabel("step")
+        figure.legend(loc="outside lower center", ncols=min(4, len(runs)))
+        figure.set_layout_engine("constrained")
         return png(figure)
 
 
@@ -90,10 +131,23 @@ def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> by
         return png(figure)
 
 
-def series(run: Pretraining, head: str, term: str) -> tuple[list[int], list[float]]:
+def series(lines: Sequence[Mapping[str, Any]], head: str, term: str) -> tuple[list[int], list[float]]:
     """Steps and values of one loss term of one head, where it was logged."""
-    lines = [line for line in run.metrics if term in line.get("heads", {}).get(head, {})]
-    return [line["step"] for line in lines], [line["heads"][head][term] for line in lines]
+    found = [line for line in lines if term in line.get("heads", {}).get(head, {})]
+    return [line["step"] for line in found], [line["heads"][head][term] for line in found]
+
+
+def totals(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
+    """Steps and values of the loss, where it was logged."""
+    found = [line for line in lines if line.get("loss") is not None]
+    return [line["step"] for line in found], [line["loss"] for line in found]
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Each value's mean over the fortieth of the curve around it, cut at the ends: log steps are single batches."""
+    reach = len(values) // 80
+    windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _line(axis: Axes, run: Pretraining, key: str, colour: str, title: str) -> None:

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 
 from s3prl_ekd.report import scores
+from s3prl_ekd.report.comparison import comparison
 from s3prl_ekd.report.curves import head_losses_png, overview_png
 from s3prl_ekd.report.html import figure, fold, section
 from s3prl_ekd.report.sources import Evaluation, Pretraining
@@ -48,6 +49,7 @@ def page(
         scores.reference() if reference else "",
         scores.macs(records),
         scores.learning_rates(records),
+        comparison(pretrainings),
         *[_pretraining(run) for run in pretrainings],
         scores.layer_weights(evaluations),
         _configuration(pretrainings),
@@ -86,19 +88,20 @@ def _facts(pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> st
 
 
 def _pretraining(run: Pretraining) -> str:
-    body = figure(lambda theme: overview_png(run, theme), "Loss over the pretraining steps")
+    held_out = "; dots: held-out speech" if run.validation else ""
+    body = figure(lambda theme: overview_png(run, theme), f"Loss over the pretraining steps{held_out}")
     if run.heads():
         body += figure(
             lambda theme: head_losses_png(run, theme),
-            "Loss per teacher and layer: mean absolute error above, cosine term below (dotted: its lowest value, "
-            "prediction and target parallel)",
+            "Per teacher and layer: mean absolute error; cosine term (dotted: its lowest value, prediction and target "
+            f"parallel); the head's share of the gradient at the student's last layer, where it was logged{held_out}",
         )
-    return section(f"Pretraining: {run.name}", body)
+    return section(f"Pretraining: {run.label}", body)
 
 
 def _configuration(pretrainings: list[Pretraining]) -> str:
     files = [
-        fold(f"{run.name} / {name}", f"<pre>{escape(text)}</pre>")
+        fold(f"{run.label} / {name}", f"<pre>{escape(text)}</pre>")
         for run in pretrainings
         for name, text in run.configs.items()
     ]

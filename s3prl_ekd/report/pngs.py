@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
+from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.score_figures import cost_png, grid_png
 from s3prl_ekd.report.sources import Evaluation, Pretraining
 from s3prl_ekd.report.style import LIGHT, Theme
@@ -23,6 +23,7 @@ def write_pngs(
         name = f"{run.name}-{before + 1}" if before else run.name
         figures[f"{name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
         figures[f"{name}-loss.png"] = overview_png(run, theme)
+    figures["pretraining-runs.png"] = comparison_png(pretrainings, theme) if len(pretrainings) > 1 else None
     figures["learning-rates.png"] = grid_png(records, theme)
     figures["macs.png"] = cost_png(records, theme)
     figures["layer-weights.png"] = layer_weights_png(evaluations, theme)

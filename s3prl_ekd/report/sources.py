@@ -17,7 +17,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models
-from s3prl_ekd.metrics_file import METRICS, read_metrics
+from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,11 @@ class Pretraining:
     folder: Path
     metrics: list[dict[str, Any]]  # one a log step, see below
     configs: dict[str, str] = field(default_factory=dict)  # file name -> YAML text
+    validation: list[dict[str, Any]] = field(default_factory=list)  # one a checkpoint, as ``metrics``
+    label: str = ""  # tells it from the report's other runs; "" is the name
+
+    def __post_init__(self) -> None:
+        self.label = self.label or self.name
 
     @property
     def name(self) -> str:
@@ -73,6 +78,10 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
         raise unusable[0]
     for error in unusable:
         log.warning("left out: %s", error)
+    names = Counter(run.name for run in pretrainings)
+    for run in pretrainings:
+        if names[run.name] > 1:
+            run.label = f"{run.name} ({run.folder})"
     labels = Counter(one.scores["label"] for one in evaluations)
     for one in evaluations:  # figures tell models by their labels
         if labels[one.scores["label"]] > 1:
@@ -104,7 +113,8 @@ def read_pretraining(folder: Path) -> Pretraining:
     configs = {
         file.name: file.read_text() for file in sorted(folder.glob("*.y*ml")) if not file.name.startswith("args")
     }
-    return Pretraining(folder, lines, configs)
+    held_out = folder / VALIDATION
+    return Pretraining(folder, lines, configs, read_metrics(held_out) if held_out.is_file() else [])
 
 
 def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:

@@ -1,0 +1,131 @@
+"""Several pretraining runs side by side: what they came to, and which settings they differ in.
+
+Rows are ``(heading, a text for each run)``; ``page.py`` and ``command.py`` show them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from typing import Any
+
+import yaml
+
+from s3prl_ekd.config import load_model_config
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.table import MISSING
+from s3prl_ekd.report.curves import comparison_png, series, totals
+from s3prl_ekd.report.html import figure, note, section
+from s3prl_ekd.report.sources import Pretraining
+
+Row = tuple[str, list[str]]
+MODEL = "config_model.yaml"
+NOTE = (
+    "Training losses are means over the last tenth of the log steps. Losses compare between runs that predict the same "
+    "heads on the same scale; of other runs, the heads that they share, by the cosine term."
+)
+
+
+def comparison(runs: Sequence[Pretraining]) -> str:
+    """The page's section; empty for fewer than two runs."""
+    if len(runs) < 2:
+        return ""
+    caption = "Loss of each run; that of training is smoothed over a fortieth of the run"
+    body = figure(lambda theme: comparison_png(runs, theme), caption)
+    body += _table(runs, results(runs)) + note(NOTE)
+    for title, rows in (("Settings that differ", differences(runs)), ("Heads in common", heads(runs))):
+        body += f"<h3>{title}</h3>{_table(runs, rows)}" if rows else ""
+    return section("Pretraining runs compared", body)
+
+
+def results(runs: Sequence[Pretraining]) -> list[Row]:
+    """Steps, losses and speed of each run."""
+    rows = [
+        ("steps", [f"{run.metrics[-1]['step']:,}" for run in runs]),
+        ("training loss", [_number(_last_tenth(totals(run.metrics)[1])) for run in runs]),
+        ("validation loss", [_number(_last(totals(run.validation)[1])) for run in runs]),
+        ("lowest (at step)", [_lowest(*totals(run.validation)) for run in runs]),
+        ("s of audio a second", [_speed(run) for run in runs]),
+    ]
+    return [(name, values) for name, values in rows if any(value != MISSING for value in values)]
+
+
+def heads(runs: Sequence[Pretraining]) -> list[Row]:
+    """L1 and cosine term of each head that two runs have; of validation where all of these runs have it."""
+    rows = []
+    for head in dict.fromkeys(head for run in runs for head in run.heads()):
+        having = [run for run in runs if head in run.heads()]
+        if len(having) < 2:
+            continue
+        held_out = all(series(run.validation, head, "cosine")[1] for run in having)
+        texts = []
+        for run in runs:
+            lines, mean = (run.validation, _last) if held_out else (run.metrics, _last_tenth)
+            terms = [_number(mean(series(lines, head, term)[1])) for term in ("l1", "cosine")]
+            texts.append(" + ".join(terms) if run in having else MISSING)
+        rows.append((f"{head}: L1 + −log σ(cos), {'validation' if held_out else 'training'}", texts))
+    return rows
+
+
+def differences(runs: Sequence[Pretraining]) -> list[Row]:
+    """The settings whose values differ, with defaults filled in where the model file can be read as one of ours."""
+    settings = [dict(_settings(run)) for run in runs]
+    names = dict.fromkeys(name for one in settings for name in one)
+    rows = [(name, [one.get(name, MISSING) for one in settings]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _settings(run: Pretraining) -> Iterator[tuple[str, str]]:
+    for name, text in run.configs.items():
+        try:
+            values = yaml.safe_load(text)
+            if name == MODEL and isinstance(values, Mapping):
+                values = load_model_config(values).model_dump(mode="json")
+        except (yaml.YAMLError, EkdError):
+            continue
+        yield from _flat(values)
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values as YAML; entries of a list that have a name are told by it."""
+    if isinstance(value, list) and value and all(isinstance(one, Mapping) and "name" in one for one in value):
+        value = {one["name"]: {key: part for key, part in one.items() if key != "name"} for one in value}
+    if isinstance(value, Mapping) and value:
+        for key, part in value.items():
+            yield from _flat(part, f"{name}.{key}" if name else str(key))
+    else:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+        yield name, text.removesuffix("...\n").strip()
+
+
+def _last(values: Sequence[float]) -> float | None:
+    return values[-1] if values else None
+
+
+def _last_tenth(values: Sequence[float]) -> float | None:
+    part = values[-max(1, len(values) // 10) :]
+    return sum(part) / len(part) if part else None
+
+
+def _lowest(steps: Sequence[int], values: Sequence[float]) -> str:
+    """The lowest value and its step, where that is not the last."""
+    lowest = min(values, default=None)
+    return MISSING if lowest is None or lowest == values[-1] else f"{lowest:.4f} ({steps[values.index(lowest)]:,})"
+
+
+def _speed(run: Pretraining) -> str:
+    speeds = sorted(line["audio_seconds_per_second"] for line in run.metrics if line.get("audio_seconds_per_second"))
+    return f"{speeds[len(speeds) // 2]:,.0f}" if speeds else MISSING
+
+
+def _number(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.4f}"
+
+
+def _table(runs: Sequence[Pretraining], rows: Sequence[Row]) -> str:
+    head = "".join(f"<th>{escape(run.label)}</th>" for run in runs)
+    body = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"
+        for name, texts in rows
+    )
+    return f"<div class=scroll><table class='scores plainer'><tr><th></th>{head}</tr>{body}</table></div>"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
-from pretrain_lab import make_expert
+from pretrain_lab import hold_out, make_expert, write_lab
 from trouble_checks import check_continued, check_nan, check_out_of_memory, check_precisions
 
 from s3prl_ekd.bridge.adamw import step_at_once
 from s3prl_ekd.compat.hub import register
 from s3prl_ekd.data.batches import Batch
+from s3prl_ekd.metrics_file import read_metrics
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
@@ -50,6 +52,19 @@ def test_states_agree_with_the_cpu(name: str, precision: str, cosine: float) -> 
     exact, found = states("cpu", "fp32"), states("cuda", precision)
     for layer, state in exact.items():
         assert torch.cosine_similarity(state, found[layer], dim=-1).mean() > cosine, layer
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 1e-2)])
+def test_the_validation_loss_is_the_cpus(tmp_path: Path, precision: str, tolerance: float) -> None:
+    lab, losses = hold_out(write_lab(tmp_path)), []
+    for device in ("cpu", "cuda"):
+        expert = make_expert(lab, held_out=True, precision="fp32" if device == "cpu" else precision).train().to(device)
+        expert.device = device
+        folder = tmp_path / device
+        folder.mkdir()
+        expert.add_state_to_save({"Step": 3, "Args": Namespace(expdir=str(folder))})
+        losses.append(read_metrics(folder / "validation.jsonl")[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=tolerance)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

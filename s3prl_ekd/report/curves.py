@@ -92,7 +92,7 @@ def comparison_png(runs: Sequence[Pretraining], theme: Theme = LIGHT) -> bytes:
 
     with drawing(theme):
         held_out = any(run.validation for run in runs)
-        figure, axes = plt.subplots(1, 1 + held_out, figsize=(9.3, 3.4), sharey=True, squeeze=False)
+        figure, axes = plt.subplots(1, 1 + held_out, figsize=(9.3, 3.4), sharex=True, sharey=True, squeeze=False)
         for number, run in enumerate(runs):
             look = {
                 "color": theme.teachers[number % len(theme.teachers)],

@@ -88,7 +88,7 @@ def _facts(pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> st
 
 
 def _pretraining(run: Pretraining) -> str:
-    held_out = "; dots: held-out speech" if run.validation else ""
+    held_out = "; dots: held-out speech, without dropout" if run.validation else ""
     body = figure(lambda theme: overview_png(run, theme), f"Loss over the pretraining steps{held_out}")
     if run.heads():
         body += figure(

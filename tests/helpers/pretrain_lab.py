@@ -74,12 +74,15 @@ def write_lab(folder: Path) -> Path:
     return folder
 
 
-def make_expert(lab: Path, batch_size: int = 4, **changes: object) -> UpstreamPretrainExpert:
-    """The pretrain task in this process, with ``changes`` to the section ``ekd``; seed 0."""
+def make_expert(lab: Path, batch_size: int = 4, held_out: bool = False, **changes: object) -> UpstreamPretrainExpert:
+    """The pretrain task in this process, with ``changes`` to the section ``ekd``; seed 0.
+
+    ``held_out``: validate on what :func:`hold_out` has written.
+    """
     from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
 
     datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
-    datarc |= {"num_workers": 0, "train_batch_size": batch_size}
+    datarc |= {"num_workers": 0, "train_batch_size": batch_size, "valid_sets": ["valid"] if held_out else []}
     model = yaml.safe_load((lab / "model.yaml").read_text())
     model["ekd"] |= changes
     (lab / "changed.yaml").write_text(yaml.safe_dump(model))

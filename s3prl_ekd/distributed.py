@@ -108,6 +108,10 @@ class Share:
         dist.all_reduce(total)
         return total
 
+    def take_rank_zeros(self, values: Tensor) -> None:
+        """Replace ``values``, in place, by what rank 0 has of them."""
+        dist.broadcast(values, 0)
+
     def norm(self, norms: Tensor) -> Tensor:
         """Norms of gradients over a rank's clips of that rank's mean loss -> over all clips of the global mean loss.
 

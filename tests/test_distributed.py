@@ -44,6 +44,7 @@ CASES = {
     "average": Case({"mode": "layerwise_average"}, accumulate=2, steps=3),
     "beyond": Case(BEYOND),
     "phi_s": Case({"targets": {"normalise": "phi_s"}}),  # still fitting: eigenvectors would amplify the rounding
+    "unlike": Case({"targets": {"normalise": "phi_s", "fit_batches": 2}}, unlike=True),
     "dropout": Case(student={}),
     "resumed": Case(BEYOND, student={}, resume_at=4),
     "unstopped": Case(BEYOND, student={}),
@@ -96,6 +97,13 @@ def test_two_ranks_follow_one_process(lab: Path, ranks: dict, tmp_path: Path, na
         assert sum(found["stand_ins"] for found in ranks[name]) == 2
     assert alone["losses"].count(0.0) == (name == "lost")
     assert all(torch.equal(a, b) for a, b in zip(*(r["weights"].values() for r in ranks[name]), strict=True))
+
+
+def test_ranks_on_unlike_machines_rotate_alike(ranks: dict) -> None:
+    one, other = (rank["statistics"] for rank in ranks["unlike"])
+    rotations = [name for name in one if name.endswith("rotation")]
+    assert rotations and all(not torch.equal(one[name], torch.eye(len(one[name]))) for name in rotations)
+    assert all(torch.equal(one[name], other[name]) for name in rotations)
 
 
 def test_dropout_differs_from_rank_to_rank(ranks: dict) -> None:

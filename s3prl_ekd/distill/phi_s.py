@@ -80,6 +80,8 @@ class PhiS(nn.Module):
         if self.batches == self.fit_batches:
             vectors = torch.linalg.eigh(self.covariance.double()).eigenvectors  # columns
             self.rotation.copy_(hadamard(len(mean)).to(vectors) @ vectors.t())
+            if share is not None:  # eigenvectors have no sign: unlike GPUs come to other rotations
+                share.take_rank_zeros(self.rotation)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The number of batches: a plain number, since asking a tensor on the device would wait for it."""

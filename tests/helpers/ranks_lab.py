@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ class Case:
     accumulate: int = 1
     resume_at: int = 0
     """After this step, everything is made anew from what a checkpoint holds."""
+    unlike: bool = False
+    """The machine of the second rank finds eigenvectors of the other sign."""
     lost: int | None = None
     """Of this batch of the first epoch none of the files is there."""
 
@@ -64,12 +67,24 @@ def make(lab: Path, model: Path, batch: int) -> Any:
     return UpstreamPretrainExpert(datarc, str(model), device="cpu").train()
 
 
+def flip_eigenvectors() -> None:
+    """From here on, in this process."""
+    eigh = torch.linalg.eigh
+
+    def flipped(matrix: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(eigenvectors=-eigh(matrix).eigenvectors)
+
+    torch.linalg.eigh = flipped
+
+
 def train(lab: Path, model: Path, case: Case) -> dict[str, Any]:
     """The runner's loop. Returns losses and log values of every step, weights, statistics, shares without a clip."""
     expert = make(lab, model, case.batch)
     if case.lost is not None:
         for item in list(copy(expert.batches))[case.lost].items:  # a copy, since a plan counts its epochs
             expert.loader.dataset.table.paths[item] = str(lab / "gone.flac")
+    if case.unlike and dist.is_initialized() and dist.get_rank() == 1:
+        flip_eigenvectors()
     optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
     losses, logs, step, stand_ins, loss_sum = [], [], 0, 0, 0.0
     loader, micro, records = expert.get_train_dataloader(), 0, {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_pretrain(
-    sets: dict[str, Sequence[Path]], out: Path, source: Path, speakers: int = 0, notes: Sequence[str] = ()
+    sets: Mapping[str, Sequence[Path]], out: Path, source: Path, speakers: int = 0, notes: Sequence[str] = ()
 ) -> Prepared:
     """Write ``pretrain/<set>.csv`` for each set, ``pretrain/root.txt`` and ``pretrain.yaml`` under ``out``.
 
@@ -73,7 +73,7 @@ def check_set_name(name: str) -> None:
         )
 
 
-def _measured(sets: dict[str, Sequence[Path]], source: Path, notes: list[str]) -> dict[str, list[tuple[Path, int]]]:
+def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]) -> dict[str, list[tuple[Path, int]]]:
     """Absolute path and samples of every file of each set; what is left out is added to ``notes``."""
     measured: dict[str, list[tuple[Path, int]]] = {}
     for name, files in sets.items():

@@ -72,7 +72,7 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
     )
 
 
-def _relative(file: Path, config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, int]:
+def _relative(file: Path, config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, Any]:
     return {
         "relative_buckets": _integer(file, config, "num_buckets", 320),
         "relative_max_distance": _integer(file, config, distance_key, distance),

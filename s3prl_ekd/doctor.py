@@ -243,15 +243,18 @@ def pretraining_data(file: Path) -> list[Finding]:
     """The length CSVs and audio of a config_runner.yaml."""
     from s3prl_ekd.checked import read_yaml
     from s3prl_ekd.config import check_runner_config
-    from s3prl_ekd.data.lengths import read_lengths
+    from s3prl_ekd.data.lengths import read_held_out, read_lengths
 
     config = check_runner_config(read_yaml(file), str(file))
     data = config.pretrain_expert.datarc
     rows = [Finding("config", "ok", f"{config.runner.total_steps} steps")]
     try:
         table = read_lengths(data, str(file))
-        text = f"{', '.join(data.sets)}: {len(table.paths)} utterances, {table.hours:.2f} h in {data.libri_root}"
-        rows.append(Finding("data", "ok", text))
+        held_out = read_held_out(data, table, str(file))
+        for name, sets, rows_of in (("data", data.sets, table), ("validation", data.valid_sets, held_out)):
+            if rows_of is not None:
+                text = f"{len(rows_of.paths)} utterances, {rows_of.hours:.2f} h in {data.libri_root}"
+                rows.append(Finding(name, "ok", f"{', '.join(sets)}: {text}"))
     except EkdError as error:
         rows.append(
             Finding("data", "broken", str(error), "s3prl-ekd prepare ... --out DATA, then -c DATA/pretrain.yaml")

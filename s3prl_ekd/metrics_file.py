@@ -1,16 +1,20 @@
-"""``metrics.jsonl`` of a pretraining folder: one JSON object a log step, with its ``step``; written by the expert."""
+"""``metrics.jsonl`` of a pretraining folder, one JSON object a log step, and ``validation.jsonl``, one a validation.
+
+Each line has its ``step``; the expert writes them.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
-METRICS = "metrics.jsonl"
+METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 logger = logging.getLogger(__name__)
 
 
@@ -39,6 +43,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             lines.pop()
         lines.append(line)
     return lines
+
+
+class MetricsWriter:
+    """Appends lines to one of the files; in one that is there, what a killed run wrote from the same step on goes.
+
+    Args:
+        name: of the file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._begun = False
+
+    def write(self, folder: str | Path, step: int, values: Mapping[str, Any]) -> None:
+        """Add the line of a step to the file in ``folder``."""
+        path = Path(folder) / self.name
+        if not self._begun and path.is_file():
+            forget_from(path, step)
+        self._begun = True
+        with open(path, "a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
 
 
 def forget_from(path: Path, step: int) -> None:

@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 from console import BIN, command, environment
+from pretrain_lab import hold_out
 from ranks_lab import RANKS, Case, rank_main, train, write_lab, write_model
 
 from s3prl_ekd.bridge import downstream_launch
@@ -51,7 +52,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_lab(tmp_path_factory.mktemp("lab"))
+    return hold_out(write_lab(tmp_path_factory.mktemp("lab")))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +181,7 @@ def settings(lab: Path, folder: Path) -> list[str]:
                    "log_step": 1, "save_step": 4, "max_keep": 9, "fp16": False},
         "optimizer": {"name": "AdamW_with_schedule", "lr": 1.0e-3, "warmup_proportion": 0.07},
         "pretrain_expert": {"datarc": {"num_workers": 1, "train_batch_size": 5, "libri_root": str(lab),
-                                       "file_path": str(lab), "sets": ["train"]}},
+                                       "file_path": str(lab), "sets": ["train"], "valid_sets": ["valid"]}},
     }  # fmt: skip
     (folder / "runner.yaml").write_text(yaml.safe_dump(runner))
     write_model(lab, folder / "model.yaml", Case(BEYOND))
@@ -196,8 +197,8 @@ def torchrun(*arguments: object) -> list[str]:
 PATH = {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
 
 
-def curve(folder: Path) -> dict[int, float]:
-    return {line["step"]: line["loss"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+def curve(folder: Path, name: str = "metrics.jsonl") -> dict[int, float]:
+    return {line["step"]: line["loss"] for line in map(json.loads, (folder / name).read_text().splitlines())}
 
 
 def names(folder: Path) -> list[str]:
@@ -218,6 +219,9 @@ def test_torchrun_trains_as_one_process_does_and_goes_on_after_a_rank_dies(lab: 
     assert len(expected) == 24 and curve(tmp_path / "two") == pytest.approx(expected, rel=2e-5)
     one, two = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")
     close(two, one, 1e-4)
+    held_out = curve(tmp_path / "one", "validation.jsonl")
+    assert list(held_out) == [4, 8, 12, 16, 20, 24]
+    assert curve(tmp_path / "two", "validation.jsonl") == pytest.approx(held_out, rel=2e-5)
 
     words = [str(BIN / "torchrun"), *torchrun(*start, "-p", "killed")]
     with open(tmp_path / "err", "w") as err:
@@ -238,7 +242,8 @@ def test_torchrun_trains_as_one_process_does_and_goes_on_after_a_rank_dies(lab: 
     done = command("torchrun", *torchrun(*start, "-p", "killed", "-a"), cwd=tmp_path, **PATH)
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(torch.equal(value, two[name]) for name, value in last_weights(tmp_path / "killed").items())
-    assert curve(tmp_path / "killed") == curve(tmp_path / "two")
+    for name in ("metrics.jsonl", "validation.jsonl"):
+        assert curve(tmp_path / "killed", name) == curve(tmp_path / "two", name)
     done = command("run_pretrain.py", *start, "-p", "alone", "-a", cwd=tmp_path)  # and on one process
     assert done.returncode == 0, done.stderr[-2000:]
     close(last_weights(tmp_path / "alone"), one, 1e-4)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from s3prl_ekd.upstream.ekd_teacher.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.config import load_model_config
@@ -20,6 +19,7 @@ from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.teachers.command import history
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted
+from s3prl_ekd.upstream.ekd_teacher.expert import UpstreamExpert
 from s3prl_ekd.variants import variant_file
 
 NAMES = ("tiny_hubert", "tiny_robust_hubert", "tiny_wavlm")

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -20,6 +19,7 @@ from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
 from s3prl_ekd.shape import HUBERT_BASE
 from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 SAMPLES = (16_000, 11_111, 9_000)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from export_student import write_student
-from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.export import onnx_file
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from export_student import write_student
-from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -17,6 +16,7 @@ from s3prl_ekd.export.superb import export_superb, parse_task_states
 from s3prl_ekd.export.validate import run_in_s3prl, run_isolated
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 
 def load(folder: Path, **arguments: object) -> torch.nn.Module:

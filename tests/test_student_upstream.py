@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from export_student import SMALL
-from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -7,13 +7,11 @@ predictions, targets -> loss
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,17 +24,18 @@ from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
 from s3prl_ekd.config import check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
-from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.data.lengths import read_held_out, read_lengths
 from s3prl_ekd.data.shards import ShardedPlan
-from s3prl_ekd.distributed import Ranks
+from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.metrics_file import METRICS, forget_from
+from s3prl_ekd.metrics_file import METRICS, VALIDATION, MetricsWriter
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student, initialise_student
+from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers.build import check_model, freeze, load_initialiser, load_teachers
-from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_cache
+from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 logger = logging.getLogger(__name__)
@@ -83,8 +82,9 @@ class UpstreamPretrainExpert(nn.Module):
                 f"too few for {self.ranks.size} ranks"
             )
         table = read_lengths(data)
+        held_out = read_held_out(data, table)
         self.device = device
-        cache = None if self.config.ekd.cache_targets is None else open_cache(self.config, plan, table, data)
+        cache, valid_cache = open_caches(self.config, plan, table, held_out, data)
         select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
         self.loader, self.batches = make_loader(
             table, data, self.config.task.sequence_length, checked.distorter, cache, select
@@ -92,19 +92,31 @@ class UpstreamPretrainExpert(nn.Module):
         logger.info(
             "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
         )
+        self.validation: Validation | None = None
+        if held_out is not None:
+            self.validation = Validation(
+                held_out, data, self.config.task.sequence_length, checked.distorter, valid_cache, self.ranks
+            )
+            logger.info("[ekd] validation: %d utterances, %.2f h", len(held_out.paths), held_out.hours)
 
         self.target_sets = plan.target_sets
         self.model = Student(self.config.student, self.target_sets)
-        encoders = {} if cache is not None and cache.complete else load_teachers(plan)
+        caches = [one for one in (cache, valid_cache) if one is not None]
+        encoders = {} if caches and all(one.complete for one in caches) else load_teachers(plan)
         initialiser = load_initialiser(self.config, plan, encoders)
         if initialiser is not None:
             choice = self.config.ekd.initialise_layers
             copied = initialise_student(self.model.encoder, initialiser, choice=choice)
             logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
-        self.teachers: FrozenTeachers | CachedTeachers = freeze(self.config, encoders)
+        frozen = freeze(self.config, encoders)
         self.cache = cache
+        self.teachers: FrozenTeachers | CachedTeachers = frozen
         if cache is not None:
-            self.teachers = cached_teachers(self.config, plan, cache, self.teachers)
+            self.teachers = cached_teachers(self.config, plan, cache, frozen)
+        # the same encoders again, so no submodule: they follow .to(device) once
+        self.__dict__["valid_teachers"] = (
+            frozen if valid_cache is None else cached_teachers(self.config, plan, valid_cache, frozen)
+        )
         logger.info(
             "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
             count_parameters(self.model.encoder) / 1e6,
@@ -117,7 +129,8 @@ class UpstreamPretrainExpert(nn.Module):
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped = 0
         self._logged = -1  # the newest step that was
-        self._writing = False  # whether this process has written a line of metrics.jsonl
+        self._metrics, self._validations = MetricsWriter(METRICS), MetricsWriter(VALIDATION)
+        self._tensorboard: tuple[Any, str] | None = None  # the runner's writer and its prefix, once they are known
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
 
@@ -135,21 +148,14 @@ class UpstreamPretrainExpert(nn.Module):
         """One batch: scalar loss, and the runner's records with what a log step shows."""
         self._note(data)
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
-        heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
         share = self.ranks.share(data.clips, wave.device)
         nothing_read = data.is_placeholder if share is None else share.empty
         if nothing_read:
             return self._nothing_read(data, wave), records
         self._silent = 0
-        targets = self.teachers(heard) if self.cache is None else self.teachers(heard, data)
-        with self._student_autocast(wave.device):
-            out, predictions = self.parallel(wave)
-        hidden = out.states[self.model.encoder.shape.layers]
-        with torch.autocast(wave.device.type, enabled=False):  # the loss is fp32
-            # a step of several batches (gradient_accumulate_steps) shows its first
-            log = global_step % log_step == 0 and global_step != self._logged
-            loss, heads = self.objective(predictions, hidden, targets, log, share)
-            loss = loss if share is None else share.loss(loss)
+        # a step of several batches (gradient_accumulate_steps) shows its first
+        log = global_step % log_step == 0 and global_step != self._logged
+        loss, heads = self._losses(data, wave, self.parallel, self.teachers, log, share)
         if heads is not None:
             self._logged = global_step
             records["ekd"] = self._log_values(loss, heads)
@@ -162,26 +168,22 @@ class UpstreamPretrainExpert(nn.Module):
         self, records: Mapping[str, Any], logger: Any, prefix: str, global_step: int, **kwargs: Any
     ) -> None:
         """Write the newest log values to tensorboard and as one line of ``metrics.jsonl`` in the experiment folder."""
+        self._tensorboard = logger, prefix
         values = records.get("ekd")
         if not values:  # the runner also logs its very last step, which need not be a log step
             return
         if self.ranks.writes:
-            for head, parts in values["heads"].items():
-                for part, value in parts.items():
-                    logger.add_scalar(f"{prefix}{head}/{part}", value, global_step=global_step)
+            _add_heads(logger, prefix, values["heads"], global_step)
             for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
                 logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
-            path = Path(logger.logdir) / METRICS
-            if not self._writing and path.is_file():
-                forget_from(path, global_step)
-            self._writing = True
-            with open(path, "a") as file:
-                file.write(json.dumps({"step": global_step, **values}) + "\n")
+            self._metrics.write(logger.logdir, global_step, values)
             speed = values["audio_seconds_per_second"]
             tqdm.write(f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second")
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
-        """Add the student and all that makes a resumed run go on as if it had never stopped."""
+        """Add the student and all that makes a resumed run go on as if it had never stopped; validate before."""
+        if self.validation is not None:
+            self._validate(self.validation, all_states["Step"] + 1, all_states["Args"].expdir)
         all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.target_sets)
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
@@ -245,6 +247,50 @@ class UpstreamPretrainExpert(nn.Module):
         _, predictions = self.parallel(silence)
         return 0.0 * torch.stack([prediction.float().mean() for prediction in predictions.values()]).sum()
 
+    def _losses(
+        self,
+        data: Batch,
+        wave: Tensor,
+        student: nn.Module,
+        teachers: FrozenTeachers | CachedTeachers,
+        log: bool,
+        share: Share | None = None,
+    ) -> tuple[Tensor, dict[str, dict[str, float]] | None]:
+        """The objective of a batch, whose ``wave`` is on the device: the (global) loss, and log values with ``log``."""
+        heard = wave if data.distinct_teacher_wave is None else data.teacher_wave.to(self.device, non_blocking=True)
+        targets = teachers(heard, data) if isinstance(teachers, CachedTeachers) else teachers(heard)
+        with self._student_autocast(wave.device):
+            out, predictions = student(wave)
+        hidden = out.states[self.model.encoder.shape.layers]
+        with torch.autocast(wave.device.type, enabled=False):  # the loss is fp32
+            loss, heads = self.objective(predictions, hidden, targets, log, share)
+            return loss if share is None else share.loss(loss), heads
+
+    @torch.no_grad()
+    def _validate(self, validation: Validation, step: int, folder: str) -> None:
+        """Write the validation loss of the student as it is after ``step`` steps."""
+
+        def losses(batch: Batch) -> tuple[Tensor, dict[str, dict[str, float]] | None]:
+            wave = batch.wave.to(self.device, non_blocking=True)
+            return self._losses(batch, wave, self.model, self.valid_teachers, log=True)
+
+        begin = time.perf_counter()
+        self.model.eval()
+        self.objective.eval()
+        found = validation.measure(losses, self.objective.heads, self.device)
+        self.model.train()
+        self.objective.train()
+        self._clock += time.perf_counter() - begin  # no time of training
+        if found is None or not self.ranks.writes:
+            return
+        self._validations.write(folder, step, found)
+        if self._tensorboard is not None:
+            writer, prefix = self._tensorboard
+            prefix = f"{prefix.removesuffix('train-')}valid-"
+            writer.add_scalar(f"{prefix}loss", found["loss"], global_step=step)
+            _add_heads(writer, prefix, found["heads"], step)
+        tqdm.write(f"[ekd] step {step}: validation loss {found['loss']:.4f}")
+
     def _student_autocast(self, device: torch.device) -> Any:
         """bf16 where asked for or, under ``auto``, where the GPU has it; the runner's own fp16 goes first."""
         if torch.is_autocast_enabled(device.type):
@@ -274,3 +320,10 @@ class UpstreamPretrainExpert(nn.Module):
             "skipped_files": int(skipped),
             "heads": heads,
         }
+
+
+def _add_heads(writer: Any, prefix: str, heads: Mapping[str, Mapping[str, float]], step: int) -> None:
+    """Tensorboard's scalars of every head."""
+    for head, parts in heads.items():
+        for part, value in parts.items():
+            writer.add_scalar(f"{prefix}{head}/{part}", value, global_step=step)

@@ -29,14 +29,20 @@ class DataConfig(Checked):
     """Folder of the length CSVs (`s3prl-ekd prepare` writes them)."""
     sets: list[str] = Field(min_length=1)
     """Names of the length CSVs, without .csv."""
+    valid_sets: list[str] = []
+    """Names of length CSVs of held-out speech: the validation loss is its, measured with every checkpoint."""
     seed: int = Field(default=0, ge=0)
     """Seed of batch order and crops; the order depends on (seed, epoch) alone, not on workers."""
 
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:
-        doubled = sorted({name for name in self.sets if self.sets.count(name) > 1})
-        if doubled:
-            raise ValueError(f"sets: {doubled[0]!r} is named twice; its utterances would count twice")
+        for key, names in (("sets", self.sets), ("valid_sets", self.valid_sets)):
+            doubled = sorted({name for name in names if names.count(name) > 1})
+            if doubled:
+                raise ValueError(f"{key}: {doubled[0]!r} is named twice; its utterances would count twice")
+        trained = sorted(set(self.sets) & set(self.valid_sets))
+        if trained:
+            raise ValueError(f"valid_sets: {trained[0]!r} is in sets too, so it is trained on; take it out of one")
         return self
 
 

@@ -157,10 +157,12 @@ def make_loader(
     distorter: Distorter | None = None,
     cache: TargetCache | None = None,
     select: Callable[[BatchPlan], Iterable[BatchSpec]] | None = None,
+    keep_workers: bool = True,
 ) -> tuple[TimedLoader, BatchPlan]:
     """The DataLoader for s3prl's loop, and the plan that it follows.
 
     With a target cache it is the plan of its windows; ``select`` picks some of the batches, or a rank's share of each.
+    Without ``keep_workers`` the worker processes end with each pass over the data.
     """
     if cache is None:
         plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
@@ -172,7 +174,7 @@ def make_loader(
         sampler=plan if select is None else select(plan),
         num_workers=config.num_workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=config.num_workers > 0,
+        persistent_workers=keep_workers and config.num_workers > 0,
         # each pass over a DataLoader draws a number; from the global generator, a resumed run would draw once more
         generator=torch.Generator(),
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -35,12 +36,15 @@ class LengthTable:
         return float(self.samples.sum()) / SAMPLE_RATE / 3600
 
 
-def read_lengths(config: DataConfig, file: str = "config_runner.yaml") -> LengthTable:
+def read_lengths(
+    config: DataConfig, file: str = "config_runner.yaml", key: Literal["sets", "valid_sets"] = "sets"
+) -> LengthTable:
     """Read the CSVs that ``config.sets`` names and apply s3prl's length filter (``max_timestep``).
 
     Args:
         config: what the file says of the data.
         file: that file, for messages.
+        key: which of the configuration's lists of CSVs.
 
     Raises:
         EkdError: a folder, CSV or column is missing, no utterance is left, or the audio is not where the CSVs say.
@@ -51,7 +55,8 @@ def read_lengths(config: DataConfig, file: str = "config_runner.yaml") -> Length
         raise EkdError(f"{keys}.file_path: no folder {folder} (`s3prl-ekd prepare` writes the length CSVs)")
     if not root.is_dir():
         raise EkdError(f"{keys}.libri_root: no folder {root}")
-    tables = [_read_csv(folder / f"{name}.csv", f"{keys}.sets") for name in config.sets]
+    names: list[str] = getattr(config, key)
+    tables = [_read_csv(folder / f"{name}.csv", f"{keys}.{key}") for name in names]
     table = pd.concat(tables, ignore_index=True)
     found = len(table)
     if config.max_timestep > 0:
@@ -61,7 +66,7 @@ def read_lengths(config: DataConfig, file: str = "config_runner.yaml") -> Length
     table = table[table.length >= MIN_SAMPLES]
     if table.empty:
         raise EkdError(
-            f"{keys}.sets: {found} utterances in {', '.join(config.sets)}, none left: under 0.25 s, or by max_timestep "
+            f"{keys}.{key}: {found} utterances in {', '.join(names)}, none left: under 0.25 s, or by max_timestep "
             f"({config.max_timestep})"
         )
     if len(table) < found:
@@ -71,6 +76,28 @@ def read_lengths(config: DataConfig, file: str = "config_runner.yaml") -> Length
         if not Path(paths[index]).is_file():
             raise EkdError(f"{keys}.libri_root: no file {paths[index]}, though the CSVs of {folder} name it")
     return LengthTable(paths, table.length.to_numpy(np.int64))
+
+
+def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_runner.yaml") -> LengthTable | None:
+    """:func:`read_lengths` of ``config.valid_sets``; None where nothing is held out.
+
+    Args:
+        config, file: as there.
+        table: what is trained on.
+
+    Raises:
+        EkdError: also where an utterance is in both.
+    """
+    if not config.valid_sets:
+        return None
+    held_out = read_lengths(config, file, "valid_sets")
+    trained = sorted(set(table.paths) & set(held_out.paths))
+    if trained:
+        raise EkdError(
+            f"{file}: pretrain_expert.datarc.valid_sets: {len(trained)} utterances are in sets too, and so "
+            f"trained on; the first: {trained[0]}"
+        )
+    return held_out
 
 
 def _read_csv(file: Path, key: str) -> pd.DataFrame:

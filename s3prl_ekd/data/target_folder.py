@@ -8,6 +8,7 @@ file                      content
 ``windows.npy``           int64 (n, 3): item, start, samples of each window
 ``targets.bin``           n rows of bytes, in the order of the windows (target_layout.py says what is in a row)
 ``state.bin``             n bytes: 0 missing, 1 unreadable audio, 2 stored
+``validation/``           the same again for the validation sets of the runs, where they have some
 ========================  ======================================================================================
 
 Rows are read and stored by target_cache.py. Shapes: n windows.
@@ -38,6 +39,7 @@ FORMAT = (
 )
 MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
 INDEX, WINDOWS, TARGETS, STATE, LOCK = "index.json", "windows.npy", "targets.bin", "state.bin", "lock"
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Ma
         raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
 
 
-_OURS = {INDEX, WINDOWS, TARGETS, STATE, LOCK}
+_OURS = {INDEX, WINDOWS, TARGETS, STATE, LOCK, VALIDATION}
 
 
 def _ours(name: str) -> bool:

@@ -53,6 +53,7 @@ class Objective(nn.Module):
         super().__init__()
         _check(config, target_sets, file)
         self.target_sets = list(target_sets)
+        self.heads = [f"{target.name}.{label}" for target in target_sets for label in target.labels]
         self.cosine_weight = config.cosine_weight
         try:
             self.normaliser = Normaliser(config.targets, teachers)
@@ -154,8 +155,7 @@ class Objective(nn.Module):
             columns["gradient_share"] = gradients / gradients.sum().clamp(min=1e-30)
         table = torch.stack(list(columns.values()), dim=1)
         rows = (table if share is None else share.mean(table)).tolist()
-        names = [f"{t.name}.{label}" for t in self.target_sets for label in t.labels]
-        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(names, rows, strict=True)}
+        return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.heads, rows, strict=True)}
 
 
 def _check(config: EkdConfig, target_sets: Sequence[TargetSet], file: str) -> None:

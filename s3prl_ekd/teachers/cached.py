@@ -88,15 +88,33 @@ def cached_teachers(
     return CachedTeachers(cache, teachers, lambda: freeze(config, load_teachers(plan)))
 
 
-def open_cache(config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig) -> TargetCache:
-    """Open the cache that ``ekd.cache_targets`` names, or make an empty one.
+def open_caches(
+    config: ModelConfig, plan: TeacherPlan, table: LengthTable, held_out: LengthTable | None, data: DataConfig
+) -> tuple[TargetCache | None, TargetCache | None]:
+    """The cache of what is trained on, and that of what is held out, as far as they are asked for.
+
+    Raises:
+        EkdError: as :func:`open_cache`.
+    """
+    if config.ekd.cache_targets is None:
+        return None, None
+    folder = Path(config.ekd.cache_targets)
+    cache = open_cache(config, plan, table, data, folder)
+    if held_out is None:
+        return cache, None
+    return cache, open_cache(config, plan, held_out, data, folder / target_folder.VALIDATION)
+
+
+def open_cache(
+    config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig, folder: Path
+) -> TargetCache:
+    """Open the cache in a folder, or make an empty one.
 
     Raises:
         EkdError: it is another configuration's, not writable, too large for its disk, being filled by another run, or
             there are several processes.
     """
-    assert config.ekd.cache_targets is not None
-    folder, key = Path(config.ekd.cache_targets), f"{plan.file}: ekd.cache_targets"
+    key = f"{plan.file}: ekd.cache_targets"
     if Ranks.current().size > 1:
         raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
     layout = wanted = _layout(config, plan)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.config import check_runner_config, load_model_config
+from s3prl_ekd.config import DataConfig, check_runner_config, load_model_config
 from s3prl_ekd.data.batches import make_loader
-from s3prl_ekd.data.lengths import read_lengths
+from s3prl_ekd.data.lengths import LengthTable, read_held_out, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
-from s3prl_ekd.teachers.cached import cached_teachers, open_cache
+from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
 from s3prl_ekd.variants import find_model_config
 
 
@@ -37,16 +38,26 @@ def run(args: argparse.Namespace) -> int:
     plan = check_teachers(config, str(file))
     device = find_device(args.device)
     table = read_lengths(data, str(args.config))
-    cache = open_cache(config, plan, table, data)
-    if cache.complete:
+    held_out = read_held_out(data, table, str(args.config))
+    caches = open_caches(config, plan, table, held_out, data)
+    jobs = [(one, rows) for one, rows in zip(caches, (table, held_out), strict=True) if one and not one.complete]
+    if not jobs:
         return 0
-    teachers = cached_teachers(config, plan, cache, freeze(config, load_teachers(plan))).to(device)
+    frozen = freeze(config, load_teachers(plan)).to(device)
+    for cache, rows in jobs:
+        _fill(cached_teachers(config, plan, cache, frozen), rows, data, device)
+    return 0
+
+
+def _fill(teachers: CachedTeachers, table: LengthTable, data: DataConfig, device: torch.device) -> None:
+    """Let the teachers compute what their cache lacks of a table."""
+    cache = teachers.cache
 
     def waiting(plan: BatchPlan) -> list[BatchSpec]:
         return [spec for spec in plan if not cache.stored(spec.windows).all()]
 
-    # no distorter: the teachers hear clean audio wherever targets are kept
-    loader, _ = make_loader(table, data, config.task.sequence_length, cache=cache, select=waiting)
+    # no distorter: the teachers hear clean audio wherever targets are kept; nor a length: its windows are cut already
+    loader, _ = make_loader(table, data, 0, cache=cache, select=waiting)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     unread: list[str] = []
     try:
@@ -58,4 +69,3 @@ def run(args: argparse.Namespace) -> int:
         for reason in unread:
             console.print(f"[ekd] skipped {reason}")
         console.print(f"[ekd] {cache.progress()}")
-    return 0

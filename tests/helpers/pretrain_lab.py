@@ -5,6 +5,7 @@ The fixture ``lab`` of conftest.py is the folder that :func:`write_lab` makes.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,16 @@ def write_clips(folder: Path, shortest: int, count: int = 12) -> None:
         soundfile.write(folder / f"{i}.flac", 0.3 * tone + 0.01 * rng.standard_normal(len(tone)), 16_000)
         rows.append(f"{i},{i}.flac,{len(tone)},")
     (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
+
+
+def hold_out(lab: Path, clips: int = 6) -> Path:
+    """Add other clips of 0.56 s and more to a lab, and their table, ``valid.csv``."""
+    folder = lab / "held_out"
+    folder.mkdir()
+    write_clips(folder, shortest=9_000, count=clips)
+    table = (folder / "train.csv").read_text()
+    (lab / "valid.csv").write_text(re.sub(r"(\d+\.flac)", r"held_out/\1", table))
+    return lab
 
 
 def write_lab(folder: Path) -> Path:

@@ -104,9 +104,8 @@ def main() -> int:
     """Run the command with the faults."""
     log, faults, *words = sys.argv[1:]
     sys.argv[:] = ["run_pretrain.py", *words]
-    from s3prl_ekd.pretrain.ekd import pretrain_expert
-
     from s3prl_ekd.bridge.launch import run_pretrain
+    from s3prl_ekd.pretrain.ekd import pretrain_expert
 
     class Troubled(pretrain_expert.UpstreamPretrainExpert):
         def __init__(self, *args: Any, **kwargs: Any) -> None:

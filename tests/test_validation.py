@@ -1,0 +1,255 @@
+"""The validation loss of pretraining: right, without a trace in training, under a target cache, and through trouble."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from pretrain_lab import Logger, final_weights, hold_out, run, write_lab
+from target_cache_lab import batches, make_expert, train, write_model
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.data.lengths import read_held_out, read_lengths
+from s3prl_ekd.distributed import Ranks
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.pretrain.ekd.validation import Validation
+
+HELD_OUT = {"valid_sets": ["valid"]}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hold_out(write_lab(tmp_path_factory.mktemp("lab")))
+
+
+def save(expert: Any, folder: Path, step: int = 4) -> list[dict[str, Any]]:
+    """What the runner does at a checkpoint; the lines of validation.jsonl afterwards."""
+    folder.mkdir(exist_ok=True)
+    expert.add_state_to_save({"Step": step - 1, "Args": Namespace(expdir=str(folder))})
+    file = folder / "validation.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def by_hand(expert: Any, batch_size: int) -> dict[str, float]:
+    """Mean loss of the held-out clips, batch after batch, without the package's loop: weighed by seconds of audio."""
+    expert.eval()
+    total, seconds = {"loss": 0.0, "l1": 0.0}, 0.0
+    for batch in expert.validation.loader:
+        assert len(batch.wave) <= batch_size
+        targets = expert.teachers(batch.wave)
+        _, predictions = expert.model(batch.wave)
+        terms = []
+        for name, layers in targets.items():
+            for head, layer in enumerate(sorted(layers)):
+                p, t = predictions[name][:, head], layers[layer]
+                cosine = torch.nn.functional.cosine_similarity(p, t, dim=-1)
+                terms.append(((p - t).abs().mean().item(), -torch.nn.functional.logsigmoid(cosine).mean().item()))
+        total["loss"] += batch.seconds * float(np.mean([l1 + cosine for l1, cosine in terms]))
+        total["l1"] += batch.seconds * terms[0][0]
+        seconds += batch.seconds
+    expert.train()
+    return {name: value / seconds for name, value in total.items()} | {"seconds": seconds}
+
+
+def test_it_is_the_mean_loss_of_the_held_out_speech(lab: Path, tmp_path: Path) -> None:
+    expert = make_expert(lab, None, HELD_OUT | {"train_batch_size": 4})
+    (line,) = save(expert, tmp_path)
+    with torch.no_grad():
+        expected = by_hand(expert, 4)
+    assert line["step"] == 4
+    assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert line["heads"]["hubert.2"]["l1"] == pytest.approx(expected["l1"], rel=1e-5)
+    assert line["seconds"] == pytest.approx(expected["seconds"]) and line["seconds"] > 6 * 0.5
+    assert sorted(line["heads"]) == sorted(expert.objective.heads)
+    assert save(expert, tmp_path)[-1] == line  # the same weights, the same number; of a step done again, one line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"targets": {"normalise": "standardise"}, "teacher_dropping": {}, "balance": {}}],
+    ids=["paper", "every option"],
+)
+def test_training_knows_nothing_of_it(lab: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    """Dropout draws, running statistics and weights are those of a run without, bit for bit."""
+    results = []
+    for data in ({}, HELD_OUT):
+        expert = make_expert(lab, None, data, **options)
+        losses = train(expert, batches(expert, 1))
+        save(expert, tmp_path / str(len(data)))
+        assert expert.model.training and expert.objective.training
+        losses += train(expert, batches(expert, 1))
+        results.append((losses, expert.model.state_dict(), expert.objective.state_dict()))
+    (losses, *states), (same, *others) = results
+    assert losses == same
+    for one, other in zip(states, others, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_distortions_and_crops_are_the_same_each_time(lab: Path, tmp_path: Path) -> None:
+    noise = {"distortion": {"additive": {"gaussian": True, "clean": False}}}
+    crop = {"task": {"sequence_length": 8_000}}
+    expert = make_expert(lab, None, HELD_OUT, noise | crop)
+    first, second = ([batch.wave for batch in expert.validation.loader] for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(wave.shape[1] == 8_000 for wave in first)
+    clean = make_expert(lab, None, HELD_OUT, crop)
+    assert not torch.equal(first[0], next(iter(clean.validation.loader)).wave)
+    assert save(expert, tmp_path)[0]["loss"] == save(expert, tmp_path, 8)[1]["loss"]
+
+
+def test_several_ranks_share_it(lab: Path) -> None:
+    """Each batch is one rank's."""
+    data = make_expert(lab, None, HELD_OUT | {"train_batch_size": 1}).config
+    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | HELD_OUT
+    from s3prl_ekd.config import check_data_config
+
+    checked = check_data_config(config | {"train_batch_size": 1, "num_workers": 0})
+    table = read_lengths(checked, key="valid_sets")
+    parts = [
+        [batch.index for batch in Validation(table, checked, data.task.sequence_length, None, None, ranks).loader]
+        for ranks in (Ranks(0, 2), Ranks(1, 2), Ranks())
+    ]
+    assert sorted(parts[0] + parts[1]) == parts[2] == list(range(6))
+    assert len(parts[0]) == len(parts[1]) == 3
+
+
+def test_under_a_target_cache_its_targets_are_kept_too(
+    lab: Path, tmp_path: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    filling = make_expert(lab, cache, HELD_OUT)
+    online = save(make_expert(lab, None, HELD_OUT), tmp_path / "online")  # windows are other crops: roughly as large
+    calls.clear()
+    first = save(filling, tmp_path / "first")
+    assert sum(calls) == 6
+    assert save(filling, tmp_path / "first", 8)[-1]["loss"] == first[0]["loss"]
+    assert first[0]["loss"] == pytest.approx(online[0]["loss"], rel=0.1)
+    train(filling, batches(filling, 1))
+    assert sum(calls) == 18
+    import s3prl_ekd.pretrain.ekd.pretrain_expert as module
+
+    monkeypatch.setattr(module, "load_teachers", lambda *a: pytest.fail("a teacher was loaded"))
+    reading = make_expert(lab, cache, HELD_OUT)
+    assert save(reading, tmp_path / "second")[0]["loss"] == first[0]["loss"]
+    assert sum(calls) == 18
+
+
+def test_targets_can_be_computed_ahead(lab: Path, tmp_path: Path, calls: list[int]) -> None:
+    model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache")
+    runner = yaml.safe_load((lab / "runner.yaml").read_text())
+    runner["pretrain_expert"]["datarc"] |= HELD_OUT | {"num_workers": 0}
+    (tmp_path / "runner.yaml").write_text(yaml.safe_dump(runner))
+    assert main(["targets", "-g", str(model), "-c", str(tmp_path / "runner.yaml")]) == 0
+    assert sum(calls) == 12 + 6
+    expert = make_expert(lab, tmp_path / "cache", HELD_OUT)
+    assert save(expert, tmp_path / "run") and sum(calls) == 18
+
+
+def test_what_cannot_be_read_is_told_once_and_left_out(
+    lab: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = make_expert(lab, None, HELD_OUT | {"train_batch_size": 2})
+    paths = expert.validation.table.paths
+    gone, whole = paths[:2], list(paths)
+    paths[:2] = [f"{path}.gone" for path in gone]
+    with caplog.at_level("WARNING"):
+        lines = save(expert, tmp_path) and save(expert, tmp_path, 8)
+    assert [line["loss"] for line in lines] == [lines[0]["loss"]] * 2
+    assert caplog.text.count("skipped in validation") == 2
+    paths[:] = whole
+    assert save(expert, tmp_path, 12)[-1]["seconds"] > lines[0]["seconds"]
+    caplog.clear()
+    paths[:] = [f"{path}.gone" for path in whole]
+    assert len(save(expert, tmp_path, 16)) == 3
+    assert "no validation loss: none of its audio can be read" in caplog.text
+
+
+def test_no_memory_for_it_costs_no_checkpoint(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expert = make_expert(lab, None, HELD_OUT)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(expert.objective, "forward", full)
+    assert save(expert, tmp_path) == []
+    assert "no validation loss: CUDA out of memory" in caplog.text
+    assert expert.model.training and expert.objective.training
+
+
+def test_it_takes_no_time_of_training(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    expert = make_expert(lab, None, HELD_OUT)
+    data = iter(list(expert.get_train_dataloader()))
+    speeds = []
+    for step in (1, 2):
+        clock[0] += 1.0
+        batch = next(data)
+        _, records = expert(batch, records={}, global_step=step, log_step=1)
+        speeds.append(records["ekd"]["audio_seconds_per_second"] / batch.seconds)
+        monkeypatch.setattr(expert.validation, "measure", lambda *a: clock.__setitem__(0, clock[0] + 50.0))
+        save(expert, tmp_path)
+    assert speeds == pytest.approx([1.0, 1.0])
+
+
+def test_tensorboard_has_it(lab: Path, tmp_path: Path) -> None:
+    expert, logger = make_expert(lab, None, HELD_OUT), Logger(tmp_path)
+    expert.log_records({}, logger, "ekd/train-", 4)
+    save(expert, tmp_path)
+    assert {"ekd/valid-loss", "ekd/valid-wavlm.6/cosine"} <= logger.tags
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"valid_sets": ["train"]}, "valid_sets: 'train' is in sets too, so it is trained on; take it out of one"),
+        ({"valid_sets": ["valid", "valid"]}, "valid_sets: 'valid' is named twice"),
+        ({"valid_sets": ["none"]}, "datarc.valid_sets: no {lab}/none.csv for 'none' (in that folder: "),
+        ({"valid_sets": ["copy"]}, "datarc.valid_sets: 12 utterances are in sets too, and so trained on"),
+    ],
+)
+def test_mistakes(lab: Path, data: dict[str, Any], message: str) -> None:
+    (lab / "copy.csv").write_text((lab / "train.csv").read_text())
+    with pytest.raises(EkdError) as error:
+        make_expert(lab, None, data)
+    assert message.format(lab=lab) in str(error.value)
+
+
+def test_without_held_out_speech_there_is_none(lab: Path, tmp_path: Path) -> None:
+    expert = make_expert(lab, None)
+    assert expert.validation is None and save(expert, tmp_path) == []
+    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    from s3prl_ekd.config import check_data_config
+
+    checked = check_data_config(config)
+    assert read_held_out(checked, read_lengths(checked)) is None
+
+
+@pytest.mark.slow
+def test_the_command_says_it_and_a_continued_run_repeats_it(lab: Path, tmp_path: Path) -> None:
+    words = ["-u", "ekd", "-n", "x", "-g", str(lab / "model.yaml"), "-c", str(lab / "runner.yaml")]
+    datarc = "config.pretrain_expert.datarc"
+    plain = run(tmp_path, *words, "-p", "plain")
+    assert plain.returncode == 0, plain.stderr[-2000:]
+    done = run(tmp_path, *words, "-p", "whole", "-o", f"{datarc}.valid_sets=['valid']")
+    assert done.returncode == 0, done.stderr[-2000:]
+    for step in (4, 8, 12):
+        assert f"[ekd] step {step}: validation loss " in done.stdout
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8, 12] and lines[-1]["loss"] < lines[0]["loss"]
+    weights = final_weights(tmp_path / "whole")
+    assert all(torch.equal(value, weights[name]) for name, value in final_weights(tmp_path / "plain").items())
+    for later in ("states-8.ckpt", "states-epoch-4.ckpt"):
+        (tmp_path / "whole" / later).unlink()
+    done = run(tmp_path, "-u", "ekd", "-e", "whole/states-4.ckpt")
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = [json.loads(line) for line in (tmp_path / "whole" / "validation.jsonl").read_text().splitlines()]
+    assert again == lines

@@ -71,8 +71,8 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
         evaluations += own_evaluations
     if unusable and not pretrainings and not evaluations:
         raise unusable[0]
-    for error in unusable:
-        log.warning("left out: %s", error)
+    for reason in unusable:
+        log.warning("left out: %s", reason)
     labels = Counter(one.scores["label"] for one in evaluations)
     for one in evaluations:  # figures tell models by their labels
         if labels[one.scores["label"]] > 1:

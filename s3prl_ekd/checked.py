@@ -76,8 +76,9 @@ def check_values(
     Raises:
         EkdError: names the file, the first wrong key and what was expected.
     """
+    elsewhere = elsewhere or {}
     for key in values:
-        if key in (elsewhere or {}) and key not in model.model_fields:
+        if key in elsewhere and key not in model.model_fields:
             raise EkdError(f"{file}: {key}: belongs into {elsewhere[key]}")
     try:
         return model.model_validate(values)

@@ -63,7 +63,7 @@ class Ranks:
         empty = clips == 0 and int(total) == 0  # waits for the device, but only where a rank has nothing
         return Share(clips, total, self.size, empty)
 
-    def sums(self, values: Sequence[float], device: torch.device) -> list[float]:
+    def sums(self, values: Sequence[float], device: torch.device | str) -> list[float]:
         """Each value summed over the ranks."""
         if self.size == 1:
             return list(values)

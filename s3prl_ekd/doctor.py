@@ -99,8 +99,9 @@ def software() -> list[Finding]:
     rows += other_packages()
     codec = importlib.util.find_spec("torchcodec") is not None
     program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
-    state = "ok" if library or not codec else "note"  # torchcodec alone needs it, and without either soundfile reads
-    rows.append(Finding("FFmpeg", state, f"program: {program or 'none'}; libavcodec: {library or 'none'}"))
+    told = f"program: {program or 'none'}; libavcodec: {library or 'none'}"
+    # torchcodec alone needs it, and without either soundfile reads
+    rows.append(Finding("FFmpeg", "ok" if library or not codec else "note", told))
     text = "installed" if codec else "absent; audio is read by soundfile instead (WAV, FLAC, OGG, MP3)"
     rows.append(Finding("torchcodec", "ok" if codec else "note", text))
     return rows
@@ -112,7 +113,7 @@ def other_packages() -> list[Finding]:
         required = importlib.metadata.requires("s3prl-ekd") or []
     except importlib.metadata.PackageNotFoundError:
         return [Finding("other packages", "note", "not checked: s3prl-ekd is not installed by pip", "pip install .")]
-    names = [re.match(r"[\w.-]+", text)[0] for text in required if "extra ==" not in text]
+    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required if "extra ==" not in text]
     others = [name for name in names if name not in PACKAGES]
     missing = [name for name in others if not _is_installed(name)]
     rows = [Finding(name, "broken", "not installed", f"pip install {name}") for name in missing]
@@ -225,7 +226,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
         return Finding(name, "broken", text, f"{where.removesuffix('source')}layers: {wrong[0]} > {shape.layers}")
     if described.kind == "random":
         return Finding(name, "note", f"{text}, random weights", "for benchmarks only")
-    if described.kind != "hub":
+    if described.path is not None:
         return Finding(name, "ok", f"{text}, {_size(described.path)}")
     cached = sources.hub_file(source, where, download=False)
     if cached is not None:
@@ -320,7 +321,7 @@ def _task_data(task: str, file: Path) -> Finding:
                     check("train", "test")
                 found += f" ({len(folds)} folds)"
             elif task in ("pr", "asr"):
-                for split in taskdata.splits(downstream, config):
+                for split in taskdata.splits(downstream, config) or ():
                     if split.startswith("test"):
                         check("evaluate", split)
     except EkdError as error:

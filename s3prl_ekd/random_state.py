@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,6 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
 
 
-def _plain(state: tuple) -> list:
+def _plain(state: Iterable[Any]) -> list[Any]:
     return [part.tolist() if isinstance(part, np.ndarray) else list(part) if isinstance(part, tuple) else part
             for part in state]  # fmt: skip

@@ -13,6 +13,8 @@ from typing import Any, Literal
 # (channels, kernel, stride) of the 7 convolutions: receptive field 400 samples, hop 320 samples (20 ms at 16 kHz)
 BASE_CONV = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
 
+ConvNorm = Literal["group", "layer"]
+
 
 @dataclass(frozen=True)
 class EncoderShape:
@@ -20,7 +22,7 @@ class EncoderShape:
 
     conv_layers: tuple[tuple[int, int, int], ...] = BASE_CONV
     """(channels, kernel, stride) of each convolution, in samples of its input."""
-    conv_norm: Literal["group", "layer"] = "group"
+    conv_norm: ConvNorm = "group"
     """group: GroupNorm after the first convolution only (Base models); layer: LayerNorm after each (Large models)."""
     conv_bias: bool = False
     """Whether the convolutions have a bias (wav2vec 2.0 Large LV-60 has)."""

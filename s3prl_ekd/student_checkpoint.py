@@ -129,12 +129,12 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_transformers(folder: Path) -> dict[str, Any]:
     """A transformers folder in the form of a checkpoint's ``EKD`` part: no heads, no configuration."""
-    encoder = sources.load(sources.describe(str(folder), "student"), "student")
+    described = sources.describe(str(folder), "student")
     return {
         "format": CHECKPOINT_FORMAT,
         "config": None,
-        "shape": encoder.shape.to_dict(),
-        "encoder": encoder.state_dict(),
+        "shape": described.encoder_shape.to_dict(),
+        "encoder": sources.load(described, "student").state_dict(),
         "heads": {},
         "head_sets": [],
     }

@@ -203,6 +203,8 @@ def test_the_layout_of_wavlms_mask(frames: int) -> None:
     assert encoder.relative_bias is not None
     with torch.no_grad():
         attention, bias = encoder.layers[0].attention, encoder.relative_bias(frames)
-        mask = attention._gated_bias(attention._gate(torch.randn(2, frames, 768).bfloat16()), bias, None)
+        mask = attention._gated_bias(
+            attention._gate(attention.gate, torch.randn(2, frames, 768).bfloat16()), bias, None
+        )
     assert mask.shape == (2, 12, frames, frames)
     assert mask.stride(-1) == 1 and all(stride % 8 == 0 for stride in mask.stride()[:-1])

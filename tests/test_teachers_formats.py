@@ -159,6 +159,21 @@ def test_the_extractor_inside_a_processors_file_says_whether_to_normalize(
         sources.describe(str(folder))
 
 
+def test_an_unknown_norm_of_the_front_end_is_refused(tmp_path: Path) -> None:
+    """Not taken for the other one, which with random weights nothing would tell."""
+    folder = write_transformers(random_encoder(TINY, 0), tmp_path / "folder")
+    config = json.loads((folder / "config.json").read_text())
+    for value in ("batch", None, ["group"]):
+        (folder / "config.json").write_text(json.dumps(config | {"feat_extract_norm": value}))
+        with pytest.raises(EkdError, match=re.escape(f"feat_extract_norm is {value!r}, expected one of group, layer")):
+            sources.describe(f"random:{folder}")
+    encoder = random_encoder(FAIRSEQ_SHAPE, seed=0)
+    model = model_config(encoder) | {"extractor_mode": "instance_norm"}
+    torch.save(fairseq_content(encoder, None) | {"cfg": {"model": model, "task": {}}}, tmp_path / "hubert.pt")
+    with pytest.raises(EkdError, match="extractor_mode is 'instance_norm', expected one of default, layer_norm"):
+        sources.describe(f"random:{tmp_path / 'hubert.pt'}")
+
+
 @pytest.mark.parametrize(("conv_norm", "expected"), [("group", False), ("layer", True)])
 def test_without_an_extractor_the_front_end_says_whether_to_normalize(
     conv_norm: str, expected: bool, tmp_path: Path

@@ -13,7 +13,7 @@ rm -f "$folder"/*.whl
 # What a CUDA image with PyTorch and transformers has, in versions that fit each other. Everything else travels.
 heavy='^(nvidia|cuda)-|^(torch|torchaudio|triton|transformers|tokenizers|huggingface-hub|hf-xet|safetensors)='
 heavy+='|^(numpy|scipy|pandas|scikit-learn|llvmlite|numba|matplotlib|pillow|onnx.*|ml-dtypes|flatbuffers|sympy|networkx)='
-heavy+='|^(fonttools|kiwisolver|contourpy|mpmath|pygments|narwhals|regex|ruff|httpcore2|httpx2)='
+heavy+='|^(fonttools|kiwisolver|contourpy|mpmath|pygments|narwhals|regex|ruff|mypy|ast-serialize|librt|httpcore2|httpx2)='
 grep -vE '^#' constraints.txt | cut -d';' -f1 | tr -d ' ' | grep -viE "$heavy" >"$folder/requirements.txt"
 platforms=()
 for platform in manylinux_2_39 manylinux_2_34 manylinux_2_31 manylinux_2_28 manylinux_2_27 manylinux_2_24 manylinux_2_17 manylinux2014 manylinux1; do

@@ -59,6 +59,9 @@ class UpstreamPretrainExpert(nn.Module):
         EkdError: any mistake in configuration, data or teachers; before a teacher is loaded where it can be seen then.
     """
 
+    parallel: nn.Module
+    valid_teachers: FrozenTeachers | CachedTeachers
+
     def __init__(
         self,
         datarc: Mapping[str, Any],
@@ -136,7 +139,7 @@ class UpstreamPretrainExpert(nn.Module):
 
     # ------------------------------------------------------------------------------------------ s3prl's interface
 
-    def get_train_dataloader(self) -> DataLoader:
+    def get_train_dataloader(self) -> DataLoader[Batch]:
         """Batches of equal-length crops; of several ranks, each gets its share of every batch."""
         # The runner asks once, weights loaded and on the device. No submodule: .model is saved under its own names.
         self.__dict__["parallel"] = self.ranks.parallel(self.model)
@@ -270,9 +273,11 @@ class UpstreamPretrainExpert(nn.Module):
     def _validate(self, validation: Validation, step: int, folder: str) -> None:
         """Write the validation loss of the student as it is after ``step`` steps."""
 
-        def losses(batch: Batch) -> tuple[Tensor, dict[str, dict[str, float]] | None]:
+        def losses(batch: Batch) -> tuple[Tensor, dict[str, dict[str, float]]]:
             wave = batch.wave.to(self.device, non_blocking=True)
-            return self._losses(batch, wave, self.model, self.valid_teachers, log=True)
+            loss, heads = self._losses(batch, wave, self.model, self.valid_teachers, log=True)
+            assert heads is not None  # asked for
+            return loss, heads
 
         begin = time.perf_counter()
         self.model.eval()

@@ -58,7 +58,7 @@ class Validation:
 
     def measure(
         self,
-        losses: Callable[[Batch], tuple[torch.Tensor, HeadValues | None]],
+        losses: Callable[[Batch], tuple[torch.Tensor, HeadValues]],
         heads: Sequence[str],
         device: torch.device | str,
     ) -> dict[str, Any] | None:
@@ -95,10 +95,10 @@ class Validation:
         if not seconds:
             logger.warning("[ekd] no validation loss: none of its audio can be read")
             return None
-        loss, *values = [value / seconds for value in sums[1:]]
+        mean, *values = [value / seconds for value in sums[1:]]
         rows = np.reshape(values, (len(heads), len(_PARTS))).tolist()
         by_head = {head: dict(zip(_PARTS, row, strict=True)) for head, row in zip(heads, rows, strict=True)}
-        return {"loss": loss, "seconds": seconds, "heads": by_head}
+        return {"loss": mean, "seconds": seconds, "heads": by_head}
 
     def _tell(self, skipped: Sequence[str]) -> None:
         """Warn of audio that cannot be read, once."""

@@ -24,7 +24,7 @@ def step_at_once(optimizer: torch.optim.Optimizer) -> bool:
     """
     if type(optimizer).__name__ != "Lamb" or not getattr(optimizer, "adam", False):
         return False
-    optimizer.step = MethodType(_step, optimizer)
+    optimizer.step = MethodType(_step, optimizer)  # type: ignore[method-assign]
     return True
 
 
@@ -56,7 +56,7 @@ def _step(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = 
 def _update(optimizer: torch.optim.Optimizer, group: Mapping[str, Any], age: int, weights: list[Tensor]) -> None:
     """Move weights that are at their ``age``-th step."""
     beta1, beta2 = group["betas"]
-    gradients = [weight.grad for weight in weights]
+    gradients = [weight.grad for weight in weights if weight.grad is not None]  # all have one
     means = [optimizer.state[weight]["exp_avg"] for weight in weights]
     squares = [optimizer.state[weight]["exp_avg_sq"] for weight in weights]
     torch._foreach_mul_(means, beta1)

@@ -91,7 +91,7 @@ class CachedUpstream(nn.Module):
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame, as the upstream says."""
-        return self.model.get_downsample_rates(key)
+        return self.model.get_downsample_rates(key)  # type: ignore[operator]  # s3prl's interface of an upstream
 
     def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
         """B clips, 1-D at 16 kHz -> the selected states, (B, T, D) or a list of S of them, under the selected key."""

@@ -62,7 +62,7 @@ class AtomicCheckpoints:
                     old.unlink(missing_ok=True)
             self.pending.clear()
 
-    def remove(self, target: str | os.PathLike) -> None:
+    def remove(self, target: str | os.PathLike[str]) -> None:
         """``os.remove(target)``, put off for checkpoints."""
         path = Path(target)
         if path.match(STATES):
@@ -124,8 +124,10 @@ def newest(folder: str | Path, check: Callable[[Path], dict[str, Any]]) -> Path 
     from s3prl_ekd import torch_file
 
     chosen, problems = torch_file.newest(sorted(Path(folder).glob(STATES)), check)
-    if chosen is None and problems:
-        raise CheckpointError(problems[0])
+    if chosen is None:
+        if problems:
+            raise CheckpointError(problems[0])
+        return None
     for problem in problems:
         log.warning("skipped: %s; going on with %s", problem, chosen.name)
     return chosen
@@ -184,7 +186,9 @@ def check_last(path: Path, check: Callable[[Path], dict[str, Any]]) -> None:
     """
     step = int(check(path).get("Step") or 0)
     last = newest(path.parent, check)
-    later = 0 if last is None else int(check(last).get("Step") or 0)
+    if last is None:
+        return
+    later = int(check(last).get("Step") or 0)
     if later > step:
         raise EkdError(
             f"-e {path}: is of step {step}, and {last.name} of step {later} beside it would be taken for its "

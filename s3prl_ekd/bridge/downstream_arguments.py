@@ -49,7 +49,7 @@ def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
     saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
     for name, flag in KEPT.items():
         given, before = getattr(args, name, None), getattr(saved, name, None)
-        if name not in explicit or given == before or name in FILES and _same_file(name, given, before):
+        if name not in explicit or given == before or name in FILES and _same_file(name, str(given), before):
             continue
         was = "without it" if before is None or before is False else f"with {flag} {before}"
         what = flag if given is True else f"{flag} {given}"

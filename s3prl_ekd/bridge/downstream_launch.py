@@ -15,7 +15,6 @@ from argparse import Namespace
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import yaml
@@ -258,7 +257,7 @@ def _featurizer(original: type) -> type:
                 upstream.begin(self.feature_selection, self.layer_selection, self.downsample_rate, self._select_feature)
 
         def _select_feature(self, features: dict[str, Any]) -> Any:
-            states, layer = features.get(self.feature_selection), self.layer_selection
+            states, layer = features.get(self.feature_selection, ()), self.layer_selection
             several = isinstance(states, (list, tuple)) and len(states) > 1  # of a single one s3prl ignores -l
             if layer is not None and several and not -len(states) <= layer < len(states):
                 last = len(states) - 1
@@ -268,7 +267,7 @@ def _featurizer(original: type) -> type:
     return Featurizer
 
 
-def _count_steps(runner: ModuleType) -> None:
+def _count_steps(runner: Any) -> None:
     """Let every rank of a distributed run stop at total_steps.
 
     s3prl's runner counts steps in its progress bar, and only rank 0 moves it: the others train on until their peer is
@@ -295,7 +294,7 @@ def _count_steps(runner: ModuleType) -> None:
             optimizer.zero_grad = counted
         return optimizer
 
-    tqdm.write = make_bar.write
+    tqdm.write = make_bar.write  # type: ignore[attr-defined]
     runner.tqdm, runner.get_optimizer = tqdm, get_optimizer
 
 

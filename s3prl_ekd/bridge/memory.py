@@ -53,10 +53,10 @@ class SkipBatch:
     def __call__(self) -> None:
         """Raises EkdError where :data:`LIMIT` batches in a row did not fit."""
         error = sys.exception()
-        if error is None:
+        thrown = None if error is None else error.__traceback__
+        if thrown is None:
             self._empty_cache()
             return
-        thrown = error.__traceback__
         step, size = _release(thrown.tb_frame)
         traceback.clear_frames(thrown)  # the variables of the expert's and torch's functions
         self._empty_cache()

@@ -18,7 +18,7 @@ from s3prl_ekd.bridge.adamw import step_at_once
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 
-_current: weakref.ref | None = None
+_current: weakref.ref[Any] | None = None
 
 CHANGEABLE = ("lr", "betas", "eps", "warmup_proportion")
 """Keys of ``optimizer`` that ``-o`` may give another value in a run that goes on."""

@@ -96,7 +96,8 @@ class _Pretraining:
         if sys.path[:1] != [folder]:
             sys.path.insert(0, folder)  # the script's bare imports: pretrain, upstream, utility, optimizers, schedulers
         spec = importlib.util.spec_from_file_location("s3prl_run_pretrain", self.s3prl / "run_pretrain.py")
-        script = importlib.util.module_from_spec(spec)
+        assert spec is not None and spec.loader is not None  # of a file that ends in .py
+        script: Any = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
 
         import torch
@@ -114,7 +115,7 @@ class _Pretraining:
         original = script.get_pretrain_args
         script.get_pretrain_args = lambda: self._checked(*original())
 
-        runner = importlib.import_module("pretrain.runner")
+        runner: Any = importlib.import_module("pretrain.runner")
         amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
         cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=SkipBatch(torch.cuda.empty_cache))
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state, cuda=cuda)

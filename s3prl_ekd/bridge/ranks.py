@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import ModuleType
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
@@ -220,14 +219,14 @@ class NoWriter:
         pass
 
 
-def mute(runner: ModuleType) -> None:
+def mute(runner: Any) -> None:
     """Take tensorboard and the progress bars from s3prl's pretraining runner; it counts its steps in a bar."""
     make_bar, nowhere = runner.tqdm, open(os.devnull, "w")
 
     def tqdm(*args: Any, **kwargs: Any) -> Any:
         return make_bar(*args, **{**kwargs, "file": nowhere})
 
-    tqdm.write = make_bar.write
+    tqdm.write = make_bar.write  # type: ignore[attr-defined]
     runner.tqdm, runner.SummaryWriter = tqdm, NoWriter
 
 

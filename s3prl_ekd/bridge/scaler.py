@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-_current: weakref.ref | None = None
+_current: weakref.ref[TrackedGradScaler] | None = None
 _pending: dict[str, Any] | None = None
 
 

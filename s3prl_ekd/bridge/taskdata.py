@@ -139,7 +139,7 @@ def _keep_workers() -> None:
 
     It pops num_workers from the section, so that every later loader, and evaluation from a checkpoint, ran 12 workers.
     """
-    expert = importlib.import_module("s3prl.downstream.ctc.expert")
+    expert: Any = importlib.import_module("s3prl.downstream.ctc.expert")
     original = importlib.import_module("s3prl.downstream.ctc.data").load_dataset
     expert.load_dataset = lambda split, tokenizer, corpus: original(split, tokenizer, dict(corpus))
 
@@ -195,7 +195,7 @@ def _speakers(args: Namespace, expert: _Section) -> None:
     for split, files in lists.items():
         with whole_file(cache / f"{split}.pkl") as partial:
             partial.write_bytes(pickle.dumps(files))
-    dataset = importlib.import_module("s3prl.downstream.voxceleb1.dataset")
+    dataset: Any = importlib.import_module("s3prl.downstream.voxceleb1.dataset")
     dataset.CACHE_PATH = f"{cache}/"
 
 

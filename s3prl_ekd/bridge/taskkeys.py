@@ -58,14 +58,17 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
         if config["runner"].get(key) is None:
             raise EkdError(f"{source}: runner.{key}: is missing; give it with -o config.runner.{key}=...")
     check_values(Runner, config["runner"], source, prefix="runner")
-    for split in config["runner"]["eval_dataloaders"] if splits is not None else ():
-        if split not in splits:
-            raise EkdError(f"{source}: runner.eval_dataloaders: no split {split!r}; there are {', '.join(splits)}")
+    if splits is None:
+        return
     best = config["downstream_expert"].get("save_best_on", [])  # of PR; s3prl takes a name or several
-    for split in [best] if isinstance(best, str) else best:
-        if splits is not None and split not in splits:
-            key = "downstream_expert.save_best_on"
-            raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
+    named = {
+        "runner.eval_dataloaders": config["runner"]["eval_dataloaders"],
+        "downstream_expert.save_best_on": [best] if isinstance(best, str) else best,
+    }
+    for key, values in named.items():
+        for split in values:
+            if split not in splits:
+                raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
 
 
 def check_kinds(config: dict[str, Any], task: str, shipped: str, source: str) -> None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Item = tuple[Path, list[int]]
 
 
-class LibriPhoneDataset(Dataset):
+class LibriPhoneDataset(Dataset[Item | list[Item]]):
     """Utterances of some split folders with their phone indices.
 
     Args:

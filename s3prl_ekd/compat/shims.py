@@ -123,7 +123,7 @@ def _apply_distutils() -> None:
             return 0
         raise ValueError(f"invalid truth value {value!r}")
 
-    package = stand_in("distutils", "Holds the one module that s3prl asks of distutils.", package=True)
+    package: Any = stand_in("distutils", "Holds the one module that s3prl asks of distutils.", package=True)
     package.util = stand_in("distutils.util", "The one function that s3prl asks of distutils.")
     package.util.strtobool = strtobool
 
@@ -141,7 +141,7 @@ def _apply_tostring_rgb() -> None:
     def tostring_rgb(self: Any) -> bytes:
         return np.asarray(self.buffer_rgba())[..., :3].tobytes()
 
-    FigureCanvasAgg.tostring_rgb = tostring_rgb
+    FigureCanvasAgg.tostring_rgb = tostring_rgb  # type: ignore[attr-defined]
 
 
 def _fromstring_needed() -> bool:
@@ -166,7 +166,7 @@ def _apply_fromstring() -> None:
             return np.frombuffer(string, dtype=dtype, count=count).copy()
         return original(string, dtype=dtype, count=count, sep=sep, **kwargs)
 
-    np.fromstring = fromstring
+    np.fromstring = fromstring  # type: ignore[assignment]
 
 
 # --------------------------------------------------------------------------------------------------- s3prl's wheel
@@ -186,7 +186,7 @@ def _apply_libriphone() -> None:
     package = "s3prl.downstream.ctc.corpus"
     if package not in sys.modules:
         stand_in(package, "Stands in for the folder that s3prl's wheel leaves out.", package=True)
-    sys.modules[package].libriphone = libriphone
+    sys.modules[package].libriphone = libriphone  # type: ignore[attr-defined]
     sys.modules[f"{package}.libriphone"] = libriphone
 
 

@@ -61,7 +61,7 @@ def apply_login() -> None:
         """Passwords are no longer accepted by the hub: the stored token or $HF_TOKEN is used, where there is one."""
         return huggingface_hub.get_token()
 
-    huggingface_hub.HfApi.login = login
+    huggingface_hub.HfApi.login = login  # type: ignore[attr-defined]
 
 
 def snapshot_needed() -> bool:
@@ -90,4 +90,4 @@ def apply_snapshot() -> None:
         kwargs.setdefault("token", token)
         return original(repo_id, revision=revision, **kwargs)
 
-    huggingface_hub.snapshot_download = snapshot_download
+    huggingface_hub.snapshot_download = snapshot_download  # type: ignore[assignment]

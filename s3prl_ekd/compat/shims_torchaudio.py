@@ -85,7 +85,7 @@ def apply_sox_effects() -> None:
     def removed(*args: Any, **kwargs: Any) -> None:
         raise EkdError(f"sox effects: torchaudio {torchaudio.__version__} has none (2.8 was the last that had)")
 
-    module = stand_in("torchaudio.sox_effects", "Names only: this torchaudio has no sox effects.")
+    module: Any = stand_in("torchaudio.sox_effects", "Names only: this torchaudio has no sox effects.")
     module.apply_effects_tensor = removed
     module.apply_effects_file = removed
     torchaudio.sox_effects = module

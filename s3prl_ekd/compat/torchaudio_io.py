@@ -34,7 +34,7 @@ class AudioMetaData:
 
 
 def load(
-    uri: str | os.PathLike | BinaryIO,
+    uri: str | os.PathLike[str] | BinaryIO,
     frame_offset: int = 0,
     num_frames: int = -1,
     normalize: bool = True,
@@ -73,7 +73,7 @@ def load(
 
 
 def info(
-    uri: str | os.PathLike | BinaryIO,
+    uri: str | os.PathLike[str] | BinaryIO,
     format: str | None = None,
     buffer_size: int = 4096,
     backend: str | None = None,

@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from s3prl_ekd.config import ModelConfig, RunnerConfig
 
-FILES = {"config_model.yaml": ModelConfig, "config_runner.yaml": RunnerConfig}
+FILES: dict[str, type[BaseModel]] = {"config_model.yaml": ModelConfig, "config_runner.yaml": RunnerConfig}
 HEADER = """\
 # Configuration reference
 

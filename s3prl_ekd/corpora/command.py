@@ -106,7 +106,7 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
         raise EkdError("--name: one name for several manifests; give them one by one")
     used = {"manifest"} if manifests else set()
     _check_options(args, used | ({source} if source else set()))
-    wanted: Sequence[str] = ()
+    wanted: tuple[str, ...] = ()
     if source in TASKS_OF:
         wanted = tasks or TASKS_OF[source]
         _check_source(source, args, wanted)

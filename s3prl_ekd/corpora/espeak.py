@@ -13,6 +13,7 @@ import importlib.util
 import shutil
 import tempfile
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ class Espeak:
         self._callback = _CALLBACK(self._receive)  # kept: ctypes does not hold a reference
         self._library.espeak_SetSynthCallback(self._callback)
 
-    def _receive(self, samples, count: int, events) -> int:
+    def _receive(self, samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
             self._blocks.append(np.ctypeslib.as_array(samples, shape=(count,)).copy())
         return 0

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import soundfile
 import yaml
@@ -157,7 +158,7 @@ def write_ids(file: Path, ids: Sequence[str], clips: Sequence[Clip]) -> None:
     file.write_text("id\tpath\n" + "".join(lines), encoding="utf-8")
 
 
-def config_template(package: str, name: str) -> dict:
+def config_template(package: str, name: str) -> dict[str, Any]:
     """A config shipped with the package, as a dict."""
     resource = importlib.resources.files(package).joinpath(name)
     if not resource.is_file():
@@ -165,7 +166,7 @@ def config_template(package: str, name: str) -> dict:
     return yaml.safe_load(resource.read_text(encoding="utf-8"))
 
 
-def write_config(file: Path, config: dict, origin: str) -> None:
+def write_config(file: Path, config: dict[str, Any], origin: str) -> None:
     """Write a filled-in config; ``origin`` names the template for the line at its top."""
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     with whole_file(file) as partial:

@@ -23,7 +23,7 @@ HELD_OUT = "valid.txt"
 
 
 def prepare_pretrain(
-    sets: dict[str, Sequence[Path]],
+    sets: Mapping[str, Sequence[Path]],
     out: Path,
     source: Path,
     speakers: int = 0,
@@ -91,7 +91,7 @@ def check_set_name(name: str) -> None:
         )
 
 
-def _measured(sets: dict[str, Sequence[Path]], source: Path, notes: list[str]) -> dict[str, list[tuple[Path, int]]]:
+def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]) -> dict[str, list[tuple[Path, int]]]:
     """Absolute path and samples of every file of each set; what is left out is added to ``notes``."""
     measured: dict[str, list[tuple[Path, int]]] = {}
     for name, files in sets.items():

@@ -194,6 +194,7 @@ def write_speech_files(
         lengths: split -> (path below the tree, samples) of each utterance.
     """
     if task == "pr":
+        assert lexicon is not None
         lexicon.write(folder / "lexicon.txt")
         copy_resource("phoneme.txt", folder / "phoneme.txt")
         return

@@ -15,7 +15,7 @@ from s3prl_ekd.corpora.layout_emotion import prepare_emotion
 from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
 from s3prl_ekd.corpora.layout_speech import prepare_speech
-from s3prl_ekd.corpora.manifest import SPLITS, TASKS, Manifest, check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.corpora.manifest import SPLITS, TASKS, Manifest, Row, check_tasks, choose_tasks, read_manifest
 from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
@@ -107,20 +107,18 @@ def lay_out(
 
 def _pretraining(rows: Manifest, out: Path, name: str, held_out: bool) -> Prepared:
     """A manifest's set or, where its rows say train, dev and test, two: dev is held out, test used for nothing."""
-    splits = {row.split for row in rows.rows}
-    if held_out or not splits <= {*SPLITS, ""}:
-        parts = {name: rows.rows}
-    else:
+    dev, valid = f"{name}-dev", [name] if held_out else []
+    parts: dict[str, Sequence[Row]] = {name: rows.rows}
+    if not held_out and {row.split for row in rows.rows} <= {*SPLITS, ""}:
         parts = {
             name: [row for row in rows.rows if row.split in ("train", "")],
-            f"{name}-dev": [row for row in rows.rows if row.split == "dev"],
+            dev: [row for row in rows.rows if row.split == "dev"],
         }
+        valid = [dev] if parts[dev] else []
     used = {part: list(dict.fromkeys(row.audio for row in chosen)) for part, chosen in parts.items() if chosen}
     if not used:
         raise EkdError(f"{rows.file}: every row is of split test; pretraining takes train, and holds dev out")
     left_out = sum(row.split == "test" for row in rows.rows) if len(parts) > 1 else 0
     notes = [f"{name}: {left_out} utterances of split test left out"] if left_out else []
     speakers = len({row.speaker for chosen in parts.values() for row in chosen if row.speaker})
-    return prepare_pretrain(
-        used, out, rows.file, speakers, notes, [part for part in used if held_out or part.endswith("-dev")]
-    )
+    return prepare_pretrain(used, out, rows.file, speakers, notes, valid)

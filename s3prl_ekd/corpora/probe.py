@@ -84,14 +84,15 @@ def ready_lengths(files: Sequence[Path]) -> list[int]:
     bad = [reason for reason in infos if isinstance(reason, str)]
     if bad:
         raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
-    other = [(file, info) for file, info in zip(files, infos, strict=True) if not info.is_16k_mono]
+    good = [info for info in infos if isinstance(info, AudioInfo)]
+    other = [(file, info) for file, info in zip(files, good, strict=True) if not info.is_16k_mono]
     if other:
         file, info = other[0]
         raise EkdError(
             f"{file}: {info.rate} Hz, {info.channels} channel{'s' * (info.channels > 1)}; {len(other)} of {len(files)} "
             "files are not 16 kHz mono, and s3prl reads a corpus as it is; give a manifest (--manifest), which converts"
         )
-    return [info.samples for info in infos]
+    return [info.samples for info in good]
 
 
 def _wav_is_cut(path: Path, file: soundfile.SoundFile) -> bool:

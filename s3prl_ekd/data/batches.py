@@ -134,12 +134,12 @@ class CropDataset(Dataset[Batch]):
         return batch
 
 
-class TimedLoader(DataLoader):
+class TimedLoader(DataLoader[Batch]):
     """A DataLoader that knows how long it was waited for: ``waited``, seconds since it was last set to 0."""
 
     waited = 0.0
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names a class of its own
         batches = super().__iter__()
         while True:
             start = time.perf_counter()

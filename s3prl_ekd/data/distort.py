@@ -176,7 +176,7 @@ def _shares(choices: list[str], weights: Mapping[str, float], key: str) -> dict[
     return {name: value / sum(values) for name, value in zip(choices, values, strict=True)}
 
 
-def _pick(shares: Mapping[str, float], number: float) -> str:
+def _pick(shares: dict[str, float], number: float) -> str:
     """The choice in whose part of [0, 1) a number lies."""
     for name, share in shares.items():
         number -= share

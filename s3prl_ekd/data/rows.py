@@ -48,4 +48,4 @@ def _empty(shape: tuple[int, int]) -> Tensor:
         return torch.empty(shape)
     # as torch's own default_collate does; share_memory_() would copy the uninitialised memory
     storage = torch.UntypedStorage._new_shared(4 * shape[0] * shape[1])
-    return torch.empty(0).set_(storage, 0, shape)
+    return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]  # as its documentation has it

@@ -15,7 +15,7 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ class TargetCache:
             raise EkdError(f"{key}: {folder}: damaged (files of the wrong size); delete it to fill it anew")
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
-        self._files: dict[str, BinaryIO] = {}
+        self._files: dict[str, IO[bytes]] = {}
         self._lock = lock
         self._read_only = False  # found out when there is something to store
         if not self.complete:
@@ -159,7 +159,7 @@ class TargetCache:
             EkdError: the disk is full or not writable.
         """
         for window, row in zip(windows, rows.contiguous().view(torch.uint8).numpy(), strict=True):
-            self._write(TARGETS, row, int(self._offsets[window]))
+            self._write(TARGETS, row.data, int(self._offsets[window]))
             self.state[window] = STORED
             self._pending.append(window)
         if self.complete or time.monotonic() - self._flushed > FLUSH_SECONDS:
@@ -207,7 +207,7 @@ class TargetCache:
         except OSError as error:
             raise EkdError(f"{self.key}: {self.folder / name}: cannot be read ({error.strerror})") from error
 
-    def _write(self, name: str, content: bytes | np.ndarray, offset: int) -> None:
+    def _write(self, name: str, content: bytes | memoryview, offset: int) -> None:
         left = memoryview(content)
         try:
             file = self._file(name, "r+b")

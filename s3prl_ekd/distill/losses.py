@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,7 @@ class _L1AndCosine(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(prediction.dtype, torch.float32)
         if prediction.dtype == target.dtype != kind:
             target = target.to(kind)  # otherwise each product below is computed in the wider of the two types
@@ -110,7 +111,7 @@ class _L1AndCosine(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_l1: Tensor, grad_cosine: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_l1: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target, length, target_length, cosine = ctx.saved_tensors
         # d cos / d p = (t / |t| - cos p / |p|) / |p|
         of_target = (grad_cosine / (length * target_length)).unsqueeze(-1)

@@ -91,17 +91,19 @@ class Objective(nn.Module):
         raw: dict[str, HeadLosses] = {}
         clips: dict[str, HeadLosses] = {}
         norms = []
+        dropping = self.dropping if self.training else None
         for target_set in self.target_sets:
             name = target_set.name
             prediction, target = align_frames(predictions[name], target_set.gather(states))
-            if self.dropping is not None and self.training:
+            if dropping is not None:
                 clips[name] = clip_losses(prediction, target)
                 raw[name] = HeadLosses(clips[name].l1.mean(0), clips[name].cosine.mean(0))
             else:
                 raw[name] = head_losses(prediction, target)
             if log:
                 norms.append(target.float().abs().mean((0, 2, 3)))
-        totals = [part.total(self.cosine_weight) for part in (self._drop(clips) if clips else raw).values()]
+        kept = raw if dropping is None else self._drop(clips, dropping.probability)
+        totals = [part.total(self.cosine_weight) for part in kept.values()]
         shares = self.weights / self.weights.sum()
         gradients = None
         if (log or self.balancer is not None) and totals[0].requires_grad:
@@ -128,13 +130,13 @@ class Objective(nn.Module):
                 "configuration that it was started with"
             ) from error
 
-    def _drop(self, clips: Mapping[str, HeadLosses]) -> dict[str, HeadLosses]:
+    def _drop(self, clips: Mapping[str, HeadLosses], probability: float) -> dict[str, HeadLosses]:
         """Losses per head (n,) of what is left after teacher dropping, from losses per clip (B, n)."""
         by_set = torch.stack([part.total(self.cosine_weight).mean(1) for part in clips.values()]).detach()  # (S, B)
         weights = torch.stack([part.sum() for part in self.weights.split([len(t.labels) for t in self.target_sets])])
         # a set without weight is never trained, so it would be the worst for ever, and its clips would teach nothing
         by_set = by_set.masked_fill(weights.unsqueeze(1) == 0, -torch.inf)
-        factors = clip_factors(keep_worst(by_set, self.dropping.probability), weights)  # (S, B)
+        factors = clip_factors(keep_worst(by_set, probability), weights)  # (S, B)
         return {
             name: HeadLosses((part.l1 * factor[:, None]).mean(0), (part.cosine * factor[:, None]).mean(0))
             for (name, part), factor in zip(clips.items(), factors, strict=True)

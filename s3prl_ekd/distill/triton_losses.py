@@ -25,7 +25,7 @@ class FusedL1AndCosine(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(prediction, target)
         ctx.eps = eps
         l1, cosine = prediction.new_empty(2, *prediction.shape[:3], dtype=torch.float32).unbind()
@@ -34,7 +34,7 @@ class FusedL1AndCosine(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_l1: Tensor, grad_cosine: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad_l1: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target = ctx.saved_tensors
         grad = torch.empty_like(prediction)
         _launch(

@@ -29,7 +29,7 @@ def upstream_cost(
     elif name == "ekd_teacher" and checkpoint is not None:
         from s3prl_ekd.teachers.sources import describe
 
-        found = cost(describe(str(checkpoint), "--teacher").shape)
+        found = cost(describe(str(checkpoint), "--teacher").encoder_shape)
     elif name == "fbank":
         found = FBANK
     elif checkpoint is None and name in HUB_SHAPES:

@@ -45,7 +45,7 @@ class ForkServer:
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}  # as such a run has it when it imports
         self._environment = {**environment, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", **hidden}
         self._device = device
-        self._refused = self._stopped = False
+        self._refused, self._stopped = False, threading.Event()
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -67,7 +67,7 @@ class ForkServer:
         request = json.dumps({**words, "environment": {**os.environ, **environment}}).encode() + b"\n"
         # Locked until the answer: a stream's reader could take the next request's descriptors for this one's.
         with self._lock:
-            if self._stopped:
+            if self._stopped.is_set():
                 raise EkdError("interrupted")
             if self._refused:
                 return None
@@ -76,7 +76,7 @@ class ForkServer:
             child = self._send(self._socket, request)
             if child.wait_for_fork():
                 return child
-            if self._stopped:
+            if self._stopped.is_set():
                 child.close()
                 raise EkdError("interrupted")
             if child.refusal:
@@ -116,7 +116,7 @@ class ForkServer:
 
     def stop(self) -> None:
         """Kill the server, so that no run begins any more, not even for a thread that waits for its imports."""
-        self._stopped = True
+        self._stopped.set()
         if self._process is not None:
             self._process.kill()
 

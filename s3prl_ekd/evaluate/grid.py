@@ -50,7 +50,8 @@ class Search:
     def dev(self, rate: float | None, results: Results) -> float | None:
         """The rate's dev score in percent, the mean over folds; ``None`` where a run of it has none."""
         scores = [results[run.key]["dev"] for run in self.at(rate)]
-        return None if any(score is None for score in scores) else fmean(scores)
+        known = [score for score in scores if score is not None]
+        return fmean(known) if len(known) == len(scores) else None
 
     def picked(self, results: Results) -> float | None:
         """The rate to test: best on dev; of equals the first given.

@@ -151,7 +151,7 @@ def make_plan(
             raise EkdError(
                 f"{config}: not found; prepare the {task.name} data first: s3prl-ekd prepare ... --out {data}"
             )
-        task_rates = (rates or {}).get(task.name) or [None]
+        task_rates: Sequence[float | None] = (rates or {}).get(task.name) or [None]
         for seed, rate, fold in itertools.product(seeds, task_rates, list(_task_folds(task, data, folds))):
             items = dict(overrides.get(task.name, {}))
             if rate is not None:
@@ -223,11 +223,11 @@ def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[st
     if not task.folded:
         return [None]
     listing = data / task.name / "folds.json"
-    known = read_folds(listing)
-    unknown = [fold for fold in wanted or [] if fold not in known]
+    known, asked = read_folds(listing), wanted or []
+    unknown = [fold for fold in asked if fold not in known]
     if unknown:
         raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")
-    doubled = next((fold for fold in wanted or [] if wanted.count(fold) > 1), None)
+    doubled = next((fold for fold in asked if asked.count(fold) > 1), None)
     if doubled is not None:
         raise EkdError(f"--folds: {doubled} is there twice")
-    return wanted or known
+    return asked or known

@@ -21,13 +21,14 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.fork_server import Child, ForkServer
 
 Watcher = Callable[["Progress"], None]
+_Process = subprocess.Popen[bytes]
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _BAR = re.compile(r"(?:([\w-][\w ./>-]*): +)?\d+%\|[^|]*\|\s*(\d+)/(\d+)\s\[[^\]]*\]|(?:[\w -]+: )?\d+it \[[^\]]*\]")
 _SCORE = re.compile(r"(?<![\w-])((?:dev|test|train)[\w-]* (?:per|acc|wer|loss)): ([0-9.]+)")
 _NOISE = re.compile(r"Warning|^\s*warnings\.warn|^\s*$|^\[Override\]|tensorboardX|can't create new thread")
 
-_running: set[subprocess.Popen | Child] = set()
+_running: set[_Process | Child] = set()
 _lock = threading.Lock()
 
 
@@ -60,9 +61,9 @@ def run_logged(
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    child = server.start(command[program:], environment or {}) if server is not None else None
-    if child is None:
-        child = _start(command, environment or {})
+    forked = server.start(command[program:], environment or {}) if server is not None else None
+    child = forked or _start(command, environment or {})
+    assert child.stdout is not None  # a pipe, in either case
     with _lock:
         _running.add(child)
     lines: list[str] = []
@@ -92,7 +93,7 @@ def run_logged(
     return "\n".join(lines), time.monotonic() - started
 
 
-def _start(command: list[str], environment: dict[str, str]) -> subprocess.Popen:
+def _start(command: list[str], environment: dict[str, str]) -> _Process:
     try:
         return subprocess.Popen(
             command,
@@ -153,7 +154,7 @@ def _read_line(segment: str, progress: Progress) -> str:
     return _BAR.sub("", text).rstrip()
 
 
-def _split_lines(descriptor: int):
+def _split_lines(descriptor: int) -> Iterator[str]:
     """The lines of a terminal stream, split at newline and at carriage return."""
     decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
     pending = ""
@@ -164,7 +165,7 @@ def _split_lines(descriptor: int):
         yield pending
 
 
-def _stop(child: subprocess.Popen | Child) -> None:
+def _stop(child: _Process | Child) -> None:
     """End a child and its worker processes: they are one process group (``start_new_session``)."""
     for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
         if child.poll() is not None:

@@ -46,7 +46,7 @@ def parse_rates(items: Sequence[str]) -> Grid:
             common = rates
         else:
             grid[task] = rates
-    return {task: grid.get(task, common) for task in TASKS if task in grid or common is not None}
+    return {task: found for task in TASKS if (found := grid.get(task, common)) is not None}
 
 
 def check_rates(values: Sequence[Any], where: str) -> list[float]:

@@ -28,9 +28,9 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
     """
     task, rate = search.task, search.picked(results)
     picked = search.at(rate)
-    parts = {run.fold: {**results[run.key], "folder": run.expdir.name} for run in picked}
-    folded = picked[0].fold is not None
-    record = merge_folds(task, parts) if folded else dict(parts[None])
+    parts: list[dict[str, Any]] = [{**results[run.key], "folder": run.expdir.name} for run in picked]
+    folds = {run.fold: part for run, part in zip(picked, parts, strict=True) if run.fold is not None}
+    record = merge_folds(task, folds) if folds else parts[0]
     record["seconds"] = round(sum(results[run.key]["seconds"] for run in search.runs), 1)
     if len(search.rates) > 1:
         record["grid"] = [
@@ -38,7 +38,7 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
                 "lr": one,
                 "dev": search.dev(one, results),
                 "picked": one == rate,
-                **({"folds": {run.fold: results[run.key]["dev"] for run in search.at(one)}} if folded else {}),
+                **({"folds": {run.fold: results[run.key]["dev"] for run in search.at(one)}} if folds else {}),
             }
             for one in search.rates
         ]

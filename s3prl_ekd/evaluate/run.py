@@ -78,7 +78,8 @@ def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkSe
     else:
         board.kept(run.key, "tested" if marker.state == "finished" else "trained")
     if marker.result is not None:
-        return {key: marker.result[key] for key in Trained.__annotations__}
+        tested = marker.result
+        return {"dev": tested["dev"], "seconds": tested["seconds"], "steps": tested["steps"], "lr": tested["lr"]}
     return _trained(run, marker.seconds)
 
 
@@ -145,7 +146,7 @@ def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
             again[run.task.metric],
         )  # fmt: skip
     return {
-        run.task.metric: printed[-1],
+        run.task.metric: printed[-1],  # type: ignore[misc]  # one of the three keys
         "rescored": {**again, "agrees": same},
         **_trained(run, seconds),
         "checkpoint_step": checkpoint_step(checkpoint),

@@ -45,10 +45,9 @@ def run_all(
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
     distinct = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
     server = ForkServer(environment, native_device(distinct[0])) if ForkServer.possible(distinct) else None
+    free: list[str | None] = [*slots(devices, jobs)] if devices else [None] * max(1, jobs)
     try:
-        _Schedule(runs, board, environment, server, results).carry_out(
-            slots(devices, jobs) if devices else [None] * max(1, jobs)
-        )
+        _Schedule(runs, board, environment, server, results).carry_out(free)
     finally:
         if server is not None:
             server.close()

@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import jiwer
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import Task
+
+_Process = Callable[[str, str], jiwer.WordOutput | jiwer.CharacterOutput]
 
 TOLERANCE = 0.01  # percentage points: the runner averages accuracies in float32 and prints them unrounded
 
@@ -98,7 +101,7 @@ def agrees(ours: float, runners: float) -> bool:
     return abs(ours - runners) <= TOLERANCE
 
 
-def edit_counts(hypothesis: str, reference: str, process) -> tuple[int, int]:
+def edit_counts(hypothesis: str, reference: str, process: _Process) -> tuple[int, int]:
     """(errors, tokens of the reference) of one utterance; ``process``: jiwer's process_words or process_characters."""
     if not reference:
         # jiwer refuses an empty reference; every hypothesised token is then one insertion.
@@ -108,7 +111,7 @@ def edit_counts(hypothesis: str, reference: str, process) -> tuple[int, int]:
     return errors, result.substitutions + result.deletions + result.hits
 
 
-def _edit_rate(hypotheses: dict[str, str], references: dict[str, str], process) -> float:
+def _edit_rate(hypotheses: dict[str, str], references: dict[str, str], process: _Process) -> float:
     counts = [edit_counts(hypotheses.get(name, ""), reference, process) for name, reference in references.items()]
     errors, tokens = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
     if tokens == 0:

@@ -7,7 +7,7 @@ more than one row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +172,7 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     return " ".join(parts)
 
 
-def _conditions(start: str, by_label: dict[str, str | None], verdict: str = "NOT comparable") -> list[str]:
+def _conditions(start: str, by_label: Mapping[str, str | None], verdict: str = "NOT comparable") -> list[str]:
     """One sentence about all rows, which names the groups where rows were tested under different conditions."""
     groups: dict[str, list[str]] = {}
     for label, condition in by_label.items():

@@ -46,8 +46,8 @@ def main(argv: list[str]) -> int:
     sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(os.path.abspath(__file__))] + sites
     sys.meta_path.insert(0, _Blocker())
     sys.addaudithook(_no_network)
-    state: dict = {}
-    checks: tuple[tuple[str, Callable], ...] = (
+    state: dict[str, object] = {}
+    checks: tuple[tuple[str, Callable[..., str | None]], ...] = (
         ("files are there", _files),
         ("model.pt holds tensors and plain values only", _plain_values),
         ("the three callers build the same model", _callers),

@@ -110,16 +110,17 @@ def merge(parts: Sequence[dict[str, Any]], shares: Sequence[float], names: Seque
 
 def _config(configs: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
     """The first student's configuration with the teachers of all: a model card must name every one."""
-    if any(config is None for config in configs):
+    known = [config for config in configs if config is not None]
+    if len(known) < len(configs):
         return None
     teachers: list[dict[str, Any]] = []
-    for config in configs:
+    for config in known:
         for teacher in config["ekd"]["teachers"]:
-            if any(teacher["source"] == known["source"] for known in teachers):
+            if any(teacher["source"] == other["source"] for other in teachers):
                 continue
-            name, names = teacher["name"], [known["name"] for known in teachers]
+            name, names = teacher["name"], [other["name"] for other in teachers]
             teachers.append(teacher | {"name": f"{name}_{len(teachers) + 1}" if name in names else name})
-    return configs[0] | {"ekd": configs[0]["ekd"] | {"teachers": teachers}}
+    return known[0] | {"ekd": known[0]["ekd"] | {"teachers": teachers}}
 
 
 def _shares(files: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -158,7 +159,7 @@ def _of_a_run(file: Path) -> bool:
 def _interpolate(states: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
     """In fp64, so that merging a student with itself gives its very weights."""
     return {
-        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)).to(value.dtype)
+        name: sum(share * state[name].double() for share, state in zip(shares, states, strict=True)).to(value.dtype)  # type: ignore[union-attr]
         for name, value in states[0].items()
     }
 

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     from s3prl_ekd.compat.hub import register
 
     register()  # s3prl needs its patches on this stack; it loads the submission by itself
-    huggingface_hub.snapshot_download = lambda *args, **kwargs: str(folder)
+    huggingface_hub.snapshot_download = lambda *args, **kwargs: str(folder)  # type: ignore[assignment]
     from s3prl import run_downstream
 
     sys.argv = ["run_downstream.py", "-m", "train", "-u", "local/submission", "-d", "emotion", "-c", str(config),

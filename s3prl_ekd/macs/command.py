@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -89,7 +90,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
             f"macs: {model!r}: the arithmetic of s3prl's own experts is not known; counted are hub names of the "
             "wav2vec2 family, fbank, students, checkpoint files, transformers folders and submission folders"
         )
-    return cost(sources.describe(str(path) if path.exists() else model, "macs").shape)
+    return cost(sources.describe(str(path) if path.exists() else model, "macs").encoder_shape)
 
 
 def submission_cost(folder: Path) -> Cost:
@@ -109,7 +110,7 @@ def submission_cost(folder: Path) -> Cost:
     return Cost(counted["params"], counted["buckets"])
 
 
-def _own_model(path: Path) -> dict | None:
+def _own_model(path: Path) -> dict[str, Any] | None:
     try:
         saved = read_torch_file(path)
     except EkdError:

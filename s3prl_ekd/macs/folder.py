@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 
 def main(argv: list[str]) -> int:
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def count(torch, expert, buckets, device):
+def count(torch: Any, expert: Any, buckets: dict[str, list[int]], device: str) -> dict[str, int]:
     """MACs per bucket: half of PyTorch's own FLOP counts."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode

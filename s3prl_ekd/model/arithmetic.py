@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,9 +99,11 @@ def tf32(enabled: bool) -> Iterator[None]:
     if not enabled:
         yield
         return
-    matmul, name, value = torch.backends.cuda.matmul, "allow_tf32", True
+    matmul = torch.backends.cuda.matmul
+    value: bool | str
+    before: bool | str
     try:
-        before: bool | str = matmul.allow_tf32
+        name, value, before = "allow_tf32", True, matmul.allow_tf32
     except RuntimeError:  # the program has used torch's newer switch, after which the older one may not be touched
         name, value, before = "fp32_precision", "tf32", matmul.fp32_precision
     setattr(matmul, name, value)
@@ -115,19 +118,19 @@ def tf32_convolutions() -> bool:
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:  # as above
-        return torch.backends.cudnn.conv.fp32_precision == "tf32"
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # torch makes it late
 
 
 class _ScaleGradient(torch.autograd.Function):
     """Identity forward; multiplies the gradient by a constant on the way back (fairseq's GradMultiply)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         ctx.scale = scale
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return grad * ctx.scale, None
 
 

@@ -31,11 +31,9 @@ class SelfAttention(nn.Module):
         self.dropout = dropout
         self.qkv = nn.Linear(shape.width, 3 * shape.width)
         self.out = nn.Linear(shape.width, shape.width)
-        if shape.attention == "gated_relative":
-            self.gate = nn.Linear(shape.width // shape.heads, 8)
+        self.gate = nn.Linear(shape.width // shape.heads, 8) if shape.attention == "gated_relative" else None
+        if self.gate is not None:
             self.gate_scale = nn.Parameter(torch.ones(shape.heads))
-        else:
-            self.gate = None
 
     def forward(self, x: Tensor, mask: Tensor | None = None, bias: DistanceBias | None = None) -> Tensor:
         """x (B, T, D), mask bool (B, T) True for speech or None, bias of :class:`RelativeBias` or None -> (B, T, D)."""
@@ -46,7 +44,7 @@ class SelfAttention(nn.Module):
         dropout = self.dropout if self.training else 0.0
         scores_add = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T) bool
         if self.gate is not None and bias is not None:
-            gate = self._gate(x)
+            gate = self._gate(self.gate, x)
             kernel = gated_attention_kernel(query) if mask is None and dropout == 0.0 else None
             if kernel is not None:
                 return linear(self.out, kernel(query, key, value, gate, bias.by_distance))
@@ -54,10 +52,10 @@ class SelfAttention(nn.Module):
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=scores_add, dropout_p=dropout)
         return linear(self.out, out.transpose(1, 2).reshape(batch, frames, width))
 
-    def _gate(self, x: Tensor) -> Tensor:
+    def _gate(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """(B, H, T): this layer's factor on the bias of each query."""
         batch, frames, _ = x.shape
-        gates = self.gate(x.view(batch, frames, self.heads, -1)).view(batch, frames, self.heads, 2, 4).sum(-1)
+        gates = layer(x.view(batch, frames, self.heads, -1)).view(batch, frames, self.heads, 2, 4).sum(-1)
         a, b = torch.sigmoid(gates).transpose(1, 2).unbind(-1)  # (B, H, T)
         return a * (b * self.gate_scale.view(1, -1, 1) - 1.0) + 2.0
 

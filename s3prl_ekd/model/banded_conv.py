@@ -13,6 +13,8 @@ Shapes: B clips, T frames, D channels in and out, G groups, C = D / G, k taps, R
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -46,7 +48,7 @@ def banded_conv(x: Tensor, weight: Tensor, groups: int, band: Tensor | None = No
 
 class _BandedConv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, groups: int, band: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, groups: int, band: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.groups = groups
         if band is None:
@@ -55,7 +57,7 @@ class _BandedConv(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         groups, (width, channels, taps) = ctx.groups, weight.shape
         grad_x = grad_weight = None

@@ -5,6 +5,9 @@ Shapes: B clips, N samples, T frames, C conv channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,19 +35,21 @@ class ConvFrontEnd(nn.Module):
         super().__init__()
         self.shape = shape
         self.group_norm = shape.conv_norm == "group"
-        self.convs = nn.ModuleList()
-        self.norms = nn.ModuleList()
+        convs: list[nn.Conv1d] = []
+        norms: list[nn.Module] = []
         channels = 1
         for index, (width, kernel, stride) in enumerate(shape.conv_layers):
             conv = nn.Conv1d(channels, width, kernel, stride, bias=shape.conv_bias)
             nn.init.kaiming_normal_(conv.weight)  # as fairseq, hence s3prl's distiller
             conv.weight.data = channels_innermost(conv.weight.data)
-            self.convs.append(conv)
+            convs.append(conv)
             if self.group_norm and index == 0:
-                self.norms.append(nn.GroupNorm(width, width))
+                norms.append(nn.GroupNorm(width, width))
             elif not self.group_norm:
-                self.norms.append(nn.LayerNorm(width))
+                norms.append(nn.LayerNorm(width))
             channels = width
+        self.convs: Sequence[nn.Conv1d] = nn.ModuleList(convs)  # type: ignore[assignment]  # torch's list has no types
+        self.norms: Any = nn.ModuleList(norms)  # one GroupNorm, or LayerNorms
 
     def forward(self, wave: Tensor) -> Tensor:
         """wave (B, N) -> features (B, T, C).

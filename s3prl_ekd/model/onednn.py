@@ -12,6 +12,7 @@ Shapes: R rows, I inputs, O outputs.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ def supports(x: Tensor, weight: Tensor) -> bool:
         return False
     if type(x) not in (Tensor, nn.Parameter) or type(weight) not in (Tensor, nn.Parameter):
         return False  # a class of its own, quantised say, brings its own products
-    return torch.backends.mkldnn.enabled and not torch.is_autocast_enabled("cpu") and _runs()
+    return bool(torch.backends.mkldnn.enabled) and not torch.is_autocast_enabled("cpu") and _runs()
 
 
 def is_faster(x: Tensor, weight: Tensor, multiplications: int) -> bool:
@@ -57,14 +58,14 @@ class _Linear(torch.autograd.Function):
     """The product, and its gradients as two more of the kind."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         of_x, of_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         return product(x, weight, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad = _dense(grad)
         return (

@@ -38,7 +38,8 @@ class PositionalConv(nn.Module):
         optimizers, torch's fused ones and ``.data`` change a weight without a trace. A move to another device or
         precision is seen.
         """
-        self._kept: tuple[tuple, Tensor, Tensor | None] | None = None  # (what they were made of, weight, band)
+        # (what they were made of, weight, band)
+        self._kept: tuple[tuple[object, ...], Tensor, Tensor | None] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, T, D) -> (B, T, D)."""
@@ -81,7 +82,7 @@ class PositionalConvStack(nn.Module):
         """x (B, T, D) -> (B, T, D)."""
         width = x.shape[2]
         for conv in self.convs:
-            x = grouped_conv(x, conv.weight, conv.bias, conv.groups)
+            x = grouped_conv(x, conv.weight, conv.bias, conv.groups)  # type: ignore[arg-type]  # a Conv1d's
             x = F.gelu(F.layer_norm(x.float(), (width,)).to(x.dtype))
         return x
 

@@ -14,6 +14,7 @@ Shapes: R rows of all clips, C input and O output channels, k taps, s stride.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -73,7 +74,7 @@ class InPlace(torch.autograd.Function):
     """The products and their gradients, each written into the slice where it belongs: no temporary of the size of x."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         ctx.save_for_backward(x, taps)
         ctx.stride, ctx.bias = stride, bias is not None
         blocks = _blocks(x.shape[1], taps.shape[1], stride)
@@ -86,7 +87,7 @@ class InPlace(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, taps = ctx.saved_tensors
         grad = grad.contiguous()
         rows = x.reshape(-1, ctx.stride * x.shape[1])
@@ -115,7 +116,7 @@ class ByWindows(torch.autograd.Function):
     """Products of copied windows, for oneDNN, which writes into no slice; piece by piece: copies stay in cache."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, taps: Tensor, bias: Tensor | None, stride: int) -> Tensor:
         of_x, of_taps, *_ = ctx.needs_input_grad
         ctx.save_for_backward(x if of_taps else None, taps if of_x else None)
         ctx.stride, ctx.shape, ctx.taps = stride, x.shape, taps.shape[1]
@@ -126,7 +127,7 @@ class ByWindows(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, taps = ctx.saved_tensors
         grad = grad.contiguous()
         grad_x = grad_taps = grad_bias = None
@@ -137,7 +138,7 @@ class ByWindows(torch.autograd.Function):
             grad_taps = sum(onednn.product(grad[piece].t(), windows.t()) for piece, windows in pieces)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum(0)
-        return grad_x, grad_taps, grad_bias, None
+        return grad_x, grad_taps, grad_bias, None  # type: ignore[return-value]  # a sum of tensors is no 0
 
 
 def _windows(x: Tensor, taps: int, stride: int) -> Iterator[tuple[slice, Tensor]]:

@@ -171,7 +171,7 @@ def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:
     image = axis.imshow(values, aspect="auto", cmap=colours, vmin=0.0, vmax=top)
     for row, weights in enumerate(values):
         for column, weight in enumerate(weights):
-            red, green, blue, _ = image.cmap(image.norm(weight))
+            red, green, blue, _ = image.cmap(image.norm(weight))  # type: ignore[arg-type]  # numbers too
             # Luma, and white up to a middle blue: black on it has the higher ratio of luminances, yet reads worse.
             ink = "#101828" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.56 else "#ffffff"
             axis.text(column, row, f"{weight:.2f}", ha="center", va="center", fontsize=size, weight="bold", color=ink)

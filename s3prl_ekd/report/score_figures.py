@@ -19,9 +19,10 @@ from s3prl_ekd.report.style import LIGHT, Theme, drawing
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import LineStyleType
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES = ("-", (0, (4, 2)), (0, (1, 1.5)))
+_LINES: tuple[LineStyleType, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 _WIDTH = 9.3  # inches: the page's column, so that all letters are of one size
 _LEGEND_LINE = 14  # characters of names, handles and gaps in an inch under a figure
 _LEGEND_ROW = 0.19  # inches
@@ -33,7 +34,7 @@ class Look:
 
     colour: str
     marker: str
-    line: str | tuple[float, tuple[float, ...]]
+    line: LineStyleType
 
 
 def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
@@ -96,7 +97,7 @@ def _grid_panel(axis: Axes, grid: GridOfTask, look: dict[str, Look], theme: Them
         colour, marker = look[label].colour, look[label].marker
         means = {}
         for rate in rates:
-            known = [row.dev[rate] for row in rows if row.dev.get(rate) is not None]
+            known = [value for row in rows if (value := row.dev.get(rate)) is not None]
             if known:
                 means[rate] = fmean(known)
         line = look[label].line
@@ -178,7 +179,7 @@ def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: The
                 label="picked",
             )  # fmt: skip
         )
-    longest = max(len(handle.get_label()) for handle in handles) + 7
+    longest = max(len(str(handle.get_label())) for handle in handles) + 7
     columns = max(1, min(len(handles), int(_WIDTH * _LEGEND_LINE) // longest))
     # The legend must not shrink the panels.
     figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * math.ceil(len(handles) / columns))

@@ -76,8 +76,8 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
         evaluations += own_evaluations
     if unusable and not pretrainings and not evaluations:
         raise unusable[0]
-    for error in unusable:
-        log.warning("left out: %s", error)
+    for reason in unusable:
+        log.warning("left out: %s", reason)
     names = Counter(run.name for run in pretrainings)
     for run in pretrainings:
         if names[run.name] > 1:

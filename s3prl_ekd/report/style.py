@@ -96,6 +96,7 @@ def shade(colour: str, position: float, theme: Theme) -> tuple[float, float, flo
     from matplotlib.colors import to_rgb
 
     strength = 0.42 + 0.58 * position
-    return tuple(
+    red, green, blue = (
         strength * full + (1 - strength) * back for full, back in zip(to_rgb(colour), to_rgb(theme.card), strict=True)
     )
+    return red, green, blue

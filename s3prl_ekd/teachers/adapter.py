@@ -44,12 +44,6 @@ class UpstreamShape:
     """Frames of the upstream averaged into one of 20 ms; 1 for an upstream of 20 ms."""
     hop: int = HOP
     """Samples from one frame to the next, after pooling."""
-    normalize: bool = False
-    """Always False: an expert normalises its waveforms itself where its model expects that."""
-    normalize_eps: float = 1e-5
-    """Unused, as ``normalize`` is False."""
-    attention: str = "unknown"
-    """Never ``plain``: the student cannot start from an upstream of unknown architecture."""
 
     def frames(self, samples: int) -> int:
         """Frames that a clip of ``samples`` samples has here: what the family's convolutions make of it."""

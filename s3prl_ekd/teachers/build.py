@@ -23,6 +23,7 @@ from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.adapter import PREFIX
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
+from s3prl_ekd.teachers.sources import TeacherSource
 
 logger = logging.getLogger(__name__)
 
@@ -33,12 +34,12 @@ FILE = "config_model.yaml"
 class TeacherPlan:
     """What the configuration asks for, known to be possible."""
 
-    sources: dict[str, sources.TeacherSource]
+    sources: dict[str, TeacherSource]
     """Teacher name -> its source."""
     target_sets: list[TargetSet]
     layers: list[TeacherLayers]
     """What the targets need to know of each teacher."""
-    initialiser: sources.TeacherSource | None
+    initialiser: TeacherSource | None
     """Where the student's first weights come from; one of ``sources`` or another one."""
     file: str = FILE
     """The configuration's name, for messages."""
@@ -103,7 +104,7 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     """
     hop = student_shape(config.student, f"{file}: student").hop
     _check_start_source(config, file)
-    found: dict[str, sources.TeacherSource] = {}
+    found: dict[str, TeacherSource] = {}
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{file}: ekd.teachers[{index}]"
         if hasattr(nn.ModuleDict, teacher.name):
@@ -132,7 +133,7 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     where = f"{file}: ekd.initialise_from"
     initialiser = None if start is None else found.get(start) or sources.describe(start, where)
     if initialiser is not None:
-        check_start(student_shape(config.student), initialiser.shape, where)
+        check_start(student_shape(config.student), initialiser.encoder_shape, where)
         start_layers(config.ekd.initialise_layers, config.student.layers, initialiser.shape.layers, where)
     return TeacherPlan(found, target_sets, layers, initialiser, file)
 
@@ -176,12 +177,12 @@ def load_initialiser(config: ModelConfig, plan: TeacherPlan, encoders: dict[str,
     if plan.initialiser is None:
         return None
     start = config.ekd.initialise_from
-    if start in encoders:
-        return encoders[start]
-    return _load(plan.initialiser, f"{plan.file}: ekd.initialise_from")
+    encoder = encoders[start] if start in encoders else _load(plan.initialiser, f"{plan.file}: ekd.initialise_from")
+    assert isinstance(encoder, Encoder)  # else check_teachers would have refused it
+    return encoder
 
 
-def _load(source: sources.TeacherSource, where: str) -> TeacherEncoder:
+def _load(source: TeacherSource, where: str) -> TeacherEncoder:
     """Encoders draw random weights before they load theirs: the run's own draws must not depend on what is loaded."""
     with torch.random.fork_rng(devices=[]):
         return sources.load(source, where)

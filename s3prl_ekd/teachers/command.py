@@ -23,7 +23,7 @@ from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.teachers import embedded, sources
-from s3prl_ekd.teachers.adapter import S3prlUpstream
+from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.shapes import TRANSFORMERS_FAMILIES
@@ -87,7 +87,7 @@ def facts(described: sources.TeacherSource, encoder: TeacherEncoder) -> list[tup
         ("parameters", f"{parameters:,}"),
         ("memory", f"{parameters * 4 / MIB:.0f} MiB of weights in fp32, {parameters * 2 / MIB:.0f} MiB in bf16"),
     ]
-    if isinstance(encoder, S3prlUpstream):
+    if isinstance(shape, UpstreamShape):
         rows[-1] = ("memory", f"{parameters * 4 / MIB:.0f} MiB of weights, always fp32")
         pooled = f", pool {shape.pool}: frames of {20 / shape.pool:g} ms averaged" if shape.pool > 1 else ""
         return [*rows, ("normalisation", "the expert's own"), ("frame", f"20 ms{pooled}")]
@@ -162,8 +162,10 @@ def _table(exact: dict[int, Tensor], other: dict[int, Tensor] | None, precision:
 
 def _list(console: Console) -> None:
     table = Table(box=None, pad_edge=False, title="s3prl hub names that our own encoder computes", title_justify="left")
-    for column, justify in (("family", "left"), ("name", "left"), ("layers", "right"), ("width", "right")):
-        table.add_column(column, justify=justify)
+    for column in ("family", "name"):
+        table.add_column(column)
+    for column in ("layers", "width"):
+        table.add_column(column, justify="right")
     for name, entry in HUB.items():
         table.add_row(entry.family, name, str(entry.shape.layers), str(entry.shape.width))
     console.print(table)

@@ -28,7 +28,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 TeacherEncoder = Encoder | S3prlUpstream
-"""What a teacher is made of: ``shape`` (layers, width, hop, normalize) and ``forward(wave, lengths, states)``."""
+"""What a teacher is made of: ``shape`` (layers, width, hop) and ``forward(wave, lengths, states)``."""
 
 
 class FrozenTeachers(nn.Module):
@@ -71,7 +71,8 @@ class FrozenTeachers(nn.Module):
             if 0 in self.wanted[name]:
                 raise EkdError(f"ekd.targets.tap: ffn has no state 0, which teacher {name!r} is asked for")
             for layer in self.wanted[name]:
-                encoder.layers[layer - 1].ffn_out.register_forward_hook(self._keep(layer))
+                ffn_out = encoder.layers[layer - 1].ffn_out
+                ffn_out.register_forward_hook(self._keep(layer))  # type: ignore[union-attr]  # a Linear
 
     def train(self, mode: bool = True) -> FrozenTeachers:
         """Keep eval mode: s3prl's runner calls ``upstream.train()``, which would turn the teachers' dropout on."""
@@ -85,9 +86,9 @@ class FrozenTeachers(nn.Module):
         # an fp16 run of s3prl's runner must not reach in here: precision is the ensemble's own
         with torch.autocast(wave.device.type, enabled=False), tf32(wave.is_cuda and self.precision == "fp32"):
             for name, encoder in self.encoders.items():
-                shape = encoder.shape
-                heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
                 if isinstance(encoder, Encoder):
+                    shape = encoder.shape
+                    heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
                     first = self._listens_with[name]
                     conv = shared.get(first)
                     if conv is None:
@@ -95,8 +96,8 @@ class FrozenTeachers(nn.Module):
                     if list(self._listens_with.values()).count(first) > 1:
                         shared[first] = conv
                     states[name] = encoder(heard, lengths, self.wanted[name], conv_features=conv).states
-                else:
-                    states[name] = encoder(heard, lengths, self.wanted[name]).states
+                else:  # an expert normalises its waveforms itself
+                    states[name] = encoder(wave, lengths, self.wanted[name]).states
                 if self.tap == "ffn":
                     states[name] = {layer: self._tapped.pop(layer) for layer in self.wanted[name]}
         return states
@@ -115,14 +116,17 @@ def _share_front_ends(encoders: nn.ModuleDict) -> dict[str, str]:
     same. Weights are compared bit by bit; the waveform normalisation must agree too.
     """
     listens_with: dict[str, str] = {}
+    own: dict[str, Encoder] = {}  # those with a stack of their own
     for name, encoder in encoders.items():
         if not isinstance(encoder, Encoder):
             continue
-        firsts = [first for first in dict.fromkeys(listens_with.values()) if _same_front_end(encoder, encoders[first])]
+        firsts = [first for first, other in own.items() if _same_front_end(encoder, other)]
         listens_with[name] = firsts[0] if firsts else name
         if firsts:
-            encoder.frontend = encoders[firsts[0]].frontend
+            encoder.frontend = own[firsts[0]].frontend
             logger.info("[ekd] teacher %s has the conv stack of %s: computed once for both", name, firsts[0])
+        else:
+            own[name] = encoder
     return listens_with
 
 

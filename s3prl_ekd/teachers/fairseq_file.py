@@ -45,10 +45,12 @@ class Refused(pickle.UnpicklingError):
 class Shell:
     """Stands for a pickled object: its constructor's arguments and its state, nothing else."""
 
+    args: tuple[Any, ...]
+    state: Any
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Shell:
         self = super().__new__(cls)
-        self.args = args
-        self.state: Any = None
+        self.args, self.state = args, None
         return self
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -19,7 +19,7 @@ from s3prl_ekd.model.encoder import Encoder
 
 # (the source's name, our name); {i} is a number, {p} weight or bias, {part} q, k or v (joined afterwards).
 # Read backwards the first row that fits is written.
-FAIRSEQ = (
+FAIRSEQ: tuple[tuple[str, str], ...] = (
     ("feature_extractor.conv_layers.{i}.0.{p}",                         "frontend.convs.{i}.{p}"),
     ("feature_extractor.conv_layers.{i}.2.{p}",                         "frontend.norms.{i}.{p}"),  # group norm
     ("feature_extractor.conv_layers.{i}.2.1.{p}",                       "frontend.norms.{i}.{p}"),  # layer norm
@@ -43,7 +43,7 @@ FAIRSEQ = (
     ("encoder.layers.{i}.final_layer_norm.{p}",                         "layers.{i}.ffn_norm.{p}"),
 )  # fmt: skip
 
-TRANSFORMERS = (
+TRANSFORMERS: tuple[tuple[str, str], ...] = (
     ("feature_extractor.conv_layers.{i}.conv.{p}",                      "frontend.convs.{i}.{p}"),
     ("feature_extractor.conv_layers.{i}.layer_norm.{p}",                "frontend.norms.{i}.{p}"),
     ("feature_projection.layer_norm.{p}",                               "feature_norm.{p}"),
@@ -180,9 +180,9 @@ def _fuse_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             # g is kept flat, the gate's scale one number a head, whatever singleton axes the source has
             fused[name] = tensor.reshape(-1) if name == "position.g" or name.endswith("gate_scale") else tensor
         elif match[2] == "q":
-            parts = [weights.get(f"{match[1]}.{part}.{match[3]}") for part in "qkv"]
-            if all(part is not None for part in parts):
-                fused[f"{match[1]}.qkv.{match[3]}"] = torch.cat(parts)  # type: ignore[arg-type]
+            parts = [f"{match[1]}.{part}.{match[3]}" for part in "qkv"]
+            if all(part in weights for part in parts):
+                fused[f"{match[1]}.qkv.{match[3]}"] = torch.cat([weights[part] for part in parts])
     return fused
 
 

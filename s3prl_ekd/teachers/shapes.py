@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.shape import BASE_CONV, EncoderShape, conv_layers
+from s3prl_ekd.shape import BASE_CONV, ConvNorm, EncoderShape, conv_layers
 
 TRANSFORMERS_FAMILIES = ("hubert", "wavlm", "wav2vec2", "unispeech", "unispeech-sat", "data2vec-audio")
+# the value that names a front end's norms -> ours
+_TRANSFORMERS_NORMS: dict[str, ConvNorm] = {"group": "group", "layer": "layer"}
+_FAIRSEQ_NORMS: dict[str, ConvNorm] = {"default": "group", "layer_norm": "layer"}
 
 
 def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | None) -> tuple[str, EncoderShape]:
@@ -37,7 +40,7 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
     for unsupported in ("conv_pos_batch_norm", "add_adapter"):
         _require(file, config, unsupported, False)
     stable = bool(config.get("do_stable_layer_norm", False)) and not data2vec  # whose model has no such choice
-    norm = "layer" if data2vec else config.get("feat_extract_norm", "group")
+    norm: ConvNorm = "layer" if data2vec else _conv_norm(file, config, "feat_extract_norm", _TRANSFORMERS_NORMS)
     position = (
         (_integer(file, config, "conv_pos_kernel_size", 19), _integer(file, config, "num_conv_pos_embeddings", 5))
         if data2vec
@@ -69,7 +72,7 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
     )
 
 
-def _relative(file: Path, config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, int]:
+def _relative(file: Path, config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, Any]:
     return {
         "relative_buckets": _integer(file, config, "num_buckets", 320),
         "relative_max_distance": _integer(file, config, distance_key, distance),
@@ -101,7 +104,7 @@ def from_fairseq(
         _require(file, config, "gru_rel_pos", True)
     return EncoderShape(
         conv_layers=parse_conv_layers(str(config.get("conv_feature_layers", "")), file),
-        conv_norm="layer" if config.get("extractor_mode", "default") == "layer_norm" else "group",
+        conv_norm=_conv_norm(file, config, "extractor_mode", _FAIRSEQ_NORMS),
         conv_bias=bool(config.get("conv_bias", False)),
         width=_integer(file, config, "encoder_embed_dim", 768),
         layers=_integer(file, config, "encoder_layers", 12),
@@ -153,6 +156,14 @@ def parse_conv_layers(text: str, file: Path | str) -> tuple[tuple[int, int, int]
         triples = list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
         layers += triples * int(match[2] or 1)
     return conv_layers(layers)
+
+
+def _conv_norm(file: Path, config: Mapping[str, Any], key: str, norms: Mapping[str, ConvNorm]) -> ConvNorm:
+    """The kind that ``config[key]`` names; the first of ``norms`` where it names none."""
+    value = config.get(key, next(iter(norms)))
+    if value not in list(norms):  # a list of them: the value may be something that no dictionary can look up
+        raise EkdError(f"{file}: {key} is {value!r}, expected one of {', '.join(norms)}")
+    return norms[value]
 
 
 def _integer(file: Path, config: Mapping[str, Any], key: str, default: int) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from s3prl_ekd.compat import hub
 from s3prl_ekd.errors import EkdError
@@ -52,6 +53,17 @@ class TeacherSource:
     path: Path | None
     """File or folder; None for a hub name that is not downloaded yet."""
 
+    @property
+    def encoder_shape(self) -> EncoderShape:
+        """The shape of an encoder of ours.
+
+        Raises:
+            EkdError: the source is an s3prl expert.
+        """
+        if isinstance(self.shape, UpstreamShape):
+            raise EkdError(f"{self.source}: is an upstream of s3prl's own, no encoder of ours")
+        return self.shape
+
 
 def describe(source: str, where: str = "source") -> TeacherSource:
     """Say what a source is without loading or downloading weights.
@@ -83,8 +95,7 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
     name = source.removeprefix(_RANDOM)
     if name in HUB:
-        kind = "hub" if name == source else "random"
-        return TeacherSource(source, kind, HUB[name].family, HUB[name].shape, None)
+        return TeacherSource(source, "hub" if name == source else "random", HUB[name].family, HUB[name].shape, None)
     if _is_path(name):
         raise EkdError(f"{where}: no such file or folder: {_absolute(name)}")
     if "conformer" in source:
@@ -129,7 +140,7 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
     if teacher.kind == "random":  # shapes for benchmarks and memory checks; the seed makes runs comparable
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(zlib.crc32(teacher.source.encode()))
-            return Encoder(teacher.shape).eval()
+            return Encoder(teacher.encoder_shape).eval()
     path = teacher.path or hub_file(teacher.source, where)
     assert path is not None
     with _named(where):
@@ -151,8 +162,9 @@ def _describe_path(source: str, path: Path) -> TeacherSource:
 
 
 def _load_path(teacher: TeacherSource, path: Path) -> Encoder:
+    weights: Mapping[str, Tensor]
     if teacher.kind in {"transformers", "embedded"}:
-        shape, weights, scheme = teacher.shape, transformers_weights(path), mapping.TRANSFORMERS
+        shape, weights, scheme = teacher.encoder_shape, transformers_weights(path), mapping.TRANSFORMERS
     else:
         _, family, shape, weights = kind_of_file(read_teacher_file(path), path)
         promised = teacher.shape  # of a hub name: the file's own configuration decides all but these

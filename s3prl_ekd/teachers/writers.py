@@ -45,7 +45,7 @@ def write_converted(encoder: Encoder, file: Path) -> Path:
             "max_distance": shape.relative_max_distance,
             "normalize": shape.normalize,
         }
-        content = {"cfg": config | relative, "model": weights}
+        content: dict[str, Any] = {"cfg": config | relative, "model": weights}
     else:
         symbols = [str(unit) for unit in range(8)]
         weights["final_proj.weight"] = torch.zeros(shape.width, shape.width)

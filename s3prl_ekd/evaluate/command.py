@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Train and test the tasks with s3prl's own runner, score the predictions again independently, and write "
         "OUT/scores.json, OUT/scores.md. With several learning rates the one that is best on dev is tested. Several "
         "models, each a folder OUT/LABEL, stand side by side. Run the same command again to continue after an "
-        "interruption."
+        "interruption; other models, seeds and tasks add to what OUT holds."
     )
     _add_models(parser)
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
@@ -81,15 +81,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for each thousand numbers a frame), for all epochs, rates, folds and seeds; remove it when done",
     )  # fmt: skip
     parser.add_argument(
-        "--overwrite", action="store_true", help="redo runs made with other settings in OUT, replace its table"
+        "--overwrite",
+        action="store_true",
+        help="redo runs made with other settings in OUT and replace their scores; other rows of a table stay",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     """Declare the options that name what is evaluated."""
-    models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
-                                       "one model, s3prl's -u NAME -k FILE")  # fmt: skip
+    models = parser.add_argument_group(
+        "models",
+        "each repeatable; one --ckpt and one --upstream without labels are one model, s3prl's -u NAME -k FILE; a "
+        "labelled one is a row of a table",
+    )
     models.add_argument(
         "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
         help="a student: states-N.ckpt, or its experiment folder (newest)",
@@ -140,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_devices(devices)
     if not args.overwrite:
-        check_earlier_scores(plans, args.out)
+        check_earlier_scores(plans, args.out, args.preset)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]

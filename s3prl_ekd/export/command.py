@@ -20,11 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hidden states of a task, e.g. PR=2 SID=0,1 (default: all of them)",
     )  # fmt: skip
 
-    hf = kinds.add_parser("hf", help="Hugging Face folder: a HubertModel that transformers loads")
+    about = "What --scores, --data and --licence said of the same weights in an earlier export to OUT stays."
+    hf = kinds.add_parser("hf", help="Hugging Face folder: a HubertModel that transformers loads", description=about)
     _common(hf, "folder")
     hf.add_argument("--scores", type=Path, help="scores.json of s3prl-ekd evaluate, for the model card")
     hf.add_argument("--data", help="what the student was trained on, for the model card")
-    hf.add_argument("--licence", default="mit", help="identifier of the weights' licence (default: %(default)s)")
+    hf.add_argument("--licence", help="identifier of the weights' licence (default: mit)")
     hf.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to this repository of the hub")
     hf.add_argument("--private", action="store_true", help="with --push: make a new repository private")
 

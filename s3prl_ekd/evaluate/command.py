@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_models(parser)
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
+    parser.add_argument("--tasks", default=",".join(TASKS), metavar="T,T", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
     about = "; ".join(f"{name}: {preset(name)['about']}" for name in preset_names())
     parser.add_argument("--preset", default="superb", metavar="NAME", help=f"{about} (default: %(default)s)")
@@ -67,10 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a device)")
     parser.add_argument(
-        "--override", action="append", default=[], metavar="[TASK:]KEY=VALUE", help="s3prl's -o, for one task or all"
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="[TASK:]KEY=VALUE",
+        help="s3prl's -o, for one task or all",
     )
     parser.add_argument(
         "--upstream-feature-normalize",
+        "--upstream_feature_normalize",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="s3prl's option of that name (default: as the preset says)",
@@ -96,7 +102,7 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "labelled one is a row of a table",
     )
     models.add_argument(
-        "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
+        "-k", "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
         help="a student: states-N.ckpt, or its experiment folder (newest)",
     )  # fmt: skip
     models.add_argument(
@@ -104,12 +110,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder)",
     )  # fmt: skip
     models.add_argument(
-        "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
+        "-u", "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
         help="any upstream of s3prl's hub as a baseline (fbank, hubert_base)",
     )  # fmt: skip
     models.add_argument(
         "--untrained", action="append", dest="given", type=partial(_given, "untrained"),
-        metavar="[LABEL=]CONFIG_MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
+        metavar="[LABEL=]MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
     )  # fmt: skip
     models.add_argument(
         "--models",

@@ -72,9 +72,7 @@ def choose_models(
         parts = {name: value if kind == name else None for name in ("ckpt", "upstream", "untrained")}
         models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], parts["untrained"], own))
     if not models:
-        raise EkdError(
-            "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained CONFIG_MODEL"
-        )
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained MODEL")
     if label is not None and len(models) > 1:
         raise EkdError(
             f"--label {label}: names one model, and {len(models)} are given; write --ckpt LABEL=PATH instead"
@@ -193,7 +191,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
         own = label or f"{path.parent.name}/{path.stem}"
         return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
     if name is None:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL")
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained MODEL")
     return Upstream(name, label or name, named=label is not None)
 
 

@@ -24,6 +24,8 @@ from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint
 from s3prl_ekd.teachers.writers import write_transformers
 
+_OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
+
 log = logging.getLogger(__name__)
 
 
@@ -76,7 +78,7 @@ def _facts(out: Path, encoder: Encoder, part: Mapping[str, Any], given: Mapping[
     earlier = cards.card_facts(text)
     if not _holds(out, encoder):
         told = {"licence": earlier.licence != cards.CardFacts.licence, "data": earlier.data, "scores": earlier.scores}
-        missing = [f"--{name}" for name, there in told.items() if there and name not in given]
+        missing = [_OPTIONS[name] for name, there in told.items() if there and name not in given]
         if missing:
             raise EkdError(
                 f"--out {out}: holds other weights, and its {CARD} says more of them than this call of its own; give "
@@ -87,7 +89,7 @@ def _facts(out: Path, encoder: Encoder, part: Mapping[str, Any], given: Mapping[
         log.info("%s: stays as it is: the weights are the same", card)
         return None
     if not cards.same_card(text, cards.huggingface_card(part, encoder.shape, count_parameters(encoder), earlier)):
-        options = ", ".join(f"--{name}" for name in given)
+        options = ", ".join(_OPTIONS[name] for name in given)
         raise EkdError(
             f"{card}: was edited, or another version wrote it; leave {options} out to keep it, or move it away"
         )

@@ -25,7 +25,7 @@ def files(folder) -> dict:
 SEVERAL = ("--upstream", "fbank", "--upstream", "mel=fbank")
 
 
-def test_a_table_does_not_replace_one_models_scores(data, tmp_path, capfd):
+def test_a_table_does_not_replace_one_models_scores(data, tmp_path, capfd, caplog):
     assert evaluate(data, tmp_path) == 0
     before = files(tmp_path / "out")
     capfd.readouterr()
@@ -35,6 +35,7 @@ def test_a_table_does_not_replace_one_models_scores(data, tmp_path, capfd):
     assert files(tmp_path / "out") == before
     assert evaluate(data, tmp_path, "--overwrite", upstream=SEVERAL, tasks="pr") == 0
     assert len(read_models(tmp_path / "out")) == 2
+    assert "the table replaces the scores of fbank" in caplog.text
 
 
 def test_a_tested_rate_is_not_replaced_by_another(data, tmp_path, capfd):

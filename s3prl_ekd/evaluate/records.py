@@ -6,6 +6,7 @@ How numbers are merged is in ``results.py``, the file's format in ``scores_file.
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
 from s3prl_ekd.evaluate.provenance import machine, made_by, versions
 from s3prl_ekd.evaluate.results import by_seed, chance, merge_seeds, search_record
-from s3prl_ekd.evaluate.scores_file import write_scores
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, own_record, write_scores
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 
 def write_records(
@@ -59,6 +62,9 @@ def write_records(
         return []
     if not table:
         return [record for record in called.values() if record is not None]
+    single = own_record(out)
+    if single is not None:
+        log.warning("%s: the table replaces the scores of %s", out / FILE_NAME, single["label"])
     rows = with_earlier_rows(rows, called)
     records = [record for _, record in rows]
     write_scores({"models": [{"folder": folder, **record} for folder, record in rows]}, out)

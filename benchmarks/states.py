@@ -3,7 +3,7 @@
 python -m benchmarks.states --data DATA --ckpt CKPT [--task pr] [--steps 300] [--device cpu] [--json FILE]
 
 DATA is what `s3prl-ekd prepare` wrote, CKPT a student. Processor seconds are those of the command and of its children,
-so that a busy machine matters less; about ten of them are imports.
+so that a busy machine matters less; about ten of them are imports. A short run goes before, and does not count.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset
 from s3prl_ekd.evaluate.tasks import TASKS
 
+WARM_UP = 10  # steps
+
 
 def spent(command: list[str], log: Path) -> tuple[float, float]:
     """Wall-clock and processor seconds of a command."""
@@ -39,18 +41,24 @@ def spent(command: list[str], log: Path) -> tuple[float, float]:
 def measure(options: Any, folder: Path) -> dict[str, dict[str, float]]:
     """Seconds of the three runs, in the preset for small corpora with ``options.steps`` steps and one test on dev."""
     chosen = preset("small")
-    steps = {f"config.runner.{key}": str(options.steps) for key in ("total_steps", "eval_step", "save_step")}
     model = choose_models([("ckpt", str(options.ckpt))], None, None)[0]
     folds = ["fold1"] if options.task == "er" else None
-    result = {}
-    for name, cache in (("without", None), ("filling", folder / "states"), ("full", folder / "states")):
+
+    def train(name: str, steps: int, cache: Path | None) -> dict[str, float]:
+        items = {f"config.runner.{key}": str(steps) for key in ("total_steps", "eval_step", "save_step")}
         run = make_plan(
             [TASKS[options.task]], options.data.resolve(), folder / name, model,
-            {options.task: {**chosen["tasks"][options.task], **steps}}, folds=folds,
+            {options.task: {**chosen["tasks"][options.task], **items}}, folds=folds,
             device=options.device, normalize=chosen["normalize"], cache=cache,
         )[0]  # fmt: skip
         wall, processor = spent(run.train_command(), folder / f"{name}.log")
-        result[name] = {"wall_s": wall, "processor_s": processor}
+        return {"wall_s": wall, "processor_s": processor}
+
+    train("warm-up", min(WARM_UP, options.steps), None)  # else the first run alone pays for compiling and a cold disk
+    result = {}
+    for name, cache in (("without", None), ("filling", folder / "states"), ("full", folder / "states")):
+        result[name] = train(name, options.steps, cache)
+        wall, processor = result[name].values()
         print(f"{name:8} {wall:7.1f} s by the clock, {processor:7.1f} s of processor time", flush=True)
     size = sum(file.stat().st_size for file in (folder / "states").rglob("*.npy"))
     print(f"{size / 1e6:.0f} MB of states; a full folder: {_ratio(result):.1f} times less processor time")

@@ -39,6 +39,13 @@ def find_device(name: str, option: str = "--device") -> torch.device:
     return device
 
 
+def default_device() -> str:
+    """The device of a command that is given none: ``cuda`` where PyTorch sees a GPU, else ``cpu``."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def use_device(name: str) -> None:
     """Make ``cuda:N`` the current GPU, whose random generator is saved, and on which kernels are tried out."""
     import torch

@@ -50,7 +50,10 @@ class Finding:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
     parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a config_runner.yaml: is its data there?")
-    parser.add_argument("-g", "--model-config", metavar="MODEL", help="what -g of run_pretrain.py takes: its teachers")
+    parser.add_argument(
+        "-g", "--upstream-config", "--upstream_config", metavar="MODEL",
+        help="what -g of run_pretrain.py takes: its teachers",
+    )  # fmt: skip
     parser.add_argument("--data", type=Path, metavar="DATA", help="a folder that `s3prl-ekd prepare` wrote")
 
 
@@ -63,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
         ("s3prl", bridge),
         ("devices", devices),
     ]
-    if args.model_config is not None:
-        sections.append((str(args.model_config), lambda: teachers(find_model_config(args.model_config))))
+    if args.upstream_config is not None:
+        sections.append((str(args.upstream_config), lambda: teachers(find_model_config(args.upstream_config))))
     if args.config is not None:
         sections.append((str(args.config), lambda: pretraining_data(args.config)))
     if args.data is not None:

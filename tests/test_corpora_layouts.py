@@ -42,6 +42,11 @@ def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Pat
         # two speakers whose names differ in punctuation only share a folder, but no utterance
         assert len({key.split("-")[0] for key in names}) == 2
     assert [result.notes[0] for result in results] == ["24 files converted to 16 kHz mono FLAC"] * 2
+    assert [result.notes[1] for result in results] == [
+        f"30 of 30 transcripts are spelled anew in A-Z and ' under {task}/LibriSpeech, first: 'A dog runs home' as "
+        "'A DOG RUNS HOME'"
+        for task in ("asr", "pr")
+    ]
     data = yaml.safe_load((out / "asr.yaml").read_text())["downstream_expert"]["datarc"]
     assert (data["train"], data["dev-clean"], data["test-clean"]) == (["train"], ["dev"], ["test"])
     for split in ("train", "dev", "test"):

@@ -99,6 +99,41 @@ def test_librispeech_is_used_in_place(
     assert prepare("librispeech", librispeech.parent, "--out", out, "--lexicon", lexicon) == 0  # the folder above it
 
 
+def test_transcripts_in_lower_case_and_with_punctuation_are_spelled_anew(
+    librispeech: Path,
+    lexicon: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """s3prl reads transcripts as they are: there is no word in them, for PR's lexicon and for ASR's dictionary."""
+    for file in librispeech.rglob("*.trans.txt"):
+        file.write_text(file.read_text().replace("HELLO WORLD", "Hello, world."))
+    file = librispeech / "train-clean-100" / "1" / "7" / "1-7.trans.txt"
+    file.write_text(file.read_text().replace("1-7-0001 Hello", "1-7-0001 99 hello"))
+    before = {file: file.read_bytes() for file in librispeech.rglob("*") if file.is_file()}
+    out = tmp_path / "data"
+    assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon, "--tasks", "pr,asr") == 0
+    printed = capsys.readouterr().out
+    for task in ("pr", "asr"):
+        note = (
+            f"{task}: 8 of 8 transcripts are spelled anew in A-Z and ' under {task}/LibriSpeech, first: 'Hello, world.'"
+        )
+        assert f"{note} as 'HELLO WORLD'" in printed
+    assert "1-7-0001.flac: '99 hello, world.')" in caplog.text
+    assert {file: file.read_bytes() for file in librispeech.rglob("*") if file.is_file()} == before
+    pr = yaml.safe_load((out / "pr.yaml").read_text())["downstream_expert"]["corpus"]
+    assert Path(pr["lexicon"][0]).read_text() == lexicon.read_text()
+    for name, split in (("train", "train-clean-100"), ("dev", "dev-clean"), ("test", "test-clean")):
+        assert pr[name] == [name]
+        audio_files = sorted((Path(pr["path"]) / name).rglob("*.flac"))
+        assert len(audio_files) == 3 - (name == "train")
+        assert all(file.resolve().is_relative_to(librispeech / split) for file in audio_files)
+        [text] = (Path(pr["path"]) / name).rglob("*.trans.txt")
+        assert {line.partition(" ")[2] for line in text.read_text().splitlines()} == {"HELLO WORLD"}
+        assert len(read_lengths(out / "asr" / "len_for_bucket" / f"{name}.csv")) == len(audio_files)
+
+
 def test_librispeech_errors_name_what_is_missing(
     librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,26 +18,24 @@ def calls(tmp_path, name="calls.txt") -> list[str]:
     return sorted((tmp_path / "out" / "runs" / name).read_text().split())
 
 
+def files(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 SEVERAL = ("--upstream", "fbank", "--upstream", "mel=fbank")
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "message"),
-    [
-        (SEVERAL, ("--upstream", "fbank"), "holds the table of several models (fbank, mel); choose another --out"),
-        (("--upstream", "fbank"), SEVERAL, "holds the scores of one model (fbank); choose another --out"),
-    ],
-    ids=["one model into a table", "several into one model's folder"],
-)
-def test_a_table_of_another_kind_is_not_replaced(data, tmp_path, capfd, first, second, message):
-    assert evaluate(data, tmp_path, upstream=first) == 0
-    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+def test_a_table_does_not_replace_one_models_scores(data, tmp_path, capfd, caplog):
+    assert evaluate(data, tmp_path) == 0
+    before = files(tmp_path / "out")
     capfd.readouterr()
-    assert evaluate(data, tmp_path, upstream=second, tasks="pr") == 2
-    assert f"--out {tmp_path / 'out'}: {message}, or --overwrite" in " ".join(capfd.readouterr().err.split())
-    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
-    assert evaluate(data, tmp_path, "--overwrite", upstream=second, tasks="pr") == 0
-    assert len(read_models(tmp_path / "out")) == (2 if second is SEVERAL else 1)
+    assert evaluate(data, tmp_path, upstream=SEVERAL, tasks="pr") == 2
+    message = f"--out {tmp_path / 'out'}: holds the scores of one model (fbank), now of a table; choose another --out"
+    assert message in " ".join(capfd.readouterr().err.split())
+    assert files(tmp_path / "out") == before
+    assert evaluate(data, tmp_path, "--overwrite", upstream=SEVERAL, tasks="pr") == 0
+    assert len(read_models(tmp_path / "out")) == 2
+    assert "the table replaces the scores of fbank" in caplog.text
 
 
 def test_a_tested_rate_is_not_replaced_by_another(data, tmp_path, capfd):
@@ -76,5 +74,9 @@ def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(dat
     assert "give all (--lr sid:0.1,0.01)" in " ".join(capfd.readouterr().err.split())
     assert evaluate(data, tmp_path, "--lr", "0.1,0.01") == 0
     assert calls(tmp_path) == ["sid", "sid-lr0.01"] and calls(tmp_path, "tests.txt") == ["sid"]
-    (data / "sid.yaml").write_text(config[:-1] + ', "optimizer": {"lr": 0.2}}')  # that score is of other data
-    assert evaluate(data, tmp_path, "--lr", "0.3") == 0
+    (data / "sid.yaml").write_text(config[:-1] + ', "optimizer": {"lr": 0.2}}')
+    assert evaluate(data, tmp_path, "--lr", "0.3") == 2  # that score is of other data
+    told = " ".join(capfd.readouterr().err.split())
+    assert f"sid was tested there with another {data / 'sid.yaml'}: it has changed since" in told
+    assert evaluate(data, tmp_path, "--lr", "0.3", "--overwrite") == 0
+    assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.3

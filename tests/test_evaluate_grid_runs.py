@@ -110,7 +110,7 @@ def test_several_models_side_by_side(data, tmp_path, stand_in):
     assert [record["tasks"]["sid"]["lr"] for _, record in found] == [0.1, 0.01, 0.01]
     costs = [record["cost"] for _, record in found]
     assert costs[0]["params"] > 0 and costs[1] == {"params": 0, "macs": 479126160} and costs[2] is None
-    with pytest.raises(EkdError, match="holds several models; expected one of .*my-student, .*fbank, .*mfcc"):
+    with pytest.raises(EkdError, match="holds a table of models; expected one of .*my-student, .*fbank, .*mfcc"):
         read_scores(out)
     text = (out / "scores.md").read_text()
     assert text.count("| my student |") == 3  # the table, and two tasks' grids
@@ -138,7 +138,7 @@ def test_the_other_commands_read_grids_seeds_and_models(data, tmp_path, stand_in
     names = {path.name for path in (tmp_path / "report").iterdir()}
     assert names == {"learning-rates.png", "macs.png", "layer-weights.png"}
 
-    with pytest.raises(EkdError, match="holds several models"):
+    with pytest.raises(EkdError, match="holds a table of models"):
         export_public(out, tmp_path / "predict.zip")
     with pytest.raises(EkdError, match="sid was tested at the seeds 1, 2, and the site takes one.*--seed"):
         export_public(out / "mel", tmp_path / "predict.zip")

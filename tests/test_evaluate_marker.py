@@ -21,8 +21,8 @@ from s3prl_ekd.evaluate.tasks import TASKS
 
 def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, board):
     run_all(plan(data, tmp_path, ["pr"]), board)
-    changed = plan(data, tmp_path, ["pr"], seeds=[2])
-    with pytest.raises(EkdError, match="another seed .1337, now 2.*--overwrite"):
+    changed = plan(data, tmp_path, ["pr"], normalize=True)
+    with pytest.raises(EkdError, match="another normalize .False, now True.*--overwrite"):
         run_all(changed, board)
     run_all(changed, board, overwrite=True)
     assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["pr", "pr"]

@@ -71,7 +71,8 @@ def test_tasks_of_several_calls_come_together(data, tmp_path, monkeypatch):
     assert tasks_after(tasks="sid") == ["sid"]
     assert tasks_after(tasks="pr") == ["pr", "sid"]
     assert tasks_after(tasks="sid") == ["pr", "sid"]  # again: once
-    assert tasks_after("--seeds", "5", "--overwrite", tasks="pr") == ["pr"]  # another seed is another table
+    assert tasks_after("--seeds", "5", tasks="pr") == ["pr", "sid"]  # another seed adds to its task
+    assert tasks_after("--preset", "tiny", "--overwrite", tasks="pr") == ["pr"]  # another preset is another record
 
 
 def test_which_models_are_meant(tmp_path, monkeypatch):

@@ -8,11 +8,12 @@ import pytest
 from evaluate_stand_in import evaluate, make_data, plan
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.kept_scores import earlier_record
 from s3prl_ekd.evaluate.provenance import made_by
 from s3prl_ekd.evaluate.records import collect
 from s3prl_ekd.evaluate.results import chance
 from s3prl_ekd.evaluate.schedule import run_all
-from s3prl_ekd.evaluate.scores_file import read_models, read_scores, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.scores_file import read_models, read_scores, write_scores
 from s3prl_ekd.evaluate.table import footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -52,8 +53,8 @@ def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, capl
     def scores(*tasks):
         runs = plan(data, tmp_path, tasks)
         common = made_by(runs[0].upstream, runs, "tiny")
-        record = collect(common, runs, run_all(runs, board))
-        write_scores(with_earlier_tasks(record, common, tmp_path / "out"), tmp_path / "out")
+        earlier = earlier_record(common, tmp_path / "out")
+        write_scores(collect(common, runs, run_all(runs, board), earlier=earlier), tmp_path / "out")
         return read_scores(tmp_path / "out")["tasks"]
 
     (data / "er.txt").write_text("ER's own table\n")
@@ -86,17 +87,17 @@ def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
     assert "Data of /data/a (a); /data/b (b): comparable only if these hold the same." in told
 
 
-def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp_path, stand_in):
+def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp_path, stand_in, caplog):
     assert evaluate(data, tmp_path, tasks="pr") == 0
     out = tmp_path / "out"
     [run] = plan(data, tmp_path, ["pr"])
-    common, record = made_by(run.upstream, [run], "superb"), {**read_scores(out), "tasks": {"sid": {}}}
-    assert common == {key: record[key] for key in common}
-    assert set(with_earlier_tasks(record, common, out)["tasks"]) == {"pr", "sid"}
-    assert len(common) == 10
-    for key in common:
-        other = {key: "another"}
-        assert set(with_earlier_tasks({**record, **other}, {**common, **other}, out)["tasks"]) == {"sid"}, key
+    common = made_by(run.upstream, [run], "superb")
+    assert list(earlier_record(common, out)["tasks"]) == ["pr"]
+    assert len(common) == 9
+    for key in set(common) - {"label"}:
+        assert earlier_record({**common, key: "another"}, out) is None, key
+        assert f"the scores of fbank (pr) are left out: their {key} was {common[key]}" in caplog.text
+    assert earlier_record({**common, "label": "another"}, out) is not None  # a name is no condition
 
 
 def test_a_score_whose_run_is_begun_again_is_left_out(data, tmp_path, stand_in):
@@ -136,10 +137,12 @@ def test_models_without_a_finished_task_keep_their_earlier_scores(data, tmp_path
     assert found == {"fbank": ["pr", "sid"], "mfcc": ["pr"]}
 
 
-def test_clips_alone_and_padded_batches_are_not_mixed_in_one_row(data, tmp_path, stand_in):
+def test_clips_alone_and_padded_batches_are_not_mixed_in_one_row(data, tmp_path, stand_in, capfd):
     cache = ("--cache-states", str(tmp_path / "states"))
     assert evaluate(data, tmp_path, tasks="pr") == 0
-    assert evaluate(data, tmp_path, *cache, tasks="sid") == 0
+    assert evaluate(data, tmp_path, *cache, tasks="sid") == 2
+    assert "was made with --cache-states off (fbank), now on" in " ".join(capfd.readouterr().err.split())
+    assert evaluate(data, tmp_path, *cache, "--overwrite", tasks="sid") == 0
     record = read_scores(tmp_path / "out")
     assert list(record["tasks"]) == ["sid"] and record["cache_states"] is True
     assert evaluate(data, tmp_path, *cache, tasks="er") == 0

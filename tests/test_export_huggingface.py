@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from export_student import write_student
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -27,7 +29,10 @@ SAMPLES = (16_000, 11_111, 9_000)
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "student"
-    assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(folder), "--data", "train-clean-100"]) == 0
+    assert (
+        main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(folder), "--training-data", "train-clean-100"])
+        == 0
+    )
     return folder
 
 
@@ -160,6 +165,65 @@ def test_a_folder_of_somebody_else_stays(checkpoint: Path, exported: Path, tmp_p
     assert (ours / "LICENSE").is_file()
     export_huggingface(checkpoint, ours, licence="cc-by-nc-4.0")  # an earlier export is written over
     assert not (ours / "LICENSE").exists()
+
+
+def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path: Path, caplog) -> None:
+    """The documented order: export with everything, look at it, push."""
+    out, card = tmp_path / "out", tmp_path / "out" / "README.md"
+
+    def export(*words: str, ckpt: Path = checkpoint) -> int:
+        return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(out), *words])
+
+    scores = tmp_path / "scores.json"
+    task = {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}
+    record = {"label": "mine", "upstream": "ekd_student", "checkpoint_sha256": content(checkpoint)}
+    scores.write_text(json.dumps(record | {"tasks": {"pr": task}}))
+    assert export("--training-data", "my corpus", "--licence", "cc-by-4.0", "--scores", str(scores)) == 0
+    rich = card.read_text()
+    caplog.set_level(logging.INFO)
+    assert export() == 0
+    assert card.read_text() == rich and f"{card}: stays as it is: the weights are the same" in caplog.text
+    assert not (out / "LICENSE").exists()
+    assert export("--training-data", "another corpus") == 0
+    assert card.read_text() == rich.replace("my corpus", "another corpus")
+
+    card.write_text(rich + "\nHow I use it.\n")
+    (out / "LICENSE").write_text("mine")
+    for words in ((), ("--training-data", "another corpus")):  # below the scores, which are kept as they are
+        assert export(*words) == 0
+        assert card.read_text().endswith("How I use it.\n") and (out / "LICENSE").read_text() == "mine"
+    edited = card.read_text().replace("# Distilled speech encoder", "# My encoder")
+    card.write_text(edited)
+    assert export() == 0
+    assert export("--training-data", "third corpus") == 2
+    assert card.read_text() == edited
+
+
+def test_a_card_of_other_weights_is_not_made_poorer(checkpoint: Path, tmp_path: Path, capfd) -> None:
+    out, other = tmp_path / "out", write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
+    words = ["export", "hf", "--out", str(out), "--ckpt"]
+    assert main([*words, str(checkpoint), "--training-data", "my corpus", "--licence", "cc-by-4.0"]) == 0
+    before = {file: file.read_bytes() for file in out.iterdir()}
+    capfd.readouterr()
+    assert main([*words, str(other)]) == 2
+    told = capfd.readouterr().err
+    assert f"--out {out}: holds other weights, and its README.md says more of them" in told
+    assert "give --licence, --training-data, or name another folder" in told
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+    assert main([*words, str(other), "--training-data", "other corpus", "--licence", "mit"]) == 0
+    card = (out / "README.md").read_text()
+    assert "other corpus" in card and "my corpus" not in card and "license: mit" in card
+    assert (
+        main([*words, str(checkpoint), "--training-data", "x"]) == 0
+    )  # a licence of mit is what an export says by itself
+
+
+def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:
+    def task(*seeds: str) -> dict[str, object]:
+        return {"acc": 1.0, "per": 1.0, "standard_error": {}} | ({"seeds": dict.fromkeys(seeds)} if seeds else {})
+
+    record = {"label": "x", "seeds": [1, 2, 3], "tasks": {"pr": task("1", "2"), "sid": task("1", "2", "3")}}
+    assert "Means over 2 to 3 seeds ±" in cards.scores_section(record)
 
 
 def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:

@@ -62,6 +62,22 @@ def test_layout_and_scores(runs: Path, tmp_path: Path, capfd: pytest.CaptureFixt
         assert archive.namelist() == ["predict/sid_public/predict.txt"]
 
 
+def test_what_lies_at_out(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Tasks that a zip loses are said; what is no submission of before stays."""
+    out = tmp_path / "predict.zip"
+    export_public(runs, out)
+    export_public(runs, out, "sid")
+    assert f"{out}: replaced; the earlier one held pr, er, asr too" in caplog.text
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("holiday.jpg", "mine")
+    with pytest.raises(EkdError, match=r"--out .*predict.zip: is there, and no earlier submission"):
+        export_public(runs, out)
+    out.write_text("mine")
+    with pytest.raises(EkdError, match="is there, and no zip file"):
+        export_public(runs, out)
+    assert out.read_text() == "mine"
+
+
 def test_error_rate_equals_jiwer() -> None:
     import jiwer
 

@@ -88,6 +88,18 @@ def test_tasks_get_the_states_chosen_for_them(checkpoint: Path, tmp_path: Path) 
     assert "`PR` gets the states 2" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_what_the_user_edited_beside_the_same_model_stays(checkpoint: Path, tmp_path: Path) -> None:
+    folder = export_superb(checkpoint, tmp_path / "out")
+    files = [folder / name for name in ("README.md", "requirements.txt", "LICENSE")]
+    written = [file.read_text() for file in files]
+    for file in files:
+        file.write_text(file.read_text() + "mine\n")
+    export_superb(checkpoint, folder)
+    assert [file.read_text() for file in files] == [text + "mine\n" for text in written]
+    export_superb(checkpoint, folder, task_states={"PR": [1]})  # another model, but no other licence
+    assert "mine" not in files[0].read_text() + files[1].read_text() and files[2].read_text().endswith("mine\n")
+
+
 def test_what_cannot_be_exported(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(EkdError, match="no task 'KS'"):
         export_superb(checkpoint, tmp_path / "out", task_states={"KS": [0]})

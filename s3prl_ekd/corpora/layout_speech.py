@@ -241,6 +241,13 @@ def _write_asr_config(file: Path, tree: Path, buckets: Path, letters: Path, spli
 
 def _summary(task: str, config: Path, spoken: Sequence[Utterance], converted: int, lexicon: Lexicon | None) -> Prepared:
     notes = [f"{converted} files converted to 16 kHz mono FLAC"] if converted else []
+    respelled = [item for item in spoken if item.text != item.clip.row.text]
+    if respelled:
+        first = respelled[0]
+        notes.append(
+            f"{len(respelled)} of {len(spoken)} transcripts are spelled anew in A-Z and ' under {config.stem}/{TREE}, "
+            f"first: {first.clip.row.text!r} as {first.text!r}"
+        )
     speakers = {split: {item.clip.row.speaker for item in spoken if item.clip.row.split == split} for split in SPLITS}
     shared = speakers["train"] & speakers["test"]
     if shared:

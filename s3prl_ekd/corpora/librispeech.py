@@ -1,21 +1,29 @@
 """LibriSpeech in its own layout: PR, ASR and pretraining.
 
 Nothing is linked or copied: the configurations point at the corpus, and only what it lacks is written (a lexicon,
-length CSVs).
+length CSVs). A corpus in this layout whose transcripts are spelled otherwise than LibriSpeech's, in lower case or with
+punctuation, holds no word that s3prl knows: it is laid out as a manifest is, with links to its audio.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE, find_audio
 from s3prl_ekd.corpora.folders import Prepared, fresh_folder
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
-from s3prl_ekd.corpora.layout_speech import lexicon_notes, write_speech_config, write_speech_files
+from s3prl_ekd.corpora.layout_speech import (
+    lexicon_notes,
+    prepare_speech,
+    write_speech_config,
+    write_speech_files,
+)
 from s3prl_ekd.corpora.lexicon import build_lexicon
-from s3prl_ekd.corpora.probe import ready_lengths
+from s3prl_ekd.corpora.manifest import Manifest, Row
+from s3prl_ekd.corpora.probe import Clip, ready_lengths
 from s3prl_ekd.errors import EkdError
 
 SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # SUPERB's
@@ -76,12 +84,16 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
     speech = _Speech()
     for split in SPLITS.values():
         _read_split(root, split, speech)
+    left_out = f"{speech.upper_case} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"
+    common = [left_out] if speech.upper_case else []
+    clips = _clips(root, speech)
+    if any(re.search("[^A-Z' ]", clip.row.text) for clip in clips):
+        prepared = prepare_speech(Manifest(root, (), tuple(clip.row for clip in clips)), clips, out, tasks, lexicons)
+        return [replace(one, notes=(*common, *one.notes)) for one in prepared]
     utterances = [entry for entries in speech.lengths.values() for entry in entries]
     lexicon = None
     if "pr" in tasks:
         lexicon = build_lexicon([(speech.texts[Path(path).stem], "") for path, _ in utterances], lexicons, root)
-    left_out = f"{speech.upper_case} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"
-    common = [left_out] if speech.upper_case else []
     notes = {"asr": common, "pr": [*common, *(lexicon_notes(lexicon) if lexicon else ())]}
     if speech.behind_links:
         notes["pr"].append(
@@ -106,6 +118,18 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
             )
         )
     return results
+
+
+def _clips(root: Path, speech: _Speech) -> list[Clip]:
+    """The corpus as the rows of a manifest would be."""
+    return [
+        Clip(
+            Row(0, path, root / path, path.split("/")[1], role, speech.texts[Path(path).stem]),
+            samples, plain=True, flac=True,
+        )
+        for role, split in SPLITS.items()
+        for path, samples in speech.lengths[split]
+    ]  # fmt: skip
 
 
 def _read_split(root: Path, split: str, speech: _Speech) -> None:

@@ -31,7 +31,8 @@ SPLIT_ALIASES = {"valid": "dev", "val": "dev", "validation": "dev", "training": 
 class Row:
     """One line of a manifest. Columns that the manifest lacks are empty strings.
 
-    ``line``: its line number in the file (the header is line 1); ``path``: as written there; ``audio``: absolute path.
+    ``line``: its line number in the file (the header is line 1), 0 where it stands in none; ``path``: as written there;
+    ``audio``: absolute path.
     """
 
     line: int
@@ -59,7 +60,7 @@ class Manifest:
         return self.file.resolve().parent.name or "set"
 
     def where(self, row: Row) -> str:
-        return f"{self.file}:{row.line}"
+        return f"{self.file}:{row.line}" if row.line else str(row.audio)
 
     def with_rows(self, rows: Iterable[Row]) -> Manifest:
         return Manifest(self.file, self.columns, tuple(rows))

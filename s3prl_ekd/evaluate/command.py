@@ -44,11 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Train and test the tasks with s3prl's own runner, score the predictions again independently, and write "
         "OUT/scores.json, OUT/scores.md. With several learning rates the one that is best on dev is tested. Several "
         "models, each a folder OUT/LABEL, stand side by side. Run the same command again to continue after an "
-        "interruption."
+        "interruption; other models, seeds and tasks add to what OUT holds."
     )
     _add_models(parser)
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="default: %(default)s")
+    parser.add_argument("--tasks", default=",".join(TASKS), metavar="T,T", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
     about = "; ".join(f"{name}: {preset(name)['about']}" for name in preset_names())
     parser.add_argument("--preset", default="superb", metavar="NAME", help=f"{about} (default: %(default)s)")
@@ -67,10 +67,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a device)")
     parser.add_argument(
-        "--override", action="append", default=[], metavar="[TASK:]KEY=VALUE", help="s3prl's -o, for one task or all"
+        "-o",
+        "--override",
+        action="append",
+        default=[],
+        metavar="[TASK:]KEY=VALUE",
+        help="s3prl's -o, for one task or all",
     )
     parser.add_argument(
         "--upstream-feature-normalize",
+        "--upstream_feature_normalize",
         action=argparse.BooleanOptionalAction,
         default=None,
         help="s3prl's option of that name (default: as the preset says)",
@@ -81,17 +87,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for each thousand numbers a frame), for all epochs, rates, folds and seeds; remove it when done",
     )  # fmt: skip
     parser.add_argument(
-        "--overwrite", action="store_true", help="redo runs made with other settings in OUT, replace its table"
+        "--overwrite",
+        action="store_true",
+        help="redo runs made with other settings in OUT and replace their scores; other rows of a table stay",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     """Declare the options that name what is evaluated."""
-    models = parser.add_argument_group("models", "each repeatable; one --ckpt and one --upstream without labels are "
-                                       "one model, s3prl's -u NAME -k FILE")  # fmt: skip
+    models = parser.add_argument_group(
+        "models",
+        "each repeatable; one --ckpt and one --upstream without labels are one model, s3prl's -u NAME -k FILE; a "
+        "labelled one is a row of a table",
+    )
     models.add_argument(
-        "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
+        "-k", "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
         help="a student: states-N.ckpt, or its experiment folder (newest)",
     )  # fmt: skip
     models.add_argument(
@@ -99,12 +110,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder)",
     )  # fmt: skip
     models.add_argument(
-        "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
+        "-u", "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",
         help="any upstream of s3prl's hub as a baseline (fbank, hubert_base)",
     )  # fmt: skip
     models.add_argument(
         "--untrained", action="append", dest="given", type=partial(_given, "untrained"),
-        metavar="[LABEL=]CONFIG_MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
+        metavar="[LABEL=]MODEL", help="this student, untrained: what -g of run_pretrain.py takes",
     )  # fmt: skip
     models.add_argument(
         "--models",
@@ -140,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     check_devices(devices)
     if not args.overwrite:
-        check_earlier_scores(plans, args.out)
+        check_earlier_scores(plans, args.out, args.preset)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]

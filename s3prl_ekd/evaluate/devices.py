@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 
-from s3prl_ekd.device import find_device
+from s3prl_ekd.device import default_device, find_device
 from s3prl_ekd.errors import EkdError
 
 
@@ -21,9 +21,7 @@ def parse_devices(text: str | None) -> list[str]:
         EkdError: an unknown device, or one that is named twice.
     """
     if text is None:
-        import torch  # a --help needs no torch
-
-        return ["cuda" if torch.cuda.is_available() else "cpu"]
+        return [default_device()]
     devices = [part.strip() for part in text.split(",") if part.strip()]
     for device in devices:
         if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:

@@ -40,6 +40,8 @@ class Result(Trained):
     n_utterances: int
     checkpoint: str
     commands: list[str]
+    versions: dict[str, str]
+    """Of the software that tested it: a finished run is kept when that is another later (``provenance.py``)."""
 
 
 Results = dict[str, Trained]

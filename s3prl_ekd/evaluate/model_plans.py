@@ -6,20 +6,22 @@ What a plan is made of is in ``plan.py``; how each option is read in ``models.py
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.models import Upstream, choose_models
+from s3prl_ekd.evaluate.models import Upstream, check_labels, choose_models, split_label
 from s3prl_ekd.evaluate.plan import ModelPlan, Run, make_plan
 from s3prl_ekd.evaluate.presets import parse_overrides, preset
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, holds_table, read_models
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 
 def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelPlan]:
-    """Plan each model's runs; a single model's folder is ``--out`` itself, several have one each below it.
+    """Plan each model's runs, into the folders that :func:`model_folders` gives them.
 
     Raises:
         EkdError: an option that is wrong or has no effect, data or a model that is not there.
@@ -33,6 +35,7 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelP
     _check_effect(args, [task.name for task in tasks])
     seeds = parse_seeds(args.seeds)
     models = choose_models(args.given or [], args.models, args.label)
+    in_table = args.models is not None or any(split_label(text)[0] is not None for _, text in args.given or [])
     normalize = args.upstream_feature_normalize
     out = args.out.resolve()
 
@@ -51,9 +54,42 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelP
             **where,
         )
 
-    if len(models) == 1:
-        return [ModelPlan(out, plan(models[0], out=out))]
-    return [ModelPlan(out / one.folder, plan(one, out=out / one.folder, prefix=f"{one.folder}/")) for one in models]
+    return [
+        ModelPlan(folder, plan(model, out=folder, prefix="" if folder == out else f"{folder.name}/"))
+        for model, folder in model_folders(models, out, in_table)
+    ]
+
+
+def model_folders(models: Sequence[Upstream], out: Path, in_table: bool) -> list[tuple[Upstream, Path]]:
+    """Each model with its folder: that of a table's row below ``out``, of a single model ``out`` itself.
+
+    Several models are a table, one is a row where it is labelled on the command line, or ``out`` holds a table. A model
+    that is not named by the user has the label under which ``out`` knows it.
+
+    Args:
+        in_table: whether the call means a table even where it names one model.
+
+    Raises:
+        EkdError: two models would share a folder; ``out`` holds a file that is no scores.json.
+    """
+    there = [record for _, record in read_models(out)] if (out / FILE_NAME).is_file() else []
+    models = [_as_known(model, there) for model in models]
+    check_labels(models)
+    one_there = bool(there) and not holds_table(out)
+    if len(models) > 1 or holds_table(out) or (in_table and not one_there):
+        return [(model, out / model.folder) for model in models]
+    return [(models[0], out)]
+
+
+def _as_known(model: Upstream, there: Sequence[Mapping[str, Any]]) -> Upstream:
+    """The model, by its label in a record of it unless the user names it otherwise."""
+    if model.named:
+        return model
+    mine = (model.name, model.checkpoint and str(model.checkpoint), model.model_config and str(model.model_config))
+    for record in there:
+        if mine == tuple(record.get(key) for key in ("upstream", "checkpoint", "model_config")):
+            return replace(model, label=record["label"])
+    return model
 
 
 def cache_folder(text: str) -> Path:

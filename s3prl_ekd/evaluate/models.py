@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Upstream:
     label: str
     checkpoint: Path | str | None = None  # a string: the source of a teacher
     model_config: Path | None = None
+    named: bool = field(default=False, compare=False)  # by the user: LABEL=VALUE, --label, label in --models
 
     def arguments(self) -> list[str]:
         """The upstream's part of a native command."""
@@ -71,15 +72,23 @@ def choose_models(
         parts = {name: value if kind == name else None for name in ("ckpt", "upstream", "untrained")}
         models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], parts["untrained"], own))
     if not models:
-        raise EkdError(
-            "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained CONFIG_MODEL"
-        )
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained MODEL")
     if label is not None and len(models) > 1:
         raise EkdError(
             f"--label {label}: names one model, and {len(models)} are given; write --ckpt LABEL=PATH instead"
         )
     if label is not None:
-        models = [replace(models[0], label=label)]
+        models = [replace(models[0], label=label, named=True)]
+    check_labels(models)
+    return models
+
+
+def check_labels(models: Sequence[Upstream]) -> None:
+    """See that each model has a folder of its own.
+
+    Raises:
+        EkdError: two have one label, or labels that are one folder.
+    """
     seen: dict[str, str] = {}  # folders by their names in lower case, as some file systems see them
     for model in models:
         other = seen.get(model.folder.lower())
@@ -87,7 +96,6 @@ def choose_models(
             same = f"two models are called {other!r}" if other == model.label else f"{other!r} and {model.label!r}"
             raise EkdError(f"{same}: their runs would share the folder {model.folder}; give each a label, LABEL=VALUE")
         seen[model.folder.lower()] = model.label
-    return models
 
 
 def split_label(text: str) -> tuple[str | None, str]:
@@ -155,7 +163,7 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     path = Path(source).expanduser()
     source = str(path.resolve()) if path.exists() else source
     sources.describe(source, "--teacher")
-    return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source)
+    return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source, named=label is not None)
 
 
 def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, label: str | None) -> Upstream:
@@ -168,7 +176,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
         raise EkdError("untrained: one model, and so without a ckpt or upstream of its own")
     if untrained is not None:
         model_config = find_model_config(untrained, "--untrained")
-        return Upstream(STUDENT, label or "untrained student", model_config=model_config)
+        return Upstream(STUDENT, label or "untrained student", model_config=model_config, named=label is not None)
     if ckpt is not None:
         if not ckpt.exists():
             raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
@@ -180,10 +188,11 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
                 f"labels: --ckpt LABEL={ckpt} --upstream {name}"
             )
         path = ckpt.resolve() if name else student_checkpoint(ckpt)
-        return Upstream(name or STUDENT, label or f"{path.parent.name}/{path.stem}", checkpoint=path)
+        own = label or f"{path.parent.name}/{path.stem}"
+        return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
     if name is None:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained CONFIG_MODEL")
-    return Upstream(name, label or name)
+        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained MODEL")
+    return Upstream(name, label or name, named=label is not None)
 
 
 def _path(text: str | None) -> Path | None:

@@ -19,12 +19,14 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
-from s3prl_ekd.evaluate.marker import MARKER, read_marker
+from s3prl_ekd.evaluate.marker import read_marker
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
 from s3prl_ekd.evaluate.rates import LR_KEY
 from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.own_scripts import own_command
+
+FOLD_KEY = "config.downstream_expert.datarc.test_fold"
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def make_plan(
             if rate is not None:
                 items[LR_KEY] = repr(rate)
             if fold is not None:
-                items["config.downstream_expert.datarc.test_fold"] = repr(fold)
+                items[FOLD_KEY] = repr(fold)
             base = task.name if fold is None else f"{task.name}-{fold}"
             names = _names(base, rate, seed, several_seeds=len(seeds) > 1)
             group = f"{prefix}{task.name}" + (f"-seed{seed}" if len(seeds) > 1 else "")
@@ -180,12 +182,15 @@ def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> lis
 def _in_earlier_folder(run: Run, names: list[str], own_rate: str | None) -> Run:
     """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then.
 
+    Where another seed has the run's own folder, the run gets the one that names its seed.
+
     Args:
         own_rate: how the overrides without a grid spell the rate; None where they leave it to the configuration. Where
             it is the run's, the earlier run may have been made without a grid.
     """
     root = run.expdir.parent
-    if (run.expdir / MARKER).is_file():
+    there = read_marker(run.expdir)
+    if there is not None and there.settings.get("seed") == run.seed:
         return run
     same = [run]
     if run.rate is not None:
@@ -198,7 +203,9 @@ def _in_earlier_folder(run: Run, names: list[str], own_rate: str | None) -> Run:
         for one in same:
             if marker is not None and marker.settings == one.settings():
                 return replace(one, expdir=root / name)
-    return run
+    if there is None:
+        return run
+    return replace(run, expdir=root / next(name for name in names if name.endswith(f"-seed{run.seed}")))
 
 
 def downstream_program() -> list[str]:

@@ -14,7 +14,7 @@ from s3prl_ekd.evaluate.plan import Run
 
 
 def made_by(upstream: Upstream, runs: Sequence[Run], preset: str) -> dict[str, Any]:
-    """The model and the settings that all tasks of one record share: tasks made otherwise do not go into it."""
+    """The model and the settings that all tasks of one record share (``conditions.py``), and its label."""
     return {
         "label": upstream.label,
         "upstream": upstream.name,
@@ -24,7 +24,6 @@ def made_by(upstream: Upstream, runs: Sequence[Run], preset: str) -> dict[str, A
         "preset": preset,
         "normalize": runs[0].normalize,
         "cache_states": runs[0].cache is not None,
-        "seeds": list(dict.fromkeys(run.seed for run in runs)),
         "data": str(runs[0].config.parent),
     }
 
@@ -32,6 +31,11 @@ def made_by(upstream: Upstream, runs: Sequence[Run], preset: str) -> dict[str, A
 def versions() -> dict[str, str]:
     """Versions of what a score depends on."""
     return environment.versions("jiwer")
+
+
+def deciding_versions() -> dict[str, str]:
+    """Versions of the two packages whose code decides a score."""
+    return {name: version for name, version in versions().items() if name in ("s3prl", "s3prl-ekd")}
 
 
 def machine(devices: Sequence[str]) -> dict[str, Any]:

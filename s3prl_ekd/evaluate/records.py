@@ -6,19 +6,23 @@ How numbers are merged is in ``results.py``, the file's format in ``scores_file.
 from __future__ import annotations
 
 import datetime
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.evaluate.grid import finished_runs, searches
 from s3prl_ekd.evaluate.grid_table import grid_markdown
+from s3prl_ekd.evaluate.kept_scores import earlier_record, table_rows, with_earlier_rows, with_earlier_seeds
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
 from s3prl_ekd.evaluate.provenance import machine, made_by, versions
-from s3prl_ekd.evaluate.results import chance, merge_seeds, search_record
-from s3prl_ekd.evaluate.scores_file import earlier_record, with_earlier_tasks, write_scores
+from s3prl_ekd.evaluate.results import by_seed, chance, merge_seeds, search_record
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, own_record, write_scores
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
+
+log = logging.getLogger(__name__)
 
 
 def write_records(
@@ -29,38 +33,42 @@ def write_records(
     devices: Sequence[str],
     out: Path,
 ) -> list[dict[str, Any]]:
-    """Write ``scores.json`` and ``scores.md`` of each model, and in ``out`` those of all where there are several.
+    """Write ``scores.json`` and ``scores.md`` of each model and, where each has a folder in ``out``, the table of all.
 
-    A model without a finished task keeps what an earlier call wrote of it.
+    What earlier calls wrote there stays (``kept_scores.py``).
 
     Args:
         costs: each model's ``params`` and ``macs`` (``cost.py``).
         results: of the runs that are done; there may be none.
 
     Returns:
-        the records, empty where no task of any model is finished.
+        the records, of a table all of them; empty where no task of any model is finished.
     """
-    folders, records, done = [], [], False
+    table = plans[0].out != out.resolve()
+    rows = table_rows(out) if table else []
+    called: dict[str, dict[str, Any] | None] = {}
+    done = False
     for plan, cost in zip(plans, costs, strict=True):
         common = made_by(plan.upstream, plan.runs, preset)
         runs = finished_runs(plan.runs, results)
-        record: dict[str, Any] | None = None
+        record = earlier_record(common, plan.out) if runs or table else None
         if runs:
-            record = with_earlier_tasks(collect(common, runs, results, cost, devices), common, plan.out)
+            record = collect(common, runs, results, cost, devices, record)
             write_scores(record, plan.out)
             write_markdown([record], plan.out)
             done = True
-        elif len(plans) > 1:
-            record = earlier_record(common, plan.out)
-        if record is not None:
-            folders.append(plan.out.name)
-            records.append(record)
+        called[plan.out.name] = record
     if not done:
         return []
-    if len(plans) > 1:
-        entries = [{"folder": folder, **record} for folder, record in zip(folders, records, strict=True)]
-        write_scores({"models": entries}, out)
-        write_markdown(records, out)
+    if not table:
+        return [record for record in called.values() if record is not None]
+    single = own_record(out)
+    if single is not None:
+        log.warning("%s: the table replaces the scores of %s", out / FILE_NAME, single["label"])
+    rows = with_earlier_rows(rows, called)
+    records = [record for _, record in rows]
+    write_scores({"models": [{"folder": folder, **record} for folder, record in rows]}, out)
+    write_markdown(records, out)
     return records
 
 
@@ -70,6 +78,7 @@ def collect(
     results: Results,
     cost: Mapping[str, int] | None = None,
     devices: Sequence[str] | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one model's evaluation: scores by task, and where, when and with what they were made.
 
@@ -78,18 +87,24 @@ def collect(
         runs: this model's runs; ``results`` may hold others' too.
         cost: the upstream's ``params`` and ``macs`` (``cost.py``).
         devices: where runs went, if not each to its own.
+        earlier: the record of the same model and settings that this one adds to.
     """
-    tasks: dict[str, Any] = {}
+    tasks: dict[str, Any] = dict(earlier["tasks"]) if earlier else {}
     for task in TASKS.values():
         mine = [search for search in searches(runs) if search.task is task]
         if mine:
-            seeds = {str(search.seed): search_record(search, results) for search in mine}
+            new = {search.seed: search_record(search, results) for search in mine}
+            seeds = {str(seed): part for seed, part in with_earlier_seeds(task.name, earlier, new).items()}
             tasks[task.name] = merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
             tasks[task.name]["chance"] = chance(task, mine[0].runs[0], tasks[task.name])
+    tasks = {name: tasks[name] for name in TASKS if name in tasks}
+    own = earlier.get("seed") if earlier else None
+    seeds_of_all = list(dict.fromkeys(seed for task in tasks.values() for seed in by_seed(task, own)))
     return {
         **common,
         "cost": dict(cost) if cost else None,
-        "seed": runs[0].seed,
+        "seed": seeds_of_all[0],
+        "seeds": seeds_of_all,
         "tasks": tasks,
         "versions": versions(),
         "machine": machine(devices or [runs[0].device]),

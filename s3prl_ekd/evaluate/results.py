@@ -14,6 +14,7 @@ from typing import Any
 
 from s3prl_ekd.corpora.split_file import read_split_file, speaker_of
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.conditions import folds, overrides, rates
 from s3prl_ekd.evaluate.grid import Search
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import Run
@@ -32,6 +33,7 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
     folds = {run.fold: part for run, part in zip(picked, parts, strict=True) if run.fold is not None}
     record = merge_folds(task, folds) if folds else parts[0]
     record["seconds"] = round(sum(results[run.key]["seconds"] for run in search.runs), 1)
+    record |= {"seed": search.seed, "overrides": overrides(picked[0])}
     if len(search.rates) > 1:
         record["grid"] = [
             {
@@ -75,16 +77,39 @@ def standard_error(values: Sequence[float]) -> float:
     return stdev(values) / math.sqrt(len(values))
 
 
+def merge_grids(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """``new``, one seed's part of a task, with the rates in its grid that an ``earlier`` part has tried too.
+
+    The pick stays right: the earlier pick is among the new rates, and so no better on dev than the new one. Where it is
+    not, or has another dev score there, the parts are not of the same runs, and ``new`` is returned.
+    """
+    tried = {rate: one for rate, one in _grid(earlier).items() if rate not in rates(new)}
+    kept = _grid(earlier).get(earlier.get("lr"))
+    same = kept is not None and kept["dev"] == _grid(new).get(earlier.get("lr"), {}).get("dev")
+    if not tried or not same or set(folds(earlier)) != set(folds(new)):
+        return dict(new)
+    grid = [*({**one, "picked": False} for one in tried.values()), *_grid(new).values()]
+    return {**new, "grid": grid, "seconds": max(earlier["seconds"], new["seconds"])}
+
+
+def _grid(part: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
+    """Learning rate -> its entry of ``grid``; of a part that tried one rate alone the entry that it would have."""
+    alone = {"lr": part.get("lr"), "dev": part["dev"], "picked": True}
+    if folds(part):
+        alone["folds"] = {fold: one["dev"] for fold, one in part["folds"].items()}
+    return {one["lr"]: one for one in part.get("grid", [alone])}
+
+
 def by_seed(task: Mapping[str, Any], seed: int | None = None) -> dict[int | None, dict[str, Any]]:
-    """A task's record for each seed; under ``seed`` (the file's own) where there is one seed only."""
+    """A task's record for each seed; one that names none is under ``seed`` (the file's own)."""
     if "seeds" not in task:
-        return {seed: dict(task)}
+        return {task.get("seed", seed): dict(task)}
     return {int(name): part for name, part in task["seeds"].items()}
 
 
-def merge_folds(task: Task, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def merge_folds(task: Task, parts_by_fold: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Merge a task's folds into one record: means of the scores, sums of seconds and utterances, every fold kept."""
-    parts = list(folds.values())
+    parts = list(parts_by_fold.values())
     dev = [part["dev"] for part in parts if part["dev"] is not None]
     return {
         task.metric: fmean(part[task.metric] for part in parts),
@@ -98,7 +123,7 @@ def merge_folds(task: Task, folds: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "steps": parts[0]["steps"],
         "lr": parts[0]["lr"],
         "n_utterances": sum(part["n_utterances"] for part in parts),
-        "folds": folds,
+        "folds": parts_by_fold,
         "commands": [command for part in parts for command in part["commands"]],
     }
 
@@ -125,11 +150,11 @@ def _commonest_emotion(task: Task, runs: Path, record: Mapping[str, Any]) -> flo
 
     (``majority`` is what each test fold's own commonest one would: nobody knows that one beforehand.)
     """
-    folds: Mapping[str, Any] = next(iter(by_seed(record).values()))["folds"]
+    parts: Mapping[str, Any] = next(iter(by_seed(record).values()))["folds"]
     try:
         counts = [
             Counter(read_predictions(runs / part["folder"] / task.reference.format(fold=fold)).values())
-            for fold, part in folds.items()
+            for fold, part in parts.items()
         ]
     except EkdError:
         return None  # of a finished run, whose files may have been cleared away

@@ -20,6 +20,7 @@ from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_mark
 from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.provenance import deciding_versions
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
 
 log = logging.getLogger(__name__)
@@ -153,6 +154,7 @@ def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
         "n_utterances": again["n_utterances"],
         "checkpoint": str(checkpoint),
         "commands": [shlex.join(run.train_command()), shlex.join(run.evaluate_command(checkpoint))],
+        "versions": deciding_versions(),
     }
 
 

@@ -7,7 +7,7 @@ more than one row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.evaluate.differences import differences
 
 MISSING = "–"
 
@@ -140,22 +140,13 @@ def score_markdown(records: Sequence[dict[str, Any]]) -> str:
 
 
 def footnote(records: Sequence[dict[str, Any]]) -> str:
-    """Units, seeds, folds, chance levels, and any disagreement between the runner and the prediction files."""
+    """Units, seeds, what rows do not share, chance levels, and where the runner and the prediction files disagree."""
     parts = ["Test scores in %."]
-    counts = {len(record["seeds"]) for record in records if len(record.get("seeds", [])) > 1}
+    counts = {len(task["seeds"]) for record in records for task in record["tasks"].values() if "seeds" in task}
     if counts:
         number = f"{counts.pop()} seeds" if len(counts) == 1 else "a model's seeds"
         parts.append(f"±: standard error of the mean over {number}.")
-    parts += _conditions("ER: ", {record["label"]: _er_folds(record) for record in records})
-    cached = {record["label"]: "alone" if record.get("cache_states") else "in padded batches" for record in records}
-    if len(set(cached.values())) > 1:
-        parts += _conditions("Clips were encoded ", cached)
-    normalized = {r["label"]: "normalized" if r.get("normalize") else "as they are" for r in records}
-    if len(set(normalized.values())) > 1:
-        parts += _conditions("Features were taken ", normalized)
-    data = {record["label"]: record.get("data") for record in records}
-    if len(set(data.values()) - {None}) > 1:
-        parts += _conditions("Data of ", data, "comparable only if these hold the same")
+    parts += differences(records)
     if costs(records):
         parts.append("MACs: over the challenge's 32 utterances.")
     levels = []
@@ -170,25 +161,6 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
             if not scores["rescored"].get("agrees", True):
                 parts.append(f"{record['label']}, {name}: the prediction files do not give the runner's number.")
     return " ".join(parts)
-
-
-def _conditions(start: str, by_label: Mapping[str, str | None], verdict: str = "NOT comparable") -> list[str]:
-    """One sentence about all rows, which names the groups where rows were tested under different conditions."""
-    groups: dict[str, list[str]] = {}
-    for label, condition in by_label.items():
-        if condition is not None:
-            groups.setdefault(condition, []).append(label)
-    if len(groups) < 2:
-        return [f"{start}{condition}." for condition in groups]
-    told = "; ".join(f"{condition} ({', '.join(labels)})" for condition, labels in groups.items())
-    return [f"{start}{told}: {verdict}."]
-
-
-def _er_folds(record: dict[str, Any]) -> str | None:
-    folds = next(iter(by_seed(record["tasks"].get("er", {})).values())).get("folds")
-    if folds is None:
-        return None
-    return f"mean of {len(folds)} folds" if len(folds) > 1 else f"{next(iter(folds))} alone"
 
 
 def _chance(record: dict[str, Any], task: str) -> float | None:

@@ -6,7 +6,9 @@ never quotes a number from elsewhere.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -20,6 +22,8 @@ _MODES = {
     "layerwise_average": "the layerwise average of the teachers",
     "layerwise_concat": "the layerwise concatenation of the teachers",
 }
+_NO_DATA = "Not recorded by the exporter: the checkpoint does not name its corpus."
+_SCORES = "\n## Scores\n"
 _TITLES = {"pr": "PR (PER %)", "sid": "SID (acc %)", "er": "ER (acc %)", "asr": "ASR (WER %)"}
 
 
@@ -59,26 +63,29 @@ hidden_states = upstream([waveform])["hidden_states"]  # list of (1, frames, {sh
 """
 
 
-def huggingface_card(
-    part: Mapping[str, Any],
-    shape: EncoderShape,
-    parameters: int,
-    data: str | None = None,
-    licence: str = "mit",
-    scores: Mapping[str, Any] | None = None,
-) -> str:
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card says and no checkpoint knows."""
+
+    licence: str = "mit"
+    """Identifier of the weights' licence."""
+    data: str | None = None
+    """What the student was trained on, in the user's words."""
+    scores: str = ""
+    """The section of :func:`scores_section`."""
+
+
+def huggingface_card(part: Mapping[str, Any], shape: EncoderShape, parameters: int, facts: CardFacts) -> str:
     """README.md of a transformers folder, with the hub's YAML header.
 
     Args:
         part: the checkpoint's ``EKD`` part.
         shape: the encoder's.
         parameters: of the exported model.
-        data: what the student was trained on, in the user's words.
-        licence: identifier of the weights' licence.
-        scores: a record of ``s3prl-ekd evaluate`` (scores.json).
+        facts: what the user says of it.
     """
     return f"""---
-license: {licence}
+license: {facts.licence}
 library_name: transformers
 pipeline_tag: feature-extraction
 tags:
@@ -104,10 +111,28 @@ features there. All later states are the same.
 
 ## Training data
 
-{data or "Not recorded by the exporter: the checkpoint does not name its corpus."}
+{facts.data or _NO_DATA}
 
 {_method(part, shape, parameters)}
-{_scores(scores)}"""
+{facts.scores}"""
+
+
+def card_facts(card: str) -> CardFacts:
+    """What an earlier :func:`huggingface_card` was told, read from its text."""
+    licence = re.search(r"^license: (.*)$", card, flags=re.MULTILINE)
+    data = re.search(r"^## Training data\n\n(.*?)\n\n## Model$", card, flags=re.MULTILINE | re.DOTALL)
+    _, heading, scores = card.partition(_SCORES)
+    return CardFacts(
+        licence[1] if licence else CardFacts.licence,
+        data[1] if data and data[1] != _NO_DATA else None,
+        heading + scores,
+    )
+
+
+def same_card(one: str, other: str) -> bool:
+    """Whether two cards say the same but for the version that wrote them."""
+    texts = [[line for line in card.splitlines() if MADE_WITH not in line] for card in (one, other)]
+    return texts[0] == texts[1]
 
 
 def _origin(part: Mapping[str, Any]) -> str:
@@ -145,9 +170,8 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
     return "\n".join([*lines, f"- {MADE_WITH} {__version__}"])
 
 
-def _scores(record: Mapping[str, Any] | None) -> str:
-    if record is None:
-        return ""
+def scores_section(record: Mapping[str, Any]) -> str:
+    """The section of a card that holds the scores of a record of ``s3prl-ekd evaluate`` (scores.json)."""
     tasks = record["tasks"]
     rows = []
     for name, title in _TITLES.items():
@@ -159,14 +183,14 @@ def _scores(record: Mapping[str, Any] | None) -> str:
             how = f"{scores.get('steps', '')} | {'' if rate is None else f'{rate:g}'}"
             rows.append(f"| {title} | {scores[metric]:.2f}{spread} | {scores.get('n_utterances', '')} | {how} |")
     table = "\n".join(rows)
-    seeds = record.get("seeds", [])
+    counts = {len(task.get("seeds", record.get("seeds", []))) for task in tasks.values() if "standard_error" in task}
     er = tasks.get("er", {})
     folds = next(iter(er.get("seeds", {"": er}).values())).get("folds", {})
     some = f" ER is the mean over {', '.join(folds)} alone." if 0 < len(folds) < 5 else ""  # IEMOCAP has five
     alone = " Clips were encoded alone, not in padded batches." if record.get("cache_states") else ""
-    means = f" Means over {len(seeds)} seeds ± their standard error." if len(seeds) > 1 else ""
-    return f"""
-## Scores
+    number = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
+    means = f" Means over {number} seeds ± their standard error." if counts else ""
+    return f"""{_SCORES}
 
 Measured with s3prl's own downstream runner (`{record["label"]}`, preset `{record.get("preset")}`) on the data of its
 `scores.json`. They are comparable with the SUPERB leaderboard only where that data and the steps below are

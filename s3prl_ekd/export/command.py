@@ -20,11 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hidden states of a task, e.g. PR=2 SID=0,1 (default: all of them)",
     )  # fmt: skip
 
-    hf = kinds.add_parser("hf", help="Hugging Face folder: a HubertModel that transformers loads")
+    about = "What --scores, --training-data and --licence said of the same weights in an earlier export to OUT stays."
+    hf = kinds.add_parser("hf", help="Hugging Face folder: a HubertModel that transformers loads", description=about)
     _common(hf, "folder")
-    hf.add_argument("--scores", type=Path, help="scores.json of s3prl-ekd evaluate, for the model card")
-    hf.add_argument("--data", help="what the student was trained on, for the model card")
-    hf.add_argument("--licence", default="mit", help="identifier of the weights' licence (default: %(default)s)")
+    hf.add_argument("--scores", type=Path, help="scores.json of s3prl-ekd evaluate, or its folder, for the model card")
+    hf.add_argument(
+        "--training-data", metavar="TEXT", help="what the student was trained on, in your words, for the model card"
+    )
+    hf.add_argument("--licence", help="identifier of the weights' licence (default: mit)")
     hf.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to this repository of the hub")
     hf.add_argument("--private", action="store_true", help="with --push: make a new repository private")
 
@@ -34,12 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     public = kinds.add_parser("public", help="SUPERB public-set submission: predict.zip")
     public.add_argument("--runs", type=Path, required=True, help="the --out folder of s3prl-ekd evaluate")
     public.add_argument("--out", type=Path, required=True, help="the zip file to write")
-    public.add_argument("--tasks", default=None, help="default: every task that has a run")
+    public.add_argument("--tasks", metavar="T,T", help="default: every task that has a run")
     public.add_argument("--seed", type=int, help="whose predictions, where --runs was evaluated with several seeds")
 
 
 def _common(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--ckpt", type=Path, required=True, help="a student: states-N.ckpt or its experiment folder")
+    parser.add_argument(
+        "-k", "--ckpt", type=Path, required=True, help="a student: states-N.ckpt or its experiment folder"
+    )
     parser.add_argument("--out", type=Path, required=True, help=f"the {what} to write")
 
 
@@ -55,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.kind == "hf":
         from s3prl_ekd.export.huggingface import export_huggingface, push
 
-        path = export_huggingface(args.ckpt, args.out, data=args.data, licence=args.licence, scores=args.scores)
+        path = export_huggingface(
+            args.ckpt, args.out, data=args.training_data, licence=args.licence, scores=args.scores
+        )
         if args.push:
             note = push(path, args.push, args.private)
     elif args.kind == "onnx":

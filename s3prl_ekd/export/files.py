@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+
+log = logging.getLogger(__name__)
 
 _MIT = """MIT License
 
@@ -31,6 +34,7 @@ SOFTWARE.
 """
 
 
+CARD = "README.md"
 MADE_WITH = "made with s3prl-ekd"
 """In every card that an export writes."""
 
@@ -38,8 +42,7 @@ MADE_WITH = "made with s3prl-ekd"
 def output_folder(folder: Path, marker: str) -> Path:
     """Make ``folder``; refuse one that holds other things than an earlier export.
 
-    Such an export is told by the file ``marker`` beside a card of ours. A licence that it wrote goes: the weights may
-    get another one now.
+    Such an export is told by the file ``marker`` beside a card of ours.
 
     Raises:
         EkdError: a file of that name, or a folder of somebody else's files.
@@ -47,14 +50,12 @@ def output_folder(folder: Path, marker: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"--out {folder}: is a file; expected a folder")
     if folder.is_dir() and any(folder.iterdir()):
-        card, licence = folder / "README.md", folder / "LICENSE"
+        card = folder / CARD
         if not (folder / marker).is_file() or not card.is_file() or MADE_WITH not in card.read_text(errors="replace"):
             raise EkdError(
-                f"--out {folder}: is not empty and holds no earlier export ({marker}, and README.md that says "
+                f"--out {folder}: is not empty and holds no earlier export ({marker}, and {CARD} that says "
                 f"'{MADE_WITH}'); name another folder"
             )
-        if licence.is_file() and licence.read_text(errors="replace") == _MIT:
-            licence.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -75,8 +76,13 @@ def output_file(file: Path, suffix: str | None = None) -> Path:
     return file
 
 
-def write_license(folder: Path) -> Path:
-    """The licence of the model code; a user who wants another one for the weights replaces the file."""
+def write_license(folder: Path, licence: str = "mit") -> None:
+    """The licence of the model code where ``licence`` is "mit", else none; one that the user put there stays."""
     path = folder / "LICENSE"
-    path.write_text(_MIT)
-    return path
+    theirs = path.is_file() and path.read_text(errors="replace") != _MIT
+    if theirs:
+        log.warning("%s: stays; it is not the one that an export writes", path)
+    elif licence == "mit":
+        path.write_text(_MIT)
+    else:
+        path.unlink(missing_ok=True)

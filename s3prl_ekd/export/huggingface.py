@@ -7,48 +7,108 @@ back (such a folder as student or teacher) is ``student_checkpoint.py: load_stud
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
-from s3prl_ekd.export.files import output_folder, write_license
+from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint
 from s3prl_ekd.teachers.writers import write_transformers
 
+_OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
+
+log = logging.getLogger(__name__)
+
 
 def export_huggingface(
-    checkpoint: Path, out: Path, data: str | None = None, licence: str = "mit", scores: Path | None = None
+    checkpoint: Path, out: Path, data: str | None = None, licence: str | None = None, scores: Path | None = None
 ) -> Path:
     """Write config.json, model.safetensors, preprocessor_config.json, README.md and LICENSE into ``out``.
+
+    Where ``out`` holds an earlier export of the same weights, its card keeps what this call says nothing of.
 
     Args:
         checkpoint: a student: ``states-N.ckpt``, an experiment folder, or a transformers folder.
         out: a new or empty folder, or one that such an export wrote before.
         data: what the student was trained on, for the card.
-        licence: identifier of the weights' licence, for the card; with "mit" the LICENSE file is written too.
+        licence: identifier of the weights' licence, for the card (None: mit); with "mit" the LICENSE file is written.
         scores: ``scores.json`` of ``s3prl-ekd evaluate``, for the card.
 
     Raises:
-        EkdError: a shape that HubertModel does not have, or an unreadable file.
+        EkdError: a shape that HubertModel does not have, an unreadable file, or an earlier card in ``out`` that would
+            lose what it says.
     """
     encoder, _, part = load_student(checkpoint)
-    record = None if scores is None else _student_scores(scores, checkpoint)
+    section = None if scores is None else cards.scores_section(_student_scores(scores, checkpoint))
     _check(encoder, checkpoint)
+    output_folder(out, marker="config.json")
+    given = {"licence": licence, "data": data, "scores": section}
+    facts = _facts(out, encoder, part, {name: text for name, text in given.items() if text is not None})
     # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
-    write_transformers(encoder, output_folder(out, marker="config.json"), attention_mask=True)
+    write_transformers(encoder, out, attention_mask=True)
     file = out / "config.json"
     config = json.loads(file.read_text()) | _training_settings(part)
     file.write_text(json.dumps(config, indent=2) + "\n")
-    card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), data, licence, record)
-    (out / "README.md").write_text(card)
-    if licence == "mit":
-        write_license(out)
+    if facts is not None:
+        card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts)
+        (out / CARD).write_text(card)
+        write_license(out, facts.licence)
     return out
+
+
+def _facts(out: Path, encoder: Encoder, part: Mapping[str, Any], given: Mapping[str, str]) -> cards.CardFacts | None:
+    """What the card is to say: what is given, and what an earlier card of these weights says; None where that stays.
+
+    Raises:
+        EkdError: the earlier card was edited, or is of other weights and says what is not given for these.
+    """
+    card = out / CARD
+    if not card.is_file():
+        return cards.CardFacts(**given)
+    text = card.read_text(errors="replace")
+    earlier = cards.card_facts(text)
+    if not _holds(out, encoder):
+        told = {"licence": earlier.licence != cards.CardFacts.licence, "data": earlier.data, "scores": earlier.scores}
+        missing = [_OPTIONS[name] for name, there in told.items() if there and name not in given]
+        if missing:
+            raise EkdError(
+                f"--out {out}: holds other weights, and its {CARD} says more of them than this call of its own; give "
+                f"{', '.join(missing)}, or name another folder"
+            )
+        return cards.CardFacts(**given)
+    if not given:
+        log.info("%s: stays as it is: the weights are the same", card)
+        return None
+    if not cards.same_card(text, cards.huggingface_card(part, encoder.shape, count_parameters(encoder), earlier)):
+        options = ", ".join(_OPTIONS[name] for name in given)
+        raise EkdError(
+            f"{card}: was edited, or another version wrote it; leave {options} out to keep it, or move it away"
+        )
+    return replace(earlier, **given)
+
+
+def _holds(out: Path, encoder: Encoder) -> bool:
+    """Whether a folder's weights are those of ``encoder``."""
+    try:
+        there = load_student(out).encoder
+    except EkdError:
+        return False
+    theirs, ours = there.state_dict(), encoder.state_dict()
+    shape = replace(there.shape, normalize_eps=encoder.shape.normalize_eps)  # config.json does not hold it
+    return (
+        shape == encoder.shape
+        and theirs.keys() == ours.keys()
+        and all(torch.equal(theirs[name], ours[name]) for name in ours)
+    )
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:

@@ -72,6 +72,7 @@ def export_public(
             utterance, a missing fold, a label the site does not know, or too large.
     """
     output_file(out, ".zip")
+    earlier = _earlier(out)
     named = None if tasks is None else parse_tasks(tasks)
     home = _evaluation(runs)
     tested: dict[str, dict[str, Any]] = {}
@@ -93,6 +94,9 @@ def export_public(
             )
     if home is not None:
         _agree_with_record(home, scores, tested)
+    gone = [task.name for task in TASKS.values() if task.name in earlier and task not in chosen]
+    if gone:
+        log.warning("%s: replaced; the earlier one held %s too", out, ", ".join(gone))
     with whole_file(out) as partial:
         with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
             for one in predictions:
@@ -101,6 +105,25 @@ def export_public(
         if size >= LIMIT:
             raise EkdError(f"{out}: {size / 1e6:.0f} MB; the site takes less than {LIMIT / 1e6:.0f} MB")
     return out, scores
+
+
+def _earlier(out: Path) -> set[str]:
+    """The tasks in an earlier zip at ``out``.
+
+    Raises:
+        EkdError: something else is there.
+    """
+    if not out.exists():
+        return set()
+    try:
+        with zipfile.ZipFile(out) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise EkdError(f"--out {out}: is there, and no zip file ({error}); name another") from error
+    folders = {name: place.partition("/")[0].partition("_")[0] for name, place in PLACES.items()}
+    if not all(name.startswith("predict/") for name in names):
+        raise EkdError(f"--out {out}: is there, and no earlier submission (predict/...); name another")
+    return {name for name, folder in folders.items() if any(one.startswith(f"predict/{folder}_") for one in names)}
 
 
 def score_lines(scores: Mapping[str, float]) -> list[str]:

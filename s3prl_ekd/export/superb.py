@@ -5,6 +5,7 @@ Its model code is ``superb_expert.py``, copied as it is; its checks are in ``val
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +16,13 @@ from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards, superb_expert
-from s3prl_ekd.export.files import output_folder, write_license
+from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student
+from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.whole_file import whole_file
+
+log = logging.getLogger(__name__)
 
 # The keys that the organisers' validator asks for (superb-submission template, cli.py)
 TASKS = ("PR", "SID", "ER", "ASR", "QbE", "ASV", "SD", "ST", "SE", "SS", "secret")
@@ -67,13 +71,33 @@ def export_superb(
         "weights": {name: value.detach().cpu().clone() for name, value in weights.items()},
     }
     output_folder(out, marker="expert.py")
+    same = _holds(out, model)
     shutil.copyfile(superb_expert.__file__, out / "expert.py")
     with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
         torch.save(model, stream)
-    (out / "requirements.txt").write_text(REQUIREMENTS)
-    (out / "README.md").write_text(cards.superb_card(part, shape, names, chosen))
+    for name, text in (("requirements.txt", REQUIREMENTS), (CARD, cards.superb_card(part, shape, names, chosen))):
+        file = out / name
+        if same and file.is_file() and not cards.same_card(file.read_text(errors="replace"), text):
+            log.info("%s: stays as it is: the model is the same, and the file was edited", file)
+        else:
+            file.write_text(text)
     write_license(out)
     return out
+
+
+def _holds(out: Path, model: Mapping[str, Any]) -> bool:
+    """Whether an earlier export there is of the same model."""
+    file = out / "model.pt"
+    if not file.is_file():
+        return False
+    try:
+        there = read_torch_file(file)
+    except EkdError:
+        return False
+    if any(there.get(key) != model[key] for key in model if key != "weights"):
+        return False
+    theirs, ours = there["weights"], model["weights"]
+    return theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
 
 
 def parse_task_states(items: Sequence[str]) -> dict[str, list[int]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
 from s3prl_ekd.config import TeacherPrecision
-from s3prl_ekd.device import find_device
+from s3prl_ekd.device import default_device, find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.teachers import embedded, sources
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", nargs="?", help="what a config's ekd.teachers[].source may say; omit for a list")
     parser.add_argument("--audio", type=Path, metavar="FILE", help="a clip to listen to; default: 2 s made up")
     parser.add_argument("--precision", choices=("bf16", "fp16"), help="compare this arithmetic with fp32, by layer")
-    parser.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1, ...")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
         _list(console)
         return 0
     wave, heard = _clip(args.audio)
-    device = find_device(args.device)
+    device = find_device(args.device or default_device())
     described = sources.describe(args.source, "teachers")
     encoder = sources.load(described, "teachers")
     if not isinstance(encoder, S3prlUpstream) and wave.shape[1] < encoder.shape.receptive_field:

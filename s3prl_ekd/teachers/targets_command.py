@@ -14,7 +14,7 @@ from s3prl_ekd.config import DataConfig, check_runner_config, load_model_config
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_held_out, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
-from s3prl_ekd.device import find_device
+from s3prl_ekd.device import default_device, find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
@@ -23,9 +23,13 @@ from s3prl_ekd.variants import find_model_config
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments: those of ``run_pretrain.py`` that targets depend on."""
-    parser.add_argument("-g", "--upstream_config", required=True, metavar="MODEL", help="the run's -g")
-    parser.add_argument("-c", "--config", type=Path, required=True, metavar="YAML", help="the run's config_runner.yaml")
-    parser.add_argument("--device", default="cpu", help="where teachers compute: cpu (default), cuda, cuda:1, ...")
+    parser.add_argument(
+        "-g", "--upstream-config", "--upstream_config", required=True, metavar="MODEL", help="the run's -g"
+    )
+    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the run's config_runner.yaml")
+    parser.add_argument(
+        "--device", help="where teachers compute: cpu, cuda, cuda:1, ... (default: cuda if there is one)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         raise EkdError(f"{file}: ekd.cache_targets: null; name the folder that is to be filled")
     data = check_runner_config(read_yaml(args.config), str(args.config)).pretrain_expert.datarc
     plan = check_teachers(config, str(file))
-    device = find_device(args.device)
+    device = find_device(args.device or default_device())
     table = read_lengths(data, str(args.config))
     held_out = read_held_out(data, table, str(args.config))
     caches = open_caches(config, plan, table, held_out, data)

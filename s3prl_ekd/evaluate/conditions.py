@@ -1,0 +1,51 @@
+"""What scores must have in common to stand in one row or in one table, and how two records differ in it.
+
+A row is one model (:data:`MODEL`) under one set of settings (:data:`SETTINGS`, and each task's overrides). Seeds and
+learning rates are no conditions: they add up. Who refuses what differs is ``earlier_scores.py``, who drops it under
+``--overwrite`` ``kept_scores.py``, and who says it below a table ``differences.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3prl_ekd.evaluate.plan import FOLD_KEY, Run
+from s3prl_ekd.evaluate.rates import LR_KEY
+
+MODEL = ("upstream", "checkpoint", "checkpoint_sha256", "model_config")
+SETTINGS = ("preset", "data", "normalize", "cache_states")
+_WITHOUT_EFFECT = ("num_workers", "log_step")  # last parts of override keys that no number depends on
+
+
+def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """The first of ``keys`` in which two records differ; None where they are alike."""
+    return next((key for key in keys if record.get(key) != than.get(key)), None)
+
+
+def overrides(run: Run) -> dict[str, str]:
+    """The overrides that a run's numbers depend on, without the rate and the fold, which a record names apart."""
+    return {
+        key: value
+        for key, value in run.overrides.items()
+        if key not in (LR_KEY, FOLD_KEY) and key.rsplit(".", 1)[-1] not in _WITHOUT_EFFECT
+    }
+
+
+def other_override(part: Mapping[str, Any], than: Mapping[str, str]) -> str | None:
+    """How a part of a record was made under other overrides, as ``KEY=BEFORE, now KEY=NOW``; None where it was not."""
+    before = part.get("overrides")
+    if before is None or before == than:
+        return None
+    key = next(key for key in {**than, **before} if before.get(key) != than.get(key))
+    return f"{key}={before.get(key, 'its own')}, now {than.get(key, 'its own')}"
+
+
+def rates(part: Mapping[str, Any]) -> list[Any]:
+    """The learning rates that one seed's part of a task has tried, in the order they were given."""
+    return [one["lr"] for one in part["grid"]] if "grid" in part else [part.get("lr")]
+
+
+def folds(part: Mapping[str, Any]) -> list[str]:
+    """The folds of one seed's part of a task; none where the task has no folds."""
+    return list(part.get("folds", ()))

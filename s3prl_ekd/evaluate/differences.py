@@ -1,0 +1,118 @@
+"""What was unlike between the rows of a table, in sentences for the line below it: a reader must not compare unasked.
+
+``s3prl-ekd evaluate`` refuses most of it within one ``--out`` (``earlier_scores.py``); ``--overwrite`` and a report of
+several folders make such tables. Records of older versions lack some keys: nothing is said of those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from s3prl_ekd.evaluate.conditions import folds, rates
+from s3prl_ekd.evaluate.results import by_seed
+
+Record = Mapping[str, Any]
+_NOT, _UNEQUAL = "NOT comparable", "unequal"
+
+
+def differences(records: Sequence[Record]) -> list[str]:
+    """One sentence for each condition under which rows were made differently, and ER's folds in any case."""
+    parts = _sentences("ER: ", {record["label"]: _er_folds(record) for record in records})
+    parts += _if_unlike("Clips were encoded ", records, _clips)
+    parts += _if_unlike("Features were taken ", records, _features)
+    parts += _if_unlike("Data of ", records, lambda r: r.get("data"), "comparable only if these hold the same")
+    presets = _if_unlike("Presets: ", records, lambda r: r.get("preset"), "comparable only if these train alike")
+    parts += presets or _overrides(records)
+    parts += _if_unlike("Seeds: ", records, _seeds, _UNEQUAL)
+    for task in dict.fromkeys(name for record in records for name in record["tasks"]):
+        tried = {record["label"]: _rates(record, task) for record in records if task in record["tasks"]}
+        if any(";" in (text or "") for text in tried.values()) or len(set(tried.values()) - {None}) > 1:
+            parts += _sentences(f"{task.upper()}, learning rates tried: ", tried, _UNEQUAL)
+    return parts + _if_unlike("Made with ", records, _versions, "comparable only if these compute the same")
+
+
+def _if_unlike(
+    start: str, records: Sequence[Record], of: Callable[[Record], str | None], verdict: str = _NOT
+) -> list[str]:
+    found = {record["label"]: of(record) for record in records}
+    return _sentences(start, found, verdict) if len(set(found.values()) - {None}) > 1 else []
+
+
+def _sentences(start: str, by_label: Mapping[str, str | None], verdict: str = _NOT) -> list[str]:
+    """One sentence about all rows, which names the groups where rows were made under different conditions."""
+    groups: dict[str, list[str]] = {}
+    for label, condition in by_label.items():
+        if condition is not None:
+            groups.setdefault(condition, []).append(label)
+    if len(groups) < 2:
+        return [f"{start}{condition}." for condition in groups]
+    told = "; ".join(f"{condition} ({', '.join(labels)})" for condition, labels in groups.items())
+    return [f"{start}{told}: {verdict}."]
+
+
+def _clips(record: Record) -> str:
+    return "alone" if record.get("cache_states") else "in padded batches"
+
+
+def _features(record: Record) -> str:
+    return "normalized" if record.get("normalize") else "as they are"
+
+
+def _er_folds(record: Record) -> str | None:
+    tested = folds(next(iter(by_seed(record["tasks"].get("er", {})).values())))
+    if not tested:
+        return None
+    return f"mean of {len(tested)} folds" if len(tested) > 1 else f"{tested[0]} alone"
+
+
+def _seeds(record: Record) -> str | None:
+    by_task = {
+        name: ", ".join(map(str, seeds))
+        for name, task in record["tasks"].items()
+        if None not in (seeds := sorted(by_seed(task, record.get("seed")), key=str))
+    }
+    if len(set(by_task.values())) < 2:
+        return next(iter(by_task.values()), None)
+    return " / ".join(f"{name} {seeds}" for name, seeds in by_task.items())
+
+
+def _rates(record: Record, task: str) -> str | None:
+    """The rates that each seed tried, seeds with equal ones together."""
+    by_rates: dict[str, list[str]] = {}
+    for seed, part in by_seed(record["tasks"][task], record.get("seed")).items():
+        tried = sorted((rate for rate in rates(part) if isinstance(rate, int | float)), reverse=True)
+        if tried:
+            by_rates.setdefault(", ".join(f"{rate:g}" for rate in tried), []).append(str(seed))
+    if len(by_rates) < 2:
+        return next(iter(by_rates), None)
+    return "; ".join(f"{tried} with seed {', '.join(seeds)}" for tried, seeds in by_rates.items())
+
+
+def _overrides(records: Sequence[Record]) -> list[str]:
+    found: dict[tuple[str, str], dict[str, str | None]] = {}
+    of_task: dict[str, dict[str, Mapping[str, str]]] = {}
+    for record in records:
+        for name, task in record["tasks"].items():
+            part = next(iter(by_seed(task).values()))
+            if "overrides" in part:
+                of_task.setdefault(name, {})[record["label"]] = part["overrides"]
+    for name, by_label in of_task.items():
+        for key in dict.fromkeys(key for items in by_label.values() for key in items):
+            found[name, key] = {label: items.get(key, "its own") for label, items in by_label.items()}
+    return [
+        sentence
+        for (name, key), by_label in found.items()
+        if len(set(by_label.values())) > 1
+        for sentence in _sentences(f"{name.upper()}, {key}: ", by_label)
+    ]
+
+
+def _versions(record: Record) -> str | None:
+    found: dict[str, dict[str, None]] = {}
+    for task in record["tasks"].values():
+        for part in by_seed(task).values():
+            for run in part.get("folds", {None: part}).values():
+                for name, version in run.get("versions", {}).items():
+                    found.setdefault(name, {})[version] = None
+    return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items()) or None

@@ -22,10 +22,11 @@ from tqdm import tqdm
 from s3prl_ekd.bridge.optimizers import current_rate
 from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
-from s3prl_ekd.config import check_data_config, load_model_config
+from s3prl_ekd.config import DataConfig, check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.lengths import read_held_out, read_lengths
 from s3prl_ekd.data.shards import ShardedPlan
+from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, MetricsWriter
@@ -34,7 +35,7 @@ from s3prl_ekd.model.student import Student, initialise_student
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
-from s3prl_ekd.teachers.build import check_model, freeze, load_initialiser, load_teachers
+from s3prl_ekd.teachers.build import CheckedModel, check_model, freeze, load_initialiser, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
@@ -84,27 +85,12 @@ class UpstreamPretrainExpert(nn.Module):
                 f"config_runner.yaml: pretrain_expert.datarc.train_batch_size: {data.train_batch_size} clips in all, "
                 f"too few for {self.ranks.size} ranks"
             )
-        table = read_lengths(data)
-        held_out = read_held_out(data, table)
         self.device = device
-        cache, valid_cache = open_caches(self.config, plan, table, held_out, data)
-        select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
-        self.loader, self.batches = make_loader(
-            table, data, self.config.task.sequence_length, checked.distorter, cache, select
-        )
-        logger.info(
-            "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
-        )
-        self.validation: Validation | None = None
-        if held_out is not None:
-            self.validation = Validation(
-                held_out, data, self.config.task.sequence_length, checked.distorter, valid_cache, self.ranks
-            )
-            logger.info("[ekd] validation: %d utterances, %.2f h", len(held_out.paths), held_out.hours)
+        self._read_data(data, checked)
 
         self.target_sets = plan.target_sets
         self.model = Student(self.config.student, self.target_sets)
-        caches = [one for one in (cache, valid_cache) if one is not None]
+        caches = [one for one in (self.cache, self.valid_cache) if one is not None]
         encoders = {} if caches and all(one.complete for one in caches) else load_teachers(plan)
         initialiser = load_initialiser(self.config, plan, encoders)
         if initialiser is not None:
@@ -112,14 +98,12 @@ class UpstreamPretrainExpert(nn.Module):
             copied = initialise_student(self.model.encoder, initialiser, choice=choice)
             logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
         frozen = freeze(self.config, encoders)
-        self.cache = cache
-        self.teachers: FrozenTeachers | CachedTeachers = frozen
-        if cache is not None:
-            self.teachers = cached_teachers(self.config, plan, cache, frozen)
-        # the same encoders again, so no submodule: they follow .to(device) once
-        self.__dict__["valid_teachers"] = (
-            frozen if valid_cache is None else cached_teachers(self.config, plan, valid_cache, frozen)
-        )
+
+        def behind(cache: TargetCache | None) -> FrozenTeachers | CachedTeachers:
+            return frozen if cache is None else cached_teachers(self.config, plan, cache, frozen)
+
+        self.teachers = behind(self.cache)
+        self.__dict__["valid_teachers"] = behind(self.valid_cache)  # no submodule: the same encoders again
         logger.info(
             "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
             count_parameters(self.model.encoder) / 1e6,
@@ -136,6 +120,22 @@ class UpstreamPretrainExpert(nn.Module):
         self._tensorboard: tuple[Any, str] | None = None  # the runner's writer and its prefix, once they are known
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
+
+    def _read_data(self, data: DataConfig, checked: CheckedModel) -> None:
+        """The loaders of what is trained on and of what is held out, each with its target cache."""
+        table = read_lengths(data)
+        held_out = read_held_out(data, table)
+        self.cache, self.valid_cache = open_caches(self.config, checked.plan, table, held_out, data)
+        longest, distorter = self.config.task.sequence_length, checked.distorter
+        select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
+        self.loader, self.batches = make_loader(table, data, longest, distorter, self.cache, select)
+        logger.info(
+            "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
+        )
+        self.validation: Validation | None = None
+        if held_out is not None:
+            self.validation = Validation(held_out, data, longest, distorter, self.valid_cache, self.ranks)
+            logger.info("[ekd] validation: %d utterances, %.2f h", len(held_out.paths), held_out.hours)
 
     # ------------------------------------------------------------------------------------------ s3prl's interface
 

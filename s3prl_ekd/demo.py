@@ -24,6 +24,7 @@ from rich.rule import Rule
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.whole_file import whole_file
 
@@ -129,12 +130,10 @@ class Demo:
         with Board(self.console) as board, board.phase("pretrain", "train") as watch:
             # Threads that spin while they wait make a busy machine several times slower; an idle one loses nothing.
             run_logged(own_command(command), folder / "pretrain.log", watch, {"OMP_WAIT_POLICY": "PASSIVE"})
-        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-        first, last = lines[0], lines[-1]
-        self.console.print(
-            f"loss {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}",
-            highlight=False,
-        )
+        for name, file in (("loss", METRICS), ("validation loss", VALIDATION)):
+            first, *_, last = read_metrics(folder / file)
+            told = f"{name} {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"
+            self.console.print(told, highlight=False)
 
     def evaluate_student(self) -> None:
         self.evaluate("student", "--ckpt", str(self.out / "pretrain"))

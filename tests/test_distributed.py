@@ -166,7 +166,7 @@ def test_downstream_says_what_it_does_in_one_process(monkeypatch: pytest.MonkeyP
         downstream_launch.run(["-m", "train", "--multi_gpu"], Run([]))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(EkdError, match="-m evaluate: runs in one process"):
-        downstream_launch._Downstream(Run([]))._parsed(Namespace(mode="evaluate"), set())
+        downstream_launch.DownstreamLaunch(Run([]))._parsed(Namespace(mode="evaluate"))
 
 
 # ------------------------------------------------------------------------------------------------ the real commands

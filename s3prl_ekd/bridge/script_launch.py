@@ -1,0 +1,187 @@
+"""What both launchers do with one of s3prl's scripts: stand-ins put into its namespace, then its own ``main()``.
+
+s3prl's scripts read ``os``, ``torch`` and ``argparse`` as globals of their own modules, and so do its runners: what is
+put there changes these calls alone. What only one of the scripts needs is in ``pretrain_launch.py`` and
+``downstream_launch.py``; the checks of arguments that both share, in ``arguments.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import warnings
+from abc import ABC, abstractmethod
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import yaml
+
+from s3prl_ekd.bridge import arguments, checkpoints, optimizers
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
+from s3prl_ekd.errors import EkdError
+
+
+class ScriptLaunch(ABC):
+    """One run of a script of s3prl's.
+
+    The script's ``main()`` calls back, in this order: :meth:`_parsed` with the command line, :meth:`_load_resumed` for
+    the checkpoint of a run that goes on, :meth:`_checked` with arguments and configuration, and from its runner
+    :meth:`_load_state`.
+
+    Args:
+        current: the command.
+    """
+
+    get_arguments: ClassVar[str]
+    """The script's function that parses the arguments and reads the configuration."""
+    results: ClassVar[str]
+    """Folder of the experiments that are named by ``-n``."""
+    checkpoint_keys: ClassVar[tuple[str, ...]]
+    """What a checkpoint of the script's runner holds."""
+    runner_name: ClassVar[str]
+    """The runner, for messages."""
+    empty_folder_hint: ClassVar[str] = ""
+    """Ends the message on ``-e FOLDER`` without a checkpoint."""
+
+    def __init__(self, current: Run) -> None:
+        self.current, self.world = current, current.world
+        self.s3prl = s3prl_folder()
+        self.keeper = checkpoints.AtomicCheckpoints()
+        self.args = Namespace()
+        self.explicit: set[str] = set()  # the arguments that the command line gave itself
+        self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
+        self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
+
+    @property
+    def source(self) -> str:
+        """The file that the configuration comes from, for messages."""
+        return str(self.args.past_exp or self.args.config)
+
+    def run(self, argv: list[str]) -> None:
+        """Run the script with these arguments.
+
+        Raises:
+            EkdError: whatever the user can fix; see the messages.
+        """
+        arguments.hide_gpu(argv)
+        arguments.with_argv(argv)
+        self.world.connect()
+        self.main()
+        self.world.end()
+
+    def main(self) -> None:
+        """Load the script, and call its ``main()``."""
+        warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
+        script, runner = self._load()
+        self._change_script(script)
+        self._change_runner(runner)
+        script.Runner = self._runner_class(runner.Runner)
+        try:
+            script.main()
+        except yaml.YAMLError as error:  # its text names the file
+            raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
+
+    # --------------------------------------------------------------------------------------------------- stand-ins
+
+    @abstractmethod
+    def _load(self) -> tuple[ModuleType, ModuleType]:
+        """The modules of the script and of its runner, s3prl patched for the installed stack."""
+
+    def _change_script(self, script: ModuleType) -> None:
+        """Put the stand-ins into the script's namespace."""
+        import torch
+
+        script.argparse = arguments.hooked_argparse(self._take)
+        script.torch = ModuleProxy(torch, load=self._load_resumed)
+        script.override = arguments.checked_override(script.override)
+        original = getattr(script, self.get_arguments)
+        setattr(script, self.get_arguments, lambda: self._checked(*original()))
+
+    def _change_runner(self, runner: ModuleType) -> None:
+        """Put the stand-ins into the namespace of the runner's module."""
+        import torch
+
+        runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
+        runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
+        runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)
+
+    @abstractmethod
+    def _runner_class(self, original: type) -> type:
+        """s3prl's runner, with what it lacks."""
+
+    # --------------------------------------------------------------------------------------------------- arguments
+
+    def _take(self, args: Namespace, explicit: set[str]) -> None:
+        """Between s3prl's parser and s3prl's use of what it parsed."""
+        self.args, self.explicit = args, explicit
+        arguments.check_override(args.override)
+        if args.expdir is None and args.expname is not None:
+            args.expdir = f"{self.results}/{args.expname}"
+        self._parsed(args)
+
+    @abstractmethod
+    def _parsed(self, args: Namespace) -> None:
+        """Check and complete the arguments, in place.
+
+        Raises:
+            EkdError: s3prl would meet one with a traceback, or do something else.
+        """
+
+    def _find_checkpoint(self, args: Namespace) -> Path | None:
+        """The checkpoint that ``-a`` or ``-e`` means, put into ``args`` as the one to go on from; None for a new run.
+
+        Raises:
+            EkdError: there is none, it cannot be read, or it lies in another folder than the command names.
+        """
+        found = checkpoints.resume_from(
+            args.expdir, args.auto_resume, args.past_exp, self._read_runner, self.empty_folder_hint
+        )
+        self.world.agree("checkpoint to continue from", "" if found is None else str(found))
+        if found is not None:
+            flag = "-p" if "expdir" in self.explicit else "-n"
+            checkpoints.check_folder(found, args.expdir, flag, self.explicit)
+            args.past_exp, args.auto_resume = str(found), False
+        return found
+
+    def _read_runner(self, path: str | Path) -> dict[str, Any]:
+        """A checkpoint of the script's runner, its tensors left on disk."""
+        return checkpoints.read_runner(path, self.checkpoint_keys, self.runner_name, mmap=True)
+
+    # ------------------------------------------------------------------------------------------- a run that goes on
+
+    def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the script reads on resuming; the script then lets nearly every argument of the checkpoint win."""
+        state = checkpoints.read(path)
+        self.before = copy.deepcopy(state["Config"])
+        saved: Namespace = state["Args"]
+        saved.expdir = str(Path(path).parent)  # where the run lies now
+        saved.past_exp, saved.auto_resume = self.args.past_exp, self.args.auto_resume
+        self._correct_saved(saved)
+        return state
+
+    @abstractmethod
+    def _correct_saved(self, saved: Namespace) -> None:
+        """Set, in the arguments of a checkpoint, what must not come from there."""
+
+    def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the runner reads on resuming: the checkpoint, with what ``-o`` changes of its optimizer."""
+        state = checkpoints.read(path)
+        optimizers.apply_changes(state, self.changed)
+        return state
+
+    # ----------------------------------------------------------------------------------------------- configuration
+
+    @abstractmethod
+    def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
+        """After s3prl has merged arguments, configuration and ``-o``: check what it would trip over.
+
+        Returns:
+            What the script's function returns.
+
+        Raises:
+            EkdError: a value is missing, unknown or not possible.
+        """

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -175,18 +175,6 @@ def check_override_value(where: str, text: str) -> None:
             f"{where}: s3prl reads values as Python, and this would stay a string; write True, False and None so, and "
             "put words in quotes: [False], ['dev', 'test']"
         )
-
-
-def find_config(flag: str, value: str, places: Iterable[Path]) -> str:
-    """An absolute path for a config file given as it lies here, or as it is called in one of ``places``.
-
-    Raises:
-        EkdError: the file is nowhere.
-    """
-    for candidate in (Path(value), *(place / value for place in places)):
-        if candidate.is_file():
-            return str(candidate.resolve())
-    raise EkdError(f"{flag} {value}: no such config file")
 
 
 def check_file(flag: str, value: str, what: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from s3prl_ekd.bridge import arguments, checkpoints
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.compat.modules import ours
+from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -123,18 +124,18 @@ def _check_kind(args: Namespace) -> None:
 
 
 def find_task_config(value: str | None, task: str, s3prl: Path) -> str:
-    """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""
+    """An absolute path for -c, which may be what s3prl's checkout calls one of our files; without -c the task's own.
+
+    Raises:
+        EkdError: there is no such file.
+    """
     folder = ours("downstream_configs")
-    if value is None:
-        for candidate in (Path("downstream", task, "config.yaml"), folder / CONFIGS.get(task, "-")):
-            if candidate.is_file():
-                return str(candidate.resolve())
-        value = f"downstream/{task}/config.yaml"
-    name = str(Path(value))
-    places = [s3prl, folder, folder.parent]
-    if name in S3PRL_CONFIGS and not Path(name).is_file() and not (s3prl / name).is_file():
+    name = str(Path(value or f"downstream/{task}/config.yaml"))
+    if value is None and task in CONFIGS and not Path(name).is_file():
+        return str(folder / CONFIGS[task])
+    if name in S3PRL_CONFIGS and not any((place / name).is_file() for place in (Path(), s3prl)):
         return str(folder / S3PRL_CONFIGS[name])
-    return arguments.find_config("-c", name, places)
+    return str(find_config("-c", name, (s3prl, folder, folder.parent)))
 
 
 def check_world(args: Namespace) -> None:

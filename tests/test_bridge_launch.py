@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from console import environment
 
 from s3prl_ekd.bridge import checkpoints, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
@@ -70,14 +72,19 @@ def module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 class Launch(ScriptLaunch):
     """The common part on a script of ten lines."""
 
-    get_arguments, results, checkpoint_keys, runner_name = "get_args", "result/some", ("Args", "Config"), "the runner"
+    script, get_arguments, results = "script.py", "get_args", "result/some"
+    checkpoint_keys, runner_name = ("Args", "Config"), "the runner"
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(Run([]))
-        self.monkeypatch = monkeypatch
+        self.monkeypatch, self.s3prl = monkeypatch, Path.cwd()
         self.seen: dict[str, Any] = {}
 
+    def _parser_needs(self) -> dict[str, Any]:
+        return {}
+
     def _load(self) -> tuple[ModuleType, ModuleType]:
+        self.seen["loads"] = self.seen.get("loads", 0) + 1
         return module("a_script", SCRIPT, self.monkeypatch), module("its_runner", RUNNER, self.monkeypatch)
 
     def _runner_class(self, original: type) -> type:
@@ -100,6 +107,7 @@ class Launch(ScriptLaunch):
 def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["script.py"])
+    (tmp_path / "script.py").write_text(SCRIPT)
 
     def run(*words: str) -> Launch:
         one = Launch(monkeypatch)
@@ -150,3 +158,73 @@ def test_a_pretraining_mistake_names_the_file_and_another_ranks_stays_its_own(mo
         with pytest.raises(type(error)) as caught:
             launch.main()
         assert str(caught.value) == expected and type(caught.value) is type(error)
+
+
+def test_a_parser_that_needs_more_of_its_script_gets_it(
+    launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkout whose owner has changed it."""
+    assert launch("--expname", "x").seen["loads"] == 1
+    changed = SCRIPT.replace("    parser = ", "    DEVICES\n    parser = ")
+    (tmp_path / "script.py").write_text(changed)
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", f"DEVICES = ['cpu']{changed}")
+    assert launch("--expname", "y").seen["loads"] == 2
+
+
+LIGHT = """
+import sys
+from s3prl_ekd.bridge import launch
+name, *lines = sys.argv[1:]
+for line in lines:
+    sys.argv = [f"run_{name}.py", *line.split(), "--device", "cpu"]
+    assert getattr(launch, f"run_{name}")() == 2, line
+    heavy = {"torch", "transformers", "s3prl", "pandas", "scipy", "librosa"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "mistakes"),
+    [
+        (
+            "pretrain",
+            {
+                "-u ekd -n x -c none.yaml": "-c none.yaml: no such config file",
+                "-u ekd -n x -g nono": "-g nono: no such config file (variants by name: average",
+                "-u ekd -n used": "used: holds states-7.ckpt of an earlier run",
+                "-u ekd": "-n NAME is missing",
+                "-n x": "-u TASK is missing",
+                "-u tera -n x -e none.ckpt": "-e none.ckpt: no such checkpoint",
+                "-u ekd -n x -o runner=1": "-o 'runner=1': the key must start with config.",
+            },
+        ),
+        (
+            "downstream",
+            {
+                "-m train -u fbnk -d ctc -n x": "-u fbnk: s3prl's hub has no such upstream; did you mean fbank",
+                "-m train -u fbank -d emotoin -n x": "-d emotoin: s3prl has no such downstream task",
+                "-m train -u fbank -d ctc -n x -c none.yaml": "-c none.yaml: no such config file",
+                "-m train -u ekd_student -k none.ckpt -d ctc -n x": "-k none.ckpt: no such checkpoint",
+                "-m train -u ekd_student -k text.ckpt -g nono -d ctc -n x": "-g nono: no such config file",
+                "-m train -u fbank -d ctc": "-n NAME is missing",
+                "-m train -d ctc -n x": "-u UPSTREAM is missing",
+                "-m train -u ekd_teacher -d ctc -n x": "-u ekd_teacher: give a teacher with -k",
+                "-m evaluate -e none.ckpt": "-e none.ckpt: no such checkpoint or experiment folder",
+            },
+        ),
+    ],
+)
+def test_mistakes_in_arguments_are_said_before_the_heavy_imports(
+    tmp_path: Path, name: str, mistakes: dict[str, str]
+) -> None:
+    (tmp_path / "text.ckpt").write_text("hello")
+    used = tmp_path / f"result/{name}/used"
+    used.mkdir(parents=True)
+    (used / "states-7.ckpt").touch()
+    words = [sys.executable, "-c", LIGHT, name, *mistakes]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stderr.splitlines()
+    assert len(said) == len(mistakes)
+    for line, (words, expected) in zip(said, mistakes.items(), strict=True):
+        assert line.startswith("error: ") and expected in line, (words, line)

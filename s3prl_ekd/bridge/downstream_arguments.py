@@ -81,32 +81,38 @@ def check_task(name: str, s3prl: Path) -> None:
 
 
 def check_upstream(args: Namespace) -> None:
-    """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute."""
+    """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute.
+
+    What is read from a checkpoint, which imports torch, comes last.
+    """
     if args.hub == "torch" and not getattr(args, "from_hf_hub", False):
         check_upstream_name(args.upstream, "-u")
-    local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
-    _check_kind(args)
+    student, local = args.upstream.startswith("ekd_student"), args.upstream.endswith("_local")
     if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
         raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
-    if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
+    if args.upstream_ckpt is None and args.upstream == "ekd_teacher":
+        raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
+    is_file = args.upstream_ckpt is not None and "://" not in args.upstream_ckpt
+    is_file = is_file and (local or args.upstream == "ekd_student")
+    if is_file:
         args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
-        if args.upstream.startswith("ekd_student"):
-            from s3prl_ekd.student_checkpoint import newest_checkpoint
-
-            # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
-            args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
-    if args.upstream == "ekd_teacher":
-        from s3prl_ekd.teachers.sources import describe
-
-        if args.upstream_ckpt is None:
-            raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
-        if Path(args.upstream_ckpt).exists():
-            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
-        describe(args.upstream_ckpt, "-k")
-    if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
+    if args.upstream_model_config is not None and student:
         args.upstream_model_config = str(find_model_config(args.upstream_model_config))
     elif args.upstream_model_config is not None and local:
         args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
+    if is_file and student:
+        from s3prl_ekd.student_checkpoint import newest_checkpoint
+
+        # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
+        args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
+    elif args.upstream == "ekd_teacher":
+        from s3prl_ekd.teachers.sources import describe
+
+        if Path(args.upstream_ckpt).exists():
+            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
+        describe(args.upstream_ckpt, "-k")
+    else:
+        _check_kind(args)
 
 
 def _check_kind(args: Namespace) -> None:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downstream_runner, optimizers, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
+from s3prl_ekd.compat.hub import upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
@@ -38,11 +39,14 @@ def run(argv: list[str], current: Run) -> None:
 class DownstreamLaunch(ScriptLaunch):
     """One run of s3prl's ``run_downstream.py``."""
 
-    get_arguments = "get_downstream_args"
+    script, get_arguments = "run_downstream.py", "get_downstream_args"
     results = "result/downstream"
     checkpoint_keys = ("Args", "Config", "Featurizer", "Downstream")
     runner_name = "s3prl's downstream runner"
     empty_folder_hint = " (a best checkpoint is to be named itself)"
+
+    def _parser_needs(self) -> dict[str, Any]:
+        return {"hub": SimpleNamespace(**dict.fromkeys(sorted(upstream_names())))}  # -h lists them
 
     # --------------------------------------------------------------------------------------------------- stand-ins
 
@@ -102,9 +106,9 @@ class DownstreamLaunch(ScriptLaunch):
             downstream_arguments.check_same(args, self.explicit, checkpoint)
             return
         self._check_new(args)
-        find_device(args.device)
         if args.mode == "train":
             checkpoints.check_unused(args.expdir)
+        find_device(args.device)
         arguments.make_folder(args.expdir)
 
     def _check_new(self, args: Namespace) -> None:
@@ -120,8 +124,8 @@ class DownstreamLaunch(ScriptLaunch):
             raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
-        downstream_arguments.check_upstream(args)
         args.config = downstream_arguments.find_task_config(args.config, args.downstream, self.s3prl)
+        downstream_arguments.check_upstream(args)
 
     def _correct_saved(self, saved: Namespace) -> None:
         stored = getattr(saved, "upstream_ckpt", None)

@@ -45,7 +45,7 @@ def run(argv: list[str], current: Run) -> None:
 class PretrainLaunch(ScriptLaunch):
     """One run of s3prl's ``run_pretrain.py``."""
 
-    get_arguments = "get_pretrain_args"
+    script, get_arguments = "run_pretrain.py", "get_pretrain_args"
     results = "result/pretrain"
     checkpoint_keys = ("Optimizer", "Step", "Args", "Config")
     runner_name = "s3prl's pretraining runner"
@@ -71,6 +71,9 @@ class PretrainLaunch(ScriptLaunch):
                 raise
             raise EkdError(named) from error
 
+    def _parser_needs(self) -> dict[str, Any]:
+        return {"os": ModuleProxy(os, listdir=self._listdir)}
+
     # --------------------------------------------------------------------------------------------------- stand-ins
 
     def _load(self) -> tuple[ModuleType, ModuleType]:
@@ -80,7 +83,7 @@ class PretrainLaunch(ScriptLaunch):
         folder = str(self.s3prl)
         if sys.path[:1] != [folder]:
             sys.path.insert(0, folder)  # the script's bare imports: pretrain, upstream, utility, optimizers, schedulers
-        spec = importlib.util.spec_from_file_location("s3prl_run_pretrain", self.s3prl / "run_pretrain.py")
+        spec = importlib.util.spec_from_file_location("s3prl_run_pretrain", self.s3prl / self.script)
         script = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(script)
         return script, importlib.import_module("pretrain.runner")
@@ -160,10 +163,9 @@ class PretrainLaunch(ScriptLaunch):
                 log.warning("continuing %s: its own configs are used, -c and -g are not read", checkpoint)
             return
         self._check_new(args)
-        find_device(args.device)
         checkpoints.check_unused(args.expdir)
+        find_device(args.device)
         arguments.make_folder(args.expdir)
-        self._make_importable(args.upstream)
 
     def _check_new(self, args: Namespace) -> None:
         """The arguments of a run without a checkpoint to go on from."""
@@ -230,7 +232,7 @@ class PretrainLaunch(ScriptLaunch):
         self.current.expdir = Path(args.expdir)
         if args.past_exp is not None:
             find_device(args.device)
-            self._make_importable(args.upstream)
+        self._make_importable(args.upstream)
         self._check_processes(args)
         self.world.start(args.device)
         use_device(args.device)

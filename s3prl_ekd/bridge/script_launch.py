@@ -27,14 +27,16 @@ from s3prl_ekd.errors import EkdError
 class ScriptLaunch(ABC):
     """One run of a script of s3prl's.
 
-    The script's ``main()`` calls back, in this order: :meth:`_parsed` with the command line, :meth:`_load_resumed` for
-    the checkpoint of a run that goes on, :meth:`_checked` with arguments and configuration, and from its runner
-    :meth:`_load_state`.
+    The script's parser goes first, by itself, and :meth:`_parsed` checks what it found: a mistake is said before torch
+    and s3prl are imported. Then ``main()`` runs and calls back, in this order: :meth:`_load_resumed` for the checkpoint
+    of a run that goes on, :meth:`_checked` with arguments and configuration, and from its runner :meth:`_load_state`.
 
     Args:
         current: the command.
     """
 
+    script: ClassVar[str]
+    """Its name in s3prl's folder."""
     get_arguments: ClassVar[str]
     """The script's function that parses the arguments and reads the configuration."""
     results: ClassVar[str]
@@ -73,8 +75,9 @@ class ScriptLaunch(ABC):
         self.world.end()
 
     def main(self) -> None:
-        """Load the script, and call its ``main()``."""
+        """Parse the arguments, load the script, and call its ``main()``."""
         warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
+        self._take(*self._parse())
         script, runner = self._load()
         self._change_script(script)
         self._change_runner(runner)
@@ -83,6 +86,18 @@ class ScriptLaunch(ABC):
             script.main()
         except yaml.YAMLError as error:  # its text names the file
             raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
+
+    def _parse(self) -> tuple[Namespace, set[str]]:
+        """The arguments by the script's parser, and which of them were given."""
+        file, names = self.s3prl / self.script, self._parser_needs()
+        try:
+            return arguments.parse_ahead(file, self.get_arguments, names)
+        except NameError:  # a checkout whose owner has changed the parser
+            return arguments.parse_ahead(file, self.get_arguments, {**vars(self._load()[0]), **names})
+
+    @abstractmethod
+    def _parser_needs(self) -> dict[str, Any]:
+        """What the options of the script's parser are made of, name by name."""
 
     # --------------------------------------------------------------------------------------------------- stand-ins
 
@@ -94,7 +109,7 @@ class ScriptLaunch(ABC):
         """Put the stand-ins into the script's namespace."""
         import torch
 
-        script.argparse = arguments.hooked_argparse(self._take)
+        script.argparse = arguments.answering_argparse(self.args)
         script.torch = ModuleProxy(torch, load=self._load_resumed)
         script.override = arguments.checked_override(script.override)
         original = getattr(script, self.get_arguments)
@@ -116,7 +131,7 @@ class ScriptLaunch(ABC):
     # --------------------------------------------------------------------------------------------------- arguments
 
     def _take(self, args: Namespace, explicit: set[str]) -> None:
-        """Between s3prl's parser and s3prl's use of what it parsed."""
+        """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
         arguments.check_override(args.override)
         if args.expdir is None and args.expname is not None:
@@ -125,7 +140,7 @@ class ScriptLaunch(ABC):
 
     @abstractmethod
     def _parsed(self, args: Namespace) -> None:
-        """Check and complete the arguments, in place.
+        """Check and complete the arguments, in place; what needs torch comes last.
 
         Raises:
             EkdError: s3prl would meet one with a traceback, or do something else.

@@ -276,3 +276,4 @@ def test_mistakes_are_one_line_of_one_rank(lab: Path, tmp_path: Path) -> None:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and expected in lines[0], done.stderr
         assert "exitcode  : 2" in done.stderr and "Traceback" not in done.stderr.partition("error: ")[0]
+        assert not (tmp_path / "x").exists()

@@ -128,15 +128,6 @@ def hide_gpu(argv: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def make_folder(expdir: str | Path) -> None:
-    """Make the experiment folder and see that it can be written to, before anything is loaded.
-
-    Raises:
-        EkdError: it cannot be made or written to.
-    """
-    make_writable(Path(expdir), f"experiment folder {expdir}")
-
-
 def make_writable(folder: Path, where: str, advice: str = "") -> None:
     """Make a folder and see that it can be written to.
 

@@ -165,7 +165,7 @@ class PretrainLaunch(ScriptLaunch):
         self._check_new(args)
         checkpoints.check_unused(args.expdir)
         find_device(args.device)
-        arguments.make_folder(args.expdir)
+        self._make_folder(args)
 
     def _check_new(self, args: Namespace) -> None:
         """The arguments of a run without a checkpoint to go on from."""

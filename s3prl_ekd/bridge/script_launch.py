@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import yaml
 
 from s3prl_ekd.bridge import arguments, checkpoints, optimizers
+from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.errors import EkdError
@@ -52,6 +53,7 @@ class ScriptLaunch(ABC):
         self.current, self.world = current, current.world
         self.s3prl = s3prl_folder()
         self.keeper = checkpoints.AtomicCheckpoints()
+        self.folder: ExperimentFolder | None = None  # of a new run
         self.args = Namespace()
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
@@ -75,9 +77,17 @@ class ScriptLaunch(ABC):
         self.world.end()
 
     def main(self) -> None:
-        """Parse the arguments, load the script, and call its ``main()``."""
+        """Parse the arguments, load the script, and call its ``main()``; a start that fails leaves no folder behind."""
+        try:
+            self._take(*self._parse())
+            self._call_main()
+        except BaseException:
+            if self.folder is not None:
+                self.folder.take_back()
+            raise
+
+    def _call_main(self) -> None:
         warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
-        self._take(*self._parse())
         script, runner = self._load()
         self._change_script(script)
         self._change_runner(runner)
@@ -161,6 +171,11 @@ class ScriptLaunch(ABC):
             checkpoints.check_folder(found, args.expdir, flag, self.explicit)
             args.past_exp, args.auto_resume = str(found), False
         return found
+
+    def _make_folder(self, args: Namespace) -> None:
+        """Make the folder of a new run, once its arguments were checked."""
+        self.folder = ExperimentFolder(args.expdir)
+        self.folder.make()
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         """A checkpoint of the script's runner, its tensors left on disk."""

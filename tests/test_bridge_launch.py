@@ -17,7 +17,7 @@ from console import environment
 from s3prl_ekd.bridge import checkpoints, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import PeerError
-from s3prl_ekd.bridge.script_launch import ScriptLaunch
+from s3prl_ekd.bridge.script_launch import Finished, ScriptLaunch
 from s3prl_ekd.errors import EkdError
 
 SCRIPT = """
@@ -169,6 +169,49 @@ def test_a_parser_that_needs_more_of_its_script_gets_it(
     (tmp_path / "script.py").write_text(changed)
     monkeypatch.setattr(sys.modules[__name__], "SCRIPT", f"DEVICES = ['cpu']{changed}")
     assert launch("--expname", "y").seen["loads"] == 2
+
+
+def pretrained(name: str, step: int, **before: Any) -> Any:
+    """Whether a pretraining run goes on from ``name``, as its configuration is, or as ``-o`` changes it."""
+    rules = {"n_epochs": -1, "total_steps": 8, "gradient_accumulate_steps": 1}
+
+    def check(task: str = "ekd", data: str = "a", **changes: Any) -> str:
+        launch = pretrain_launch.PretrainLaunch(Run([]))
+        launch.args, launch.step = Namespace(past_exp=name, upstream=task), step
+        old, new = (
+            {"runner": one, "pretrain_expert": {"datarc": {"sets": sets}}}
+            for one, sets in (({**rules, **before}, "a"), ({**rules, **before, **changes}, data))
+        )
+        try:
+            launch._check_unfinished(old, new)
+        except Finished as finished:
+            return str(finished)
+        return ""
+
+    return check
+
+
+def test_a_pretraining_run_is_finished_where_no_step_is_left() -> None:
+    end = "finished at step 8; nothing to do (more steps: -o config.runner.total_steps=...)"
+    done = pretrained("x/states-epoch-2.ckpt", 8)
+    assert done() == f"x/states-epoch-2.ckpt: {end}"
+    assert done(total_steps=9) == "" and done(total_steps=5) == done()
+    assert pretrained("x/states-6.ckpt", 6)() == ""
+    assert pretrained("x/states-8.ckpt", 7)("tera") == f"x/states-8.ckpt: {end}"  # s3prl's own count is one behind
+    assert pretrained("x/states-7.ckpt", 6)("tera") == ""
+
+
+def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -> None:
+    done = pretrained("states-epoch-3.ckpt", 30, n_epochs=3)
+    assert done().endswith("finished at step 30; nothing to do (more steps: -o config.runner.n_epochs=...)")
+    for changes in (
+        {"n_epochs": 4},
+        {"gradient_accumulate_steps": 2},
+        {"data": "b"},
+        {"n_epochs": -1, "total_steps": 31},
+    ):
+        assert done(**changes) == "", changes
+    assert pretrained("states-20.ckpt", 20, n_epochs=3)() == ""
 
 
 LIGHT = """

@@ -140,6 +140,8 @@ class DownstreamLaunch(ScriptLaunch):
 
         self.args = args
         self.current.expdir = Path(args.expdir)
+        if args.mode == "train" and self.before is not None:
+            self._check_unfinished(config)
         if args.past_exp:
             downstream_arguments.check_task(args.downstream, self.s3prl)
             downstream_arguments.check_upstream(args)
@@ -160,3 +162,10 @@ class DownstreamLaunch(ScriptLaunch):
         if args.mode == "train":
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
         return args, config, *rest
+
+    def _check_unfinished(self, config: dict[str, Any]) -> None:
+        """End here where no step is left; a section that is none, or no number of steps, is found later."""
+        rules = config.get("runner") if isinstance(config, dict) else None
+        total = rules.get("total_steps") if isinstance(rules, dict) else None
+        if isinstance(total, int) and self.step >= total:
+            raise self._finished(self.step, "total_steps")

@@ -126,6 +126,12 @@ def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
             raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below {epochs}")
 
 
+def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether two configurations have as many steps in as many epochs, the files of the data being the same."""
+    (old, old_data), (new, new_data) = ((one["runner"], one["pretrain_expert"]["datarc"]) for one in (before, config))
+    return old_data == new_data and all(old[key] == new[key] for key in ("n_epochs", "gradient_accumulate_steps"))
+
+
 def warn_of_other_batches(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     """Say where what ``-o`` changes of the data of a run that goes on makes other batches.
 

@@ -230,24 +230,45 @@ class PretrainLaunch(ScriptLaunch):
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
         self.args, self.config = args, config
         self.current.expdir = Path(args.expdir)
-        if args.past_exp is not None:
+        self._check_config(config)
+        if self.before is not None:
+            self._check_unfinished(self.before, config)
             find_device(args.device)
-        self._make_importable(args.upstream)
         self._check_processes(args)
-        self.world.start(args.device)
-        use_device(args.device)
-        if isinstance(config, dict) and (config.get("runner") or {}).get("fp16") and args.device.startswith("cpu"):
+        if config["runner"].get("fp16") and args.device.startswith("cpu"):
             raise EkdError(
                 f"{self.source}: runner.fp16: true needs a GPU, and this is --device {args.device}; use false"
             )
-        if self.before is not None and isinstance(config, dict):
-            sections = (one.get("optimizer") or {} for one in (self.before, config))
-            self.changed = optimizers.changes(*sections)
+        self.world.start(args.device)
+        use_device(args.device)
+        self._make_importable(args.upstream)
         if self.is_ours:
-            self._check_ours(args, config)
+            self._note_config(args, config)
+        return args, config, *rest
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        if self.is_ours:
+            pretrain_configs.check_ours(config, self.source)
         else:
             pretrain_configs.check_theirs(config, self.source)
-        return args, config, *rest
+        if self.before is not None:
+            sections = (one.get("optimizer") or {} for one in (self.before, config))
+            self.changed = optimizers.changes(*sections)
+
+    def _check_unfinished(self, before: dict[str, Any], config: dict[str, Any]) -> None:
+        """End here where no step is left.
+
+        s3prl's runner saves its progress bar, which is one behind; ours (``add_state_to_save``) corrects that. How many
+        steps ``n_epochs`` are is known only with the data: the last checkpoint has their number in its name.
+        """
+        rules, steps = config["runner"], self.step + (not self.is_ours)
+        if rules["n_epochs"] <= 0:
+            if steps >= rules["total_steps"]:
+                raise self._finished(steps, "total_steps")
+            return
+        is_last = Path(self.source).name == f"states-epoch-{rules['n_epochs']}.ckpt"
+        if is_last and pretrain_configs.same_epochs(before, config):
+            raise self._finished(steps, "n_epochs")
 
     def _check_processes(self, args: Namespace) -> None:
         if self.world.distributed and not self.is_ours:
@@ -255,9 +276,8 @@ class PretrainLaunch(ScriptLaunch):
         if args.multi_gpu and self.is_ours:
             raise EkdError(f"--multi_gpu would cut waveforms along time; use {ranks.TORCHRUN} (docs/scale_out.md)")
 
-    def _check_ours(self, args: Namespace, config: dict[str, Any]) -> None:
-        """The configuration of one of this package's tasks; it is written into the folder as it is run."""
-        pretrain_configs.check_ours(config, self.source)
+    def _note_config(self, args: Namespace, config: dict[str, Any]) -> None:
+        """Write the configuration of one of this package's tasks into the folder as it is run."""
         if self.world.is_rank_zero:
             pretrain_configs.write_as_run(config, Path(args.expdir, "config_runner.yaml"))
         if self.before is not None:

@@ -8,6 +8,7 @@ put there changes these calls alone. What only one of the scripts needs is in ``
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -23,6 +24,12 @@ from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.errors import EkdError
+
+log = logging.getLogger(__name__)
+
+
+class Finished(Exception):
+    """The run that was to go on has made all its steps."""
 
 
 class ScriptLaunch(ABC):
@@ -58,6 +65,7 @@ class ScriptLaunch(ABC):
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
+        self.step = 0  # of that checkpoint
 
     @property
     def source(self) -> str:
@@ -94,6 +102,9 @@ class ScriptLaunch(ABC):
         script.Runner = self._runner_class(runner.Runner)
         try:
             script.main()
+        except Finished as finished:
+            if self.world.is_rank_zero:
+                log.info("%s", finished)
         except yaml.YAMLError as error:  # its text names the file
             raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
 
@@ -186,7 +197,7 @@ class ScriptLaunch(ABC):
     def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """What the script reads on resuming; the script then lets nearly every argument of the checkpoint win."""
         state = checkpoints.read(path)
-        self.before = copy.deepcopy(state["Config"])
+        self.before, self.step = copy.deepcopy(state["Config"]), int(state.get("Step") or 0)
         saved: Namespace = state["Args"]
         saved.expdir = str(Path(path).parent)  # where the run lies now
         saved.past_exp, saved.auto_resume = self.args.past_exp, self.args.auto_resume
@@ -203,6 +214,12 @@ class ScriptLaunch(ABC):
         optimizers.apply_changes(state, self.changed)
         return state
 
+    def _finished(self, steps: int, key: str) -> Finished:
+        """What ends a run that has made all its ``steps``, before anything is loaded; ``key`` would give it more."""
+        return Finished(
+            f"{self.source}: finished at step {steps}; nothing to do (more steps: -o config.runner.{key}=...)"
+        )
+
     # ----------------------------------------------------------------------------------------------- configuration
 
     @abstractmethod
@@ -214,4 +231,5 @@ class ScriptLaunch(ABC):
 
         Raises:
             EkdError: a value is missing, unknown or not possible.
+            Finished: there is no step to be made.
         """

@@ -16,6 +16,7 @@ import yaml
 from export_student import write_student
 
 from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, interrupts, taskdata, taskkeys
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -187,7 +188,7 @@ def test_a_download_that_fails_is_one_line() -> None:
         def _get_upstream(self) -> None:
             raise self.error
 
-    runner = downstream_runner.runner_class(Original)()
+    runner = downstream_runner.runner_class(Original, EvaluationMemory(torch.save))()
     with pytest.raises(OSError, match="of the disk"):
         runner._get_upstream()
     Original.error = urllib.error.URLError("no route\nto host")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.bridge import downstream_runner, taskkeys
 from s3prl_ekd.bridge.cached_upstream import CachedUpstream
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.state_files import StateFiles
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shape import EncoderShape
@@ -233,6 +234,6 @@ def test_the_runner_gets_it_where_it_is_asked_for(tmp_path: Path) -> None:
         def _get_upstream(self) -> Namespace:
             return Namespace(model=Upstream())
 
-    build = downstream_runner.runner_class(Runner)
+    build = downstream_runner.runner_class(Runner, EvaluationMemory(torch.save))
     assert isinstance(build(None)._get_upstream().model, Upstream)
     assert isinstance(build(str(tmp_path))._get_upstream().model, CachedUpstream)

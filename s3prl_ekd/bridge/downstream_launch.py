@@ -14,6 +14,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downstream_runner, optimizers, ranks
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.compat.hub import upstream_names
@@ -45,6 +46,10 @@ class DownstreamLaunch(ScriptLaunch):
     runner_name = "s3prl's downstream runner"
     empty_folder_hint = " (a best checkpoint is to be named itself)"
 
+    def __init__(self, current: Run) -> None:
+        super().__init__(current)
+        self.memory = EvaluationMemory(self.keeper.save)
+
     def _parser_needs(self) -> dict[str, Any]:
         return {"hub": SimpleNamespace(**dict.fromkeys(sorted(upstream_names())))}  # -h lists them
 
@@ -74,6 +79,7 @@ class DownstreamLaunch(ScriptLaunch):
         from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch
 
         super()._change_runner(runner)
+        runner.torch.save = self.memory.save
         empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
         runner.torch.cuda = ModuleProxy(torch.cuda, empty_cache=empty_cache, device=downstream_runner.on_device)
         runner.DDP = downstream_runner.data_parallel(runner.DDP)
@@ -81,7 +87,7 @@ class DownstreamLaunch(ScriptLaunch):
         downstream_runner.count_steps(runner)
 
     def _runner_class(self, original: type) -> type:
-        return downstream_runner.runner_class(original)
+        return downstream_runner.runner_class(original, self.memory)
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""

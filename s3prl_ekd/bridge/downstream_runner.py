@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from s3prl_ekd.bridge import optimizers
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, is_out_of_memory, message
 from s3prl_ekd.errors import EkdError
 
 
@@ -21,10 +22,25 @@ def on_device(device: Any) -> Any:
     return torch.cuda.device(device) if str(device).startswith("cuda") else nullcontext()
 
 
-def runner_class(original: type) -> type:
-    """s3prl's runner, whose frozen upstream may keep the states that it has computed (``runner.cache_states``)."""
+def runner_class(original: type, memory: EvaluationMemory) -> type:
+    """s3prl's runner, whose frozen upstream may keep the states that it has computed (``runner.cache_states``).
+
+    Args:
+        original: ``s3prl.downstream.runner.Runner``.
+        memory: answers for an evaluation while training that does not fit into the GPU's memory.
+    """
 
     class Runner(original):
+        def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
+            if split is not None:
+                return memory.evaluate(super().evaluate, self.config, split, logger, global_step)
+            try:
+                return super().evaluate()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise EkdError(message(self.args.evaluate_split, self.config)) from error
+
         def _get_scheduler(self, optimizer: Any) -> Any:
             return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
 

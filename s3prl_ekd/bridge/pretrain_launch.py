@@ -108,7 +108,7 @@ class PretrainLaunch(ScriptLaunch):
         runner.torch.cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=SkipBatch(torch.cuda.empty_cache))
         runner.math = ModuleProxy(math, isnan=self._no_step)
         if self.world.distributed:
-            self._for_ranks(runner)
+            pretrain_runner.share_work(runner, self.world)
 
     def _runner_class(self, original: type) -> type:
         return pretrain_runner.runner_class(original, self.world, self._check_expert)
@@ -123,20 +123,6 @@ class PretrainLaunch(ScriptLaunch):
         Under fp16 infinity is how the loss scale is found: the scaler steps on none, and says nothing.
         """
         return math.isnan(grad_norm) if self.config["runner"].get("fp16") else not math.isfinite(grad_norm)
-
-    def _for_ranks(self, runner: ModuleType) -> None:
-        """What the runner does in every rank, but only one may do, or none."""
-        runner.torch.cuda.empty_cache = self._out_of_memory
-        if not self.world.is_rank_zero:
-            ranks.mute(runner)
-            runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
-
-    @staticmethod
-    def _out_of_memory() -> None:
-        """The runner empties the cache and goes on with the next batch, which its peers would wait for in vain."""
-        from s3prl_ekd.bridge.memory import PRETRAINING
-
-        raise EkdError(f"out of GPU memory; {PRETRAINING}, or take more ranks")
 
     def _listdir(self, path: str = ".") -> list[str]:
         if path == "pretrain/":

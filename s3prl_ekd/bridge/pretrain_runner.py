@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 from s3prl_ekd.bridge import optimizers
-from s3prl_ekd.bridge.ranks import World
+from s3prl_ekd.bridge.ranks import World, mute
+from s3prl_ekd.errors import EkdError
 
 
 def runner_class(original: type, world: World, check_expert: Callable[[Any], None]) -> type:
@@ -40,6 +42,21 @@ def runner_class(original: type, world: World, check_expert: Callable[[Any], Non
                 super().train()
 
     return Runner
+
+
+def share_work(runner: ModuleType, world: World) -> None:
+    """Stand-ins for what the module of the runner does in every rank, but only one may do, or none."""
+    runner.torch.cuda.empty_cache = _out_of_memory
+    if not world.is_rank_zero:
+        mute(runner)
+        runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
+
+
+def _out_of_memory() -> None:
+    """The runner empties the cache and goes on with the next batch, which its peers would wait for in vain."""
+    from s3prl_ekd.bridge.memory import PRETRAINING
+
+    raise EkdError(f"out of GPU memory; {PRETRAINING}, or take more ranks")
 
 
 @contextmanager

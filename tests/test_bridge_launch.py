@@ -271,3 +271,30 @@ def test_mistakes_in_arguments_are_said_before_the_heavy_imports(
     assert len(said) == len(mistakes)
     for line, (words, expected) in zip(said, mistakes.items(), strict=True):
         assert line.startswith("error: ") and expected in line, (words, line)
+
+
+def test_of_several_ranks_the_first_makes_the_folder(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it takes it back, a rank that is behind would make it again."""
+    made = []
+
+    class Made(Launch):
+        def _parsed(self, args: Namespace) -> None:
+            self._make_folder(args)
+            made.append(Path(args.expdir).exists())
+
+        def _checked(self, args: Namespace, config: dict, *rest: Any) -> tuple:
+            raise EkdError("refused")
+
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "SCRIPT",
+        SCRIPT.replace(
+            "args = parser.parse_args()", "args = parser.parse_args()\n    os.makedirs(args.expdir, exist_ok=True)"
+        ),
+    )
+    for rank in (0, 1):
+        one = Made(monkeypatch)
+        one.world.rank = rank
+        with pytest.raises(EkdError, match="refused"):
+            one.run(["--expname", "x"])
+        assert made[-1] == (rank == 0) and not Path("result").exists()

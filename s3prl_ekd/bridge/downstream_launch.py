@@ -60,10 +60,9 @@ class DownstreamLaunch(ScriptLaunch):
 
         register()
 
-        from s3prl import run_downstream as script
         from s3prl.downstream import runner
 
-        return script, runner
+        return self._load_script(), runner
 
     def _change_script(self, script: ModuleType) -> None:
         import torch

@@ -8,7 +8,6 @@ so too is ``script_launch.py``'s; what a configuration must hold, ``pretrain_con
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 import math
 import os
@@ -83,10 +82,7 @@ class PretrainLaunch(ScriptLaunch):
         folder = str(self.s3prl)
         if sys.path[:1] != [folder]:
             sys.path.insert(0, folder)  # the script's bare imports: pretrain, upstream, utility, optimizers, schedulers
-        spec = importlib.util.spec_from_file_location("s3prl_run_pretrain", self.s3prl / self.script)
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        return script, importlib.import_module("pretrain.runner")
+        return self._load_script(), importlib.import_module("pretrain.runner")
 
     def _change_script(self, script: ModuleType) -> None:
         import torch
@@ -94,7 +90,7 @@ class PretrainLaunch(ScriptLaunch):
         # as s3prl's run_downstream.py: file descriptors run out, and their server thread prints when workers are ended
         torch.multiprocessing.set_sharing_strategy("file_system")
         super()._change_script(script)
-        script.os = ModuleProxy(os, listdir=self._listdir)
+        script.os.listdir = self._listdir
         script.copyfile = self._copyfile
 
     def _change_runner(self, runner: ModuleType) -> None:

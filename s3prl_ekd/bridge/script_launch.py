@@ -8,6 +8,7 @@ put there changes these calls alone. What only one of the scripts needs is in ``
 from __future__ import annotations
 
 import copy
+import importlib.util
 import logging
 import os
 import warnings
@@ -126,11 +127,22 @@ class ScriptLaunch(ABC):
     def _load(self) -> tuple[ModuleType, ModuleType]:
         """The modules of the script and of its runner, s3prl patched for the installed stack."""
 
+    def _load_script(self) -> ModuleType:
+        """A module of the script's own, whatever else in this process has imported it."""
+        name = f"s3prl_{Path(self.script).stem}"
+        spec = importlib.util.spec_from_file_location(name, self.s3prl / self.script)
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        return script
+
     def _change_script(self, script: ModuleType) -> None:
         """Put the stand-ins into the script's namespace."""
         import torch
 
         script.argparse = arguments.answering_argparse(self.args)
+        script.os = ModuleProxy(os)
+        if not self.world.is_rank_zero:
+            script.os.makedirs = lambda *args, **kwargs: None
         script.torch = ModuleProxy(torch, load=self._load_resumed)
         script.override = arguments.checked_override(script.override)
         original = getattr(script, self.get_arguments)
@@ -184,7 +196,9 @@ class ScriptLaunch(ABC):
         return found
 
     def _make_folder(self, args: Namespace) -> None:
-        """Make the folder of a new run, once its arguments were checked."""
+        """Make the folder of a new run, once its arguments were checked; one rank makes it, and takes it back."""
+        if not self.world.is_rank_zero:
+            return
         self.folder = ExperimentFolder(args.expdir)
         self.folder.make()
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib.resources
-import re
 from pathlib import Path
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.config_files import find_config
 from s3prl_ekd.spelling import did_you_mean
 
 BASE = "config_model"
@@ -31,18 +30,10 @@ def variant_file(name: str) -> Path:
 def find_model_config(value: str, flag: str = "-g") -> Path:
     """The file that a user means: a path, a variant's name, or a path inside this repository (``pretrain/ekd/...``).
 
-    A file beside the user comes first, with or without ``.yaml``.
-
     Raises:
         EkdError: none is there; with the names of all variants.
     """
-    candidates = [Path(value).expanduser()]
-    if "/" not in value:
-        stem = value.removesuffix(".yaml")
-        candidates += [Path(f"{stem}.yaml"), variant_file(stem)]
-    candidates.append(packaged(re.sub(r"^(\./)?pretrain/ekd/", "", value)))  # it may be installed under another folder
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate.resolve()
-    hint = "" if "/" in value else did_you_mean(value, variant_names())
-    raise EkdError(f"{flag} {value}: no such config file (variants by name: {', '.join(variant_names())}){hint}")
+    ekd = packaged(".")
+    near = "" if "/" in value else did_you_mean(value, variant_names())
+    hint = f" (variants by name: {', '.join(variant_names())}){near}"
+    return find_config(flag, value, (ekd / "variants", ekd, ekd.parent.parent), hint)

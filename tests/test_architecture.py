@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parent.parent
 # Names are those below s3prl_ekd.
 LAYERS = """
 errors version spelling task_names kernels random_state whole_file
-checked environment variants audio device distributed torch_file metrics_file own_scripts shape
+checked config_files environment variants audio device distributed torch_file metrics_file own_scripts shape
 compat config corpora
 distill
 data model

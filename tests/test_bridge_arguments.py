@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,19 +14,46 @@ from s3prl_ekd.bridge import arguments
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
 
+SCRIPT = """
+import argparse
+import torch_of_another_name
 
-def test_the_hook_tells_given_from_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-    parser = arguments.hooked_argparse(lambda args, explicit: seen.append((args, explicit))).ArgumentParser()
-    parser.add_argument("-n", "--name")
+def get_args():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-n", "--name", choices=names.split())
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--flag", action="store_true")
     parser.add_argument("--seed", default=1337, type=int)
-    monkeypatch.setattr(sys, "argv", ["x", "-n", "a", "--flag"])
     args = parser.parse_args()
+    open("made", "w")
+    return args
+
+def get_none():
+    pass
+"""
+
+
+def test_a_script_parses_without_its_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It tells what was given from defaults, and acts on nothing."""
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    monkeypatch.setattr(sys, "argv", ["x", "-n", "a", "--flag"])
+    args, explicit = arguments.parse_ahead(script, "get_args", {"names": "a b"})
     assert vars(args) == {"name": "a", "device": "cuda", "flag": True, "seed": 1337}
-    assert seen == [(args, {"name", "flag"})]
-    assert isinstance(parser, argparse.ArgumentParser)
+    assert explicit == {"name", "flag"} and not Path("made").exists()
+    with pytest.raises(NameError, match="names"):
+        arguments.parse_ahead(script, "get_args", {})
+    with pytest.raises(EkdError, match=r"script.py: get_none\(\) parses no arguments"):
+        arguments.parse_ahead(script, "get_none", {})
+
+
+def test_what_was_parsed_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", "--unknown"])
+    args = argparse.Namespace(name="a")
+    parser = arguments.answering_argparse(args).ArgumentParser()
+    parser.add_argument("--name", required=True)
+    assert parser.parse_args() is args
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,11 @@ def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora:
     assert done.returncode == 0, done.stderr[-2000:]
     state = checkpoints.read(tmp_path / "result/downstream/x/states-4.ckpt")
     assert [group["lr"] for group in state["Optimizer"]["param_groups"]] == [0.5]
+    files = set((tmp_path / "result/downstream/x").iterdir())
+    done = command("run_downstream.py", *train, "-a", cwd=tmp_path)
+    assert done.returncode == 0 and "Load" not in done.stdout, done.stderr[-2000:]
+    said = "result/downstream/x/states-4.ckpt: finished at step 4; nothing to do (more steps: -o config.runner.total"
+    assert said in done.stderr and set((tmp_path / "result/downstream/x").iterdir()) == files
 
 
 def test_pretrain_tera_resumes_past_a_broken_checkpoint(corpora: dict, tmp_path: Path) -> None:
@@ -127,6 +132,8 @@ def test_pretrain_tera_resumes_past_a_broken_checkpoint(corpora: dict, tmp_path:
     assert "states-epoch-1.ckpt" in done.stdout  # resumed from
     last = checkpoints.read(folder / "states-epoch-1.ckpt")
     assert last["Step"] == 4 and last["Optimizer"]["param_groups"][0]["schedule"].t_total == 5
+    done = command("run_pretrain.py", *start, "-a", "-o", "config.runner.total_steps=5", cwd=work)
+    assert done.returncode == 0 and "finished at step 5; nothing to do" in done.stderr, done.stderr[-2000:]
 
 
 def test_help_is_s3prls_own(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import torch
 import yaml
 from export_student import write_student
 
-from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch, interrupts, taskdata, taskkeys
+from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, interrupts, taskdata, taskkeys
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -187,7 +188,7 @@ def test_a_download_that_fails_is_one_line() -> None:
         def _get_upstream(self) -> None:
             raise self.error
 
-    runner = downstream_launch._runner(Original)()
+    runner = downstream_runner.runner_class(Original, EvaluationMemory(torch.save))()
     with pytest.raises(OSError, match="of the disk"):
         runner._get_upstream()
     Original.error = urllib.error.URLError("no route\nto host")
@@ -231,7 +232,7 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
         def _select_feature(self, features: dict) -> object:
             return features["hidden_states"] if self.layer_selection is None else "one"
 
-    build = downstream_launch._featurizer(Select)
+    build = downstream_runner.featurizer_class(Select)
     states = {"hidden_states": [0, 1, 2]}
     for layer in (0, 2, -3):
         assert build(layer)._select_feature(states) == "one"

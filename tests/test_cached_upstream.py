@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from s3prl_ekd.bridge import downstream_launch, taskkeys
+from s3prl_ekd.bridge import downstream_runner, taskkeys
 from s3prl_ekd.bridge.cached_upstream import CachedUpstream
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.state_files import StateFiles
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shape import EncoderShape
@@ -135,7 +136,10 @@ def test_s3prls_featurizer_reads_what_it_would_read_of_the_clip_alone(
         def forward(self, wavs: list[Tensor]) -> dict:
             return {"hidden_states": STATES[kind](super().forward(wavs)["hidden_states"][2])}
 
-    build, options = downstream_launch._featurizer(Featurizer), {"upstream_device": "cpu", "layer_selection": layer}
+    build, options = (
+        downstream_runner.featurizer_class(Featurizer),
+        {"upstream_device": "cpu", "layer_selection": layer},
+    )
     plain, upstream = Other(), CachedUpstream(Other(), tmp_path, ["other"])
     theirs, ours = build(plain, **options), build(upstream, **options)
     wavs = clips(9_000, 16_000)
@@ -230,6 +234,6 @@ def test_the_runner_gets_it_where_it_is_asked_for(tmp_path: Path) -> None:
         def _get_upstream(self) -> Namespace:
             return Namespace(model=Upstream())
 
-    build = downstream_launch._runner(Runner)
+    build = downstream_runner.runner_class(Runner, EvaluationMemory(torch.save))
     assert isinstance(build(None)._get_upstream().model, Upstream)
     assert isinstance(build(str(tmp_path))._get_upstream().model, CachedUpstream)

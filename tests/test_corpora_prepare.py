@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.corpora.command import next_command
+from s3prl_ekd.corpora import command
 from s3prl_ekd.corpora.prepare import prepare_manifest
 
 
@@ -78,9 +78,14 @@ def test_audio_of_other_types_is_counted_and_hidden_folders_are_not_entered(
     assert "talks 2 " in shown
 
 
-def test_the_next_command_can_be_pasted(manifests: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_next_command_can_be_pasted(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool
+) -> None:
+    monkeypatch.setattr(command, "shows_gpu", lambda: gpu)
     for result in prepare_manifest(manifests / "asr.tsv", tmp_path / "my data", ["asr", "pretrain"]):
-        assert shlex.split(next_command(result))[-1] == str(result.config)
+        words = shlex.split(command.next_command(result))
+        assert words[words.index("-c") + 1 :] == [str(result.config)] + ([] if gpu else ["--device", "cpu"])
 
 
 def test_what_cannot_be_written_is_one_line(

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
+from s3prl_ekd import device
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
@@ -36,3 +41,24 @@ def test_a_device_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message("gpu") == "--device gpu: is no device; expected cpu, cuda, or one of cuda:0, cuda:1, ..."
     unusable = message("meta")  # of a kind that torch knows and cannot give numbers of
     assert unusable.startswith("--device meta: not usable here (") and "\n" not in unusable and len(unusable) < 200
+
+
+def test_a_gpu_shows_by_its_drivers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "DEVICE_FILES", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not device.shows_gpu()
+    (tmp_path / "nvidiactl").touch()  # the driver, without a GPU in this container
+    assert not device.shows_gpu()
+    for name in ("nvidia3", "dxg", "kfd"):
+        (tmp_path / name).touch()
+        assert device.shows_gpu()
+        for hidden in ("", "-1"):
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+            assert not device.shows_gpu()
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+        (tmp_path / name).unlink()
+
+
+def test_the_file_is_looked_for_without_torch() -> None:
+    code = "import sys; from s3prl_ekd.corpora import command; command.shows_gpu(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

@@ -175,7 +175,7 @@ def test_downstream_says_what_it_does_in_one_process(monkeypatch: pytest.MonkeyP
         downstream_launch.run(["-m", "train", "--multi_gpu"], Run([]))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(EkdError, match="-m evaluate: runs in one process"):
-        downstream_launch._Downstream(Run([]))._parsed(Namespace(mode="evaluate"), set())
+        downstream_launch.DownstreamLaunch(Run([]))._parsed(Namespace(mode="evaluate"))
 
 
 # ------------------------------------------------------------------------------------------------ the real commands
@@ -289,3 +289,4 @@ def test_mistakes_are_one_line_of_one_rank(lab: Path, tmp_path: Path) -> None:
         lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1 and expected in lines[0], done.stderr
         assert "exitcode  : 2" in done.stderr and "Traceback" not in done.stderr.partition("error: ")[0]
+        assert not (tmp_path / "x").exists()

@@ -12,11 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from bridge_corpora import overrides, voxceleb
+
+from s3prl_ekd.bridge import checkpoints, evaluation_memory
+from s3prl_ekd.compat.modules import ours
 
 pytestmark = pytest.mark.slow
 
-# LOG FAULTS WORDS...: FAULTS is "BATCH:forward,BATCH:backward,..." or "always"
+# LOG FAULTS WORDS...: FAULTS is "BATCH:forward,BATCH:backward,...", "always", or "evaluation" (each batch of those)
 SCRIPT = """
 import json, sys, weakref
 import torch
@@ -46,11 +50,13 @@ class Root(torch.autograd.Function):
 def forward(self, mode, features, *rest, **more):
     global batches
     if mode != "train":
+        if faults == "evaluation":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return original(self, mode, features, *rest, **more)
     batches += 1
     with open(log, "a") as file:
         file.write(json.dumps({"batch": batches, "graphs": len(graphs)}) + "\\n")
-    fault = "forward" if faults == "always" else faults.get(str(batches))
+    fault = faults.get(str(batches)) if isinstance(faults, dict) else {"always": "forward"}.get(faults)
     if fault == "forward":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
     graph = Graph()
@@ -63,11 +69,16 @@ sys.exit(run_downstream())
 """
 
 
-def run(folder: Path, faults: str, accumulate: int = 1) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, faults: str, accumulate: int = 1, more: str = "") -> subprocess.CompletedProcess[str]:
     """Four steps of SID; ``log.jsonl`` gets a line for each batch, with the graphs of earlier ones that are alive."""
     rules = f"{overrides('voxceleb1', voxceleb(folder / 'vox'))},,config.runner.total_steps=4"
-    rules += f",,config.runner.gradient_accumulate_steps={accumulate}"
+    rules += f",,config.runner.gradient_accumulate_steps={accumulate}{more}"
     words = ["-m", "train", "-p", str(folder / "run"), "-u", "fbank", "-d", "voxceleb1", "--device", "cpu", "-o", rules]
+    return start(folder, faults, *words)
+
+
+def start(folder: Path, faults: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """run_downstream.py with the faults."""
     return subprocess.run(
         [sys.executable, "-c", SCRIPT, str(folder / "log.jsonl"), faults, *words],
         cwd=folder, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -98,3 +109,69 @@ def test_a_training_that_never_fits_ends(tmp_path: Path) -> None:
         "error: out of GPU memory at step 1: 10 batches in a row do not fit; set a smaller batch size"
     )
     assert "Traceback" not in done.stderr and len(batches(tmp_path)) == 10
+
+
+def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path) -> None:
+    """Its key is named, the weights are kept, and the run goes on with the step, whose evaluation is made then."""
+    more = ",,config.runner.save_step=3,,config.downstream_expert.datarc.eval_batch_size=4"
+    stopped = run(tmp_path, "evaluation", more=more)
+    assert stopped.returncode == 2 and "Traceback" not in stopped.stderr, stopped.stderr[-3000:]
+    folder = tmp_path / "run"
+    assert stopped.stderr.strip().splitlines()[-1] == (
+        "error: out of GPU memory in the evaluation of dev after step 2; 4 clips at a time are too many: "
+        "-o config.downstream_expert.datarc.eval_batch_size=2 (docs/faq.md, Out of memory); then go on with -a, from "
+        f"{folder}/states-1.ckpt"
+    )
+    assert [path.name for path in folder.glob("*.ckpt")] == ["states-1.ckpt"] and len(batches(tmp_path)) == 2
+    kept = checkpoints.read(folder / "states-1.ckpt")
+    assert kept["Step"] == 1 and kept["Optimizer"]["state"]
+
+    again = ["-m", "train", "-p", str(folder), "-a", "--device", "cpu"]
+    again += ["-o", "config.downstream_expert.datarc.eval_batch_size=2"]
+    done = start(tmp_path, "none", *again)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(batches(tmp_path)) == 2 + 3  # steps 2, 3, 4
+    assert (folder / "states-3.ckpt").is_file()
+    text = (folder / "log.log").read_text()
+    assert "dev at step 2" in text and "dev at step 4" in text
+
+    test = ["-m", "evaluate", "-e", str(folder / "states-3.ckpt"), "--device", "cpu"]
+    done = start(tmp_path, "evaluation", *test)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == (
+        "error: out of GPU memory in the evaluation of test; 2 clips at a time are too many: "
+        "-o config.downstream_expert.datarc.eval_batch_size=1 (docs/faq.md, Out of memory)"
+    )
+
+
+def test_the_key_to_lower_is_the_tasks_own() -> None:
+    def said(name: str, **changes: int) -> str:
+        config = yaml.safe_load((ours("downstream_configs") / f"{name}.yaml").read_text())
+        for section in config["downstream_expert"].values():
+            if isinstance(section, dict):
+                section.update({key: value for key, value in changes.items() if key in section})
+        return evaluation_memory.message("dev", config, 7)
+
+    start = "out of GPU memory in the evaluation of dev after step 7; "
+    assert said("pr").startswith(
+        f"{start}16 clips at a time are too many: -o config.downstream_expert.corpus.batch_size=8"
+    )
+    assert said("er").startswith(
+        f"{start}4 clips at a time are too many: -o config.downstream_expert.datarc.eval_batch_size=2"
+    )
+    for name in ("sid", "asr"):
+        assert said(name).startswith(f"{start}datarc.eval_batch_size is 1 already: make room on this GPU")
+        assert "eval_batch_size=3 (" in said(name, eval_batch_size=6)
+    assert "; set a smaller batch size, or" in evaluation_memory.message("dev", {"downstream_expert": {"x": 1}})
+
+
+def test_an_error_of_another_kind_stays_what_it_is() -> None:
+    def wrong(split: str, logger: object, step: int) -> list[str]:
+        raise RuntimeError("shapes do not fit")
+
+    memory = evaluation_memory.EvaluationMemory(lambda *args: None)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        memory.evaluate(wrong, {}, "dev", None, 3)
+    assert memory.evaluate(lambda *args: ["dev-best.ckpt"], {}, "dev", None, 3) == ["dev-best.ckpt"]
+    memory.save({"Step": 3}, "dev-best.ckpt")

@@ -147,3 +147,10 @@ def test_the_folder_holds_what_was_run(lab: Path, tmp_path: Path) -> None:
     longer = run(tmp_path, "-u", "ekd", "-e", "one", "-o", "config.runner.total_steps=4")
     assert longer.returncode == 0, longer.stderr[-3000:]
     assert read_yaml(tmp_path / "one/config_runner.yaml")["runner"]["total_steps"] == 4
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "one").iterdir())
+    done = run(tmp_path, *words, "-a")
+    assert done.returncode == 0, done.stderr[-3000:]
+    end = "finished at step 4; nothing to do (more steps: -o config.runner.total_steps=...)"
+    assert done.stderr.splitlines()[-1].endswith(f"one/states-epoch-1.ckpt: {end}")
+    assert "[ekd] student" not in done.stderr  # no teacher was loaded
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "one").iterdir()) == before

@@ -247,6 +247,7 @@ def test_strtobool_where_python_has_no_distutils() -> None:
 @pytest.mark.slow
 def test_register_adds_the_student_to_the_hub() -> None:
     import s3prl_ekd
+    from s3prl_ekd.compat.hub import check_upstream_name, upstream_names
 
     s3prl_ekd.register()
     s3prl_ekd.register()
@@ -254,3 +255,16 @@ def test_register_adds_the_student_to_the_hub() -> None:
 
     assert {"ekd_student", "ekd_student_local", "ekd_student_url", "fbank"} <= set(hub.options())
     assert "ekd_student" in hub.options(only_registered_ckpt=True)
+
+    # the same by the text of s3prl's files, which costs no import
+    names = upstream_names()
+    there = {name: value for name, value in vars(hub).items() if callable(value) and not name.startswith("_")}
+    assert names <= set(there)
+    made_there = {
+        name for name, value in there.items() if value.__module__.endswith("hubconf") and name in hub.options()
+    }
+    assert {name for name in made_there if there[name].__name__ == name} <= names | {"timit_posteriorgram"}
+    assert len(names) > 150
+    check_upstream_name("vq_apc_url", "-u")  # imported under another name there: the text leaves that open
+    with pytest.raises(EkdError, match="-u fbnk: s3prl's hub has no such upstream; did you mean fbank"):
+        check_upstream_name("fbnk", "-u")

@@ -1,6 +1,6 @@
-"""A hook on s3prl's own argument parsers, and the checks that both commands share.
+"""What s3prl's own argument parsers make of a command line, ahead of its scripts, and the checks that both share.
 
-s3prl's parser stays the one that parses and prints ``-h``; the hook sees the result before s3prl acts on it.
+s3prl's parser stays the one that parses and prints ``-h``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,23 +22,58 @@ import yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
 
-After = Callable[[Namespace, set[str]], None]
+
+class _Answer(BaseException):
+    """Leaves a function of s3prl's once its parser has answered."""
+
+    def __init__(self, args: Namespace, explicit: set[str]) -> None:
+        self.found = args, explicit
 
 
-def hooked_argparse(after: After) -> ModuleType:
-    """An ``argparse`` whose parsers call ``after(args, explicit)`` on what they parsed.
+class _Parser(argparse.ArgumentParser):
+    """A parser that ends the function which it was called in."""
 
-    ``explicit`` names the destinations that the command line gave itself, as opposed to defaults.
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Namespace:  # type: ignore[override]
+        unset = object()
+        probe = Namespace(**{action.dest: unset for action in self._actions if action.dest != "help"})
+        super().parse_args(args, probe)
+        parsed = super().parse_args(args, namespace)
+        raise _Answer(parsed, {name for name, value in vars(probe).items() if value is not unset})
+
+
+def parse_ahead(script: Path, function: str, names: Mapping[str, Any]) -> tuple[Namespace, set[str]]:
+    """What s3prl's own parser makes of the command line, without the imports of its script, which take seconds.
+
+    Of the script only the function with the parser is compiled; it is left where it would use what was parsed.
+
+    Args:
+        script: s3prl's ``run_*.py``.
+        function: its function that parses.
+        names: what the parser's options need of the script's namespace.
+
+    Returns:
+        The arguments; and the destinations that the command line gave itself, as opposed to defaults.
+
+    Raises:
+        NameError: the options need more than ``names``.
     """
+    tree = ast.parse(script.read_text(encoding="utf-8"), str(script))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
+    namespace = {**names, "argparse": ModuleProxy(argparse, ArgumentParser=_Parser)}
+    exec(compile(tree, str(script), "exec"), namespace)
+    try:
+        namespace[function]()
+    except _Answer as answer:
+        return answer.found
+    raise EkdError(f"{script}: {function}() parses no arguments; this is not the script of s3prl 0.4")
+
+
+def answering_argparse(args: Namespace) -> ModuleType:
+    """An ``argparse`` whose parsers take no look at the command line: what it says is known, and checked."""
 
     class Parser(argparse.ArgumentParser):
-        def parse_args(self, args: Any = None, namespace: Any = None) -> Namespace:  # type: ignore[override]
-            unset = object()
-            probe = Namespace(**{action.dest: unset for action in self._actions if action.dest != "help"})
-            super().parse_args(args, probe)
-            parsed = super().parse_args(args, namespace)
-            after(parsed, {name for name, value in vars(probe).items() if value is not unset})
-            return parsed
+        def parse_args(self, *ignored: Any) -> Namespace:  # type: ignore[override]
+            return args
 
     return ModuleProxy(argparse, ArgumentParser=Parser)
 
@@ -91,15 +126,6 @@ def hide_gpu(argv: list[str]) -> None:
     """
     if (option(argv, "--device") or "").startswith("cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
-
-def make_folder(expdir: str | Path) -> None:
-    """Make the experiment folder and see that it can be written to, before anything is loaded.
-
-    Raises:
-        EkdError: it cannot be made or written to.
-    """
-    make_writable(Path(expdir), f"experiment folder {expdir}")
 
 
 def make_writable(folder: Path, where: str, advice: str = "") -> None:
@@ -175,18 +201,6 @@ def check_override_value(where: str, text: str) -> None:
             f"{where}: s3prl reads values as Python, and this would stay a string; write True, False and None so, and "
             "put words in quotes: [False], ['dev', 'test']"
         )
-
-
-def find_config(flag: str, value: str, places: Iterable[Path]) -> str:
-    """An absolute path for a config file given as it lies here, or as it is called in one of ``places``.
-
-    Raises:
-        EkdError: the file is nowhere.
-    """
-    for candidate in (Path(value), *(place / value for place in places)):
-        if candidate.is_file():
-            return str(candidate.resolve())
-    raise EkdError(f"{flag} {value}: no such config file")
 
 
 def check_file(flag: str, value: str, what: str) -> str:

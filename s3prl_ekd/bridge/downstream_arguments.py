@@ -13,6 +13,7 @@ from pathlib import Path
 from s3prl_ekd.bridge import arguments, checkpoints
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.compat.modules import ours
+from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -80,32 +81,38 @@ def check_task(name: str, s3prl: Path) -> None:
 
 
 def check_upstream(args: Namespace) -> None:
-    """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute."""
+    """The name is in s3prl's hub, and the files of -k and -g are there; their paths become absolute.
+
+    What is read from a checkpoint, which imports torch, comes last.
+    """
     if args.hub == "torch" and not getattr(args, "from_hf_hub", False):
         check_upstream_name(args.upstream, "-u")
-    local = args.upstream.endswith("_local") or args.upstream == "ekd_student"
-    _check_kind(args)
+    student, local = args.upstream.startswith("ekd_student"), args.upstream.endswith("_local")
     if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
         raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
-    if args.upstream_ckpt is not None and local and "://" not in args.upstream_ckpt:
+    if args.upstream_ckpt is None and args.upstream == "ekd_teacher":
+        raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
+    is_file = args.upstream_ckpt is not None and "://" not in args.upstream_ckpt
+    is_file = is_file and (local or args.upstream == "ekd_student")
+    if is_file:
         args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
-        if args.upstream.startswith("ekd_student"):
-            from s3prl_ekd.student_checkpoint import newest_checkpoint
-
-            # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
-            args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
-    if args.upstream == "ekd_teacher":
-        from s3prl_ekd.teachers.sources import describe
-
-        if args.upstream_ckpt is None:
-            raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
-        if Path(args.upstream_ckpt).exists():
-            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
-        describe(args.upstream_ckpt, "-k")
-    if args.upstream_model_config is not None and args.upstream.startswith("ekd_student"):
+    if args.upstream_model_config is not None and student:
         args.upstream_model_config = str(find_model_config(args.upstream_model_config))
     elif args.upstream_model_config is not None and local:
         args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
+    if is_file and student:
+        from s3prl_ekd.student_checkpoint import newest_checkpoint
+
+        # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
+        args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
+    elif args.upstream == "ekd_teacher":
+        from s3prl_ekd.teachers.sources import describe
+
+        if Path(args.upstream_ckpt).exists():
+            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
+        describe(args.upstream_ckpt, "-k")
+    else:
+        _check_kind(args)
 
 
 def _check_kind(args: Namespace) -> None:
@@ -123,18 +130,18 @@ def _check_kind(args: Namespace) -> None:
 
 
 def find_task_config(value: str | None, task: str, s3prl: Path) -> str:
-    """-c as given, as s3prl's checkout calls it, or as ours is called; without -c the task's own."""
+    """An absolute path for -c, which may be what s3prl's checkout calls one of our files; without -c the task's own.
+
+    Raises:
+        EkdError: there is no such file.
+    """
     folder = ours("downstream_configs")
-    if value is None:
-        for candidate in (Path("downstream", task, "config.yaml"), folder / CONFIGS.get(task, "-")):
-            if candidate.is_file():
-                return str(candidate.resolve())
-        value = f"downstream/{task}/config.yaml"
-    name = str(Path(value))
-    places = [s3prl, folder, folder.parent]
-    if name in S3PRL_CONFIGS and not Path(name).is_file() and not (s3prl / name).is_file():
+    name = str(Path(value or f"downstream/{task}/config.yaml"))
+    if value is None and task in CONFIGS and not Path(name).is_file():
+        return str(folder / CONFIGS[task])
+    if name in S3PRL_CONFIGS and not any((place / name).is_file() for place in (Path(), s3prl)):
         return str(folder / S3PRL_CONFIGS[name])
-    return arguments.find_config("-c", name, places)
+    return str(find_config("-c", name, (s3prl, folder, folder.parent)))
 
 
 def check_world(args: Namespace) -> None:

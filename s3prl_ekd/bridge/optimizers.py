@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from s3prl_ekd.bridge.adamw import step_at_once
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 
@@ -40,6 +39,8 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
     Returns:
         A function of the same arguments; it raises EkdError for an unknown name, and for keys that it does not take.
     """
+    from s3prl_ekd.bridge.adamw import step_at_once  # imports torch
+
     build = inspect.unwrap(build)  # in a process that runs several commands, it is the last one's
     module = sys.modules[build.__module__]
     known = {name.removeprefix("get_") for name in vars(module) if name.startswith("get_")} - {

@@ -6,7 +6,6 @@ s3prl meets most of these mistakes with a traceback or a bare assertion, some of
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.config import check_runner_config, load_model_config
+from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 
@@ -25,7 +25,7 @@ BATCH_KEYS = ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed
 
 
 def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, is_ours: bool) -> str:
-    """An absolute path for -c or -g: as given, of the task's folder (ours or s3prl's), or a variant's bare name.
+    """An absolute path for -c or -g; without one, the task's own file (ours or s3prl's).
 
     Args:
         flag: "-c" or "-g".
@@ -46,15 +46,7 @@ def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, 
         raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{default}")
     if flag == "-g" and is_ours:
         return str(find_model_config(value))
-    names = [value, f"{value}.yaml"] if "/" not in value else [value]
-    for name in names:
-        places = (mine.parent, mine, mine / task, s3prl, theirs / task)
-        # "pretrain/ekd/x.yaml" is meant from the folder that holds pretrain/; ours may be installed under another.
-        inner = re.sub(r"^(\./)?pretrain/", "", name)
-        for candidate in (Path(name), *(place / name for place in places), mine / inner):
-            if candidate.is_file():
-                return str(candidate.resolve())
-    raise EkdError(f"{flag} {value}: no such config file")
+    return str(find_config(flag, value, (s3prl, theirs / task, mine.parent, mine, mine / task)))
 
 
 def write_as_run(config: Mapping[str, Any], file: Path) -> None:
@@ -132,6 +124,12 @@ def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
         if 0 < rules["n_epochs"] and steps <= rules[key]:
             epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
             raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below {epochs}")
+
+
+def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether two configurations have as many steps in as many epochs, the files of the data being the same."""
+    (old, old_data), (new, new_data) = ((one["runner"], one["pretrain_expert"]["datarc"]) for one in (before, config))
+    return old_data == new_data and all(old[key] == new[key] for key in ("n_epochs", "gradient_accumulate_steps"))
 
 
 def warn_of_other_batches(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,31 +52,44 @@ def find_upstream(name: str) -> Callable[..., Any] | None:
 
 
 def check_upstream_name(name: str, flag: str) -> None:
-    """See that the hub has an upstream of this name; only a name that s3prl's files do not define costs its import.
+    """See that the hub has an upstream of this name; its files are read first, and it is imported only in doubt.
 
     Raises:
         EkdError: it has not; with the names that are near.
     """
-    if _is_defined(name):
+    files = _hubconf_texts()
+    known = upstream_names(files)
+    if name in known:
         return
-    hub = _registered()
-    if name not in hub.options():
-        raise EkdError(f"{flag} {name}: s3prl's hub has no such upstream{did_you_mean(name, hub.options(), count=3)}")
+    if not files or any(re.search(rf"\b{re.escape(name)}\b|\bglobals\(", text) for text in files):
+        known = set(_registered().options())
+    if name not in known:
+        raise EkdError(f"{flag} {name}: s3prl's hub has no such upstream{did_you_mean(name, known, count=3)}")
 
 
-def _is_defined(name: str) -> bool:
-    """Whether a ``hubconf.py`` that s3prl's hub takes names from defines this one, by their text: no import."""
+def upstream_names(files: Sequence[str] | None = None) -> set[str]:
+    """The hub's upstreams as far as its files define them by ``def``, and ours; nothing is imported.
+
+    Args:
+        files: the text of the hub's files, where it was read already.
+    """
+    texts = _hubconf_texts() if files is None else files
+    found = {name for text in texts for name in re.findall(r"^def ([a-zA-Z]\w*)\(", text, re.MULTILINE)}
+    return found.union(*UPSTREAMS.values())
+
+
+def _hubconf_texts() -> list[str]:
+    """The files that s3prl's hub takes all names from."""
     found = importlib.util.find_spec("s3prl")
-    if found is None or name.startswith("_") or not name.isidentifier():
-        return False
-    for root in map(Path, found.submodule_search_locations or ()):
+    texts = []
+    for root in map(Path, found.submodule_search_locations or () if found else ()):
         listing = root / "hub.py"
         text = listing.read_text() if listing.is_file() else ""
         for folder in re.findall(r"^from s3prl\.upstream\.(\w+)\.hubconf import \*", text, re.MULTILINE):
             hubconf = root / "upstream" / folder / "hubconf.py"
-            if hubconf.is_file() and re.search(rf"^def {name}\(", hubconf.read_text(), re.MULTILINE):
-                return True
-    return False
+            if hubconf.is_file():
+                texts.append(hubconf.read_text())
+    return texts
 
 
 def downloaded(url: str) -> Path | None:

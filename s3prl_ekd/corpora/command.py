@@ -17,6 +17,7 @@ from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.librispeech import prepare_librispeech
 from s3prl_ekd.corpora.prepare import lay_out, parse_tasks, plan_manifest
 from s3prl_ekd.corpora.voxceleb1 import prepare_voxceleb1
+from s3prl_ekd.device import shows_gpu
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
 
@@ -173,12 +174,12 @@ def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[P
 
 
 def next_command(result: Prepared) -> str:
-    """The s3prl command that uses what was prepared."""
-    config = shlex.quote(str(result.config))
+    """The s3prl command that uses what was prepared, on this machine: s3prl's own default is ``--device cuda``."""
+    end = shlex.quote(str(result.config)) + ("" if shows_gpu() else " --device cpu")
     if result.task == "pretrain":
-        return f"run_pretrain.py -u ekd -n NAME -c {config}"
+        return f"run_pretrain.py -u ekd -n NAME -c {end}"
     downstream = DOWNSTREAM[result.task]
-    return f"run_downstream.py -m train -n NAME-{result.task} -u ekd_student -k CKPT -d {downstream} -c {config}"
+    return f"run_downstream.py -m train -n NAME-{result.task} -u ekd_student -k CKPT -d {downstream} -c {end}"
 
 
 def show(results: Sequence[Prepared], console: Console | None = None) -> None:

@@ -1,0 +1,135 @@
+"""s3prl's downstream runner and what its module makes a run of, with what they lack.
+
+``downstream_launch.py`` puts them into the namespace of the runner's module.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.bridge import optimizers
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, is_out_of_memory, message
+from s3prl_ekd.errors import EkdError
+
+
+def on_device(device: Any) -> Any:
+    """``torch.cuda.device``, which the runner enters around ``empty_cache``: a context of nothing for the CPU."""
+    import torch
+
+    return torch.cuda.device(device) if str(device).startswith("cuda") else nullcontext()
+
+
+def runner_class(original: type, memory: EvaluationMemory) -> type:
+    """s3prl's runner, whose frozen upstream may keep the states that it has computed (``runner.cache_states``).
+
+    Args:
+        original: ``s3prl.downstream.runner.Runner``.
+        memory: answers for an evaluation while training that does not fit into the GPU's memory.
+    """
+
+    class Runner(original):
+        def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
+            if split is not None:
+                return memory.evaluate(super().evaluate, self.config, split, logger, global_step)
+            try:
+                return super().evaluate()
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                raise EkdError(message(self.args.evaluate_split, self.config)) from error
+
+        def _get_scheduler(self, optimizer: Any) -> Any:
+            return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
+
+        def _get_upstream(self) -> Any:
+            try:
+                entry = super()._get_upstream()
+            except OSError as error:  # which the downloaders of urllib, requests and huggingface_hub raise
+                if type(error).__module__ == "builtins":
+                    raise
+                reason = " ".join(str(error).split())[:200]
+                raise EkdError(
+                    f"-u {self.args.upstream}: its checkpoint could not be downloaded ({reason}); without a network: "
+                    "docs/faq.md"
+                ) from error
+            folder = self.config["runner"].get("cache_states")
+            if folder:
+                from s3prl_ekd.bridge.cached_upstream import CachedUpstream
+
+                config = self.args.upstream_model_config
+                text = Path(config).read_text() if config and Path(config).is_file() else str(config)
+                entry.model = CachedUpstream(entry.model, Path(folder), (self.args.upstream, text))
+                entry.model.to(self.args.device)
+            return entry
+
+    return Runner
+
+
+def featurizer_class(original: type) -> type:
+    """s3prl's featurizer, which answers ``-l`` beyond the upstream's states with a bare IndexError.
+
+    It chooses what of the upstream's output is read, so it tells an upstream with a cache what is worth keeping.
+    """
+
+    class Featurizer(original):
+        def __init__(self, upstream: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(upstream, *args, **kwargs)
+            if hasattr(upstream, "begin"):
+                upstream.begin(self.feature_selection, self.layer_selection, self.downsample_rate, self._select_feature)
+
+        def _select_feature(self, features: dict[str, Any]) -> Any:
+            states, layer = features.get(self.feature_selection, ()), self.layer_selection
+            several = isinstance(states, (list, tuple)) and len(states) > 1  # of a single one s3prl ignores -l
+            if layer is not None and several and not -len(states) <= layer < len(states):
+                last = len(states) - 1
+                raise EkdError(f"-l {layer}: the upstream's {self.feature_selection} are numbered 0 to {last}")
+            return super()._select_feature(features)
+
+    return Featurizer
+
+
+def count_steps(runner: Any) -> None:
+    """Let every rank of a distributed run stop at total_steps.
+
+    s3prl's runner counts steps in its progress bar, and only rank 0 moves it: the others train on until their peer is
+    gone, and fail. Here their bar moves with ``optimizer.zero_grad``, which the runner calls once a step.
+    """
+    bars: list[Any] = []
+    make_bar, make_optimizer = runner.tqdm, runner.get_optimizer
+
+    def tqdm(*args: Any, **kwargs: Any) -> Any:
+        bar = make_bar(*args, **kwargs)
+        if kwargs.get("desc") == "overall":
+            bars[:] = [bar]
+        return bar
+
+    def get_optimizer(*args: Any, **kwargs: Any) -> Any:
+        optimizer = make_optimizer(*args, **kwargs)
+        if not runner.is_leader_process():
+            zero_grad = optimizer.zero_grad
+
+            def counted(*args: Any, **kwargs: Any) -> None:
+                zero_grad(*args, **kwargs)
+                bars[0].update(1)
+
+            optimizer.zero_grad = counted
+        return optimizer
+
+    tqdm.write = make_bar.write  # type: ignore[attr-defined]
+    runner.tqdm, runner.get_optimizer = tqdm, get_optimizer
+
+
+def data_parallel(original: Any) -> Any:
+    """DistributedDataParallel as s3prl's runner needs it.
+
+    ``device_ids=[local_rank]`` is passed for models on the CPU too, where it is an error. And rank 0 evaluates alone
+    with the wrapped model, so its forward must not exchange buffers (s3prl's hold the best score, which is rank 0's).
+    """
+
+    def build(model: Any, device_ids: Any = None, **kwargs: Any) -> Any:
+        on_gpu = all(parameter.is_cuda for parameter in model.parameters())
+        return original(model, device_ids=device_ids if on_gpu else None, broadcast_buffers=False, **kwargs)
+
+    return build

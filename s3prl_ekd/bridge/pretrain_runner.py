@@ -1,0 +1,73 @@
+"""s3prl's pretraining runner with what it lacks.
+
+What it reads of its module's namespace is replaced in ``pretrain_launch.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from s3prl_ekd.bridge import optimizers
+from s3prl_ekd.bridge.ranks import World, mute
+from s3prl_ekd.errors import EkdError
+
+
+def runner_class(original: type, world: World, check_expert: Callable[[Any], None]) -> type:
+    """s3prl's runner, which goes on at the right learning rate, downloads once, and closes its log.
+
+    Args:
+        original: ``pretrain.runner.Runner``.
+        world: on each node of a launch one rank goes first in building the expert, which may download.
+        check_expert: called with the task's expert before training.
+    """
+
+    class Runner(original):
+        def __init__(self, *args: Any) -> None:
+            with _closing_log(self):
+                super().__init__(*args)
+
+        def _get_scheduler(self, optimizer: Any) -> Any:
+            return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
+
+        def _get_upstream(self) -> Any:
+            with world.local_rank_zero_first():
+                return super()._get_upstream()
+
+        def train(self) -> None:
+            with _closing_log(self):
+                check_expert(self.upstream)
+                super().train()
+
+    return Runner
+
+
+def share_work(runner: Any, world: World) -> None:
+    """Stand-ins for what the module of the runner does in every rank, but only one may do, or none."""
+    runner.torch.cuda.empty_cache = _out_of_memory
+    if not world.is_rank_zero:
+        mute(runner)
+        runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
+
+
+def _out_of_memory() -> None:
+    """The runner empties the cache and goes on with the next batch, which its peers would wait for in vain."""
+    from s3prl_ekd.bridge.memory import PRETRAINING
+
+    raise EkdError(f"out of GPU memory; {PRETRAINING}, or take more ranks")
+
+
+@contextmanager
+def _closing_log(runner: Any) -> Iterator[None]:
+    """Close the runner's tensorboard file where an error ends the run.
+
+    tensorboardX closes it when Python ends, by a thread that it starts for that, which Python 3.12 refuses: a traceback
+    would follow the line that says what was wrong.
+    """
+    try:
+        yield
+    except BaseException:
+        if getattr(runner, "logger", None) is not None:
+            runner.logger.close()
+        raise

@@ -1,0 +1,249 @@
+"""What both launchers do with one of s3prl's scripts: stand-ins put into its namespace, then its own ``main()``.
+
+s3prl's scripts read ``os``, ``torch`` and ``argparse`` as globals of their own modules, and so do its runners: what is
+put there changes these calls alone. What only one of the scripts needs is in ``pretrain_launch.py`` and
+``downstream_launch.py``; the checks of arguments that both share, in ``arguments.py``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import logging
+import os
+import warnings
+from abc import ABC, abstractmethod
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from s3prl_ekd.bridge import arguments, checkpoints, optimizers
+from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
+from s3prl_ekd.errors import EkdError
+
+log = logging.getLogger(__name__)
+
+
+class Finished(Exception):
+    """The run that was to go on has made all its steps."""
+
+
+class ScriptLaunch(ABC):
+    """One run of a script of s3prl's.
+
+    The script's parser goes first, by itself, and :meth:`_parsed` checks what it found: a mistake is said before torch
+    and s3prl are imported. Then ``main()`` runs and calls back, in this order: :meth:`_load_resumed` for the checkpoint
+    of a run that goes on, :meth:`_checked` with arguments and configuration, and from its runner :meth:`_load_state`.
+
+    Args:
+        current: the command.
+    """
+
+    script: ClassVar[str]
+    """Its name in s3prl's folder."""
+    get_arguments: ClassVar[str]
+    """The script's function that parses the arguments and reads the configuration."""
+    results: ClassVar[str]
+    """Folder of the experiments that are named by ``-n``."""
+    checkpoint_keys: ClassVar[tuple[str, ...]]
+    """What a checkpoint of the script's runner holds."""
+    runner_name: ClassVar[str]
+    """The runner, for messages."""
+    empty_folder_hint: ClassVar[str] = ""
+    """Ends the message on ``-e FOLDER`` without a checkpoint."""
+
+    def __init__(self, current: Run) -> None:
+        self.current, self.world = current, current.world
+        self.s3prl = s3prl_folder()
+        self.keeper = checkpoints.AtomicCheckpoints()
+        self.folder: ExperimentFolder | None = None  # of a new run
+        self.args = Namespace()
+        self.explicit: set[str] = set()  # the arguments that the command line gave itself
+        self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
+        self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
+        self.step = 0  # of that checkpoint
+
+    @property
+    def source(self) -> str:
+        """The file that the configuration comes from, for messages."""
+        return str(self.args.past_exp or self.args.config)
+
+    def run(self, argv: list[str]) -> None:
+        """Run the script with these arguments.
+
+        Raises:
+            EkdError: whatever the user can fix; see the messages.
+        """
+        arguments.hide_gpu(argv)
+        arguments.with_argv(argv)
+        self.world.connect()
+        self.main()
+        self.world.end()
+
+    def main(self) -> None:
+        """Parse the arguments, load the script, and call its ``main()``; a start that fails leaves no folder behind."""
+        try:
+            self._take(*self._parse())
+            self._call_main()
+        except BaseException:
+            if self.folder is not None:
+                self.folder.take_back()
+            raise
+
+    def _call_main(self) -> None:
+        warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
+        script, runner = self._load()
+        self._change_script(script)
+        self._change_runner(runner)
+        script.Runner = self._runner_class(runner.Runner)
+        try:
+            script.main()
+        except Finished as finished:
+            if self.world.is_rank_zero:
+                log.info("%s", finished)
+        except yaml.YAMLError as error:  # its text names the file
+            raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
+
+    def _parse(self) -> tuple[Namespace, set[str]]:
+        """The arguments by the script's parser, and which of them were given."""
+        file, names = self.s3prl / self.script, self._parser_needs()
+        try:
+            return arguments.parse_ahead(file, self.get_arguments, names)
+        except NameError:  # a checkout whose owner has changed the parser
+            return arguments.parse_ahead(file, self.get_arguments, {**vars(self._load()[0]), **names})
+
+    @abstractmethod
+    def _parser_needs(self) -> dict[str, Any]:
+        """What the options of the script's parser are made of, name by name."""
+
+    # --------------------------------------------------------------------------------------------------- stand-ins
+
+    @abstractmethod
+    def _load(self) -> tuple[Any, Any]:
+        """The modules of the script and of its runner, s3prl patched for the installed stack."""
+
+    def _load_script(self) -> Any:
+        """A module of the script's own, whatever else in this process has imported it."""
+        name = f"s3prl_{Path(self.script).stem}"
+        spec = importlib.util.spec_from_file_location(name, self.s3prl / self.script)
+        assert spec is not None and spec.loader is not None  # of a file that ends in .py
+        script = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(script)
+        return script
+
+    def _change_script(self, script: Any) -> None:
+        """Put the stand-ins into the script's namespace."""
+        import torch
+
+        script.argparse = arguments.answering_argparse(self.args)
+        script.os = ModuleProxy(os)
+        if not self.world.is_rank_zero:
+            script.os.makedirs = lambda *args, **kwargs: None
+        script.torch = ModuleProxy(torch, load=self._load_resumed)
+        script.override = arguments.checked_override(script.override)
+        original = getattr(script, self.get_arguments)
+        setattr(script, self.get_arguments, lambda: self._checked(*original()))
+
+    def _change_runner(self, runner: Any) -> None:
+        """Put the stand-ins into the namespace of the runner's module."""
+        import torch
+
+        runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
+        runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
+        runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)
+
+    @abstractmethod
+    def _runner_class(self, original: type) -> type:
+        """s3prl's runner, with what it lacks."""
+
+    # --------------------------------------------------------------------------------------------------- arguments
+
+    def _take(self, args: Namespace, explicit: set[str]) -> None:
+        """Check what s3prl's parser found, before s3prl uses it."""
+        self.args, self.explicit = args, explicit
+        arguments.check_override(args.override)
+        if args.expdir is None and args.expname is not None:
+            args.expdir = f"{self.results}/{args.expname}"
+        self._parsed(args)
+
+    @abstractmethod
+    def _parsed(self, args: Namespace) -> None:
+        """Check and complete the arguments, in place; what needs torch comes last.
+
+        Raises:
+            EkdError: s3prl would meet one with a traceback, or do something else.
+        """
+
+    def _find_checkpoint(self, args: Namespace) -> Path | None:
+        """The checkpoint that ``-a`` or ``-e`` means, put into ``args`` as the one to go on from; None for a new run.
+
+        Raises:
+            EkdError: there is none, it cannot be read, or it lies in another folder than the command names.
+        """
+        found = checkpoints.resume_from(
+            args.expdir, args.auto_resume, args.past_exp, self._read_runner, self.empty_folder_hint
+        )
+        self.world.agree("checkpoint to continue from", "" if found is None else str(found))
+        if found is not None:
+            flag = "-p" if "expdir" in self.explicit else "-n"
+            checkpoints.check_folder(found, args.expdir, flag, self.explicit)
+            args.past_exp, args.auto_resume = str(found), False
+        return found
+
+    def _make_folder(self, args: Namespace) -> None:
+        """Make the folder of a new run, once its arguments were checked; one rank makes it, and takes it back."""
+        if not self.world.is_rank_zero:
+            return
+        self.folder = ExperimentFolder(args.expdir)
+        self.folder.make()
+
+    def _read_runner(self, path: str | Path) -> dict[str, Any]:
+        """A checkpoint of the script's runner, its tensors left on disk."""
+        return checkpoints.read_runner(path, self.checkpoint_keys, self.runner_name, mmap=True)
+
+    # ------------------------------------------------------------------------------------------- a run that goes on
+
+    def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the script reads on resuming; the script then lets nearly every argument of the checkpoint win."""
+        state = checkpoints.read(path)
+        self.before, self.step = copy.deepcopy(state["Config"]), int(state.get("Step") or 0)
+        saved: Namespace = state["Args"]
+        saved.expdir = str(Path(path).parent)  # where the run lies now
+        saved.past_exp, saved.auto_resume = self.args.past_exp, self.args.auto_resume
+        self._correct_saved(saved)
+        return state
+
+    @abstractmethod
+    def _correct_saved(self, saved: Namespace) -> None:
+        """Set, in the arguments of a checkpoint, what must not come from there."""
+
+    def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
+        """What the runner reads on resuming: the checkpoint, with what ``-o`` changes of its optimizer."""
+        state = checkpoints.read(path)
+        optimizers.apply_changes(state, self.changed)
+        return state
+
+    def _finished(self, steps: int, key: str) -> Finished:
+        """What ends a run that has made all its ``steps``, before anything is loaded; ``key`` would give it more."""
+        return Finished(
+            f"{self.source}: finished at step {steps}; nothing to do (more steps: -o config.runner.{key}=...)"
+        )
+
+    # ----------------------------------------------------------------------------------------------- configuration
+
+    @abstractmethod
+    def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
+        """After s3prl has merged arguments, configuration and ``-o``: check what it would trip over.
+
+        Returns:
+            What the script's function returns.
+
+        Raises:
+            EkdError: a value is missing, unknown or not possible.
+            Finished: there is no step to be made.
+        """

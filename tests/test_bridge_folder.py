@@ -1,0 +1,91 @@
+"""The folder of an experiment whose start was refused: gone, with what the start wrote; nothing else is touched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from bridge_corpora import overrides, voxceleb
+from console import check_mistakes, command
+from tensorboardX import SummaryWriter
+
+from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
+
+WRITTEN = ("config_runner.yaml", "config_model.yaml", "args_2026-11-27-22-00-01.yaml", "mine_2026-11-27-22-00-01.yaml")
+
+
+def start(folder: Path, value: float | None = None) -> ExperimentFolder:
+    """What is there when a start has come as far as it can, with a value in tensorboard's file or none."""
+    made = ExperimentFolder(folder)
+    made.make()
+    for name in WRITTEN:
+        (folder / name).write_text("x: 1")
+    (folder / ".files").mkdir()
+    (folder / ".files/train.pkl").touch()
+    log = SummaryWriter(str(folder))
+    if value is not None:
+        log.add_scalar("loss", value, 1)
+    log.close()
+    return made
+
+
+def test_what_a_start_made_is_taken_back_and_its_parents(tmp_path: Path) -> None:
+    start(tmp_path / "result/pretrain/x").take_back()
+    assert not list(tmp_path.iterdir())
+    ExperimentFolder(tmp_path / "never/made").take_back()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    for name in ("result/pretrain/other", "result/pretrain/x"):
+        (tmp_path / name).mkdir(parents=True)
+    mine = tmp_path / "result/pretrain/x/args_2025-01-01-00-00-00.yaml"
+    mine.write_text("mine")
+    start(mine.parent).take_back()
+    assert list(mine.parent.iterdir()) == [mine] and mine.read_text() == "mine"
+    start(tmp_path / "result/downstream/y").take_back()
+    assert [path.name for path in (tmp_path / "result").iterdir()] == ["pretrain"]
+
+
+@pytest.mark.parametrize("left", ["states-4.ckpt", "metrics.jsonl", "log.log", "value"])
+def test_training_that_began_keeps_everything(tmp_path: Path, left: str) -> None:
+    made = start(tmp_path / "x", 0.0 if left == "value" else None)
+    if left != "value":
+        (tmp_path / "x" / left).touch()
+    before = sorted(tmp_path.rglob("*"))
+    made.take_back()
+    assert sorted(tmp_path.rglob("*")) == before and len(before) > len(WRITTEN)
+
+
+@pytest.mark.slow
+def test_refused_pretraining_leaves_no_folder(lab: Path, tmp_path: Path) -> None:
+    """In the arguments, in the configuration, and in the expert's constructor."""
+    model = yaml.safe_load((lab / "model.yaml").read_text())
+    model["ekd"]["teachers"][0]["source"] = "/nowhere/teacher.pt"
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(model))
+    base = f"-u ekd -n x -c {lab}/runner.yaml"
+    mistakes = {
+        f"-u ekd -n x -c {tmp_path}/none.yaml": "no such config file",
+        f"{base} -g {lab}/model.yaml -o config.runner.total_stpes=1": "runner.total_stpes: unknown key",
+        f"{base} -g model.yaml": "ekd.teachers[0].source",
+        f"{base} -g {lab}/model.yaml -o config.pretrain_expert.datarc.file_path='/nowhere'": "/nowhere",
+        f"{base} -g {lab}/model.yaml -o config.scheduler.name='foo'": "scheduler.name: 'foo' is none of",
+    }
+    check_mistakes("pretrain", mistakes, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.yaml"]
+
+
+@pytest.mark.slow
+def test_refused_downstream_training_leaves_no_folder(tmp_path: Path) -> None:
+    """In the configuration, with the upstream loaded, and when training is about to begin."""
+    data = voxceleb(tmp_path / "vox")
+    base, given = "-m train -n x -u fbank -d voxceleb1 --device cpu".split(), overrides("voxceleb1", data)
+    for words, said in (
+        ([*base, "-o", f"{given},,config.runner.total_stpes=1"], "runner.total_stpes: unknown key"),
+        ([*base, "-u", "ekd_student", "-g", "embedded", "-l", "99", "-o", given], "-l 99: the upstream's"),
+        ([*base, "-o", f"{given},,config.optimizer.name='Adamm'"], "optimizer.name: 'Adamm' is none of"),
+    ):
+        done = command("run_downstream.py", *words, cwd=tmp_path)
+        assert done.returncode != 0 and said in done.stderr, done.stderr[-2000:]
+        assert [path.name for path in tmp_path.iterdir()] == ["vox"], words

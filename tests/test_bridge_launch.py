@@ -1,0 +1,300 @@
+"""What both launchers have in common: one run of a script of s3prl's, with stand-ins in its namespace."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from console import environment
+
+from s3prl_ekd.bridge import checkpoints, pretrain_launch
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.bridge.ranks import PeerError
+from s3prl_ekd.bridge.script_launch import Finished, ScriptLaunch
+from s3prl_ekd.errors import EkdError
+
+SCRIPT = """
+import argparse, os, torch
+
+def override(text, args, config):
+    config["changed"] = text
+
+def get_args():
+    parser = argparse.ArgumentParser()
+    for name in ("past_exp", "expdir", "expname", "override", "config"):
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--auto_resume", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    config = {}
+    if args.past_exp:
+        saved = torch.load(args.past_exp)
+        config = saved["Config"]
+        vars(args).update(vars(saved["Args"]))
+    if args.override:
+        override(args.override, args, config)
+    return args, config
+
+def main():
+    args, config = get_args()
+    Runner(args, config).train()
+"""
+RUNNER = """
+import os, torch
+
+def get_optimizer(*args): pass
+def get_scheduler(*args): pass
+
+class Runner:
+    def __init__(self, args, config):
+        self.args, self.config = args, config
+
+    def train(self):
+        os.makedirs(self.args.expdir, exist_ok=True)
+        torch.save({"Args": self.args, "Config": self.config, "Step": 1}, f"{self.args.expdir}/states-1.ckpt")
+"""
+
+
+def module(name: str, text: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    made = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, made)
+    exec(text, made.__dict__)
+    return made
+
+
+class Launch(ScriptLaunch):
+    """The common part on a script of ten lines."""
+
+    script, get_arguments, results = "script.py", "get_args", "result/some"
+    checkpoint_keys, runner_name = ("Args", "Config"), "the runner"
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__(Run([]))
+        self.monkeypatch, self.s3prl = monkeypatch, Path.cwd()
+        self.seen: dict[str, Any] = {}
+
+    def _parser_needs(self) -> dict[str, Any]:
+        return {}
+
+    def _load(self) -> tuple[ModuleType, ModuleType]:
+        self.seen["loads"] = self.seen.get("loads", 0) + 1
+        return module("a_script", SCRIPT, self.monkeypatch), module("its_runner", RUNNER, self.monkeypatch)
+
+    def _runner_class(self, original: type) -> type:
+        return original
+
+    def _parsed(self, args: Namespace) -> None:
+        self.seen["checkpoint"] = self._find_checkpoint(args)
+
+    def _correct_saved(self, saved: Namespace) -> None:
+        saved.device, saved.override = self.args.device, self.args.override
+
+    def _checked(self, args: Namespace, config: dict, *rest: Any) -> tuple:
+        self.seen |= {"args": args, "config": config}
+        if "bad" in str(args.override):
+            raise yaml.YAMLError("in x.yaml,\n  line 3")
+        return args, config, *rest
+
+
+@pytest.fixture
+def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    (tmp_path / "script.py").write_text(SCRIPT)
+
+    def run(*words: str) -> Launch:
+        one = Launch(monkeypatch)
+        one.run(list(words))
+        return one
+
+    return run
+
+
+def test_a_new_run_and_one_that_goes_on(launch: Any, tmp_path: Path) -> None:
+    first = launch("--expname", "x", "--config", "c.yaml")
+    assert first.explicit == {"expname", "config"} and first.source == "c.yaml"
+    assert first.seen["checkpoint"] is None and first.before is None
+    saved = Path("result/some/x/states-1.ckpt")
+    assert checkpoints.read(saved)["Args"].expdir == "result/some/x"
+
+    (tmp_path / "result/some/x").rename(tmp_path / "moved")
+    again = launch("--expdir", "moved", "--auto_resume", "--override", "config.a=1", "--device", "cpu:0")
+    assert again.seen["checkpoint"] == Path("moved/states-1.ckpt") and again.source == "moved/states-1.ckpt"
+    assert again.before == {} and again.seen["config"] == {"changed": "config.a=1"}  # -o is not in what was before
+    assert again.seen["args"].expdir == "moved" and again.seen["args"].device == "cpu:0"
+    with pytest.raises(EkdError, match="-n: result/some/y is not the folder of moved/states-1.ckpt"):
+        launch("--past_exp", "moved", "--expname", "y")
+
+
+def test_mistakes_in_what_the_script_reads_are_one_line(launch: Any, tmp_path: Path) -> None:
+    with pytest.raises(EkdError, match="^a config file is not valid YAML: in x.yaml, line 3$"):
+        launch("--expname", "x", "--override", "config.a='bad'")
+    with pytest.raises(EkdError, match="-o 'a=1': the key must start with config. or args."):
+        launch("--expname", "x", "--override", "a=1")
+    torch.save({"Args": Namespace()}, tmp_path / "other.ckpt")
+    with pytest.raises(EkdError, match="other.ckpt: not a checkpoint of the runner: it has no 'Config'"):
+        launch("--past_exp", "other.ckpt")
+
+
+def test_a_pretraining_mistake_names_the_file_and_another_ranks_stays_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = pretrain_launch.PretrainLaunch(Run([]))
+    launch.args = SimpleNamespace(past_exp=None, config="mine.yaml")
+    for error, expected in (
+        (EkdError("config_runner.yaml: runner.x: wrong"), "mine.yaml: runner.x: wrong"),
+        (PeerError("config_runner.yaml is theirs"), "config_runner.yaml is theirs"),
+    ):
+
+        def fail(self: Any, error: EkdError = error) -> None:
+            raise error
+
+        monkeypatch.setattr(ScriptLaunch, "main", fail)
+        with pytest.raises(type(error)) as caught:
+            launch.main()
+        assert str(caught.value) == expected and type(caught.value) is type(error)
+
+
+def test_a_parser_that_needs_more_of_its_script_gets_it(
+    launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a checkout whose owner has changed it."""
+    assert launch("--expname", "x").seen["loads"] == 1
+    changed = SCRIPT.replace("    parser = ", "    DEVICES\n    parser = ")
+    (tmp_path / "script.py").write_text(changed)
+    monkeypatch.setattr(sys.modules[__name__], "SCRIPT", f"DEVICES = ['cpu']{changed}")
+    assert launch("--expname", "y").seen["loads"] == 2
+
+
+def pretrained(name: str, step: int, **before: Any) -> Any:
+    """Whether a pretraining run goes on from ``name``, as its configuration is, or as ``-o`` changes it."""
+    rules = {"n_epochs": -1, "total_steps": 8, "gradient_accumulate_steps": 1}
+
+    def check(task: str = "ekd", data: str = "a", **changes: Any) -> str:
+        launch = pretrain_launch.PretrainLaunch(Run([]))
+        launch.args, launch.step = Namespace(past_exp=name, upstream=task), step
+        old, new = (
+            {"runner": one, "pretrain_expert": {"datarc": {"sets": sets}}}
+            for one, sets in (({**rules, **before}, "a"), ({**rules, **before, **changes}, data))
+        )
+        try:
+            launch._check_unfinished(old, new)
+        except Finished as finished:
+            return str(finished)
+        return ""
+
+    return check
+
+
+def test_a_pretraining_run_is_finished_where_no_step_is_left() -> None:
+    end = "finished at step 8; nothing to do (more steps: -o config.runner.total_steps=...)"
+    done = pretrained("x/states-epoch-2.ckpt", 8)
+    assert done() == f"x/states-epoch-2.ckpt: {end}"
+    assert done(total_steps=9) == "" and done(total_steps=5) == done()
+    assert pretrained("x/states-6.ckpt", 6)() == ""
+    assert pretrained("x/states-8.ckpt", 7)("tera") == f"x/states-8.ckpt: {end}"  # s3prl's own count is one behind
+    assert pretrained("x/states-7.ckpt", 6)("tera") == ""
+
+
+def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -> None:
+    done = pretrained("states-epoch-3.ckpt", 30, n_epochs=3)
+    assert done().endswith("finished at step 30; nothing to do (more steps: -o config.runner.n_epochs=...)")
+    for changes in (
+        {"n_epochs": 4},
+        {"gradient_accumulate_steps": 2},
+        {"data": "b"},
+        {"n_epochs": -1, "total_steps": 31},
+    ):
+        assert done(**changes) == "", changes
+    assert pretrained("states-20.ckpt", 20, n_epochs=3)() == ""
+
+
+LIGHT = """
+import sys
+from s3prl_ekd.bridge import launch
+name, *lines = sys.argv[1:]
+for line in lines:
+    sys.argv = [f"run_{name}.py", *line.split(), "--device", "cpu"]
+    assert getattr(launch, f"run_{name}")() == 2, line
+    heavy = {"torch", "transformers", "s3prl", "pandas", "scipy", "librosa"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "mistakes"),
+    [
+        (
+            "pretrain",
+            {
+                "-u ekd -n x -c none.yaml": "-c none.yaml: no such config file",
+                "-u ekd -n x -g nono": "-g nono: no such config file (variants by name: average",
+                "-u ekd -n used": "used: holds states-7.ckpt of an earlier run",
+                "-u ekd": "-n NAME is missing",
+                "-n x": "-u TASK is missing",
+                "-u tera -n x -e none.ckpt": "-e none.ckpt: no such checkpoint",
+                "-u ekd -n x -o runner=1": "-o 'runner=1': the key must start with config.",
+            },
+        ),
+        (
+            "downstream",
+            {
+                "-m train -u fbnk -d ctc -n x": "-u fbnk: s3prl's hub has no such upstream; did you mean fbank",
+                "-m train -u fbank -d emotoin -n x": "-d emotoin: s3prl has no such downstream task",
+                "-m train -u fbank -d ctc -n x -c none.yaml": "-c none.yaml: no such config file",
+                "-m train -u ekd_student -k none.ckpt -d ctc -n x": "-k none.ckpt: no such checkpoint",
+                "-m train -u ekd_student -k text.ckpt -g nono -d ctc -n x": "-g nono: no such config file",
+                "-m train -u fbank -d ctc": "-n NAME is missing",
+                "-m train -d ctc -n x": "-u UPSTREAM is missing",
+                "-m train -u ekd_teacher -d ctc -n x": "-u ekd_teacher: give a teacher with -k",
+                "-m evaluate -e none.ckpt": "-e none.ckpt: no such checkpoint or experiment folder",
+            },
+        ),
+    ],
+)
+def test_mistakes_in_arguments_are_said_before_the_heavy_imports(
+    tmp_path: Path, name: str, mistakes: dict[str, str]
+) -> None:
+    (tmp_path / "text.ckpt").write_text("hello")
+    used = tmp_path / f"result/{name}/used"
+    used.mkdir(parents=True)
+    (used / "states-7.ckpt").touch()
+    words = [sys.executable, "-c", LIGHT, name, *mistakes]
+    done = subprocess.run(words, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = done.stderr.splitlines()
+    assert len(said) == len(mistakes)
+    for line, (words, expected) in zip(said, mistakes.items(), strict=True):
+        assert line.startswith("error: ") and expected in line, (words, line)
+
+
+def test_of_several_ranks_the_first_makes_the_folder(launch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it takes it back, a rank that is behind would make it again."""
+    made = []
+
+    class Made(Launch):
+        def _parsed(self, args: Namespace) -> None:
+            self._make_folder(args)
+            made.append(Path(args.expdir).exists())
+
+        def _checked(self, args: Namespace, config: dict, *rest: Any) -> tuple:
+            raise EkdError("refused")
+
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "SCRIPT",
+        SCRIPT.replace(
+            "args = parser.parse_args()", "args = parser.parse_args()\n    os.makedirs(args.expdir, exist_ok=True)"
+        ),
+    )
+    for rank in (0, 1):
+        one = Made(monkeypatch)
+        one.world.rank = rank
+        with pytest.raises(EkdError, match="refused"):
+            one.run(["--expname", "x"])
+        assert made[-1] == (rank == 0) and not Path("result").exists()

@@ -140,6 +140,12 @@ def test_under_a_target_cache_its_targets_are_kept_too(
     assert sum(calls) == 18
 
 
+def test_other_held_out_speech_than_is_cached_is_refused(lab: Path, tmp_path: Path) -> None:
+    save(make_expert(lab, tmp_path / "cache", HELD_OUT), tmp_path / "run")
+    with pytest.raises(EkdError, match="validation holds the targets of another run: the data .*; delete it to fill"):
+        make_expert(lab, tmp_path / "cache", HELD_OUT | {"valid_minutes": 0.03})
+
+
 def test_targets_can_be_computed_ahead(lab: Path, tmp_path: Path, calls: list[int]) -> None:
     model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache")
     runner = yaml.safe_load((lab / "runner.yaml").read_text())

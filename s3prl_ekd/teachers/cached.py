@@ -134,6 +134,8 @@ def open_cache(
         other = difference(there.fingerprint, ours, some=complete)
         if other is not None:
             advice = "name another folder"
+            if folder.name == target_folder.VALIDATION:  # small, and other held-out speech is no other run
+                advice = "delete it to fill it anew"
             if difference(there.fingerprint, ours, some=True) is None:
                 advice += ", or let the run that fills it come to its end: a full cache serves some of its teachers too"
             raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; {advice}")

@@ -30,8 +30,14 @@ def test_a_batch_that_does_not_fit_is_left_out(lab: Path, tmp_path: Path, precis
     check_out_of_memory(lab, tmp_path, "cuda", precision)
 
 
-def test_a_killed_run_continues_with_the_same_losses(lab: Path, tmp_path: Path) -> None:
-    check_continued(lab, tmp_path, "cuda")
+@pytest.mark.parametrize(("precision", "fused"), [("bf16", False), ("fp16", False), ("fp32", True), ("fp16", True)])
+def test_a_killed_run_continues_with_the_same_losses(lab: Path, tmp_path: Path, precision: str, fused: bool) -> None:
+    """With the loss scale of fp16, which a fused optimizer takes into its kernel."""
+    check_continued(lab, tmp_path, "cuda", precision, fused)
+
+
+def test_a_run_on_a_numbered_gpu(lab: Path, tmp_path: Path) -> None:
+    check_continued(lab, tmp_path, f"cuda:{torch.cuda.device_count() - 1}")
 
 
 def test_losses_of_all_precisions_agree(lab: Path, tmp_path: Path) -> None:

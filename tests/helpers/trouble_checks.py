@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import trouble_lab
+import yaml
 
 from s3prl_ekd.torch_file import read_torch_file
 
@@ -62,11 +63,24 @@ def check_out_of_memory(lab: Path, folder: Path, device: str, precision: str, ac
     check_finite(folder / "x")
 
 
-def check_continued(lab: Path, folder: Path, device: str) -> None:
-    """Killed after step 4 and continued with -a: the losses of a run that was never stopped."""
-    model = trouble_lab.configure(lab, folder, "bf16")
-    whole = trouble_lab.start(folder, *trouble_lab.arguments(lab, model, "whole", device))
-    killed = trouble_lab.arguments(lab, model, "killed", device)
+def check_continued(lab: Path, folder: Path, device: str, precision: str = "bf16", fused: bool = False) -> None:
+    """Killed after step 4 and continued with -a: the losses of a run that was never stopped.
+
+    ``fused``: torch's own AdamW, all of it in one kernel, instead of s3prl's with its schedule.
+    """
+    model = trouble_lab.configure(lab, folder, precision)
+    runner = yaml.safe_load((lab / "runner.yaml").read_text())
+    if fused:
+        runner["optimizer"] = {"name": "TorchOptim", "torch_optim_name": "AdamW", "lr": 1e-3, "fused": True}
+    (folder / "runner.yaml").write_text(yaml.safe_dump(runner))
+
+    def arguments(name: str) -> list[str]:
+        words = trouble_lab.arguments(lab, model, name, device, fp16=precision == "fp16")
+        words[words.index("-c") + 1] = str(folder / "runner.yaml")
+        return words
+
+    whole = trouble_lab.start(folder, *arguments("whole"))
+    killed = arguments("killed")
     killed[-1] += ",,config.pretrain_expert.datarc.num_workers=0"  # workers outlive their killed process by seconds
     trouble_lab.end(trouble_lab.start(folder, *killed, faults="5:kill"), status=-9)
     assert sorted(trouble_lab.losses(folder / "killed")) == [1, 2, 3, 4]

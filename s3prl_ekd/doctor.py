@@ -26,6 +26,7 @@ from rich.table import Table
 from s3prl_ekd.bridge import link
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.corpora.folds_file import read_folds
+from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.variants import find_model_config
@@ -288,6 +289,9 @@ def _pretraining_sets(folder: Path) -> Finding:
         return Finding("pretrain", "note", "no length CSVs in pretrain/")
     if not root_file.is_file():
         return Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again")
+    if {table.stem for table in tables} <= set(earlier_held_out(folder / "pretrain")):
+        todo = f"s3prl-ekd prepare ... --out {folder}, without --held-out"
+        return Finding("pretrain", "broken", "held-out sets, and none to train on yet", todo)
     try:
         _, *found = pretraining_data(folder / "pretrain.yaml")
     except EkdError as error:

@@ -201,4 +201,42 @@ def test_sets_are_held_out_for_validation(manifests: Path, tmp_path: Path, capsy
     assert main(["doctor", "--data", str(out)]) == 0
     assert "validation: talks-dev: " in " ".join(capsys.readouterr().out.split())
     assert main([*audio[:-1], str(tmp_path / "new"), "--held-out"]) == 0
-    assert "no set to train on yet" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "no set to train on yet" in shown and "next:" not in shown  # its command would be refused
+    assert main(["doctor", "--data", str(tmp_path / "new")]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"held-out sets, and none to train on yet s3prl-ekd prepare ... --out {tmp_path / 'new'}, without" in shown
+
+
+def test_a_held_out_part_does_not_outlive_its_manifest(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Split dev of a manifest, prepared again as a whole, would be held out twice, or trained on and held out."""
+    out, table = tmp_path / "data", manifests / "asr.tsv"
+    words = ["prepare", "--manifest", str(table), "--tasks", "pretrain", "--name", "talks", "--out", str(out)]
+    assert main(words) == 0 and pretraining_sets(out) == (["talks"], ["talks-dev"])
+    assert main([*words, "--held-out"]) == 0 and pretraining_sets(out) == ([], ["talks"])
+    assert "talks-dev: gone; talks has its " in capsys.readouterr().out
+    assert main(words) == 0 and pretraining_sets(out) == (["talks"], ["talks-dev"])
+    whole = table.read_text()
+    table.write_text(whole.replace("split", "part", 1))
+    assert main(words) == 0 and pretraining_sets(out) == (["talks"], [])
+    # another manifest's set of that name stays
+    soundfile.write(manifests / "other.wav", np.zeros(8000), 16000)
+    (manifests / "other.tsv").write_text("path\nother.wav\n")
+    other = ["prepare", "--manifest", str(manifests / "other.tsv"), "--name", "talks-dev", "--out", str(out)]
+    assert main([*other, "--tasks", "pretrain", "--held-out"]) == 0
+    assert main(words) == 0 and pretraining_sets(out) == (["talks"], ["talks-dev"])
+    (out / "pretrain" / "talks-dev.csv").unlink()  # how a set is taken out
+    assert main(words) == 0 and pretraining_sets(out) == (["talks"], [])
+
+
+@pytest.mark.parametrize("options", [["--held-out"], ["--name", "talks"]])
+def test_options_of_a_pretraining_set_need_one(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    words = ["prepare", "--manifest", str(manifests / "asr.tsv"), "--out", str(tmp_path / "data"), *options]
+    assert main(words) == 2
+    assert f"{options[0]}: is about a pretraining set, and none is made here (sid)" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+    assert main([*words, "--tasks", "pretrain"]) == 0

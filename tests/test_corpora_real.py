@@ -134,6 +134,15 @@ def test_transcripts_in_lower_case_and_with_punctuation_are_spelled_anew(
         assert len(read_lengths(out / "asr" / "len_for_bucket" / f"{name}.csv")) == len(audio_files)
 
 
+def test_librispeech_without_dev_clean_has_no_validation_loss_and_says_so(
+    librispeech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (librispeech / "dev-clean").rename(tmp_path / "away")
+    assert prepare("librispeech", librispeech, "--out", tmp_path / "data", "--tasks", "pretrain") == 0
+    assert "no dev-clean in it, so there will be no validation loss" in " ".join(capsys.readouterr().out.split())
+    assert "valid_sets" not in (tmp_path / "data" / "pretrain.yaml").read_text()
+
+
 def test_librispeech_errors_name_what_is_missing(
     librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command, comparison
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png, smooth
 from s3prl_ekd.report.page import page
+from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.score_figures import cost_png, looks
 from s3prl_ekd.report.sources import Evaluation, read_pretraining, read_results, split_head
 from s3prl_ekd.report.style import DARK, LIGHT
@@ -250,6 +252,88 @@ def test_the_terminal_has_the_runs_too(runs, tmp_path, capsys):
     assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
     assert "2.5000 (20)" in capsys.readouterr().out
     assert (tmp_path / "r" / "pretraining-runs.png").is_file()
+
+
+def test_run_names_are_whole_in_a_narrow_terminal(runs, tmp_path, capsys, monkeypatch):
+    """Runs of one name are told apart by the end of their paths."""
+    monkeypatch.setenv("COLUMNS", "80")
+    folders = [
+        tmp_path / "a_folder_of_experiments_of_which_there_are_many" / one / "run" for one in ("first", "second")
+    ]
+    for folder in folders:
+        shutil.copytree(runs[0].folder, folder)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args([*map(str, folders), "--out", str(tmp_path / "r.html")])) == 0
+    shown = capsys.readouterr().out
+    column = "".join(line[2:].split("  ")[0].strip() for line in shown.splitlines() if line.startswith("  "))
+    assert all(f"({folder})" in column for folder in folders), shown
+
+
+def test_a_run_that_is_not_at_its_end_says_so(runs):
+    ours, other, joined = (run.folder for run in runs)
+    runner = "runner: {total_steps: %s, log_step: 10, n_epochs: %s}"
+    (ours / "config_runner.yaml").write_text(runner % (60, -1))
+    (other / "config_runner.yaml").write_text(runner % (49, -1))  # the next log step would be 50
+    (joined / "config_runner.yaml").write_text(runner % (60, 2))  # total_steps is not where it ends
+    found = dict(comparison.results([read_pretraining(folder) for folder in (ours, other, joined)]))
+    assert found["steps"] == ["40 of 60", "40", "40"]
+    for odd in ("", "no mapping", "runner: {total_steps: many, log_step: 10}", "a: [b"):
+        (ours / "config_runner.yaml").write_text(odd)
+        assert dict(comparison.results([read_pretraining(ours)]))["steps"] == ["40"]
+
+
+def test_the_head_of_the_page_is_not_about_one_run_of_several(runs):
+    def facts(runs):
+        return re.search("<div class=facts>(.*?)</header>", page(runs, [], "title"))[1]
+
+    assert "pretraining steps" in facts(runs[:1])
+    assert "<b>3</b><span>pretraining runs</span>" in facts(runs) and "pretraining steps" not in facts(runs)
+
+
+def test_a_folder_given_twice_is_read_once(pretraining, evaluation):
+    twice = [
+        pretraining,
+        evaluation,
+        pretraining.parent / "." / pretraining.name,
+        evaluation,
+        pretraining / ".." / "student",
+    ]
+    assert [len(found) for found in read_results(twice)] == [1, 1]
+    assert read_results(twice)[0][0].label == pretraining.name
+
+
+def test_no_two_runs_have_one_figure(pretraining, tmp_path):
+    """The second "run" would take the name of the third."""
+    runs = [read_pretraining(pretraining) for _ in range(3)]
+    for run, folder in zip(runs, ("a/run", "b/run", "run-2"), strict=True):
+        run.folder = tmp_path / folder
+    assert len(write_pngs(tmp_path / "figures", runs, [])) == 7
+
+
+@pytest.mark.parametrize("letters", [3, 60, 400])
+def test_names_of_runs_fit_below_the_figure(runs, monkeypatch, letters):
+    """None is cut, and the panels keep their height, however many and however long they are."""
+    seen = []
+    monkeypatch.setattr("s3prl_ekd.report.curves.png", lambda figure: seen.append(figure) or b"")
+    many = [replace(runs[0], label=f"{number} {'x' * letters}") for number in range(11)]
+    comparison_png(many)
+    (figure,) = seen
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    inner, outer = legend.get_window_extent(), figure.bbox
+    assert outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0
+    panel = figure.axes[0].get_window_extent()
+    assert inner.y1 < panel.y0 and panel.height > 2.0 * figure.dpi
+
+
+def test_a_run_of_one_log_step_is_seen(runs, monkeypatch):
+    seen = []
+    monkeypatch.setattr("s3prl_ekd.report.curves.png", lambda figure: seen.append(figure) or b"")
+    begun = replace(runs[1], metrics=runs[1].metrics[:1])
+    comparison_png([runs[0], begun])
+    markers = [line.get_marker() for line in seen[0].axes[0].lines if line.get_label() == begun.label]
+    assert markers == ["o"]
 
 
 def test_a_smoothed_curve_has_its_ends_and_its_mean():

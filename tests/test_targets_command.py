@@ -50,6 +50,18 @@ def test_the_command_fills_a_cache_without_a_student(
     assert "model.yaml: ekd.cache_targets: null; name the folder" in capsys.readouterr().err
 
 
+def test_a_file_of_several_windows_is_told_once(lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache", {"task": {"sequence_length": 4000}})
+    content = (lab / "5.flac").read_bytes()
+    try:
+        (lab / "5.flac").write_bytes(b"x" * len(content))
+        assert main(["targets", "-g", str(model), "-c", str(lab / "runner.yaml")]) == 0
+    finally:
+        (lab / "5.flac").write_bytes(content)
+    err = capsys.readouterr().err
+    assert "the audio of 2 could not be read" in err and err.count(f"skipped {lab}/5.flac") == 1
+
+
 def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_know_it(
     lab: Path, tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -140,10 +141,22 @@ def test_under_a_target_cache_its_targets_are_kept_too(
     assert sum(calls) == 18
 
 
-def test_other_held_out_speech_than_is_cached_is_refused(lab: Path, tmp_path: Path) -> None:
-    save(make_expert(lab, tmp_path / "cache", HELD_OUT), tmp_path / "run")
-    with pytest.raises(EkdError, match="validation holds the targets of another run: the data .*; delete it to fill"):
-        make_expert(lab, tmp_path / "cache", HELD_OUT | {"valid_minutes": 0.03})
+def test_held_out_speech_of_another_run_costs_no_other_targets(
+    lab: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What to delete is said, and which of the two caches is full."""
+    cache = tmp_path / "cache"
+    with caplog.at_level("INFO"):
+        save(make_expert(lab, cache, HELD_OUT), tmp_path / "run")
+    assert f"the target cache {cache / 'validation'} is complete" in caplog.text
+    assert f"the target cache {cache} is complete" not in caplog.text
+    fewer = HELD_OUT | {"valid_minutes": 0.01}
+    with pytest.raises(EkdError) as error:
+        make_expert(lab, cache, fewer)
+    assert f"{cache / 'validation'} holds the targets of another run: the data" in str(error.value)
+    assert str(error.value).endswith("; delete this folder of held-out speech alone to fill it anew")
+    shutil.rmtree(cache / "validation")
+    make_expert(lab, cache, fewer)
 
 
 def test_targets_can_be_computed_ahead(lab: Path, tmp_path: Path, calls: list[int]) -> None:
@@ -174,6 +187,17 @@ def test_what_cannot_be_read_is_told_once_and_left_out(
     paths[:] = [f"{path}.gone" for path in whole]
     assert len(save(expert, tmp_path, 16)) == 3
     assert "no validation loss: none of its audio can be read" in caplog.text
+
+
+def test_a_long_one_shows_how_far_it_is(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expert = make_expert(lab, None, HELD_OUT)
+    save(expert, tmp_path)
+    assert "validation: " not in capsys.readouterr().err
+    monkeypatch.setattr("s3prl_ekd.pretrain.ekd.validation.BAR_AFTER", 0.0)
+    save(expert, tmp_path, 8)
+    assert "validation:   0%" in capsys.readouterr().err
 
 
 def test_no_memory_for_it_costs_no_checkpoint(

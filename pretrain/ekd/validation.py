@@ -6,11 +6,12 @@ What a batch costs the student is the expert's to compute; here are the batches,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch, make_loader
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 HeadValues = dict[str, dict[str, float]]
 """Head -> what is logged of it -> value, as of :class:`s3prl_ekd.distill.objective.Objective`."""
+BAR_AFTER = 5.0
+"""Seconds after which a progress bar appears."""
 _PARTS = ("l1", "cosine", "target_norm")
 
 
@@ -76,7 +79,7 @@ class Validation:
         total = np.zeros(2 + len(heads) * len(_PARTS))  # seconds, loss, values of heads
         failure = ""
         try:
-            for batch in self.loader:
+            for batch in self._shown():
                 self._tell(batch.skipped)
                 if batch.is_placeholder:
                     continue
@@ -99,6 +102,11 @@ class Validation:
         rows = np.reshape(values, (len(heads), len(_PARTS))).tolist()
         by_head = {head: dict(zip(_PARTS, row, strict=True)) for head, row in zip(heads, rows, strict=True)}
         return {"loss": mean, "seconds": seconds, "heads": by_head}
+
+    def _shown(self) -> Iterable[Batch]:
+        """The batches, with a progress bar where they take long: the runner's own bars stand still meanwhile."""
+        hidden = not self.ranks.writes
+        return tqdm(self.loader, "validation", leave=False, disable=hidden, delay=BAR_AFTER, dynamic_ncols=True)
 
     def _tell(self, skipped: Sequence[str]) -> None:
         """Warn of audio that cannot be read, once."""

@@ -116,6 +116,12 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
     if wanted:
         claims.append((f"{source} {args.path}", args.name or args.path.resolve().name, wanted))
     _check_no_task_twice(claims)
+    for flag, given in (("--name", args.name), ("--held-out", args.held_out)):
+        if given and not any("pretrain" in served for *_, served in claims):
+            chosen = ", ".join(task for *_, served in claims for task in served)
+            raise EkdError(
+                f"{flag}: is about a pretraining set, and none is made here ({chosen}); add --tasks pretrain"
+            )
     results = []
     for rows, tasks_of in plans:
         results += lay_out(rows, tasks_of, args.out, args.lexicon, args.skip_bad, args.name, args.held_out)
@@ -195,6 +201,6 @@ def show(results: Sequence[Prepared], console: Console | None = None) -> None:
     for result in results:
         for note in result.notes:
             console.print(f"{result.task}: {note}", highlight=False, markup=False, soft_wrap=True)
-    console.print("next:", highlight=False)
-    for result in results:
-        console.print(f"  {next_command(result)}", highlight=False, markup=False, soft_wrap=True)
+    commands = [next_command(result) for result in results if result.ready]
+    for line in ["next:", *(f"  {command}" for command in commands)] if commands else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -41,6 +41,8 @@ class Prepared:
     minutes: float
     speakers: int
     notes: tuple[str, ...] = field(default=())
+    ready: bool = True
+    """Whether it can be trained on already."""
 
 
 def check_replaceable(folder: Path) -> None:

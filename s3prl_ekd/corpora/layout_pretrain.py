@@ -29,6 +29,7 @@ def prepare_pretrain(
     speakers: int = 0,
     notes: Sequence[str] = (),
     held_out: Collection[str] = (),
+    derived: Collection[str] = (),
 ) -> Prepared:
     """Write ``pretrain/<set>.csv`` for each set, ``root.txt``, ``valid.txt`` beside it, and ``pretrain.yaml``.
 
@@ -40,6 +41,7 @@ def prepare_pretrain(
         speakers: how many, where known.
         notes: what to say besides.
         held_out: which of ``sets`` are for the validation loss.
+        derived: names that an earlier call may have given to a part of these files; it goes where this one doesn't.
 
     Raises:
         EkdError: a name that is none, no readable audio in a set, a file that is both trained on and held out, or a
@@ -51,8 +53,15 @@ def prepare_pretrain(
     notes = list(notes)
     with fresh_folder(folder, source) as fresh:
         measured = _measured(sets, source, notes)
-        valid = sorted({*held_out, *(name for name in _earlier_held_out(folder) if name not in sets)})
-        for name, entries in _earlier(folder).items():
+        earlier = _earlier(folder)
+        ours = {file for entries in measured.values() for file, _ in entries}
+        for name in derived:
+            if name not in sets and name in earlier and ours.issuperset(file for file, _ in earlier[name]):
+                notes.append(f"{name}: gone; {', '.join(sets)} has its {len(earlier.pop(name))} files now")
+        valid = sorted(
+            {*held_out, *(name for name in earlier_held_out(folder) if name in earlier and name not in sets)}
+        )
+        for name, entries in earlier.items():
             if name in measured and {file for file, _ in entries} != {file for file, _ in measured[name]}:
                 notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
             measured.setdefault(name, entries)
@@ -70,7 +79,7 @@ def prepare_pretrain(
     order = [*trained, *valid]
     lengths = [[samples for _, samples in measured[name]] for name in order]
     if not trained:
-        notes.append("no set to train on yet; the next call with this --out adds one")
+        notes.append("no set to train on yet; another call with this --out adds one")
     return Prepared(
         task="pretrain",
         config=config,
@@ -79,6 +88,7 @@ def prepare_pretrain(
         minutes=sum(map(sum, lengths)) / SAMPLE_RATE / 60,
         speakers=speakers if set(sets) == set(measured) else 0,
         notes=tuple(notes),
+        ready=bool(trained),
     )
 
 
@@ -127,7 +137,7 @@ def _check_held_out(sets: Mapping[str, Sequence[tuple[Path, int]]], held_out: Se
             )
 
 
-def _earlier_held_out(folder: Path) -> list[str]:
+def earlier_held_out(folder: Path) -> list[str]:
     """Names of the sets there that are held out."""
     file = folder / HELD_OUT
     return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []

@@ -121,4 +121,4 @@ def _pretraining(rows: Manifest, out: Path, name: str, held_out: bool) -> Prepar
     left_out = sum(row.split == "test" for row in rows.rows) if len(parts) > 1 else 0
     notes = [f"{name}: {left_out} utterances of split test left out"] if left_out else []
     speakers = len({row.speaker for chosen in parts.values() for row in chosen if row.speaker})
-    return prepare_pretrain(used, out, rows.file, speakers, notes, valid)
+    return prepare_pretrain(used, out, rows.file, speakers, notes, valid, derived=[dev])

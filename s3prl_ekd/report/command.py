@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
 def _runs(pretrainings: list[Pretraining]) -> Table:
     """A row a run."""
     columns = comparison.results(pretrainings)
-    table = Table("pretraining", box=SIMPLE_HEAD, header_style="bold")
-    for heading, _ in columns:
-        table.add_column(heading, justify="right")
+    table = Table(box=SIMPLE_HEAD, header_style="bold")
+    table.add_column("pretraining", overflow="fold")  # runs of one name are told apart by the end of their paths
+    for heading, values in columns:  # headings in two lines: the room is the names'
+        table.add_column(heading, justify="right", max_width=max(10, *map(len, values)))
     for row, run in enumerate(pretrainings):
         table.add_row(escape(run.label), *(values[row] for _, values in columns))
     return table

@@ -19,7 +19,7 @@ from s3prl_ekd.report.html import figure, note, section
 from s3prl_ekd.report.sources import Pretraining
 
 Row = tuple[str, list[str]]
-MODEL = "config_model.yaml"
+MODEL, RUNNER = "config_model.yaml", "config_runner.yaml"
 NOTE = (
     "Training losses are means over the last tenth of the log steps. Losses compare between runs that predict the same "
     "heads on the same scale; of other runs, the heads that they share, by the cosine term."
@@ -41,7 +41,7 @@ def comparison(runs: Sequence[Pretraining]) -> str:
 def results(runs: Sequence[Pretraining]) -> list[Row]:
     """Steps, losses and speed of each run."""
     rows = [
-        ("steps", [f"{run.metrics[-1]['step']:,}" for run in runs]),
+        ("steps", [_steps(run) for run in runs]),
         ("training loss", [_number(_last_tenth(totals(run.metrics)[1])) for run in runs]),
         ("validation loss", [_number(_last(totals(run.validation)[1])) for run in runs]),
         ("lowest (at step)", [_lowest(*totals(run.validation)) for run in runs]),
@@ -111,6 +111,18 @@ def _lowest(steps: Sequence[int], values: Sequence[float]) -> str:
     """The lowest value and its step, where that is not the last."""
     lowest = min(values, default=None)
     return MISSING if lowest is None or lowest == values[-1] else f"{lowest:.4f} ({steps[values.index(lowest)]:,})"
+
+
+def _steps(run: Pretraining) -> str:
+    """The last log step and, where another would have followed it, of how many: the run goes on, or was stopped."""
+    step = run.metrics[-1]["step"]
+    try:
+        runner = yaml.safe_load(run.configs.get(RUNNER, ""))["runner"]
+        total = int(runner["total_steps"])
+        unfinished = step + int(runner["log_step"]) <= total and int(runner.get("n_epochs", -1)) <= 0
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        return f"{step:,}"
+    return f"{step:,} of {total:,}" if unfinished else f"{step:,}"
 
 
 def _speed(run: Pretraining) -> str:

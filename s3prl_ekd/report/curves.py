@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.report.sources import Evaluation, Pretraining, split_head
-from s3prl_ekd.report.style import LIGHT, Theme, drawing, shade
+from s3prl_ekd.report.style import LIGHT, WIDTH, Theme, drawing, legend_below, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,7 +70,7 @@ def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
     with drawing(theme):
         with_rate = any("lr" in line for line in run.metrics)
         panels = 1 + with_rate
-        figure, axes = plt.subplots(1, panels, figsize=(9.3, 2.7), width_ratios=(2, 1)[:panels], squeeze=False)
+        figure, axes = plt.subplots(1, panels, figsize=(WIDTH, 2.7), width_ratios=(2, 1)[:panels], squeeze=False)
         losses = axes[0][0]
         _line(losses, run, "loss", theme.accent, "loss, mean over heads")
         steps, values = totals(run.validation)
@@ -92,7 +92,10 @@ def comparison_png(runs: Sequence[Pretraining], theme: Theme = LIGHT) -> bytes:
 
     with drawing(theme):
         held_out = any(run.validation for run in runs)
-        figure, axes = plt.subplots(1, 1 + held_out, figsize=(9.3, 3.4), sharex=True, sharey=True, squeeze=False)
+        figure, axes = plt.subplots(
+            1, 1 + held_out, figsize=(WIDTH, 3.1), sharex=True, sharey=True, squeeze=False, layout="constrained"
+        )
+        lines = []
         for number, run in enumerate(runs):
             look = {
                 "color": theme.teachers[number % len(theme.teachers)],
@@ -100,14 +103,14 @@ def comparison_png(runs: Sequence[Pretraining], theme: Theme = LIGHT) -> bytes:
             }
             steps, values = totals(run.metrics)
             axes[0][0].plot(steps, values, color=look["color"], linewidth=0.7, alpha=0.3)
-            axes[0][0].plot(steps, smooth(values), label=run.label, **look)
+            marker = "o" if len(steps) == 1 else None  # one log step so far: no line to see
+            lines += axes[0][0].plot(steps, smooth(values), marker=marker, markersize=3.2, label=run.label, **look)
             if held_out:
                 axes[0][1].plot(*totals(run.validation), marker="o", markersize=3.2, **look)
         for axis, title in zip(axes[0], ("training loss", "validation loss"), strict=False):
             axis.set_title(title)
             axis.set_xlabel("step")
-        figure.legend(loc="outside lower center", ncols=min(4, len(runs)))
-        figure.set_layout_engine("constrained")
+        legend_below(figure, lines)
         return png(figure)
 
 
@@ -123,7 +126,7 @@ def layer_weights_png(evaluations: list[Evaluation], theme: Theme = LIGHT) -> by
         tasks = max(len(one.layer_weights) for one in shown)
         across = 1 if states > 6 else min(2, len(shown))
         down = math.ceil(len(shown) / across)
-        figure, axes = plt.subplots(down, across, figsize=(9.3, down * (0.9 + 0.42 * tasks)), squeeze=False)
+        figure, axes = plt.subplots(down, across, figsize=(WIDTH, down * (0.9 + 0.42 * tasks)), squeeze=False)
         for axis in axes.flat[len(shown) :]:
             axis.set_visible(False)
         for axis, one in zip(axes.flat, shown, strict=False):

@@ -70,7 +70,9 @@ def page(
 
 def _facts(pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> str:
     facts: list[tuple[str, str]] = []
-    for run in pretrainings[:1]:
+    if len(pretrainings) > 1:  # the numbers of one would be taken for all of them
+        facts.append((str(len(pretrainings)), "pretraining runs"))
+    for run in pretrainings if len(pretrainings) == 1 else ():
         first, last = run.metrics[0], run.metrics[-1]
         facts.append((f"{last['step']:,}", "pretraining steps"))
         facts.append((str(len(run.heads())), "prediction heads"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png
@@ -17,10 +18,11 @@ def write_pngs(
     folder.mkdir(parents=True, exist_ok=True)
     records = [one.scores for one in evaluations]
     figures: dict[str, bytes | None] = {}
-    names = [run.name for run in pretrainings]
-    for number, run in enumerate(pretrainings):
-        before = names[:number].count(run.name)
-        name = f"{run.name}-{before + 1}" if before else run.name
+    taken: set[str] = set()
+    for run in pretrainings:
+        choices = itertools.chain([run.name], (f"{run.name}-{number}" for number in itertools.count(2)))
+        name = next(choice for choice in choices if choice not in taken)
+        taken.add(name)
         figures[f"{name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
         figures[f"{name}-loss.png"] = overview_png(run, theme)
     figures["pretraining-runs.png"] = comparison_png(pretrainings, theme) if len(pretrainings) > 1 else None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from s3prl_ekd.evaluate.grid_table import GridOfTask, grids
 from s3prl_ekd.evaluate.table import COLUMNS, Column
 from s3prl_ekd.report.curves import png
-from s3prl_ekd.report.style import LIGHT, Theme, drawing
+from s3prl_ekd.report.style import LIGHT, WIDTH, Theme, drawing, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _LINES: tuple[LineStyleType, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
-_WIDTH = 9.3  # inches: the page's column, so that all letters are of one size
-_LEGEND_LINE = 14  # characters of names, handles and gaps in an inch under a figure
-_LEGEND_ROW = 0.19  # inches
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
     across = min(count, 2)
     down = math.ceil(count / across)
-    figure, axes = plt.subplots(down, across, figsize=(_WIDTH, 2.6 * down + 0.1), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(down, across, figsize=(WIDTH, 2.6 * down + 0.1), squeeze=False, layout="constrained")
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])
@@ -179,8 +176,4 @@ def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: The
                 label="picked",
             )  # fmt: skip
         )
-    longest = max(len(str(handle.get_label())) for handle in handles) + 7
-    columns = max(1, min(len(handles), int(_WIDTH * _LEGEND_LINE) // longest))
-    # The legend must not shrink the panels.
-    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * math.ceil(len(handles) / columns))
-    figure.legend(handles=handles, loc="outside lower left", ncols=columns)
+    legend_below(figure, handles)

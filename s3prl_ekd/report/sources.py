@@ -58,7 +58,7 @@ class Evaluation:
 
 
 def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluation]]:
-    """Read result folders, sorted by what they hold; warns of each that cannot be used beside others that can.
+    """Read result folders, each once, by what they hold; warns of each that cannot be used beside others that can.
 
     Raises:
         EkdError: none can be used; why the first cannot.
@@ -66,7 +66,11 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
     pretrainings: list[Pretraining] = []
     evaluations: list[Evaluation] = []
     unusable: list[EkdError] = []
+    seen: set[Path] = set()
     for folder in folders:
+        if folder.resolve() in seen:
+            continue
+        seen.add(folder.resolve())
         try:
             own_pretrainings, own_evaluations = _read_folder(folder)
         except EkdError as error:

@@ -1,10 +1,22 @@
-"""Colours and matplotlib settings of the report, once for a light page and once for a dark one."""
+"""Colours and matplotlib settings of the report, for a light page and for a dark one; legends below figures."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+WIDTH = 9.3  # inches: the page's column, so that all letters are of one size
+_LEGEND_LINE = 14  # characters of names, handles and gaps in an inch under a figure
+_LEGEND_HANDLE = 7  # of them, a handle and its gaps
+_LEGEND_ROW = 0.19  # inches
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,22 @@ def drawing(theme: Theme) -> Iterator[None]:
             }
         )
         yield
+
+
+def legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Name the lines under the panels, in as many columns as their labels leave room for; the panels keep their size.
+
+    The figure is :data:`WIDTH` wide and has the constrained layout. A label that is wider still is broken into lines.
+    """
+    room = int(WIDTH * _LEGEND_LINE)
+    for handle in handles:
+        handle.set_label("\n".join(textwrap.wrap(str(handle.get_label()), room - _LEGEND_HANDLE)))
+    lines = [str(handle.get_label()).splitlines() or [""] for handle in handles]
+    longest = max(len(line) for label in lines for line in label) + _LEGEND_HANDLE
+    columns = max(1, min(len(handles), room // longest))
+    rows = math.ceil(len(handles) / columns) * max(map(len, lines))
+    figure.set_figheight(figure.get_figheight() + _LEGEND_ROW * rows)
+    figure.legend(handles=handles, loc="outside lower left", ncols=columns)
 
 
 def shade(colour: str, position: float, theme: Theme) -> tuple[float, float, float]:

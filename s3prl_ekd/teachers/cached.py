@@ -58,7 +58,7 @@ class CachedTeachers(nn.Module):
         if rows is None:
             rows = batch.targets if batch.targets is not None else self.cache.read(batch.windows)
         if self.teachers is not None and self.cache.complete and self.cache.stores and self._epoch != batch.epoch:
-            logger.info("[ekd] the target cache is complete: the teachers are not needed any more")
+            logger.info("[ekd] the target cache %s is complete: it needs no teachers any more", self.cache.folder)
             self.teachers = None
         return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
 
@@ -102,13 +102,13 @@ def open_caches(
     cache = open_cache(config, plan, table, data, folder)
     if held_out is None:
         return cache, None
-    return cache, open_cache(config, plan, held_out, data, folder / target_folder.VALIDATION)
+    return cache, open_cache(config, plan, held_out, data, folder / target_folder.VALIDATION, held_out=True)
 
 
 def open_cache(
-    config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig, folder: Path
+    config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig, folder: Path, held_out: bool = False
 ) -> TargetCache:
-    """Open the cache in a folder, or make an empty one.
+    """Open the cache in a folder, or make an empty one; ``held_out``: it is that of held-out speech.
 
     Raises:
         EkdError: it is another configuration's, not writable, too large for its disk, being filled by another run, or
@@ -134,9 +134,9 @@ def open_cache(
         other = difference(there.fingerprint, ours, some=complete)
         if other is not None:
             advice = "name another folder"
-            if folder.name == target_folder.VALIDATION:  # small, and other held-out speech is no other run
-                advice = "delete it to fill it anew"
-            if difference(there.fingerprint, ours, some=True) is None:
+            if held_out:  # what is trained on has been found to fit
+                advice = "delete this folder of held-out speech alone to fill it anew"
+            elif difference(there.fingerprint, ours, some=True) is None:
                 advice += ", or let the run that fills it come to its end: a full cache serves some of its teachers too"
             raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; {advice}")
         _same_states(there.parts, wanted, f"{key}: {folder}")

@@ -71,6 +71,6 @@ def _fill(teachers: CachedTeachers, table: LengthTable, data: DataConfig, device
             teachers.fill(batch.wave.to(device, non_blocking=True), batch)
     finally:
         cache.flush()
-        for reason in unread:
+        for reason in dict.fromkeys(unread):  # a file has several windows
             console.print(f"[ekd] skipped {reason}")
         console.print(f"[ekd] {cache.progress()}")

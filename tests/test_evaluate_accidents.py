@@ -17,7 +17,8 @@ from evaluate_stand_in import evaluate, set_dev
 from export_student import write_student
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.evaluate import command, records
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate import command, records, schedule
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores, write_scores
 
 
@@ -206,6 +207,31 @@ def test_more_folds_with_fewer_rates_are_refused(data, tmp_path, capfd):
     assert evaluate(data, tmp_path, "--lr", "0.1,0.01", tasks="er") == 0
     er = read_scores(tmp_path / "out")["tasks"]["er"]
     assert [list(one["folds"]) for one in er["grid"]] == [["fold1", "fold2"]] * 2
+
+
+def test_of_rates_that_are_equal_on_dev_the_tested_one_stays(data, tmp_path):
+    """In whatever order they are given: the others' test scores would be looked at else."""
+    for rates in ("0.1,0.01", "0.01,0.1", "0.5,0.1", "0.01,0.1,0.5"):
+        assert evaluate(data, tmp_path, "--lr", rates) == 0
+        assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.1
+    assert calls(tmp_path / "out", "tests.txt") == ["sid-lr0.1"]
+
+
+def test_a_new_pick_counts_once_it_is_tested(data, tmp_path, monkeypatch):
+    """Until then the earlier one, though all trainings are done and one of them was tested."""
+
+    def failing(*_: Any) -> None:
+        raise EkdError("boom")
+
+    assert evaluate(data, tmp_path, "--lr", "0.1") == 0
+    set_dev(tmp_path, (["voxceleb1", "0.01", None, None, None], 0.9))
+    with monkeypatch.context() as patch:
+        patch.setattr(schedule, "do_test", failing)
+        assert evaluate(data, tmp_path, "--lr", "0.1,0.01", tasks="sid") == 2
+    sid = read_scores(tmp_path / "out")["tasks"]["sid"]
+    assert sid["lr"] == 0.1 and "grid" not in sid
+    assert evaluate(data, tmp_path, "--lr", "0.1,0.01") == 0
+    assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.01
 
 
 def test_the_configurations_own_rate_is_a_grids_run_of_that_rate(data, tmp_path):

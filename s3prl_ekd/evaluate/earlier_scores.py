@@ -48,7 +48,7 @@ def check_earlier_scores(plans: Sequence[ModelPlan], out: Path, preset: str) -> 
     for plan in plans:
         record = own_record(plan.out)
         if record is not None:
-            _check_model(plan, record)
+            _check_model(plan, record, table)
             _check_settings(plan, [record], preset, f"--out {plan.out}")
             for name in record["tasks"]:
                 _check_task(plan.out, record, name, [run for run in plan.runs if run.task.name == name])
@@ -71,7 +71,7 @@ def tell_second_rows(plans: Sequence[ModelPlan], out: Path) -> None:
                 log.warning("%s: the model of the row %s, which is measured again", plan.upstream.label, row["label"])
 
 
-def _check_model(plan: ModelPlan, record: Mapping[str, Any]) -> None:
+def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> None:
     key = other(record, made_by(plan.upstream, plan.runs, ""), MODEL)
     if key is None:
         return
@@ -84,10 +84,11 @@ def _check_model(plan: ModelPlan, record: Mapping[str, Any]) -> None:
             f"--out {plan.out}: holds the scores of {label}, whose weights were then {record['checkpoint']}, now "
             f"{plan.upstream.checkpoint}; move them back, {_ADVICE}"
         )
+    give = "give this one a label of its own (LABEL=VALUE), " if table else ""
     before = [record["upstream"], record.get("checkpoint"), record.get("model_config")]
     raise EkdError(
         f"--out {plan.out}: holds the scores of another model as {label} ({' '.join(str(one) for one in before if one)}"
-        f", now {' '.join(plan.upstream.arguments()[1::2])}); give this one a label of its own (LABEL=VALUE), {_ADVICE}"
+        f", now {' '.join(plan.upstream.arguments()[1::2])}); {give}{_ADVICE}"
     )
 
 

@@ -59,7 +59,7 @@ def _unlike(run: Run, marker: Marker) -> str | None:
 
 
 def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Trained:
-    """Train one run, unless that is done; returns what a learning rate is picked by."""
+    """Train one run, unless that is done; returns what a learning rate is picked by, of a tested run its result."""
     marker = read_marker(run.expdir) or Marker(run.settings(), inputs(run))
     if marker.state == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,7 @@ def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkSe
         write_marker(run.expdir, marker)
     else:
         board.kept(run.key, "tested" if marker.state == "finished" else "trained")
-    if marker.result is not None:
-        tested = marker.result
-        return {"dev": tested["dev"], "seconds": tested["seconds"], "steps": tested["steps"], "lr": tested["lr"]}
-    return _trained(run, marker.seconds)
+    return marker.result or _trained(run, marker.seconds)
 
 
 def _warn_of_batches_left_out(run: Run, output: str) -> None:

@@ -145,6 +145,8 @@ def test_a_score_whose_run_is_gone_is_not_measured_again_unasked(data, tmp_path,
 
     # seed 2 has the folder that seed 1's score names: that is no run of seed 1
     assert calls(out) == ["sid-lr0.1"]
+    assert main(["export", "public", "--runs", str(out), "--out", str(tmp_path / "p.zip"), "--seed", "1"]) == 2
+    assert "sid-lr0.1: is not the run of seed 1" in capfd.readouterr().err
     told = refused(capfd, evaluate(data, tmp_path, "--lr", "0.1", "--seed", "1"))
     assert "which is gone or another run's; leave it out of this call" in told
 

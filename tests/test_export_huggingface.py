@@ -174,6 +174,8 @@ def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path
     def export(*words: str, ckpt: Path = checkpoint) -> int:
         return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(out), *words])
 
+    other = write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
+    everything = ("--training-data", "other corpus", "--licence", "mit")
     scores = tmp_path / "scores.json"
     task = {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}
     record = {"label": "mine", "upstream": "ekd_student", "checkpoint_sha256": content(checkpoint)}
@@ -182,21 +184,61 @@ def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path
     rich = card.read_text()
     caplog.set_level(logging.INFO)
     assert export() == 0
-    assert card.read_text() == rich and f"{card}: stays as it is: the weights are the same" in caplog.text
+    assert card.read_text() == rich
     assert not (out / "LICENSE").exists()
     assert export("--training-data", "another corpus") == 0
-    assert card.read_text() == rich.replace("my corpus", "another corpus")
+    assert card.read_text().splitlines()[:-1] == rich.replace("my corpus", "another corpus").splitlines()[:-1]
 
-    card.write_text(rich + "\nHow I use it.\n")
     (out / "LICENSE").write_text("mine")
-    for words in ((), ("--training-data", "another corpus")):  # below the scores, which are kept as they are
-        assert export(*words) == 0
-        assert card.read_text().endswith("How I use it.\n") and (out / "LICENSE").read_text() == "mine"
-    edited = card.read_text().replace("# Distilled speech encoder", "# My encoder")
-    card.write_text(edited)
-    assert export() == 0
-    assert export("--training-data", "third corpus") == 2
-    assert card.read_text() == edited
+    weights = (out / "model.safetensors").read_bytes()
+    made = next(line for line in rich.splitlines() if "made with s3prl-ekd" in line)
+    for edited in (
+        rich + "\nHow I use it.\n",
+        rich.replace("# Dist", "# My dist"),
+        rich.replace(made, f"{made}, mended"),
+    ):
+        card.write_text(edited)
+        caplog.clear()
+        assert export() == 0
+        assert f"{card}: stays as it is: the weights are the same" in caplog.text
+        assert export("--training-data", "third corpus") == export("--scores", str(scores)) == 2
+        assert export(ckpt=other) == export(*everything, ckpt=other) == 2  # which cannot be given for these weights
+        assert card.read_text() == edited and (out / "LICENSE").read_text() == "mine"
+        assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_card_is_no_poorer_for_an_export_of_the_folder_itself(checkpoint: Path, tmp_path: Path, capfd) -> None:
+    """A transformers folder does not know how its student was trained; where it came first, its card becomes richer."""
+
+    def export(out: str, ckpt: Path, *words: str) -> int:
+        return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(tmp_path / out), *words])
+
+    assert export("first", checkpoint, "--training-data", "my corpus") == 0
+    rich = (tmp_path / "first" / "README.md").read_text()
+    assert export("first", tmp_path / "first") == 0
+    assert export("first", tmp_path / "first", "--licence", "cc-by-4.0") == 2
+    assert "says how the student was trained, which --ckpt does not" in capfd.readouterr().err
+    assert (tmp_path / "first" / "README.md").read_text() == rich
+    assert export("second", tmp_path / "first", "--training-data", "my corpus") == 0
+    assert (tmp_path / "second" / "README.md").read_text() != rich
+    assert export("second", checkpoint) == 0
+    assert (tmp_path / "second" / "README.md").read_text() == rich
+
+
+def test_a_kill_leaves_no_card_beside_other_weights(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    """The next export would find its weights there and keep the card, which is of others."""
+    out, other = tmp_path / "out", write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
+    export_huggingface(checkpoint, out, data="my corpus")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("s3prl_ekd.export.huggingface.cards.huggingface_card", killed)
+        export_huggingface(other, out, data="other corpus")
+    with pytest.raises(EkdError, match="is not empty and holds no earlier export"):
+        export_huggingface(other, out)
+    assert not (out / "README.md").exists()
 
 
 def test_a_card_of_other_weights_is_not_made_poorer(checkpoint: Path, tmp_path: Path, capfd) -> None:

@@ -88,7 +88,7 @@ def test_tasks_get_the_states_chosen_for_them(checkpoint: Path, tmp_path: Path) 
     assert "`PR` gets the states 2" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_the_user_edited_beside_the_same_model_stays(checkpoint: Path, tmp_path: Path) -> None:
+def test_what_the_user_edited_stays(checkpoint: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = export_superb(checkpoint, tmp_path / "out")
     files = [folder / name for name in ("README.md", "requirements.txt", "LICENSE")]
     written = [file.read_text() for file in files]
@@ -96,8 +96,28 @@ def test_what_the_user_edited_beside_the_same_model_stays(checkpoint: Path, tmp_
         file.write_text(file.read_text() + "mine\n")
     export_superb(checkpoint, folder)
     assert [file.read_text() for file in files] == [text + "mine\n" for text in written]
-    export_superb(checkpoint, folder, task_states={"PR": [1]})  # another model, but no other licence
-    assert "mine" not in files[0].read_text() + files[1].read_text() and files[2].read_text().endswith("mine\n")
+    before = (folder / "model.pt").read_bytes()
+    with pytest.raises(EkdError, match=r"README.md: was edited, .* for another model; name another folder"):
+        export_superb(checkpoint, folder, task_states={"PR": [1]})
+    assert (folder / "model.pt").read_bytes() == before
+    files[0].write_text(written[0])  # as an export wrote it
+    (folder / "expert.py").write_text("mine")
+    export_superb(checkpoint, folder, task_states={"PR": [1]})
+    assert "`PR` gets the states 1" in files[0].read_text()
+    assert [file.read_text() for file in files[1:]] == [text + "mine\n" for text in written[1:]]
+    assert f"{folder / 'expert.py'}: replaced; it was edited" in caplog.text
+
+
+def test_a_kill_leaves_no_card_beside_another_model(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    folder = export_superb(checkpoint, tmp_path / "out")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("s3prl_ekd.export.superb.torch.save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export_superb(checkpoint, folder, task_states={"PR": [1]})
+    assert not (folder / "README.md").exists()
 
 
 def test_what_cannot_be_exported(checkpoint: Path, tmp_path: Path) -> None:

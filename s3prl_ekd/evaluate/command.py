@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
-from s3prl_ekd.evaluate.earlier_scores import check_earlier_scores
+from s3prl_ekd.evaluate.earlier_scores import check_earlier_scores, tell_second_rows
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.marker import Results
@@ -30,6 +31,7 @@ from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.process import sigterm_as_interrupt
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.records import write_records
+from s3prl_ekd.evaluate.run import check_marker
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import FILE_NAME
 from s3prl_ekd.evaluate.table import score_table
@@ -91,7 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="redo runs made with other settings in OUT and replace their scores; other rows of a table stay",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the native commands of the whole grid and stop")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the native commands of the whole grid, or what is refused, and stop",
+    )
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
@@ -141,29 +147,41 @@ def run(args: argparse.Namespace) -> int:
     jobs = len(devices) if args.jobs is None else args.jobs
     if jobs < 1:
         raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
-    plans = plan_models(args, devices)
+    plans = _checked_plans(args, devices)
     models = [plan.upstream for plan in plans]
     check_names(models)
+    tell_second_rows(plans, args.out)
     runs = [one for plan in plans for one in plan.runs]
     console = Console()
     if args.dry_run:
         console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
         return 0
     check_devices(devices)
-    if not args.overwrite:
-        check_earlier_scores(plans, args.out, args.preset)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{labels}[/]: {where}", highlight=False)
-    with locked_folder(args.out):
+    with ExitStack() as locks:
+        for folder in dict.fromkeys([args.out.resolve(), *(plan.out for plan in plans)]):
+            locks.enter_context(locked_folder(folder))  # a row's own folder may be the --out of another call
+        plans = _checked_plans(args, devices)  # again: a call that had the folder may have ended since
         records = _carry_out(args, plans, costs, devices, jobs, console)
     for table in [*grid_tables(records), score_table(records)]:
         console.print(table)
     console.print(f"[dim]{args.out / FILE_NAME}[/]", highlight=False)
     return 0
+
+
+def _checked_plans(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelPlan]:
+    """The plan of each model; refuses what does not go with what ``--out`` holds."""
+    plans = plan_models(args, devices)
+    if not args.overwrite:
+        check_earlier_scores(plans, args.out, args.preset)
+        for one in (run for plan in plans for run in plan.runs):
+            check_marker(one)
+    return plans
 
 
 def _carry_out(

@@ -7,15 +7,17 @@ learning rates are no conditions: they add up. Who refuses what differs is ``ear
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_ekd.evaluate.plan import FOLD_KEY, Run
+from s3prl_ekd.evaluate.plan import CACHE_KEY, FOLD_KEY, Run
 from s3prl_ekd.evaluate.rates import LR_KEY
 
 MODEL = ("upstream", "checkpoint", "checkpoint_sha256", "model_config")
 SETTINGS = ("preset", "data", "normalize", "cache_states")
 _WITHOUT_EFFECT = ("num_workers", "log_step")  # last parts of override keys that no number depends on
+_NAMED_APART = (LR_KEY, FOLD_KEY, CACHE_KEY)  # in a record
 
 
 def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -25,16 +27,32 @@ def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str
 
 def overrides(run: Run) -> dict[str, str]:
     """The overrides that a run's numbers depend on, without the rate and the fold, which a record names apart."""
+    return _with_effect(run.overrides)
+
+
+def overrides_of(part: Mapping[str, Any]) -> dict[str, str] | None:
+    """:func:`overrides` of one seed's part of a task; of older versions', which did not name them, as its command says.
+
+    None where it has no command either.
+    """
+    if "overrides" in part or not part.get("commands"):
+        return part.get("overrides")
+    words = shlex.split(part["commands"][0])
+    items = words[words.index("-o") + 1].split(",,") if "-o" in words else []
+    return _with_effect(dict(item.split("=", 1) for item in items))
+
+
+def _with_effect(items: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
-        for key, value in run.overrides.items()
-        if key not in (LR_KEY, FOLD_KEY) and key.rsplit(".", 1)[-1] not in _WITHOUT_EFFECT
+        for key, value in items.items()
+        if key not in _NAMED_APART and key.rsplit(".", 1)[-1] not in _WITHOUT_EFFECT
     }
 
 
 def other_override(part: Mapping[str, Any], than: Mapping[str, str]) -> str | None:
     """How a part of a record was made under other overrides, as ``KEY=BEFORE, now KEY=NOW``; None where it was not."""
-    before = part.get("overrides")
+    before = overrides_of(part)
     if before is None or before == than:
         return None
     key = next(key for key in {**than, **before} if before.get(key) != than.get(key))

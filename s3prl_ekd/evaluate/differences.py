@@ -7,9 +7,10 @@ several folders make such tables. Records of older versions lack some keys: noth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from s3prl_ekd.evaluate.conditions import folds, rates
+from s3prl_ekd.evaluate.conditions import folds, overrides_of, rates
 from s3prl_ekd.evaluate.results import by_seed
 
 Record = Mapping[str, Any]
@@ -22,9 +23,12 @@ def differences(records: Sequence[Record]) -> list[str]:
     parts += _if_unlike("Clips were encoded ", records, _clips)
     parts += _if_unlike("Features were taken ", records, _features)
     parts += _if_unlike("Data of ", records, lambda r: r.get("data"), "comparable only if these hold the same")
+    parts += _contents(records)
     presets = _if_unlike("Presets: ", records, lambda r: r.get("preset"), "comparable only if these train alike")
     parts += presets or _overrides(records)
-    parts += _if_unlike("Seeds: ", records, _seeds, _UNEQUAL)
+    seeds = {record["label"]: seeds_text(record) for record in records}
+    if any("/" in (text or "") for text in seeds.values()) or len(set(seeds.values()) - {None}) > 1:
+        parts += _sentences("Seeds: ", seeds, _UNEQUAL)
     for task in dict.fromkeys(name for record in records for name in record["tasks"]):
         tried = {record["label"]: _rates(record, task) for record in records if task in record["tasks"]}
         if any(";" in (text or "") for text in tried.values()) or len(set(tried.values()) - {None}) > 1:
@@ -66,7 +70,24 @@ def _er_folds(record: Record) -> str | None:
     return f"mean of {len(tested)} folds" if len(tested) > 1 else f"{tested[0]} alone"
 
 
-def _seeds(record: Record) -> str | None:
+def _contents(records: Sequence[Record]) -> list[str]:
+    """Of each task whose data or configuration have changed under their names since a row was tested."""
+    if len({record.get("data") for record in records}) > 1:
+        return []  # which is said, and other names have other contents
+    parts = []
+    for task in dict.fromkeys(name for record in records for name in record["tasks"]):
+        of_task = [record for record in records if task in record["tasks"]]
+        parts += _if_unlike(f"{task.upper()}, contents of the data: ", of_task, partial(_content, task=task))
+    return parts
+
+
+def _content(record: Record, task: str) -> str | None:
+    digest = next(iter(by_seed(record["tasks"][task]).values())).get("data_sha256")
+    return None if digest is None else str(digest)[:8]
+
+
+def seeds_text(record: Record) -> str | None:
+    """The seeds of a record as ``1, 2``, or ``pr 1 / sid 1, 2`` where tasks have their own; None where unknown."""
     by_task = {
         name: ", ".join(map(str, seeds))
         for name, task in record["tasks"].items()
@@ -94,9 +115,9 @@ def _overrides(records: Sequence[Record]) -> list[str]:
     of_task: dict[str, dict[str, Mapping[str, str]]] = {}
     for record in records:
         for name, task in record["tasks"].items():
-            part = next(iter(by_seed(task).values()))
-            if "overrides" in part:
-                of_task.setdefault(name, {})[record["label"]] = part["overrides"]
+            items = overrides_of(next(iter(by_seed(task).values())))
+            if items is not None:
+                of_task.setdefault(name, {})[record["label"]] = items
     for name, by_label in of_task.items():
         for key in dict.fromkeys(key for items in by_label.values() for key in items):
             found[name, key] = {label: items.get(key, "its own") for label, items in by_label.items()}

@@ -8,15 +8,14 @@ must not hold is in ``run.py`` (``check_marker``).
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, folds, other, other_override, overrides, rates
-from s3prl_ekd.evaluate.inputs import changed_input, inputs
-from s3prl_ekd.evaluate.kept_scores import table_rows
-from s3prl_ekd.evaluate.marker import Marker, read_marker
+from s3prl_ekd.evaluate.inputs import changed_input, inputs, model_digest
+from s3prl_ekd.evaluate.kept_scores import table_rows, tested_runs
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
 from s3prl_ekd.evaluate.provenance import made_by
 from s3prl_ekd.evaluate.results import by_seed
@@ -49,24 +48,30 @@ def check_earlier_scores(plans: Sequence[ModelPlan], out: Path, preset: str) -> 
     for plan in plans:
         record = own_record(plan.out)
         if record is not None:
-            _check_model(plan, record)
+            _check_model(plan, record, table)
             _check_settings(plan, [record], preset, f"--out {plan.out}")
-            for name, task in record["tasks"].items():
-                _check_task(plan, record, name, task)
+            for name in record["tasks"]:
+                _check_task(plan.out, record, name, [run for run in plan.runs if run.task.name == name])
     called = {plan.out.name for plan in plans}
     rows = [(folder, row) for folder, row in table_rows(out) if folder not in called] if table else []
     for plan in plans if rows else ():
         _check_settings(plan, [row for _, row in rows], preset, f"--out {out}: the table")
         for folder, row in rows:
-            if other(row, made_by(plan.upstream, plan.runs, preset), MODEL) is None:
+            for run in _first_runs(plan):
+                if run.task.name in row["tasks"]:
+                    _check_data(out / folder, row, run.task.name, f"{row['label']}, {run.task.name}", inputs(run))
+
+
+def tell_second_rows(plans: Sequence[ModelPlan], out: Path) -> None:
+    """Log which models of the call are in a table already, under other labels."""
+    called = {plan.out.name for plan in plans}
+    for plan in plans:
+        for folder, row in table_rows(out):
+            if folder not in called and other(row, made_by(plan.upstream, plan.runs, ""), MODEL) is None:
                 log.warning("%s: the model of the row %s, which is measured again", plan.upstream.label, row["label"])
-            for name, task in row["tasks"].items():
-                runs = [run for run in plan.runs if run.task.name == name]
-                if runs:
-                    _check_data(out / folder, f"{row['label']}, {name}", task, runs[0])
 
 
-def _check_model(plan: ModelPlan, record: Mapping[str, Any]) -> None:
+def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> None:
     key = other(record, made_by(plan.upstream, plan.runs, ""), MODEL)
     if key is None:
         return
@@ -74,102 +79,130 @@ def _check_model(plan: ModelPlan, record: Mapping[str, Any]) -> None:
     if key == "checkpoint_sha256":
         changed = plan.upstream.checkpoint
         raise EkdError(f"--out {plan.out}: holds the scores of {label}, whose {changed} has changed since; {_ADVICE}")
+    if key == "checkpoint" and record["checkpoint_sha256"] == model_digest(plan.upstream) is not None:
+        raise EkdError(
+            f"--out {plan.out}: holds the scores of {label}, whose weights were then {record['checkpoint']}, now "
+            f"{plan.upstream.checkpoint}; move them back, {_ADVICE}"
+        )
+    give = "give this one a label of its own (LABEL=VALUE), " if table else ""
     before = [record["upstream"], record.get("checkpoint"), record.get("model_config")]
     raise EkdError(
         f"--out {plan.out}: holds the scores of another model as {label} ({' '.join(str(one) for one in before if one)}"
-        f", now {' '.join(plan.upstream.arguments()[1::2])}); give this one a label of its own (LABEL=VALUE), {_ADVICE}"
+        f", now {' '.join(plan.upstream.arguments()[1::2])}); {give}{_ADVICE}"
     )
 
 
 def _check_settings(plan: ModelPlan, records: Sequence[Mapping[str, Any]], preset: str, where: str) -> None:
-    """Refuse settings that none of the records has; a mixed table, which ``--overwrite`` makes, takes either."""
+    """Refuse settings, or overrides of a task, that no record has; of a table that ``--overwrite`` mixed, take any."""
     now = made_by(plan.upstream, plan.runs, preset)
-    found = None
-    for record in records:
-        key = other(record, now, SETTINGS)
-        if key is not None:
-            found = f"{_OPTIONS[key]} {_shown(record.get(key))} ({record['label']}), now {_shown(now[key])}"
-        else:
-            override = _other_override(plan, record)
-            if override is None:
-                return
-            found = f"{override} ({record['label']})"
-    raise EkdError(f"{where} was made with {found}; scores side by side need the same: {_ADVICE}")
+    unlike = [(record, other(record, now, SETTINGS)) for record in records]
+    found = [
+        f"{_OPTIONS[key]} {_shown(record.get(key))} ({record['label']}), now {_shown(now[key])}"
+        for record, key in unlike
+        if key is not None
+    ]
+    if len(found) < len(records):
+        found = _other_overrides(plan, [record for record, key in unlike if key is None])
+    if found:
+        raise EkdError(f"{where} was made with {found[-1]}; scores side by side need the same: {_ADVICE}")
 
 
 def _shown(setting: Any) -> str:
     return {True: "on", False: "off"}[setting] if isinstance(setting, bool) else str(setting)
 
 
-def _other_override(plan: ModelPlan, record: Mapping[str, Any]) -> str | None:
-    for run in plan.runs:
-        for part in by_seed(record["tasks"].get(run.task.name, {})).values():
-            found = other_override(part, overrides(run))
-            if found is not None:
-                return f"{run.task.name}:{found}"
-    return None
+def _other_overrides(plan: ModelPlan, records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """How the records' overrides of a task differ from the plan's, of the first task where all that have it do."""
+    for run in _first_runs(plan):
+        found = [
+            (other_override(part, overrides(run)), record["label"])
+            for record in records
+            for part in by_seed(record["tasks"].get(run.task.name, {})).values()
+            if part
+        ]
+        if found and all(override is not None for override, _ in found):
+            return [f"{run.task.name}:{override} ({label})" for override, label in found]
+    return []
 
 
-def _check_task(plan: ModelPlan, record: Mapping[str, Any], name: str, task: Mapping[str, Any]) -> None:
-    """Refuse what does not go into one mean with a task's earlier seeds, or picks among them on test."""
-    runs = [run for run in plan.runs if run.task.name == name]
+def _first_runs(plan: ModelPlan) -> list[Run]:
+    """One run of each task."""
+    return list({run.task.name: run for run in reversed(plan.runs)}.values())[::-1]
+
+
+def _check_task(out: Path, record: Mapping[str, Any], name: str, runs: Sequence[Run]) -> None:
+    """Refuse what does not go into one mean with a task's earlier seeds, replaces them, or picks among them on test.
+
+    Args:
+        runs: of this call, of that task; there may be none.
+    """
+    _check_data(out, record, name, name, called=bool(runs))
     if not runs:
         return
-    _check_data(plan.out, name, task, runs[0])
+    task = record["tasks"][name]
     seeds = by_seed(task, record.get("seed"))
     called = {run.seed for run in runs}
     now = list(dict.fromkeys(run.fold for run in runs if run.fold is not None))
     for seed, part in seeds.items():
         before = folds(part)
-        if set(before) == set(now) or (seed in called and set(before) < set(now) and set(seeds) <= called):
-            continue
-        all_folds = ",".join(dict.fromkeys([*before, *now]))
-        all_seeds = ",".join(str(one) for one in dict.fromkeys([*seeds, *sorted(called)]))
-        raise EkdError(
-            f"--out {plan.out}: {name} was tested there on {', '.join(before)} with seed {seed}, now on "
-            f"{', '.join(now)}; give all (--folds {all_folds} --seeds {all_seeds}), or {_ADVICE}"
-        )
-    for seed, part in seeds.items():
-        _check_rates(plan.out, name, part, [run for run in runs if run.seed == seed])
+        wider = set(before) < set(now) and set(seeds) <= called
+        if not wider and set(before) != set(now):
+            all_folds = ",".join(dict.fromkeys([*before, *now]))
+            all_seeds = ",".join(str(one) for one in dict.fromkeys([*seeds, *sorted(called)]))
+            raise EkdError(
+                f"--out {out}: {name} was tested there on {', '.join(before)} with seed {seed}, now on "
+                f"{', '.join(now)}; give all (--folds {all_folds} --seeds {all_seeds}), or {_ADVICE}"
+            )
+        mine = [run for run in runs if run.seed == seed]
+        if mine:
+            _check_rates(out, name, part, mine, rates(part) if wider else [part["lr"]])
+    for seed, folder, marker in tested_runs(task, record.get("seed"), out):
+        if seed in called and marker is None:
+            raise EkdError(
+                f"--out {out}: {name} was tested there with seed {seed} in {folder}, which is gone or another run's; "
+                f"leave it out of this call, {_ADVICE} to do it again"
+            )
 
 
-def _check_rates(out: Path, name: str, part: Mapping[str, Any], runs: Sequence[Run]) -> None:
-    """Refuse to replace a tested rate by one that it was not compared with on dev: that would be a pick on test."""
-    now = list(dict.fromkeys(_rate(run) for run in runs))
-    if not now or part["lr"] in now or _begun_again(out, part):
+def _check_rates(out: Path, name: str, part: Mapping[str, Any], runs: Sequence[Run], needed: Sequence[Any]) -> None:
+    """Refuse to replace a tested rate by one that it was not compared with on dev: that would be a pick on test.
+
+    Args:
+        needed: rates that have to be among those of ``runs``: the tested one, of fewer folds all that were tried.
+    """
+    now = list(dict.fromkeys(run.effective_config().get("optimizer", {}).get("lr") for run in runs))
+    begun_again = any(marker and marker.state != "finished" for _, _, marker in tested_runs(part, None, out))
+    if set(needed) <= set(now) or begun_again:
         return
     both = ",".join(f"{rate}" for rate in dict.fromkeys([*rates(part), *now]))
     raise EkdError(
-        f"--out {out}: {name} was tested there at learning rate {part['lr']}, now "
-        f"{','.join(map(str, now))}; to pick on dev give all (--lr {name}:{both}), or {_ADVICE}"
+        f"--out {out}: {name} was tested there at learning rate {part['lr']}"
+        + (f", the best of {', '.join(map(str, rates(part)))} on dev" if len(needed) > 1 else "")
+        + f", now {','.join(map(str, now))}; to pick on dev give all (--lr {name}:{both}), or {_ADVICE}"
     )
 
 
-def _check_data(out: Path, what: str, task: Mapping[str, Any], run: Run) -> None:
-    """Refuse to set a score beside ones whose runs read other contents under the same names as ``run`` does now."""
-    now = inputs(run)
-    for part in by_seed(task).values():
-        for fold, one in part.get("folds", {None: part}).items():
-            marker = _finished(out, one)
-            changed = marker and changed_input({name: marker.inputs[name] for name in marker.inputs if name in now})
+def _check_data(
+    out: Path,
+    record: Mapping[str, Any],
+    name: str,
+    what: str,
+    now: Collection[str] | None = None,
+    called: bool = True,
+) -> None:
+    """Refuse to set a score beside ones of a task whose runs read other contents under the same names.
+
+    Args:
+        out: the record's folder.
+        now: names of the inputs that count; None for all.
+        called: whether the call has that task of the same model; otherwise its data may have been cleared away.
+    """
+    for _, _, marker in tested_runs(record["tasks"][name], record.get("seed"), out):
+        if marker is not None and marker.state == "finished":
+            read = {one: digest for one, digest in marker.inputs.items() if now is None or one in now}
+            changed = changed_input(read, or_gone=called)
             if changed:
-                which = what if fold is None else f"{what} {fold}"
                 raise EkdError(
-                    f"--out {out}: {which} was tested there with another {changed}: it has changed since; {_ADVICE} "
-                    "to do it again"
+                    f"--out {out}: {what} was tested there with another {changed}: it has changed "
+                    f"since; {_ADVICE} to do it again"
                 )
-
-
-def _begun_again(out: Path, part: Mapping[str, Any]) -> bool:
-    """Whether a run of a score that is there is being done again, so that the score does not count."""
-    markers = [read_marker(out / "runs" / one["folder"]) for one in part.get("folds", {None: part}).values()]
-    return any(marker is not None and marker.state != "finished" for marker in markers)
-
-
-def _finished(out: Path, part: Mapping[str, Any]) -> Marker | None:
-    marker = read_marker(out / "runs" / part["folder"])
-    return marker if marker is not None and marker.state == "finished" else None
-
-
-def _rate(run: Run) -> Any:
-    return run.effective_config().get("optimizer", {}).get("lr")

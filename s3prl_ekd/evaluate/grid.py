@@ -54,7 +54,9 @@ class Search:
         return fmean(known) if len(known) == len(scores) else None
 
     def picked(self, results: Results) -> float | None:
-        """The rate to test: best on dev; of equals the first given.
+        """The rate to test: best on dev; of equals one that was tested before, else the first given.
+
+        (By the order alone, a call with another order would test the equal one, and replace a test score by another.)
 
         Raises:
             EkdError: there is a choice, and no rate has a dev score.
@@ -68,7 +70,13 @@ class Search:
                 f"{self.key}: no learning rate of {', '.join(f'{rate:g}' for rate in self.rates)} gave a "
                 f"{self.task.dev_split} {self.task.metric}; see train.log in {self.runs[0].expdir}"
             )
-        return (min if self.task.lower_is_better else max)(known, key=known.__getitem__)
+        best = (min if self.task.lower_is_better else max)(known.values())
+        equal = [rate for rate, score in known.items() if score == best]
+        return next((rate for rate in equal if self.tested(rate, results)), equal[0])
+
+    def tested(self, rate: float | None, results: Results) -> bool:
+        """Whether all runs of a rate have a test score."""
+        return all(self.task.metric in results[run.key] for run in self.at(rate))
 
 
 def finished_runs(runs: Sequence[Run], results: Results) -> list[Run]:
@@ -80,7 +88,9 @@ def finished_runs(runs: Sequence[Run], results: Results) -> list[Run]:
 def _finished(search: Search, results: Results) -> bool:
     if any(run.key not in results for run in search.runs):
         return False
-    return any(all(search.task.metric in results[run.key] for run in search.at(rate)) for rate in search.rates)
+    if len(search.rates) > 1 and all(search.dev(rate, results) is None for rate in search.rates):
+        return False
+    return search.tested(search.picked(results), results)
 
 
 def searches(runs: Sequence[Run]) -> list[Search]:

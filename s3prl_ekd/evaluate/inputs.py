@@ -45,10 +45,18 @@ def inputs(run: Run) -> dict[str, str]:
     return found
 
 
-def changed_input(recorded: Mapping[str, str]) -> str | None:
-    """The first of a run's recorded :func:`inputs` whose content has changed or is gone; None where none has."""
+def data_digest(run: Run) -> str:
+    """One SHA-256 of what a run reads beside its model: configuration, tables, texts."""
+    model = _model(run.upstream)
+    data = {name: digest for name, digest in inputs(run).items() if name not in model}
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | None:
+    """The first of a run's recorded :func:`inputs` whose content has changed (or is gone); None where none has."""
     for name, digest in recorded.items():
-        if _digest_of(name) == digest:
+        now = _digest_of(name)
+        if now == digest or (now is None and not or_gone):
             continue
         path = Path(name)
         if path.suffix in (".yaml", ".yml") and path.is_file() and _configuration(path) == digest:

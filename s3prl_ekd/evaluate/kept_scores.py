@@ -8,28 +8,32 @@ under ``--overwrite`` or for changed data, is logged.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, folds, other, other_override
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, folds, other, other_override, rates
 from s3prl_ekd.evaluate.inputs import changed_input
-from s3prl_ekd.evaluate.marker import MARKER, read_marker
+from s3prl_ekd.evaluate.marker import MARKER, Marker, read_marker
+from s3prl_ekd.evaluate.models import folder_name
 from s3prl_ekd.evaluate.results import by_seed, merge_grids
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, own_record, read_models
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, holds_table, own_record, read_models
 
 Part = dict[str, Any]  # one seed's record of a task
 
 log = logging.getLogger(__name__)
 
 
-def earlier_record(made_by: Mapping[str, Any], out: Path) -> dict[str, Any] | None:
+def earlier_record(made_by: Mapping[str, Any], out: Path, called: Collection[str] = ()) -> dict[str, Any] | None:
     """The record that an earlier call left in ``out/scores.json``, where it is of the same model and settings.
 
     Without the tasks whose runs have read other things than are there now; None where no task is left.
 
     Args:
         made_by: model and settings (``provenance.py``).
+        called: names of the tasks of this call; of others it does not matter when data have been cleared away since.
     """
     earlier = own_record(out)
     if earlier is None:
@@ -41,7 +45,8 @@ def earlier_record(made_by: Mapping[str, Any], out: Path) -> dict[str, Any] | No
             ", ".join(earlier["tasks"]), key, earlier.get(key),
         )  # fmt: skip
         return None
-    tasks = {name: task for name, task in earlier["tasks"].items() if not outdated(task, out)}
+    seed = earlier.get("seed")
+    tasks = {name: task for name, task in earlier["tasks"].items() if not outdated(task, seed, out, name in called)}
     return {**earlier, "tasks": tasks} if tasks else None
 
 
@@ -62,7 +67,11 @@ def with_earlier_seeds(name: str, earlier: Mapping[str, Any] | None, new: Mappin
         assert seed is not None
         why = other_override(part, first["overrides"]) or (set(folds(part)) != set(folds(first)) and "other folds")
         if seed in new:
-            parts[seed] = new[seed] if why else merge_grids(part, new[seed])
+            merged = None if why else merge_grids(part, new[seed])
+            if merged is None and not set(folds(part)) < set(folds(first)):
+                how = why or f"other runs, at learning rates {', '.join(map(str, rates(part)))}"
+                log.warning("%s, seed %s: replaced in %s: was made with %s", name, seed, FILE_NAME, how)
+            parts[seed] = merged or new[seed]
         elif why:
             log.warning("%s, seed %s: left out of %s: was made with %s", name, seed, FILE_NAME, why)
         else:
@@ -70,39 +79,63 @@ def with_earlier_seeds(name: str, earlier: Mapping[str, Any] | None, new: Mappin
     return {**parts, **{seed: part for seed, part in new.items() if seed not in parts}}
 
 
-def outdated(task: Mapping[str, Any], out: Path) -> bool:
-    """Whether an earlier score's run is being done again, or what it read has changed since; logs which."""
-    for part in by_seed(task).values():
+def tested_runs(
+    task: Mapping[str, Any], seed: int | None, out: Path
+) -> Iterator[tuple[int | None, Path, Marker | None]]:
+    """Seed, folder and marker of each run that an earlier score is from.
+
+    The marker is None where the folder is gone, or another seed's by now.
+
+    Args:
+        seed: of a task that names none.
+    """
+    for own, part in by_seed(task, seed).items():
         for run in part.get("folds", {None: part}).values():
             folder = out / "runs" / run["folder"]
             marker = read_marker(folder)
-            if marker is None:
-                continue
-            if marker.state != "finished":
-                log.warning("%s: left out of %s: the run is being done again", folder / MARKER, FILE_NAME)
-                return True
-            changed = changed_input(marker.inputs)
-            if changed is not None:
-                log.warning("%s: left out of %s: %s has changed since", folder / MARKER, FILE_NAME, changed)
-                return True
+            yield own, folder, marker if marker and own in (None, marker.settings.get("seed")) else None
+
+
+def outdated(task: Mapping[str, Any], seed: int | None, out: Path, called: bool = False) -> bool:
+    """Whether an earlier score's run is being done again, or what it read has changed since; logs which."""
+    for _, folder, marker in tested_runs(task, seed, out):
+        if marker is None:
+            continue
+        if marker.state != "finished":
+            log.warning("%s: left out of %s: the run is being done again", folder / MARKER, FILE_NAME)
+            return True
+        changed = changed_input(marker.inputs, or_gone=called)
+        if changed is not None:
+            log.warning("%s: left out of %s: %s has changed since", folder / MARKER, FILE_NAME, changed)
+            return True
     return False
 
 
 def table_rows(out: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Folder and record of each row of the table in ``out``, as the rows' own folders have them now; none without one.
+    """Folder and record of each row of the table in ``out``: of all folders that hold a record under their own name.
 
-    A row whose folder is gone has been removed by the user.
+    The table's file says their order, and which are rows under another name. It may lack some: a call may have been
+    killed before it was written. None where ``out`` holds the scores of one model.
     """
-    rows = []
-    for folder, listed in read_models(out) if (out / FILE_NAME).is_file() else []:
-        if "folder" not in listed:
-            return []  # the scores of one model
-        record = own_record(folder)
-        if record is None:
-            log.warning("%s: %s is left out: %s is gone", out / FILE_NAME, listed["label"], folder / FILE_NAME)
-            continue
-        rows.append((str(listed["folder"]), record))
+    if own_record(out) is not None or not out.is_dir():
+        return []
+    listed = [folder for folder, _ in read_models(out)] if (out / FILE_NAME).is_file() else []
+    rows = [(folder.name, record) for folder in listed if (record := own_record(folder)) is not None]
+    for folder in sorted(path.parent for path in out.glob(f"*/{FILE_NAME}")):
+        if folder not in listed:
+            try:
+                record = own_record(folder)
+            except EkdError:
+                continue  # a file of somebody else's
+            if record is not None and folder.name == folder_name(record["label"]):
+                rows.append((folder.name, record))
     return rows
+
+
+def rows_removed(out: Path) -> list[tuple[str, Path]]:
+    """Label and missing file of each row that the table's file names and the user has removed."""
+    listed = read_models(out) if holds_table(out) else []
+    return [(record["label"], folder / FILE_NAME) for folder, record in listed if own_record(folder) is None]
 
 
 def with_earlier_rows(
@@ -114,5 +147,9 @@ def with_earlier_rows(
         rows: the earlier ones (:func:`table_rows`).
         called: folder -> record of each model of this call, None where none of its tasks is finished.
     """
-    merged = {**dict(rows), **called}
-    return [(folder, record) for folder, record in merged.items() if record is not None]
+    merged = {folder: record for folder, record in {**dict(rows), **called}.items() if record is not None}
+    labels = Counter(record["label"] for record in merged.values())
+    return [  # a row may have got another's label in its own folder
+        (folder, {**record, "label": f"{label} ({folder})"} if labels[label := record["label"]] > 1 else record)
+        for folder, record in merged.items()
+    ]

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.kept_scores import table_rows
 from s3prl_ekd.evaluate.models import Upstream, check_labels, choose_models, split_label
 from s3prl_ekd.evaluate.plan import ModelPlan, Run, make_plan
 from s3prl_ekd.evaluate.presets import parse_overrides, preset
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, holds_table, read_models
+from s3prl_ekd.evaluate.scores_file import holds_table, own_record
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 
@@ -72,23 +73,23 @@ def model_folders(models: Sequence[Upstream], out: Path, in_table: bool) -> list
     Raises:
         EkdError: two models would share a folder; ``out`` holds a file that is no scores.json.
     """
-    there = [record for _, record in read_models(out)] if (out / FILE_NAME).is_file() else []
+    single = own_record(out)
+    table = len(models) > 1 or holds_table(out) or (in_table and single is None)
+    there = table_rows(out) if table else [(None, single)] if single else []
     models = [_as_known(model, there) for model in models]
     check_labels(models)
-    one_there = bool(there) and not holds_table(out)
-    if len(models) > 1 or holds_table(out) or (in_table and not one_there):
-        return [(model, out / model.folder) for model in models]
-    return [(models[0], out)]
+    return [(model, out / model.folder if table else out) for model in models]
 
 
-def _as_known(model: Upstream, there: Sequence[Mapping[str, Any]]) -> Upstream:
-    """The model, by its label in a record of it unless the user names it otherwise."""
+def _as_known(model: Upstream, there: Sequence[tuple[str | None, Mapping[str, Any]]]) -> Upstream:
+    """The model, by the folder and the label of a record of it, or of the label that the user gives it."""
     if model.named:
-        return model
+        folders = [folder for folder, record in there if record["label"] == model.label]
+        return replace(model, row=folders[0]) if folders and model.folder not in folders else model
     mine = (model.name, model.checkpoint and str(model.checkpoint), model.model_config and str(model.model_config))
-    for record in there:
+    for folder, record in there:
         if mine == tuple(record.get(key) for key in ("upstream", "checkpoint", "model_config")):
-            return replace(model, label=record["label"])
+            return replace(model, row=folder, label=record["label"])
     return model
 
 

@@ -32,6 +32,7 @@ class Upstream:
     checkpoint: Path | str | None = None  # a string: the source of a teacher
     model_config: Path | None = None
     named: bool = field(default=False, compare=False)  # by the user: LABEL=VALUE, --label, label in --models
+    row: str | None = field(default=None, compare=False)  # its folder in a table that has it already
 
     def arguments(self) -> list[str]:
         """The upstream's part of a native command."""
@@ -44,8 +45,13 @@ class Upstream:
 
     @property
     def folder(self) -> str:
-        """Name of this model's folder below ``--out`` where several models are evaluated: its label, file-safe."""
-        return re.sub(r"[^\w.+-]+", "-", self.label).strip("-.") or "model"
+        """Name of this model's folder below ``--out`` where several models are evaluated."""
+        return self.row or folder_name(self.label)
+
+
+def folder_name(label: str) -> str:
+    """A label, file-safe."""
+    return re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "model"
 
 
 def choose_models(

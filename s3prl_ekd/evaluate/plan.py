@@ -27,6 +27,7 @@ from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.own_scripts import own_command
 
 FOLD_KEY = "config.downstream_expert.datarc.test_fold"
+CACHE_KEY = "config.runner.cache_states"
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Run:
     def _options(self, items: Overrides) -> list[str]:
         """The option ``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
         if self.cache is not None:
-            items = {**items, "config.runner.cache_states": str(self.cache)}
+            items = {**items, CACHE_KEY: str(self.cache)}
         return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
 
     def settings(self) -> dict[str, Any]:
@@ -168,7 +169,7 @@ def make_plan(
                 device, normalize, cache,
             )  # fmt: skip
             run.effective_config()
-            runs.append(_in_earlier_folder(run, names, overrides.get(task.name, {}).get(LR_KEY)))
+            runs.append(_in_earlier_folder(run, base, names, overrides.get(task.name, {}).get(LR_KEY)))
     return runs
 
 
@@ -179,25 +180,30 @@ def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> lis
     return list(dict.fromkeys([own, base + lr + f"-seed{seed}", base + lr, f"{base}-seed{seed}", base]))
 
 
-def _in_earlier_folder(run: Run, names: list[str], own_rate: str | None) -> Run:
+def _in_earlier_folder(run: Run, base: str, names: list[str], own_rate: str | None) -> Run:
     """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then.
 
-    Where another seed has the run's own folder, the run gets the one that names its seed.
+    A run of a grid and one without are the same where their rate is. Where another seed has the run's own folder, the
+    run gets the one that names its seed.
 
     Args:
-        own_rate: how the overrides without a grid spell the rate; None where they leave it to the configuration. Where
-            it is the run's, the earlier run may have been made without a grid.
+        base: the task and the fold, as folders name them.
+        own_rate: how the overrides without a grid spell the rate; None where they leave it to the configuration.
     """
     root = run.expdir.parent
     there = read_marker(run.expdir)
     if there is not None and there.settings.get("seed") == run.seed:
         return run
     same = [run]
+    rate = run.effective_config().get("optimizer", {}).get("lr")
     if run.rate is not None:
         items = {key: value for key, value in run.overrides.items() if key != LR_KEY}
         plain = replace(run, overrides=items if own_rate is None else {**items, LR_KEY: own_rate})
-        if plain.effective_config().get("optimizer", {}).get("lr") == run.rate:
+        if plain.effective_config().get("optimizer", {}).get("lr") == rate:
             same.append(plain)
+    elif isinstance(rate, int | float):
+        same.append(replace(run, overrides={**run.overrides, LR_KEY: repr(float(rate))}))
+        names = [*names, *_names(base, float(rate), run.seed, several_seeds=False)]
     for name in names[1:]:
         marker = read_marker(root / name)
         for one in same:

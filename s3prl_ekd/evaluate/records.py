@@ -13,7 +13,14 @@ from typing import Any
 
 from s3prl_ekd.evaluate.grid import finished_runs, searches
 from s3prl_ekd.evaluate.grid_table import grid_markdown
-from s3prl_ekd.evaluate.kept_scores import earlier_record, table_rows, with_earlier_rows, with_earlier_seeds
+from s3prl_ekd.evaluate.inputs import data_digest
+from s3prl_ekd.evaluate.kept_scores import (
+    earlier_record,
+    rows_removed,
+    table_rows,
+    with_earlier_rows,
+    with_earlier_seeds,
+)
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
 from s3prl_ekd.evaluate.provenance import machine, made_by, versions
@@ -51,7 +58,7 @@ def write_records(
     for plan, cost in zip(plans, costs, strict=True):
         common = made_by(plan.upstream, plan.runs, preset)
         runs = finished_runs(plan.runs, results)
-        record = earlier_record(common, plan.out) if runs or table else None
+        record = earlier_record(common, plan.out, {run.task.name for run in plan.runs}) if runs or table else None
         if runs:
             record = collect(common, runs, results, cost, devices, record)
             write_scores(record, plan.out)
@@ -65,6 +72,10 @@ def write_records(
     single = own_record(out)
     if single is not None:
         log.warning("%s: the table replaces the scores of %s", out / FILE_NAME, single["label"])
+    for label, file in rows_removed(out):
+        log.warning("%s: %s is left out: %s is gone", out / FILE_NAME, label, file)
+    for folder in (name for name, record in called.items() if record is None):
+        (out / folder / FILE_NAME).unlink(missing_ok=True)  # of another model or setting, which this call replaces
     rows = with_earlier_rows(rows, called)
     records = [record for _, record in rows]
     write_scores({"models": [{"folder": folder, **record} for folder, record in rows]}, out)
@@ -93,7 +104,8 @@ def collect(
     for task in TASKS.values():
         mine = [search for search in searches(runs) if search.task is task]
         if mine:
-            new = {search.seed: search_record(search, results) for search in mine}
+            digest = data_digest(mine[0].runs[0])
+            new = {search.seed: search_record(search, results) | {"data_sha256": digest} for search in mine}
             seeds = {str(seed): part for seed, part in with_earlier_seeds(task.name, earlier, new).items()}
             tasks[task.name] = merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
             tasks[task.name]["chance"] = chance(task, mine[0].runs[0], tasks[task.name])

@@ -77,16 +77,17 @@ def standard_error(values: Sequence[float]) -> float:
     return stdev(values) / math.sqrt(len(values))
 
 
-def merge_grids(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+def merge_grids(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any] | None:
     """``new``, one seed's part of a task, with the rates in its grid that an ``earlier`` part has tried too.
 
     The pick stays right: the earlier pick is among the new rates, and so no better on dev than the new one. Where it is
-    not, or has another dev score there, the parts are not of the same runs, and ``new`` is returned.
+    not, or has another dev score there, the parts are not of the same runs: None.
     """
     tried = {rate: one for rate, one in _grid(earlier).items() if rate not in rates(new)}
     kept = _grid(earlier).get(earlier.get("lr"))
-    same = kept is not None and kept["dev"] == _grid(new).get(earlier.get("lr"), {}).get("dev")
-    if not tried or not same or set(folds(earlier)) != set(folds(new)):
+    if kept is None or kept["dev"] != _grid(new).get(earlier.get("lr"), {}).get("dev"):
+        return None
+    if not tried:
         return dict(new)
     grid = [*({**one, "picked": False} for one in tried.values()), *_grid(new).values()]
     return {**new, "grid": grid, "seconds": max(earlier["seconds"], new["seconds"])}

@@ -27,43 +27,39 @@ log = logging.getLogger(__name__)
 _loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
 
 
-def check_marker(run: Run, overwrite: bool = False) -> None:
-    """Refuse a folder whose earlier run had other settings or read other things.
-
-    Args:
-        overwrite: empty the folder instead.
+def check_marker(run: Run) -> None:
+    """Refuse a folder that keeps a run of other settings, or one that read other things.
 
     Raises:
         EkdError: names what is different.
     """
     marker = read_marker(run.expdir)
-    if marker is None:
-        return
-    same = marker.settings == run.settings()
-    if marker.state == "started" and not same and not numbered_checkpoints(run.expdir):
-        shutil.rmtree(run.expdir)  # a mistake that ended before there was anything to keep
-        return
-    changed_file = changed_input(marker.inputs)
-    if same and changed_file is None:
-        return
-    if overwrite:
-        shutil.rmtree(run.expdir)
-        return
-    if same:
-        raise EkdError(
-            f"{run.expdir / MARKER}: an earlier run here read another {changed_file}: it has changed since; choose "
-            "another --out, or --overwrite to do it again"
-        )
-    before, now = marker.settings, run.settings()
-    changed = next(key for key in {**now, **before} if before.get(key) != now.get(key))
+    unlike = marker and _unlike(run, marker)
+    if marker is None or unlike is None or (marker.state == "started" and not numbered_checkpoints(run.expdir)):
+        return  # the last: a mistake that ended before there was anything to keep
     raise EkdError(
-        f"{run.expdir / MARKER}: an earlier run here had another {changed} ({before.get(changed)}, now "
-        f"{now.get(changed)}); choose another --out, or --overwrite to do it again"
+        f"{run.expdir / MARKER}: an earlier run here {unlike}; choose another --out, or --overwrite to do it again"
     )
 
 
+def clear_other(run: Run) -> None:
+    """Empty the folder of a run where an earlier one there is another."""
+    marker = read_marker(run.expdir)
+    if marker is not None and _unlike(run, marker) is not None:
+        shutil.rmtree(run.expdir)
+
+
+def _unlike(run: Run, marker: Marker) -> str | None:
+    before, now = marker.settings, run.settings()
+    if before == now:
+        changed = changed_input(marker.inputs)
+        return None if changed is None else f"read another {changed}: it has changed since"
+    key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
+    return f"had another {key} ({before.get(key)}, now {now.get(key)})"
+
+
 def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Trained:
-    """Train one run, unless that is done; returns what a learning rate is picked by."""
+    """Train one run, unless that is done; returns what a learning rate is picked by, of a tested run its result."""
     marker = read_marker(run.expdir) or Marker(run.settings(), inputs(run))
     if marker.state == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
@@ -78,10 +74,7 @@ def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkSe
         write_marker(run.expdir, marker)
     else:
         board.kept(run.key, "tested" if marker.state == "finished" else "trained")
-    if marker.result is not None:
-        tested = marker.result
-        return {"dev": tested["dev"], "seconds": tested["seconds"], "steps": tested["steps"], "lr": tested["lr"]}
-    return _trained(run, marker.seconds)
+    return marker.result or _trained(run, marker.seconds)
 
 
 def _warn_of_batches_left_out(run: Run, output: str) -> None:

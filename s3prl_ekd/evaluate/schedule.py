@@ -18,7 +18,7 @@ from s3prl_ekd.evaluate.marker import Results, Trained
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import stop_all
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.run import check_marker, do_test, do_train
+from s3prl_ekd.evaluate.run import check_marker, clear_other, do_test, do_train
 
 _Action = Callable[[Run, Board, dict[str, str], ForkServer | None], Trained]
 
@@ -37,8 +37,10 @@ def run_all(
     ``devices``, to its own. ``results`` is filled on the way, for a caller who wants to keep what an interruption left.
     """
     results = {} if results is None else results
+    for run in runs if not overwrite else ():
+        check_marker(run)
     for run in runs:
-        check_marker(run, overwrite)
+        clear_other(run)
     # Threads that spin while they wait for one another slow runs side by side down.
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:

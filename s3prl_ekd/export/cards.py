@@ -6,6 +6,7 @@ never quotes a number from elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,9 @@ _MODES = {
     "layerwise_concat": "the layerwise concatenation of the teachers",
 }
 _NO_DATA = "Not recorded by the exporter: the checkpoint does not name its corpus."
+_NO_ORIGIN = "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
 _SCORES = "\n## Scores\n"
+_SEAL = re.compile(r"\n<!-- as s3prl-ekd wrote it: \w+ -->\n$")  # on a page the hub does not show it
 _TITLES = {"pr": "PR (PER %)", "sid": "SID (acc %)", "er": "ER (acc %)", "asr": "ASR (WER %)"}
 
 
@@ -42,7 +45,7 @@ def superb_card(
     chosen = "".join(
         f"\n`{task}` gets the states {', '.join(map(str, states))}." for task, states in task_states.items()
     )
-    return f"""# Distilled speech encoder: SUPERB upstream
+    return _sealed(f"""# Distilled speech encoder: SUPERB upstream
 
 {_origin(part)}
 
@@ -60,7 +63,7 @@ hidden_states = upstream([waveform])["hidden_states"]  # list of (1, frames, {sh
 {chosen}
 
 {_method(part, shape)}
-"""
+""")
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def huggingface_card(part: Mapping[str, Any], shape: EncoderShape, parameters: i
         parameters: of the exported model.
         facts: what the user says of it.
     """
-    return f"""---
+    return _sealed(f"""---
 license: {facts.licence}
 library_name: transformers
 pipeline_tag: feature-extraction
@@ -114,11 +117,12 @@ features there. All later states are the same.
 {facts.data or _NO_DATA}
 
 {_method(part, shape, parameters)}
-{facts.scores}"""
+{facts.scores}""")
 
 
 def card_facts(card: str) -> CardFacts:
     """What an earlier :func:`huggingface_card` was told, read from its text."""
+    card = _SEAL.sub("", card)
     licence = re.search(r"^license: (.*)$", card, flags=re.MULTILINE)
     data = re.search(r"^## Training data\n\n(.*?)\n\n## Model$", card, flags=re.MULTILINE | re.DOTALL)
     _, heading, scores = card.partition(_SCORES)
@@ -129,15 +133,23 @@ def card_facts(card: str) -> CardFacts:
     )
 
 
-def same_card(one: str, other: str) -> bool:
-    """Whether two cards say the same but for the version that wrote them."""
-    texts = [[line for line in card.splitlines() if MADE_WITH not in line] for card in (one, other)]
-    return texts[0] == texts[1]
+def is_edited(card: str) -> bool:
+    """Whether a card is not as an export wrote it: its last line holds the digest of the others."""
+    return _sealed(_SEAL.sub("", card)) != card
+
+
+def says_origin(card: str) -> bool:
+    """Whether a card says how its student was trained, which a transformers folder does not know."""
+    return _NO_ORIGIN not in card
+
+
+def _sealed(card: str) -> str:
+    return f"{card}\n<!-- as s3prl-ekd wrote it: {hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
 
 
 def _origin(part: Mapping[str, Any]) -> str:
     if part.get("config") is None:
-        return "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
+        return _NO_ORIGIN
     teachers = part["config"]["ekd"]["teachers"]
     listed = ", ".join(f"{teacher['name']} (`{_shown(teacher['source'])}`)" for teacher in teachers)
     return (

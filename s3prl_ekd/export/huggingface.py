@@ -23,6 +23,7 @@ from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint
 from s3prl_ekd.teachers.writers import write_transformers
+from s3prl_ekd.whole_file import whole_file
 
 _OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
 
@@ -52,7 +53,10 @@ def export_huggingface(
     _check(encoder, checkpoint)
     output_folder(out, marker="config.json")
     given = {"licence": licence, "data": data, "scores": section}
-    facts = _facts(out, encoder, part, {name: text for name, text in given.items() if text is not None})
+    same = _holds(out, encoder)
+    facts = _facts(out, same, part, {name: text for name, text in given.items() if text is not None})
+    if not same:
+        (out / CARD).unlink(missing_ok=True)  # of other weights: a kill from here on must not leave it beside these
     # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
     write_transformers(encoder, out, attention_mask=True)
     file = out / "config.json"
@@ -60,23 +64,34 @@ def export_huggingface(
     file.write_text(json.dumps(config, indent=2) + "\n")
     if facts is not None:
         card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts)
-        (out / CARD).write_text(card)
+        with whole_file(out / CARD) as partial:
+            partial.write_text(card)
         write_license(out, facts.licence)
     return out
 
 
-def _facts(out: Path, encoder: Encoder, part: Mapping[str, Any], given: Mapping[str, str]) -> cards.CardFacts | None:
+def _facts(out: Path, same: bool, part: Mapping[str, Any], given: Mapping[str, str]) -> cards.CardFacts | None:
     """What the card is to say: what is given, and what an earlier card of these weights says; None where that stays.
 
+    Args:
+        same: whether the earlier card is of these weights.
+
     Raises:
-        EkdError: the earlier card was edited, or is of other weights and says what is not given for these.
+        EkdError: the earlier card would lose what is neither given nor known here.
     """
     card = out / CARD
     if not card.is_file():
         return cards.CardFacts(**given)
     text = card.read_text(errors="replace")
-    earlier = cards.card_facts(text)
-    if not _holds(out, encoder):
+    earlier, edited = cards.card_facts(text), cards.is_edited(text)
+    poorer = part.get("config") is None and cards.says_origin(text)
+    if same and not given and (edited or poorer):
+        log.info("%s: stays as it is: the weights are the same", card)
+        return None
+    if edited:
+        leave = f"leave {', '.join(_OPTIONS[name] for name in given)} out to keep it, or " if same else ""
+        raise EkdError(f"{card}: was edited, or another version wrote it; {leave}name another folder")
+    if not same:
         told = {"licence": earlier.licence != cards.CardFacts.licence, "data": earlier.data, "scores": earlier.scores}
         missing = [_OPTIONS[name] for name, there in told.items() if there and name not in given]
         if missing:
@@ -85,14 +100,8 @@ def _facts(out: Path, encoder: Encoder, part: Mapping[str, Any], given: Mapping[
                 f"{', '.join(missing)}, or name another folder"
             )
         return cards.CardFacts(**given)
-    if not given:
-        log.info("%s: stays as it is: the weights are the same", card)
-        return None
-    if not cards.same_card(text, cards.huggingface_card(part, encoder.shape, count_parameters(encoder), earlier)):
-        options = ", ".join(_OPTIONS[name] for name in given)
-        raise EkdError(
-            f"{card}: was edited, or another version wrote it; leave {options} out to keep it, or move it away"
-        )
+    if poorer:
+        raise EkdError(f"{card}: says how the student was trained, which --ckpt does not here; give its states-N.ckpt")
     return replace(earlier, **given)
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import editdistance
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.kept_scores import tested_runs
+from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
@@ -198,6 +200,9 @@ def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | N
         if fold not in parts:
             raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
         folders[fold] = home / "runs" / parts[fold]["folder"]
+    for seed, folder, marker in tested_runs(tested, None, home):
+        if marker is None and (folder / MARKER).is_file():
+            raise EkdError(f"{folder}: is not the run of seed {seed} that {home / FILE_NAME} names; that one is gone")
     return folders
 
 

@@ -71,16 +71,27 @@ def export_superb(
         "weights": {name: value.detach().cpu().clone() for name, value in weights.items()},
     }
     output_folder(out, marker="expert.py")
-    same = _holds(out, model)
-    shutil.copyfile(superb_expert.__file__, out / "expert.py")
+    card, requirements, same = out / CARD, out / "requirements.txt", _holds(out, model)
+    edited = card.is_file() and cards.is_edited(card.read_text(errors="replace"))
+    if edited and not same:
+        raise EkdError(f"{card}: was edited, or another version wrote it, for another model; name another folder")
+    if not same:
+        card.unlink(missing_ok=True)  # a kill from here on must not leave it beside this model
+    expert = Path(superb_expert.__file__)
+    if (out / "expert.py").is_file() and (out / "expert.py").read_bytes() != expert.read_bytes():
+        log.warning("%s: replaced; it was edited, or another version wrote it", out / "expert.py")
+    shutil.copyfile(expert, out / "expert.py")
     with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
         torch.save(model, stream)
-    for name, text in (("requirements.txt", REQUIREMENTS), (CARD, cards.superb_card(part, shape, names, chosen))):
-        file = out / name
-        if same and file.is_file() and not cards.same_card(file.read_text(errors="replace"), text):
-            log.info("%s: stays as it is: the model is the same, and the file was edited", file)
-        else:
-            file.write_text(text)
+    if requirements.is_file() and requirements.read_text(errors="replace") != REQUIREMENTS:
+        log.info("%s: stays as it is: it was edited", requirements)
+    else:
+        requirements.write_text(REQUIREMENTS)
+    if edited:
+        log.info("%s: stays as it is: the model is the same, and the file was edited", card)
+    else:
+        with whole_file(card) as partial:
+            partial.write_text(cards.superb_card(part, shape, names, chosen))
     write_license(out)
     return out
 

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
 from s3prl_ekd.evaluate.provenance import versions
 from s3prl_ekd.evaluate.results import by_seed
@@ -40,9 +41,7 @@ def scores(records: Records) -> str:
             spread = "" if error is None else f"<small>± {error:.2f}</small>"
             mark = " class=best" if row in best[column] else ""
             cells += f"<td{mark}>{cell(column.value(record))}{spread}</td>"
-        seeds = record.get("seeds", [])
-        trials = f"{len(seeds)} seeds" if len(seeds) > 1 else f"seed {record['seed']}"
-        detail = " · ".join([record["upstream"], f"preset {record['preset']}", trials])
+        detail = " · ".join([record["upstream"], f"preset {record['preset']}", _seeds(record)])
         rows.append(f"<tr><th>{escape(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
     table = f"<div class=scroll><table class=scores><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
     return section("Scores", table + note(footnote(records)))
@@ -184,8 +183,9 @@ def _grid_table(grid: GridOfTask) -> str:
 
 
 def _seeds(record: dict[str, Any]) -> str:
-    seeds = record.get("seeds") or [record["seed"]]
-    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    """The seeds, task by task where their own differ."""
+    seeds = seeds_text(record) or str(record["seed"])
+    return f"seed{'' if seeds.isdigit() else 's'} {seeds}"
 
 
 def _trained(record: dict[str, Any], task: str) -> str:

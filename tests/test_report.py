@@ -223,6 +223,15 @@ def test_heads_are_compared_on_held_out_speech_where_all_have_it(runs):
     assert dict(comparison.heads(again))["hubert.8: L1 + −log σ(cos), validation"] == ["0.1800 + 0.5000"] * 2 + ["–"]
 
 
+def test_a_run_without_held_out_speech_does_not_hide_that_of_others(runs):
+    ours, other, _ = runs
+    again = replace(other, validation=ours.validation)
+    found = dict(comparison.heads([ours, again, other]))
+    assert found["hubert.8: L1 + −log σ(cos), validation"] == ["0.1800 + 0.5000"] * 2 + ["–"]
+    assert found["hubert.8: L1 + −log σ(cos), training"] == ["0.1050 + 0.5000"] * 3
+    assert len(found) == 12
+
+
 def test_settings_that_differ_are_named_with_their_defaults(runs):
     found = dict(comparison.differences(runs[:2]))
     assert found == {

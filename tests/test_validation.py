@@ -189,6 +189,19 @@ def test_what_cannot_be_read_is_told_once_and_left_out(
     assert "no validation loss: none of its audio can be read" in caplog.text
 
 
+def test_what_all_ranks_know_one_says(lab: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expert = make_expert(lab, None, HELD_OUT)
+    expert.validation.table.paths[:] = [f"{path}.gone" for path in expert.validation.table.paths]
+    alone = expert.validation.ranks
+
+    class Second:
+        writes, sums = False, alone.sums
+
+    expert.validation.ranks = Second()
+    assert save(expert, tmp_path) == []
+    assert "skipped in validation" in caplog.text and "no validation loss" not in caplog.text
+
+
 def test_a_long_one_shows_how_far_it_is(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -96,7 +96,8 @@ class Validation:
         if failures:
             return None
         if not seconds:
-            logger.warning("[ekd] no validation loss: none of its audio can be read")
+            if self.ranks.writes:  # all ranks know it
+                logger.warning("[ekd] no validation loss: none of its audio can be read")
             return None
         mean, *values = [value / seconds for value in sums[1:]]
         rows = np.reshape(values, (len(heads), len(_PARTS))).tolist()

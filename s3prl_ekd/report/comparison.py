@@ -5,7 +5,7 @@ Rows are ``(heading, a text for each run)``; ``page.py`` and ``command.py`` show
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -51,20 +51,25 @@ def results(runs: Sequence[Pretraining]) -> list[Row]:
 
 
 def heads(runs: Sequence[Pretraining]) -> list[Row]:
-    """L1 and cosine term of each head that two runs have; of validation where all of these runs have it."""
+    """L1 and cosine term of each head that two runs have: of validation, and of training where one of them has none."""
     rows = []
     for head in dict.fromkeys(head for run in runs for head in run.heads()):
-        having = [run for run in runs if head in run.heads()]
-        if len(having) < 2:
-            continue
-        held_out = all(series(run.validation, head, "cosine")[1] for run in having)
-        texts = []
-        for run in runs:
-            lines, mean = (run.validation, _last) if held_out else (run.metrics, _last_tenth)
-            terms = [_number(mean(series(lines, head, term)[1])) for term in ("l1", "cosine")]
-            texts.append(" + ".join(terms) if run in having else MISSING)
-        rows.append((f"{head}: L1 + −log σ(cos), {'validation' if held_out else 'training'}", texts))
+        trained, held_out = (
+            [_terms(lines, head, mean) for lines in found]
+            for found, mean in (([run.metrics for run in runs], _last_tenth), ([run.validation for run in runs], _last))
+        )
+        counts = [sum(text != MISSING for text in texts) for texts in (trained, held_out)]
+        if counts[1] > 1:
+            rows.append((f"{head}: L1 + −log σ(cos), validation", held_out))
+        if counts[0] > max(counts[1], 1):
+            rows.append((f"{head}: L1 + −log σ(cos), training", trained))
     return rows
+
+
+def _terms(lines: Sequence[Mapping[str, Any]], head: str, mean: Callable[[Sequence[float]], float | None]) -> str:
+    """L1 and cosine term of a head as a sum, each its ``mean`` over the lines."""
+    terms = [_number(mean(series(lines, head, term)[1])) for term in ("l1", "cosine")]
+    return MISSING if MISSING in terms else " + ".join(terms)
 
 
 def differences(runs: Sequence[Pretraining]) -> list[Row]:

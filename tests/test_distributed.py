@@ -223,6 +223,7 @@ def test_torchrun_trains_as_one_process_does_and_goes_on_after_a_rank_dies(lab: 
     assert done.returncode == 0, done.stderr[-2000:]
     assert names(tmp_path / "two") == names(tmp_path / "one")
     assert done.stdout.count("Save the checkpoint to") == 6  # one voice
+    assert done.stderr.count("[ekd] student starts from") == 1 and done.stderr.count("[ekd] validation: ") == 1
     expected = curve(tmp_path / "one")
     assert len(expected) == 24 and curve(tmp_path / "two") == pytest.approx(expected, rel=2e-5)
     one, two = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")

@@ -16,19 +16,23 @@ def _start() -> tuple[list[str], Run]:
     # s3prl's runners count their steps in the progress bar: a disabled one stays at step 0, and training never ends.
     # tqdm reads the variable when it is imported, which is later than this.
     os.environ.pop("TQDM_DISABLE", None)
-    _show_messages()
     argv = sys.argv[1:]
-    return argv, Run(argv)
+    current = Run(argv)
+    _show_messages(logging.INFO if current.world.is_rank_zero else logging.WARNING)
+    return argv, current
 
 
-def _show_messages() -> None:
-    """Our messages on stderr from INFO on (without a handler: warnings only); s3prl's logging stays as it is."""
+def _show_messages(level: int) -> None:
+    """Our messages on stderr from a level on (without a handler: warnings only); s3prl's logging stays as it is.
+
+    Of several ranks one says what all do; each warns of what it alone met.
+    """
     ours = logging.getLogger("s3prl_ekd")
     if not ours.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(message)s"))
         ours.addHandler(handler)
-        ours.setLevel(logging.INFO)
+        ours.setLevel(level)
         ours.propagate = False  # some of s3prl's modules give the root logger a handler: each line would come twice
 
 

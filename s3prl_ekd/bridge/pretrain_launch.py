@@ -141,7 +141,7 @@ class PretrainLaunch(ScriptLaunch):
         checkpoint = self._find_checkpoint(args)
         if checkpoint is not None:
             if self.explicit & {"config", "upstream_config"}:
-                log.warning("continuing %s: its own configs are used, -c and -g are not read", checkpoint)
+                log.info("[ekd] %s goes on with the configuration in it: -o changes it, -c and -g do not", checkpoint)
             return
         self._check_new(args)
         checkpoints.check_unused(args.expdir)

@@ -242,6 +242,10 @@ def test_settings_that_differ_are_named_with_their_defaults(runs):
         "ekd.cosine_weight": ["1.0", "0.5"],  # mode is multi_head in both, said or not
     }
     assert comparison.differences(runs[:1] * 2) == []
+    balanced = runs[1].folder / "config_model.yaml"
+    balanced.write_text(balanced.read_text().replace("cosine_weight: 0.5", "balance: {decay: 0.9}"))
+    found = dict(comparison.differences([runs[0], read_pretraining(runs[1].folder)]))
+    assert found["ekd.balance.decay"] == ["–", "0.9"] and "ekd.balance" not in found
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)

@@ -77,7 +77,8 @@ def differences(runs: Sequence[Pretraining]) -> list[Row]:
     settings = [dict(_settings(run)) for run in runs]
     names = dict.fromkeys(name for one in settings for name in one)
     rows = [(name, [one.get(name, MISSING) for one in settings]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1]
+    absent = {"null", MISSING}  # a section that is null in one run has rows of its own in another
+    return [(name, values) for name, values in rows if len(set(values)) > 1 and not set(values) <= absent]
 
 
 def _settings(run: Pretraining) -> Iterator[tuple[str, str]]:

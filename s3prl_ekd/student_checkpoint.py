@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.distill.targets import TargetSet
@@ -47,6 +47,11 @@ def student_state(student: Student, config: ModelConfig, target_sets: Sequence[T
         if student.mask is None
         else {name: value.cpu() for name, value in student.mask.state_dict().items()},
     }
+
+
+def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts have the same names and, bit for bit, the same tensors."""
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def newest_checkpoint(path: str | Path) -> Path:

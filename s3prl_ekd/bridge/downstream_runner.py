@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.bridge import optimizers
-from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, is_out_of_memory, message
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, message
+from s3prl_ekd.bridge.interrupts import is_out_of_memory
 from s3prl_ekd.errors import EkdError
 
 

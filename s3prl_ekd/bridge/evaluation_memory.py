@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge.interrupts import OUT_OF_MEMORY
+from s3prl_ekd.bridge.interrupts import is_out_of_memory
 from s3prl_ekd.errors import EkdError
 
 
@@ -62,11 +62,6 @@ class EvaluationMemory:
         if not Path(path).exists():  # else the step before was saved as it was
             self._save({**state, "Step": state["Step"] - 1}, path, *args, **kwargs)
         raise EkdError(f"{self._stopped}; then go on with -a, from {path}")
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is of a full GPU."""
-    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def message(split: str, config: Mapping[str, Any], step: int = 0) -> str:

@@ -28,6 +28,11 @@ from s3prl_ekd.errors import UNWRITABLE, EkdError
 OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory")
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether the error is of a full GPU."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
 class Interrupted(KeyboardInterrupt):
     """SIGINT or SIGTERM arrived. A KeyboardInterrupt, so that torch's worker loops end quietly on it."""
 
@@ -116,7 +121,7 @@ class Run:
 
     def _after_runtime_error(self, error: RuntimeError) -> tuple[int, str]:
         """Status and message of a full GPU, or of a signal to other processes behind ``error``; else raises it."""
-        if any(words in str(error) for words in OUT_OF_MEMORY):
+        if is_out_of_memory(error):
             reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
             return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
         if "DataLoader worker" in str(error) and self._awaited():

@@ -20,6 +20,8 @@ from s3prl_ekd.errors import EkdError
 logger = logging.getLogger(__name__)
 
 HELD_OUT = "valid.txt"
+Sets = dict[str, list[tuple[Path, int]]]
+"""Name of a set -> absolute path and samples of each of its files."""
 
 
 def prepare_pretrain(
@@ -52,19 +54,10 @@ def prepare_pretrain(
     folder, config = out / "pretrain", out / "pretrain.yaml"
     notes = list(notes)
     with fresh_folder(folder, source) as fresh:
-        measured = _measured(sets, source, notes)
-        earlier = _earlier(folder)
-        ours = {file for entries in measured.values() for file, _ in entries}
-        for name in derived:
-            if name not in sets and name in earlier and ours.issuperset(file for file, _ in earlier[name]):
-                notes.append(f"{name}: gone; {', '.join(sets)} has its {len(earlier.pop(name))} files now")
-        valid = sorted(
-            {*held_out, *(name for name in earlier_held_out(folder) if name in earlier and name not in sets)}
-        )
-        for name, entries in earlier.items():
-            if name in measured and {file for file, _ in entries} != {file for file, _ in measured[name]}:
-                notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
-            measured.setdefault(name, entries)
+        new = _measured(sets, source, notes)
+        earlier = _earlier(folder, new, derived, notes)
+        measured = {**earlier, **new}
+        valid = sorted({*held_out, *(name for name in earlier_held_out(folder) if name in earlier)})
         _check_held_out(measured, valid)
         root = Path(os.path.commonpath([file.parent for entries in measured.values() for file, _ in entries]))
         for name, entries in measured.items():
@@ -101,9 +94,9 @@ def check_set_name(name: str) -> None:
         )
 
 
-def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]) -> dict[str, list[tuple[Path, int]]]:
+def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]) -> Sets:
     """Absolute path and samples of every file of each set; what is left out is added to ``notes``."""
-    measured: dict[str, list[tuple[Path, int]]] = {}
+    measured: Sets = {}
     for name, files in sets.items():
         files = [Path(os.path.abspath(file)) for file in files]
         results = in_parallel(samples_or_reason, files)
@@ -117,15 +110,26 @@ def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]
     return measured
 
 
-def _earlier(folder: Path) -> dict[str, list[tuple[Path, int]]]:
-    """The sets that are already there, with absolute paths."""
+def _earlier(folder: Path, new: Sets, derived: Collection[str], notes: list[str]) -> Sets:
+    """The sets that are already there and stay beside the ``new`` ones; what goes is added to ``notes``."""
     if not (folder / "root.txt").is_file():
         return {}
     root = Path((folder / "root.txt").read_text(encoding="utf-8").strip())
-    return {file.stem: [(root / path, n) for path, n in read_lengths(file)] for file in sorted(folder.glob("*.csv"))}
+    ours = {file for entries in new.values() for file, _ in entries}
+    kept: Sets = {}
+    for table in sorted(folder.glob("*.csv")):
+        name, entries = table.stem, [(root / path, n) for path, n in read_lengths(table)]
+        files = {file for file, _ in entries}
+        if name in derived and name not in new and files <= ours:
+            notes.append(f"{name}: gone; {', '.join(new)} has its {len(entries)} files now")
+        elif name not in new:
+            kept[name] = entries
+        elif files != {file for file, _ in new[name]}:
+            notes.append(f"{name}: replaces an earlier set of {len(entries)} other files (--name keeps both)")
+    return kept
 
 
-def _check_held_out(sets: Mapping[str, Sequence[tuple[Path, int]]], held_out: Sequence[str]) -> None:
+def _check_held_out(sets: Sets, held_out: Sequence[str]) -> None:
     """Raise where a file of a held-out set is in another set too."""
     trained = {file: name for name, entries in sets.items() if name not in held_out for file, _ in entries}
     for name in held_out:

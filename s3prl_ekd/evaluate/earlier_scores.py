@@ -65,9 +65,10 @@ def check_earlier_scores(plans: Sequence[ModelPlan], out: Path, preset: str) -> 
 def tell_second_rows(plans: Sequence[ModelPlan], out: Path) -> None:
     """Log which models of the call are in a table already, under other labels."""
     called = {plan.out.name for plan in plans}
+    rows = [row for folder, row in table_rows(out) if folder not in called]
     for plan in plans:
-        for folder, row in table_rows(out):
-            if folder not in called and other(row, made_by(plan.upstream, plan.runs, ""), MODEL) is None:
+        for row in rows:
+            if other(row, made_by(plan.upstream, plan.runs, ""), MODEL) is None:
                 log.warning("%s: the model of the row %s, which is measured again", plan.upstream.label, row["label"])
 
 

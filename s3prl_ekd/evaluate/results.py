@@ -30,8 +30,8 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
     task, rate = search.task, search.picked(results)
     picked = search.at(rate)
     parts: list[dict[str, Any]] = [{**results[run.key], "folder": run.expdir.name} for run in picked]
-    folds = {run.fold: part for run, part in zip(picked, parts, strict=True) if run.fold is not None}
-    record = merge_folds(task, folds) if folds else parts[0]
+    by_fold = {run.fold: part for run, part in zip(picked, parts, strict=True) if run.fold is not None}
+    record = merge_folds(task, by_fold) if by_fold else parts[0]
     record["seconds"] = round(sum(results[run.key]["seconds"] for run in search.runs), 1)
     record |= {"seed": search.seed, "overrides": overrides(picked[0])}
     if len(search.rates) > 1:
@@ -40,7 +40,7 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
                 "lr": one,
                 "dev": search.dev(one, results),
                 "picked": one == rate,
-                **({"folds": {run.fold: results[run.key]["dev"] for run in search.at(one)}} if folds else {}),
+                **({"folds": {run.fold: results[run.key]["dev"] for run in search.at(one)}} if by_fold else {}),
             }
             for one in search.rates
         ]
@@ -57,7 +57,7 @@ def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if "cer" in rescored:
         errors["cer"] = standard_error([part["rescored"]["cer"] for part in parts])
     dev = [part["dev"] for part in parts if part["dev"] is not None]
-    rates = {part["lr"] for part in parts}
+    picked = {part["lr"] for part in parts}
     return {
         task.metric: fmean(part[task.metric] for part in parts),
         "standard_error": errors,
@@ -65,7 +65,7 @@ def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "dev": fmean(dev) if dev else None,
         "seconds": round(sum(part["seconds"] for part in parts), 1),
         "steps": parts[0]["steps"],
-        "lr": rates.pop() if len(rates) == 1 else None,  # None: not the same for all seeds
+        "lr": picked.pop() if len(picked) == 1 else None,  # None: not the same for all seeds
         "n_utterances": parts[0]["n_utterances"],
         "seeds": seeds,
         "commands": [command for part in parts for command in part["commands"]],

@@ -13,15 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint
+from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint, same_weights
 from s3prl_ekd.teachers.writers import write_transformers
 from s3prl_ekd.whole_file import whole_file
 
@@ -111,13 +109,8 @@ def _holds(out: Path, encoder: Encoder) -> bool:
         there = load_student(out).encoder
     except EkdError:
         return False
-    theirs, ours = there.state_dict(), encoder.state_dict()
     shape = replace(there.shape, normalize_eps=encoder.shape.normalize_eps)  # config.json does not hold it
-    return (
-        shape == encoder.shape
-        and theirs.keys() == ours.keys()
-        and all(torch.equal(theirs[name], ours[name]) for name in ours)
-    )
+    return shape == encoder.shape and same_weights(there.state_dict(), encoder.state_dict())
 
 
 def push(folder: Path, repository: str, private: bool = False) -> str:

@@ -18,7 +18,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import load_student
+from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.whole_file import whole_file
 
@@ -107,8 +107,7 @@ def _holds(out: Path, model: Mapping[str, Any]) -> bool:
         return False
     if any(there.get(key) != model[key] for key in model if key != "weights"):
         return False
-    theirs, ours = there["weights"], model["weights"]
-    return theirs.keys() == ours.keys() and all(torch.equal(theirs[name], ours[name]) for name in ours)
+    return same_weights(there["weights"], model["weights"])
 
 
 def parse_task_states(items: Sequence[str]) -> dict[str, list[int]]:

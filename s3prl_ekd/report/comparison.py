@@ -14,7 +14,7 @@ import yaml
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.table import MISSING
-from s3prl_ekd.report.curves import comparison_png, series, totals
+from s3prl_ekd.report.curves import comparison_png, logged, series
 from s3prl_ekd.report.html import figure, note, section
 from s3prl_ekd.report.sources import Pretraining
 
@@ -42,10 +42,10 @@ def results(runs: Sequence[Pretraining]) -> list[Row]:
     """Steps, losses and speed of each run."""
     rows = [
         ("steps", [_steps(run) for run in runs]),
-        ("training loss", [_number(_last_tenth(totals(run.metrics)[1])) for run in runs]),
-        ("validation loss", [_number(_last(totals(run.validation)[1])) for run in runs]),
-        ("lowest (at step)", [_lowest(*totals(run.validation)) for run in runs]),
-        ("s of audio a second", [_speed(run) for run in runs]),
+        ("training loss", [_number(_last_tenth(logged(run.metrics, "loss")[1])) for run in runs]),
+        ("validation loss", [_number(_last(logged(run.validation, "loss")[1])) for run in runs]),
+        ("lowest (at step)", [_lowest(*logged(run.validation, "loss")) for run in runs]),
+        ("s of audio a second", [MISSING if run.speed is None else f"{run.speed:,.0f}" for run in runs]),
     ]
     return [(name, values) for name, values in rows if any(value != MISSING for value in values)]
 
@@ -129,11 +129,6 @@ def _steps(run: Pretraining) -> str:
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         return f"{step:,}"
     return f"{step:,} of {total:,}" if unfinished else f"{step:,}"
-
-
-def _speed(run: Pretraining) -> str:
-    speeds = sorted(line["audio_seconds_per_second"] for line in run.metrics if line.get("audio_seconds_per_second"))
-    return f"{speeds[len(speeds) // 2]:,.0f}" if speeds else MISSING
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.report.sources import Evaluation, Pretraining, split_head
-from s3prl_ekd.report.style import LIGHT, WIDTH, Theme, drawing, legend_below, shade
+from s3prl_ekd.report.style import LIGHT, WIDTH, Theme, drawing, legend_below, looks, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 COSINE_FLOOR = math.log1p(math.exp(-1.0))  # -log sigmoid(1) = 0.313: the term where prediction and target are parallel
 _TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"), ("gradient_share", "share of gradient"))
 _VALIDATION = {"linestyle": (0, (1, 1.2)), "marker": "o", "markersize": 3.2}
-_RUN_LINES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # of the first six runs, the next six, ...
 
 
 def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
@@ -73,7 +72,7 @@ def overview_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
         figure, axes = plt.subplots(1, panels, figsize=(WIDTH, 2.7), width_ratios=(2, 1)[:panels], squeeze=False)
         losses = axes[0][0]
         _line(losses, run, "loss", theme.accent, "loss, mean over heads")
-        steps, values = totals(run.validation)
+        steps, values = logged(run.validation, "loss")
         if steps:
             losses.plot(steps, values, color=theme.teachers[1], label="validation", **_VALIDATION)
             losses.lines[0].set_label("training")
@@ -96,17 +95,15 @@ def comparison_png(runs: Sequence[Pretraining], theme: Theme = LIGHT) -> bytes:
             1, 1 + held_out, figsize=(WIDTH, 3.1), sharex=True, sharey=True, squeeze=False, layout="constrained"
         )
         lines = []
-        for number, run in enumerate(runs):
-            look = {
-                "color": theme.teachers[number % len(theme.teachers)],
-                "linestyle": _RUN_LINES[number // len(theme.teachers) % len(_RUN_LINES)],
-            }
-            steps, values = totals(run.metrics)
-            axes[0][0].plot(steps, values, color=look["color"], linewidth=0.7, alpha=0.3)
-            marker = "o" if len(steps) == 1 else None  # one log step so far: no line to see
-            lines += axes[0][0].plot(steps, smooth(values), marker=marker, markersize=3.2, label=run.label, **look)
+        look_of = looks([run.label for run in runs], theme)
+        for run in runs:
+            look = look_of[run.label]
+            style = {"color": look.colour, "linestyle": look.line, "markersize": 3.2}
+            steps, values = logged(run.metrics, "loss")
+            axes[0][0].plot(steps, values, color=look.colour, linewidth=0.7, alpha=0.3)
+            lines += axes[0][0].plot(steps, smooth(values), marker=_marker(steps), label=run.label, **style)
             if held_out:
-                axes[0][1].plot(*totals(run.validation), marker="o", markersize=3.2, **look)
+                axes[0][1].plot(*logged(run.validation, "loss"), marker="o", **style)
         for axis, title in zip(axes[0], ("training loss", "validation loss"), strict=False):
             axis.set_title(title)
             axis.set_xlabel("step")
@@ -140,10 +137,10 @@ def series(lines: Sequence[Mapping[str, Any]], head: str, term: str) -> tuple[li
     return [line["step"] for line in found], [line["heads"][head][term] for line in found]
 
 
-def totals(lines: Sequence[Mapping[str, Any]]) -> tuple[list[int], list[float]]:
-    """Steps and values of the loss, where it was logged."""
-    found = [line for line in lines if line.get("loss") is not None]
-    return [line["step"] for line in found], [line["loss"] for line in found]
+def logged(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and values of what a line has one of, as the loss, where it was logged."""
+    found = [line for line in lines if line.get(key) is not None]
+    return [line["step"] for line in found], [line[key] for line in found]
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -154,11 +151,15 @@ def smooth(values: Sequence[float]) -> list[float]:
 
 
 def _line(axis: Axes, run: Pretraining, key: str, colour: str, title: str) -> None:
-    lines = [line for line in run.metrics if line.get(key) is not None]
-    marker = "o" if len(lines) == 1 else None
-    axis.plot([line["step"] for line in lines], [line[key] for line in lines], color=colour, marker=marker)
+    steps, values = logged(run.metrics, key)
+    axis.plot(steps, values, color=colour, marker=_marker(steps))
     axis.set_title(title)
     axis.set_xlabel("step")
+
+
+def _marker(steps: Sequence[int]) -> str | None:
+    """A dot where there is one log step so far, and so no line to see."""
+    return "o" if len(steps) == 1 else None
 
 
 def _heat(axis: Axes, one: Evaluation, theme: Theme) -> None:

@@ -79,9 +79,8 @@ def _facts(pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> st
         losses = [line["loss"] for line in (first, last) if line.get("loss") is not None]
         if len(losses) == 2:
             facts.append((f"{losses[0]:.3f} → {losses[1]:.3f}", "loss"))
-        speeds = [line["audio_seconds_per_second"] for line in run.metrics if line.get("audio_seconds_per_second")]
-        if speeds:
-            facts.append((f"{sorted(speeds)[len(speeds) // 2]:,.0f} ×", "real time, training"))
+        if run.speed is not None:
+            facts.append((f"{run.speed:,.0f} ×", "real time, training"))
     if evaluations:
         seconds = sum(task["seconds"] for one in evaluations for task in one.scores["tasks"].values())
         facts.append((_duration(seconds), "evaluation"))

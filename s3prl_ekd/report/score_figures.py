@@ -7,42 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.evaluate.grid_table import GridOfTask, grids
 from s3prl_ekd.evaluate.table import COLUMNS, Column
 from s3prl_ekd.report.curves import png
-from s3prl_ekd.report.style import LIGHT, WIDTH, Theme, drawing, legend_below
+from s3prl_ekd.report.style import LIGHT, WIDTH, Look, Theme, drawing, legend_below, looks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.typing import LineStyleType
-
-_MARKERS = ("o", "s", "^", "D", "v", "P")
-_LINES: tuple[LineStyleType, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
-
-
-@dataclass(frozen=True)
-class Look:
-    """A model's colour, marker and line: hues repeat after six models with another marker or line, all after 108."""
-
-    colour: str
-    marker: str
-    line: LineStyleType
-
-
-def looks(records: Sequence[dict[str, Any]], theme: Theme) -> dict[str, Look]:
-    """A look for each label, in the records' order."""
-    found = {}
-    for number, label in enumerate(dict.fromkeys(record["label"] for record in records)):
-        turn, hue = divmod(number, len(theme.teachers))
-        marker = turn % len(_MARKERS)
-        line = (turn + turn // len(_MARKERS)) % len(_LINES)
-        found[label] = Look(theme.teachers[hue], _MARKERS[marker], _LINES[line])
-    return found
 
 
 def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
@@ -54,7 +29,7 @@ def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
     if not found:
         return None
     with drawing(theme):
-        look = looks(records, theme)
+        look = looks([record["label"] for record in records], theme)
         figure, axes = _panels(len(found))
         for axis, grid in zip(axes, found, strict=True):
             _grid_panel(axis, grid, look, theme)
@@ -78,7 +53,7 @@ def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
     if not columns:
         return None
     with drawing(theme):
-        look = looks(records, theme)
+        look = looks([record["label"] for record in records], theme)
         figure, axes = _panels(len(columns))
         for axis, column in zip(axes, columns, strict=True):
             _cost_panel(axis, column, shown, look)

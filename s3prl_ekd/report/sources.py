@@ -40,6 +40,14 @@ class Pretraining:
         """The experiment's name: its folder's."""
         return self.folder.resolve().name
 
+    @property
+    def speed(self) -> float | None:
+        """Seconds of audio trained on in a second, the median of the log steps; None where none was logged."""
+        speeds = sorted(
+            line["audio_seconds_per_second"] for line in self.metrics if line.get("audio_seconds_per_second")
+        )
+        return speeds[len(speeds) // 2] if speeds else None
+
     def heads(self) -> list[str]:
         """``<teacher>.<layer>`` of every prediction head, teachers in the order they were given, layers ascending."""
         names = list(dict.fromkeys(name for line in self.metrics for name in line.get("heads", {})))

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+    from matplotlib.typing import LineStyleType
 
 WIDTH = 9.3  # inches: the page's column, so that all letters are of one size
 _LEGEND_LINE = 14  # characters of names, handles and gaps in an inch under a figure
 _LEGEND_HANDLE = 7  # of them, a handle and its gaps
 _LEGEND_ROW = 0.19  # inches
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_LINES: tuple[LineStyleType, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,26 @@ def drawing(theme: Theme) -> Iterator[None]:
             }
         )
         yield
+
+
+@dataclass(frozen=True)
+class Look:
+    """A model's or run's colour, marker and line: hues repeat after six with another marker or line, all after 108."""
+
+    colour: str
+    marker: str
+    line: LineStyleType
+
+
+def looks(labels: Sequence[str], theme: Theme) -> dict[str, Look]:
+    """A look for each label, in their order."""
+    found = {}
+    for number, label in enumerate(dict.fromkeys(labels)):
+        turn, hue = divmod(number, len(theme.teachers))
+        marker = turn % len(_MARKERS)
+        line = (turn + turn // len(_MARKERS)) % len(_LINES)
+        found[label] = Look(theme.teachers[hue], _MARKERS[marker], _LINES[line])
+    return found
 
 
 def legend_below(figure: Figure, handles: Sequence[Line2D]) -> None:

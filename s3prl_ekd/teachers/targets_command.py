@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     table = read_lengths(data, str(args.config))
     held_out = read_held_out(data, table, str(args.config))
     caches = open_caches(config, plan, table, held_out, data)
-    filled = [(one, rows) for one, rows in zip(caches, (table, held_out), strict=True) if one and rows]
-    jobs = [(one, rows) for one, rows in filled if not one.complete]
+    both = zip(caches, (table, held_out), strict=True)
+    jobs = [(one, rows) for one, rows in both if one and rows and not one.complete]
     if not jobs:
         return 0
     frozen = freeze(config, load_teachers(plan)).to(device)

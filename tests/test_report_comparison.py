@@ -1,0 +1,178 @@
+"""Several pretraining runs in one report: what they came to, in what they differ, how they are drawn and named."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+from report_lab import write_pretraining
+
+from s3prl_ekd.report import command, comparison
+from s3prl_ekd.report.curves import comparison_png, head_losses_png, overview_png, smooth
+from s3prl_ekd.report.page import page
+from s3prl_ekd.report.sources import read_pretraining
+from s3prl_ekd.report.style import DARK, LIGHT
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def pretraining(tmp_path):
+    return write_pretraining(tmp_path / "ekd <demo>")
+
+
+@pytest.fixture
+def runs(pretraining, tmp_path):
+    """Two runs that share some heads, one with held-out speech; and one of other heads, without its settings."""
+    ours, other, joined = pretraining, tmp_path / "other", tmp_path / "joined"
+    for folder in (other, joined):
+        shutil.copytree(ours, folder)
+    (ours / "config_model.yaml").write_text(
+        "ekd: {mode: multi_head, teachers: [{name: hubert, source: hubert_base, layers: [4, 8, 12]}]}\n"
+    )
+    (other / "config_model.yaml").write_text(
+        "ekd: {teachers: [{name: wavlm, source: wavlm_base, layers: [12]}], cosine_weight: 0.5}\n"
+    )
+    (joined / "config_model.yaml").write_text("no mapping")
+    lines = [json.loads(line) for line in (ours / "metrics.jsonl").read_text().splitlines()]
+    (joined / "metrics.jsonl").write_text(
+        "".join(json.dumps(line | {"heads": {"concat.4": line["heads"]["wavlm.4"]}}) + "\n" for line in lines)
+    )
+    held_out = [{"step": step, "loss": loss, "seconds": 9.0, "heads": lines[0]["heads"]}
+                for step, loss in ((20, 2.5), (40, 3.0))]  # fmt: skip
+    (ours / "validation.jsonl").write_text("".join(json.dumps(line) + "\n" for line in held_out))
+    return [read_pretraining(folder) for folder in (ours, other, joined)]
+
+
+def test_runs_are_compared_by_what_they_came_to(runs):
+    rows = dict(comparison.results(runs))
+    assert rows["steps"] == ["40"] * 3 and rows["training loss"] == ["2.5000"] * 3
+    assert rows["validation loss"] == ["3.0000", "–", "–"]
+    assert rows["lowest (at step)"] == ["2.5000 (20)", "–", "–"]
+    assert "s of audio a second" not in rows  # none has logged it
+    heads = dict(comparison.heads(runs))
+    assert len(heads) == 6 and "concat.4" not in str(heads)
+    assert heads["wavlm.4: L1 + −log σ(cos), training"] == ["0.0650 + 0.5000"] * 2 + ["–"]
+
+
+def test_heads_are_compared_on_held_out_speech_where_all_have_it(runs):
+    (runs[0].folder.parent / "other" / "validation.jsonl").write_text((runs[0].folder / "validation.jsonl").read_text())
+    again = [read_pretraining(run.folder) for run in runs]
+    assert dict(comparison.heads(again))["hubert.8: L1 + −log σ(cos), validation"] == ["0.1800 + 0.5000"] * 2 + ["–"]
+
+
+def test_a_run_without_held_out_speech_does_not_hide_that_of_others(runs):
+    ours, other, _ = runs
+    again = replace(other, validation=ours.validation)
+    found = dict(comparison.heads([ours, again, other]))
+    assert found["hubert.8: L1 + −log σ(cos), validation"] == ["0.1800 + 0.5000"] * 2 + ["–"]
+    assert found["hubert.8: L1 + −log σ(cos), training"] == ["0.1050 + 0.5000"] * 3
+    assert len(found) == 12
+
+
+def test_settings_that_differ_are_named_with_their_defaults(runs):
+    found = dict(comparison.differences(runs[:2]))
+    assert found == {
+        "ekd.teachers.hubert.source": ["hubert_base", "–"],
+        "ekd.teachers.hubert.layers": ["[4, 8, 12]", "–"],
+        "ekd.teachers.wavlm.source": ["–", "wavlm_base"],
+        "ekd.teachers.wavlm.layers": ["–", "[12]"],
+        "ekd.cosine_weight": ["1.0", "0.5"],  # mode is multi_head in both, said or not
+    }
+    assert comparison.differences(runs[:1] * 2) == []
+    balanced = runs[1].folder / "config_model.yaml"
+    balanced.write_text(balanced.read_text().replace("cosine_weight: 0.5", "balance: {decay: 0.9}"))
+    found = dict(comparison.differences([runs[0], read_pretraining(runs[1].folder)]))
+    assert found["ekd.balance.decay"] == ["–", "0.9"] and "ekd.balance" not in found
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_several_runs_are_drawn_over_each_other(runs, theme):
+    assert comparison_png(runs, theme).startswith(PNG)
+    assert comparison_png(runs[1:] * 8, theme).startswith(PNG)  # more than there are colours; none with validation
+    assert overview_png(runs[0], theme).startswith(PNG) and head_losses_png(runs[0], theme).startswith(PNG)
+    text = page(runs, [], "title")
+    assert "Pretraining runs compared" in text and "ekd.cosine_weight" in text and "wavlm.12: L1" in text
+    assert "compared" not in page(runs[:1], [], "title")
+
+
+def test_the_terminal_has_the_runs_too(runs, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    words = [str(run.folder) for run in runs]
+    assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
+    assert "2.5000 (20)" in capsys.readouterr().out
+    assert (tmp_path / "r" / "pretraining-runs.png").is_file()
+
+
+def test_run_names_are_whole_in_a_narrow_terminal(runs, tmp_path, capsys, monkeypatch):
+    """Runs of one name are told apart by the end of their paths."""
+    monkeypatch.setenv("COLUMNS", "80")
+    folders = [
+        tmp_path / "a_folder_of_experiments_of_which_there_are_many" / one / "run" for one in ("first", "second")
+    ]
+    for folder in folders:
+        shutil.copytree(runs[0].folder, folder)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args([*map(str, folders), "--out", str(tmp_path / "r.html")])) == 0
+    shown = capsys.readouterr().out
+    column = "".join(line[2:].split("  ")[0].strip() for line in shown.splitlines() if line.startswith("  "))
+    assert all(f"({folder})" in column for folder in folders), shown
+
+
+def test_a_run_that_is_not_at_its_end_says_so(runs):
+    ours, other, joined = (run.folder for run in runs)
+    runner = "runner: {total_steps: %s, log_step: 10, n_epochs: %s}"
+    (ours / "config_runner.yaml").write_text(runner % (60, -1))
+    (other / "config_runner.yaml").write_text(runner % (49, -1))  # the next log step would be 50
+    (joined / "config_runner.yaml").write_text(runner % (60, 2))  # total_steps is not where it ends
+    found = dict(comparison.results([read_pretraining(folder) for folder in (ours, other, joined)]))
+    assert found["steps"] == ["40 of 60", "40", "40"]
+    for odd in ("", "no mapping", "runner: {total_steps: many, log_step: 10}", "a: [b"):
+        (ours / "config_runner.yaml").write_text(odd)
+        assert dict(comparison.results([read_pretraining(ours)]))["steps"] == ["40"]
+
+
+def test_the_head_of_the_page_is_not_about_one_run_of_several(runs):
+    def facts(runs):
+        return re.search("<div class=facts>(.*?)</header>", page(runs, [], "title"))[1]
+
+    assert "pretraining steps" in facts(runs[:1])
+    assert "<b>3</b><span>pretraining runs</span>" in facts(runs) and "pretraining steps" not in facts(runs)
+
+
+@pytest.mark.parametrize("letters", [3, 60, 400])
+def test_names_of_runs_fit_below_the_figure(runs, monkeypatch, letters):
+    """None is cut, and the panels keep their height, however many and however long they are."""
+    seen = []
+    monkeypatch.setattr("s3prl_ekd.report.curves.png", lambda figure: seen.append(figure) or b"")
+    many = [replace(runs[0], label=f"{number} {'x' * letters}") for number in range(11)]
+    comparison_png(many)
+    (figure,) = seen
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    inner, outer = legend.get_window_extent(), figure.bbox
+    assert outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0
+    panel = figure.axes[0].get_window_extent()
+    assert inner.y1 < panel.y0 and panel.height > 2.0 * figure.dpi
+
+
+def test_a_run_of_one_log_step_is_seen(runs, monkeypatch):
+    seen = []
+    monkeypatch.setattr("s3prl_ekd.report.curves.png", lambda figure: seen.append(figure) or b"")
+    begun = replace(runs[1], metrics=runs[1].metrics[:1])
+    comparison_png([runs[0], begun])
+    markers = [line.get_marker() for line in seen[0].axes[0].lines if line.get_label() == begun.label]
+    assert markers == ["o"]
+
+
+def test_a_smoothed_curve_has_its_ends_and_its_mean():
+    values = [float(number % 2) for number in range(400)]
+    smoothed = smooth(values)
+    assert len(smoothed) == 400 and max(abs(value - 0.5) for value in smoothed) < 0.1
+    assert smooth([1.0, 3.0]) == [1.0, 3.0] and smooth([]) == []

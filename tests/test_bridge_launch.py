@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -175,11 +176,11 @@ def pretrained(name: str, step: int, **before: Any) -> Any:
     """Whether a pretraining run goes on from ``name``, as its configuration is, or as ``-o`` changes it."""
     rules = {"n_epochs": -1, "total_steps": 8, "gradient_accumulate_steps": 1}
 
-    def check(task: str = "ekd", data: str = "a", **changes: Any) -> str:
+    def check(task: str = "ekd", data: str = "a", held_out: Sequence[str] = (), **changes: Any) -> str:
         launch = pretrain_launch.PretrainLaunch(Run([]))
         launch.args, launch.step = Namespace(past_exp=name, upstream=task), step
         old, new = (
-            {"runner": one, "pretrain_expert": {"datarc": {"sets": sets}}}
+            {"runner": one, "pretrain_expert": {"datarc": {"sets": sets, "valid_sets": held_out}}}
             for one, sets in (({**rules, **before}, "a"), ({**rules, **before, **changes}, data))
         )
         try:
@@ -199,6 +200,15 @@ def test_a_pretraining_run_is_finished_where_no_step_is_left() -> None:
     assert pretrained("x/states-6.ckpt", 6)() == ""
     assert pretrained("x/states-8.ckpt", 7)("tera") == f"x/states-8.ckpt: {end}"  # s3prl's own count is one behind
     assert pretrained("x/states-7.ckpt", 6)("tera") == ""
+
+
+def test_a_pretraining_run_that_owes_a_validation_loss_is_not_finished(tmp_path: Path) -> None:
+    done = pretrained(str(tmp_path / "states-8.ckpt"), 8)
+    assert done() and done(held_out=["dev"]) == ""
+    (tmp_path / "validation.jsonl").write_text('{"step": 4}\n')
+    assert done(held_out=["dev"]) == ""
+    (tmp_path / "validation.jsonl").write_text('{"step": 4}\n{"step": 8}\n')
+    assert done(held_out=["dev"]) == done()
 
 
 def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def reading(clips: int, seconds: float, batch: int, passes: int = 5) -> dict[str
         windows = cut_windows(table.samples, 0, batch, None)
         target_folder.check_folder(folder / "cache", 1, "cache")
         target_folder.create(folder / "cache", windows, layout, {}, "cache")
-        cache = TargetCache(folder / "cache", layout, "cache")
+        cache = TargetCache(folder / "cache", layout, "cache", table.paths)
         row = torch.randn(1, layout.numbers(int(windows.samples[0]))).half()
         for window in range(clips):
             cache.store((window,), row)

@@ -13,6 +13,7 @@ import torch
 from report_lab import write_pretraining
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
@@ -74,6 +75,26 @@ def test_layer_weights_are_softmaxed_and_averaged_over_folds(evaluation):
     assert weights["pr"] == pytest.approx([0.25, 0.25, 0.5])
     third, sixth = 1 / 3, 1 / 6
     assert weights["er"] == pytest.approx([(third + 4 * sixth) / 2, (third + sixth) / 2, (third + sixth) / 2])
+
+
+def test_a_run_folder_that_another_seed_has_now_counts_once(evaluation):
+    """Seed 1's folder was removed, and a later call with seed 2 alone took its name; scores.json has both."""
+    record = json.loads((evaluation / "scores.json").read_text())
+    first = record["tasks"]["pr"]
+    record["tasks"]["pr"] = {**first, "seeds": {"1": first, "2": first, "3": {**first, "folder": "pr-seed3"}}}
+    (evaluation / "scores.json").write_text(json.dumps(record))
+    other = evaluation / "runs" / "pr-seed3"
+    other.mkdir()
+    state = {"Featurizer": {"weights": torch.tensor([0.0, 0.0, 0.0])}, "Args": argparse.Namespace(), "Step": 5}
+    torch.save(state, other / "dev-best.ckpt")
+    write_marker(evaluation / "runs" / "pr", Marker({"seed": 2}, {}, "finished"))
+    third = 1 / 3  # of seed 3, whose folder has no marker to say otherwise
+    expected = [(0.25 + third) / 2, (0.25 + third) / 2, (0.5 + third) / 2]
+    assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx(expected)
+    write_marker(evaluation / "runs" / "pr", Marker({"seed": 2}, {}, "started"))  # its checkpoint is another by now
+    assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
+    (evaluation / "runs" / "pr" / "run.json").write_text("{")
+    assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)

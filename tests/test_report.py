@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
+from html import escape
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
+from s3prl_ekd.report.html import breakable
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.score_figures import cost_png
@@ -120,6 +123,45 @@ def test_the_page_needs_nothing_but_itself(pretraining, evaluation, reference):
     assert ("DPHuBERT" in text) == reference
     if reference:
         assert "Other people" in text
+
+
+def test_figures_are_light_on_paper_and_told_in_words(pretraining, evaluation):
+    """Browsers keep the source of a <picture> when they print, a dark one too; a style sheet they apply again."""
+    text = page(*read_results([pretraining, evaluation]), "title")
+    shown = re.findall(r'<img class=(\w+) alt="([^"]*)"', text)
+    assert [theme for theme, _ in shown] == ["light", "dark"] * 3 and "<picture" not in text
+    assert set(re.findall(r"@media ([^{]*dark)", text)) == {"screen and (prefers-color-scheme:dark"}
+    loss, heads, layers = (alt for theme, alt in shown if theme == "light")
+    assert loss == "training loss 10.000 at step 10, 2.500 at step 40"
+    assert "hubert.12: L1 0.145, −log σ(cos) 0.500" in heads
+    assert layers == "student &amp; co, PR: 0.25 0.25 0.50; student &amp; co, ER: 0.50 0.25 0.25"
+    captions = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert not {loss, heads, layers} & set(captions)
+
+
+def test_every_table_can_be_printed(pretraining, evaluation, tmp_path):
+    """Its head is on each sheet; what is wider than a sheet is not scrolled, and so not cut."""
+    again = shutil.copytree(pretraining, tmp_path / "again")
+    (again / "config_model.yaml").write_text("a: 1\n")
+    (again / "config_runner.yaml").write_text("b: 1\n")
+    text = page(*read_results([pretraining, again, evaluation]), "title", reference=True)
+    tables = re.findall(r"<div class=scroll><table class=\"([\w ]+)\">(<thead>)?", text)
+    assert len(tables) == text.count("<table") > 5
+    assert [classes for classes, head in tables if not head] == ["plain"]  # the environment's, of one column
+    assert ".scroll{overflow:visible}" in text.partition("@media print")[2]
+
+
+def test_long_names_and_commands_do_not_widen_the_page(evaluation):
+    assert breakable("a_b-c.d/e <f> lr_1.0e-3") == "a_<wbr>b-<wbr>c.<wbr>d/<wbr>e &lt;f&gt; lr_1.0e-3"
+    assert "pre{white-space:pre-wrap" in page([], [read_evaluation(evaluation)], "title")
+
+
+def test_many_models_do_not_bury_what_follows(evaluation):
+    one = read_evaluation(evaluation)
+    few, many = (page([], [replace(one)] * number, "title") for number in (12, 13))
+    for summary in ("13 models", "13 models' commands", "13 models' raw scores"):
+        assert f"<summary>{escape(summary)}</summary>" in many
+    assert "<summary>12 models" not in few and "<span>evaluation of 12 models" in few
 
 
 def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, capsys):

@@ -1,6 +1,6 @@
 """The page's style sheet: system fonts, one column, colours of ``style.py`` for light and for dark; phones, paper.
 
-Seen in Chromium at 1280 and 400 pixels, light, dark and printed on A4, with 1 to 24 models and 1 to 10 runs.
+Seen in Chromium at 1280 and 400 pixels, light, dark and printed on A4, with 2 to 24 models and 1 to 10 runs.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ pre{white-space:pre-wrap;font:.78rem/1.5 ui-monospace,SFMono-Regular,Menlo,Conso
  figure,tr{break-inside:avoid}
  h2,h3,summary{break-after:avoid}
  .scores th,.scores td{padding:4px 6px}
+ .scores :is(th,td):first-child{position:static}
  .picked::before{print-color-adjust:exact}
 }
 """

@@ -142,7 +142,8 @@ def reading(clips: int, seconds: float, batch: int, passes: int = 5) -> dict[str
             for i, _ in enumerate(plain):
                 cache.read(range(i * batch, min((i + 1) * batch, clips)))
 
-        by_workers(), in_main()
+        by_workers()
+        in_main()
         turns = [(timed(by_workers), timed(in_main)) for _ in range(passes)]
     batches = -(-clips // batch)
     return {"batch_mb": row.numel() * 2 * batch / 1e6} | {

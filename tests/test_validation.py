@@ -18,6 +18,7 @@ from pretrain_lab import Logger, final_weights, hold_out, new_run, run, write_la
 from target_cache_lab import batches, make_expert, train, write_model
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.config import DataConfig, check_data_config
 from s3prl_ekd.data.lengths import read_held_out, read_lengths
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
@@ -29,6 +30,12 @@ HELD_OUT = {"valid_sets": ["valid"]}
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hold_out(write_lab(tmp_path_factory.mktemp("lab")))
+
+
+def data_config(lab: Path, **changes: Any) -> DataConfig:
+    """The lab's ``datarc``, changed and checked."""
+    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    return check_data_config(datarc | changes)
 
 
 def save(expert: Any, folder: Path, step: int = 4) -> list[dict[str, Any]]:
@@ -109,10 +116,7 @@ def test_distortions_and_crops_are_the_same_each_time(lab: Path, tmp_path: Path)
 def test_several_ranks_share_it(lab: Path) -> None:
     """Each batch is one rank's."""
     data = make_expert(lab, None, HELD_OUT | {"train_batch_size": 1}).config
-    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | HELD_OUT
-    from s3prl_ekd.config import check_data_config
-
-    checked = check_data_config(config | {"train_batch_size": 1, "num_workers": 0})
+    checked = data_config(lab, **HELD_OUT, train_batch_size=1, num_workers=0)
     table = read_lengths(checked, key="valid_sets")
     parts = [
         [batch.index for batch in Validation(table, checked, data.task.sequence_length, None, None, ranks).loader]
@@ -270,12 +274,9 @@ def test_mistakes(lab: Path, data: dict[str, Any], message: str) -> None:
 
 def test_no_more_is_used_than_asked_for(lab: Path) -> None:
     """From all over the table: a corpus is sorted by speaker."""
-    from s3prl_ekd.config import check_data_config
-
-    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | HELD_OUT
-    whole = read_lengths(check_data_config(config), key="valid_sets")
+    whole = read_lengths(data_config(lab, **HELD_OUT), key="valid_sets")
     for minutes, rows in ((None, range(6)), (60 * whole.hours, range(6)), (30 * whole.hours, (0, 2, 5)), (1e-4, (0,))):
-        checked = check_data_config(config | {"valid_minutes": minutes})
+        checked = data_config(lab, **HELD_OUT, valid_minutes=minutes)
         part = read_held_out(checked, read_lengths(checked))
         assert part.paths == [whole.paths[row] for row in rows]
         assert part.samples.tolist() == [int(whole.samples[row]) for row in rows]
@@ -284,10 +285,7 @@ def test_no_more_is_used_than_asked_for(lab: Path) -> None:
 def test_without_held_out_speech_there_is_none(lab: Path, tmp_path: Path) -> None:
     expert = make_expert(lab, None)
     assert expert.validation is None and save(expert, tmp_path) == []
-    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
-    from s3prl_ekd.config import check_data_config
-
-    checked = check_data_config(config)
+    checked = data_config(lab)
     assert read_held_out(checked, read_lengths(checked)) is None
 
 

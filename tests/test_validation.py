@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 from argparse import Namespace
@@ -296,15 +297,17 @@ def test_a_run_that_goes_on_measures_what_it_owes(lab: Path, tmp_path: Path) -> 
     whole = (tmp_path / "validation.jsonl").read_text()
     owing = make_expert(lab, None, HELD_OUT)
     owing.load_model(state)
-    owing.on_train_begin(str(tmp_path), Logger(tmp_path), "ekd/train-")
+    (tmp_path / "states-4.ckpt").write_text("4")
+    arguments = Namespace(expdir=str(tmp_path), past_exp=str(tmp_path / "states-4.ckpt"), upstream="ekd")
+    owing.on_train_begin(arguments, Logger(tmp_path))
     assert (tmp_path / "validation.jsonl").read_text() == whole  # nothing is owed
     (tmp_path / "validation.jsonl").write_text("")
     logger = Logger(tmp_path)
-    owing.on_train_begin(str(tmp_path), logger, "ekd/train-")
+    owing.on_train_begin(arguments, logger)
     assert (tmp_path / "validation.jsonl").read_text() == whole and "ekd/valid-loss" in logger.tags
     assert len(save(owing, tmp_path, 8)) == 1
-    owing.on_saved()
-    owing.on_saved()
+    for _ in range(2):
+        owing.on_saved(tmp_path / "states-8.ckpt")
     lines = (tmp_path / "validation.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8]
 
@@ -361,6 +364,7 @@ def test_the_command_says_it_and_a_continued_run_repeats_it(lab: Path, tmp_path:
     assert [line["step"] for line in lines] == [4, 8, 12] and lines[-1]["loss"] < lines[0]["loss"]
     weights = final_weights(tmp_path / "whole")
     assert all(torch.equal(value, weights[name]) for name, value in final_weights(tmp_path / "plain").items())
+    assert os.path.samefile(tmp_path / "whole/dev-best.ckpt", tmp_path / "whole/states-epoch-4.ckpt")
     for later in ("states-8.ckpt", "states-epoch-4.ckpt"):
         (tmp_path / "whole" / later).unlink()
     done = run(tmp_path, "-u", "ekd", "-e", "whole/states-4.ckpt")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
+from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -33,6 +34,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, MetricsWriter, lacks_step
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student, initialise_student
+from s3prl_ekd.pretrain.ekd.best_checkpoint import BestCheckpoint
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
@@ -121,7 +123,7 @@ class UpstreamPretrainExpert(nn.Module):
         self._tensorboard: tuple[Any, str] | None = None  # the runner's writer and its prefix, once they are known
         self._resumed_at: int | None = None  # step of the checkpoint that the run goes on from
         self._due: tuple[int, str] | None = None  # step and folder of a checkpoint that is to be validated
-        self._is_told_of_saving = False  # see on_train_begin
+        self._best: BestCheckpoint | None = None  # known where the runner tells of saving: see on_train_begin
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
 
@@ -205,8 +207,8 @@ class UpstreamPretrainExpert(nn.Module):
         all_states["Step"] += 1
         if self.validation is not None:
             self._due = all_states["Step"], all_states["Args"].expdir
-        if not self._is_told_of_saving:
-            self.on_saved()
+        if self._best is None:
+            self._validate_due()
         return all_states
 
     def load_model(self, all_states: Mapping[str, Any]) -> None:
@@ -235,31 +237,36 @@ class UpstreamPretrainExpert(nn.Module):
 
     # ------------------------------------------------------------------------------------- our launcher's additions
 
-    def on_train_begin(self, folder: str, logger: Any, prefix: str) -> None:
+    def on_train_begin(self, args: Namespace, logger: Any) -> None:
         """Measure the validation loss that a stopped run still owes its checkpoint; its next ones come after saving.
 
-        A stop while validating costs no training then. s3prl's stock runner, in a linked checkout, tells nothing of
-        what it has saved: there the loss is measured before.
+        A stop while validating costs no training then, and the best checkpoint can be kept. s3prl's stock runner, in a
+        linked checkout, tells nothing of what it has saved: there the loss is measured before, and none is kept.
 
         Args:
-            folder: of the experiment.
-            logger, prefix: as of :meth:`log_records`.
+            args: the runner's.
+            logger: its tensorboard writer.
         """
-        self._tensorboard = logger, prefix
-        self._is_told_of_saving = True
-        step = self._resumed_at
-        if step is None or self.validation is None:
+        if self.validation is None:
             return
-        owed = self.ranks.writes and lacks_step(Path(folder, VALIDATION), step)
+        self._tensorboard = logger, f"{args.upstream}/train-"
+        self._best = BestCheckpoint(Path(args.expdir))
+        step = self._resumed_at
+        if step is None:
+            return
+        owed = False
+        if self.ranks.writes:
+            self._best.resume(Path(args.past_exp), step)
+            owed = lacks_step(Path(args.expdir, VALIDATION), step)
         if any(self.ranks.sums([float(owed)], self.device)):  # one file, not one a rank
-            self._due = step, folder
-            self.on_saved()
+            self._due = step, args.expdir
+            self.on_saved(Path(args.past_exp))
 
-    def on_saved(self) -> None:
-        """The checkpoint is on the disk: validate the student as it is in it."""
-        due, self._due = self._due, None
-        if due is not None and self.validation is not None:
-            self._validate(self.validation, *due)
+    def on_saved(self, checkpoint: Path) -> None:
+        """A checkpoint is on the disk: validate the student as it is in it, and keep the best."""
+        loss = self._validate_due()
+        if self._best is not None and loss is not None and self.ranks.writes:
+            self._best.offer(checkpoint, loss)
 
     # ---------------------------------------------------------------------------------------------------- inside
 
@@ -305,8 +312,12 @@ class UpstreamPretrainExpert(nn.Module):
             return loss if share is None else share.loss(loss), heads
 
     @torch.no_grad()
-    def _validate(self, validation: Validation, step: int, folder: str) -> None:
-        """Write the validation loss of the student as it is after ``step`` steps."""
+    def _validate_due(self) -> float | None:
+        """Measure and write the validation loss that is due; None where none is, or it could not be measured."""
+        due, self._due = self._due, None
+        if due is None or self.validation is None:
+            return None
+        step, folder = due
 
         def losses(batch: Batch) -> tuple[Tensor, dict[str, dict[str, float]]]:
             wave = batch.wave.to(self.device, non_blocking=True)
@@ -317,12 +328,12 @@ class UpstreamPretrainExpert(nn.Module):
         begin = time.perf_counter()
         self.model.eval()
         self.objective.eval()
-        found = validation.measure(losses, self.objective.heads, self.device)
+        found = self.validation.measure(losses, self.objective.heads, self.device)
         self.model.train()
         self.objective.train()
         self._clock += time.perf_counter() - begin  # no time of training
         if found is None or not self.ranks.writes:
-            return
+            return None
         self._validations.write(folder, step, found)
         if self._tensorboard is not None:
             writer, prefix = self._tensorboard
@@ -330,6 +341,7 @@ class UpstreamPretrainExpert(nn.Module):
             writer.add_scalar(f"{prefix}loss", found["loss"], global_step=step)
             _add_heads(writer, prefix, found["heads"], step)
         tqdm.write(f"[ekd] step {step}: validation loss {found['loss']:.4f}")
+        return found["loss"]
 
     def _student_autocast(self, device: torch.device) -> Any:
         """bf16 where asked for or, under ``auto``, where the GPU has it; the runner's own fp16 goes first."""

@@ -17,7 +17,7 @@ from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
-STATES = "states-*.ckpt"
+STATES, BEST = "states-*.ckpt", "dev-best.ckpt"
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 

@@ -114,7 +114,7 @@ class PretrainLaunch(ScriptLaunch):
             return
         expert = runner.upstream
         pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
-        expert.on_train_begin(runner.args.expdir, runner.logger, f"{runner.args.upstream}/train-")
+        expert.on_train_begin(runner.args, runner.logger)
         pretrain_runner.tell_of_saving(sys.modules["pretrain.runner"], expert.on_saved)
 
     def _no_step(self, grad_norm: Any) -> bool:

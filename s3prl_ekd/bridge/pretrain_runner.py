@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.bridge import optimizers
@@ -43,13 +44,13 @@ def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> 
     return Runner
 
 
-def tell_of_saving(runner: Any, tell: Callable[[], None]) -> None:
-    """Call ``tell`` after each checkpoint that the module of the runner writes; on every rank, whichever writes."""
+def tell_of_saving(runner: Any, tell: Callable[[Path], None]) -> None:
+    """Call ``tell`` with each checkpoint that the module of the runner has written; on every rank, whichever writes."""
     save = runner.torch.save
 
-    def save_and_tell(*args: Any, **kwargs: Any) -> None:
-        save(*args, **kwargs)
-        tell()
+    def save_and_tell(state: Any, path: str) -> None:
+        save(state, path)
+        tell(Path(path))
 
     runner.torch.save = save_and_tell
 

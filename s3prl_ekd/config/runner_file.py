@@ -64,7 +64,7 @@ class RunnerSection(Checked):
     save_step: int = Field(ge=1)
     """Steps from one checkpoint to the next."""
     max_keep: int = Field(ge=1)
-    """Checkpoints kept."""
+    """Checkpoints kept, besides ``dev-best.ckpt``."""
     fp16: bool = False
     """true: fp16 autocast with loss scaling for the student, in place of ekd.precision."""
 

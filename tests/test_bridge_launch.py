@@ -14,11 +14,13 @@ import torch
 import yaml
 from console import environment
 
-from s3prl_ekd.bridge import checkpoints, pretrain_launch
+from s3prl_ekd.bridge import checkpoints, downstream_launch, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import PeerError
 from s3prl_ekd.bridge.script_launch import Finished, ScriptLaunch
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
 
 SCRIPT = """
 import argparse, os, torch
@@ -96,6 +98,12 @@ class Launch(ScriptLaunch):
     def _correct_saved(self, saved: Namespace) -> None:
         saved.device, saved.override = self.args.device, self.args.override
 
+    def _find_config(self, args: Namespace) -> str:
+        return args.config
+
+    def _check_unfinished(self, config: dict) -> None:
+        pass
+
     def _checked(self, args: Namespace, config: dict, *rest: Any) -> tuple:
         self.seen |= {"args": args, "config": config}
         if "bad" in str(args.override):
@@ -171,6 +179,78 @@ def test_a_parser_that_needs_more_of_its_script_gets_it(
     assert launch("--expname", "y").seen["loads"] == 2
 
 
+def test_what_a_run_that_goes_on_does_not_read_is_said_where_it_differs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="s3prl_ekd")
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    given = {
+        "runner": {"total_steps": 8, "log_step": 2},
+        "data": {"sets": ["a", "b"], "dict": "char.dict", "root": "there"},
+    }
+    kept = {"runner": {"total_steps": 8, "log_step": 2, "filled": 1}, "data": {"sets": ["a", "b"]}}
+    kept["data"] |= {"dict": "/package/resources/char.dict", "root": str(tmp_path / "there")}
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    launch.args = Namespace(config="mine.yaml", override=None)
+    state = {"Args": Namespace(downstream="emotion", config="old.yaml"), "Config": kept}
+    launch._read_runner = lambda path: state  # type: ignore[method-assign, assignment]
+
+    def said(changes: dict[str, Any], override: str | None = None) -> str:
+        caplog.clear()
+        launch.args.override = override
+        Path("mine.yaml").write_text(yaml.safe_dump({key: given[key] | changes.get(key, {}) for key in given}))
+        launch._note_kept(Path("x/states-4.ckpt"))
+        return caplog.text.partition("x/states-4.ckpt: its own configuration is used, which -o can change; ")[2].strip()
+
+    changes = {"runner": {"total_steps": 9, "eval_step": 5}, "data": {"sets": ["a", "c"], "root": "elsewhere"}}
+    assert said(changes) == ""  # no -c was given
+    launch.explicit = {"config"}
+    assert said({}) == ""  # the same command with -a
+    assert said(changes) == (
+        "not read: -c mine.yaml (differs in data.root, data.sets[1], runner.eval_step, runner.total_steps)"
+    )
+    assert said(changes, "config.runner.total_steps=20,,config.data=3") == (
+        "not read: -c mine.yaml (differs in runner.eval_step)"
+    )
+    many = said({"runner": {f"key{number}": 0 for number in range(9)}})
+    assert many.endswith("key0, runner.key1, runner.key2, runner.key3, runner.key4, runner.key5 and 3 more)")
+    Path("mine.yaml").unlink()
+    launch._note_kept(Path("x/states-4.ckpt"))
+    assert caplog.text.endswith("not read: -c mine.yaml\n")
+
+
+def test_the_model_that_pretraining_goes_on_with_is_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="s3prl_ekd")
+    launch = pretrain_launch.PretrainLaunch(Run([]))
+    launch.args = Namespace(config="c.yaml", upstream_config="average", override=None, upstream=None)
+    launch.explicit = {"upstream_config"}
+    kept = load_model_config(find_model_config("average")).model_dump(mode="json")
+    state = {"Args": Namespace(upstream="ekd"), "Config": {}, "Upstream_Config": kept}
+    launch._read_runner = lambda path: state  # type: ignore[method-assign, assignment]
+    launch._note_kept(Path("x/states-4.ckpt"))
+    assert not caplog.records
+    launch.args.upstream_config = "concat"
+    launch._note_kept(Path("x/states-4.ckpt"))
+    assert "not read: -g concat (differs in ekd.mode)\n" in caplog.text
+
+
+@pytest.mark.parametrize("launcher", [pretrain_launch.PretrainLaunch, downstream_launch.DownstreamLaunch])
+def test_a_finished_run_needs_no_device(launcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    launch = launcher(Run([]))
+    launch.args = Namespace(past_exp="x/states-8.ckpt", upstream="tera", mode="train", device="cuda:99", expdir="x")
+    config = {"runner": {"total_steps": 8, "n_epochs": -1}}
+    launch.before, launch._check_config = config, lambda config: None
+    launch.step = 8
+    with pytest.raises(Finished, match="finished at step [89]; nothing to do"):
+        launch._checked(launch.args, config)
+    launch.step = 6
+    with pytest.raises(EkdError, match="--device cuda:99"):
+        launch._checked(launch.args, config)
+
+
 def pretrained(name: str, step: int, **before: Any) -> Any:
     """Whether a pretraining run goes on from ``name``, as its configuration is, or as ``-o`` changes it."""
     rules = {"n_epochs": -1, "total_steps": 8, "gradient_accumulate_steps": 1}
@@ -183,7 +263,8 @@ def pretrained(name: str, step: int, **before: Any) -> Any:
             for one, sets in (({**rules, **before}, "a"), ({**rules, **before, **changes}, data))
         )
         try:
-            launch._check_unfinished(old, new)
+            launch.before = old
+            launch._check_unfinished(new)
         except Finished as finished:
             return str(finished)
         return ""

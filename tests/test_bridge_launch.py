@@ -18,7 +18,7 @@ from s3prl_ekd.bridge import checkpoints, downstream_launch, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import PeerError
 from s3prl_ekd.bridge.script_launch import Finished, ScriptLaunch
-from s3prl_ekd.config import load_model_config
+from s3prl_ekd.config import DataConfig, load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config
 
@@ -255,15 +255,15 @@ def pretrained(name: str, step: int, **before: Any) -> Any:
     """Whether a pretraining run goes on from ``name``, as its configuration is, or as ``-o`` changes it."""
     rules = {"n_epochs": -1, "total_steps": 8, "gradient_accumulate_steps": 1}
 
-    def check(task: str = "ekd", data: str = "a", **changes: Any) -> str:
+    def check(task: str = "ekd", data: dict | None = None, was: dict | None = None, **changes: Any) -> str:
         launch = pretrain_launch.PretrainLaunch(Run([]))
         launch.args, launch.step = Namespace(past_exp=name, upstream=task), step
-        old, new = (
-            {"runner": one, "pretrain_expert": {"datarc": {"sets": sets}}}
-            for one, sets in (({**rules, **before}, "a"), ({**rules, **before, **changes}, data))
+        plain = DataConfig(libri_root="/audio", file_path="/csv", sets=["a"]).model_dump() | (was or {})
+        launch.before, new = (
+            {"runner": one, "pretrain_expert": {"datarc": plain | changed}}
+            for one, changed in (({**rules, **before}, {}), ({**rules, **before, **changes}, data or {}))
         )
         try:
-            launch.before = old
             launch._check_unfinished(new)
         except Finished as finished:
             return str(finished)
@@ -288,11 +288,22 @@ def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -
     for changes in (
         {"n_epochs": 4},
         {"gradient_accumulate_steps": 2},
-        {"data": "b"},
         {"n_epochs": -1, "total_steps": 31},
     ):
         assert done(**changes) == "", changes
     assert pretrained("states-20.ckpt", 20, n_epochs=3)() == ""
+
+
+def test_of_the_data_only_what_changes_the_number_of_batches_makes_other_epochs() -> None:
+    done, other = pretrained("states-epoch-3.ckpt", 30, n_epochs=3), 7
+    changes = {"libri_root": "/moved", "file_path": "/other", "sets": ["b"], "valid_sets": ["c"], "batch_seconds": 99.0}
+    for was, counted in (
+        ({}, {"train_batch_size", "batch_seconds", "max_timestep", "file_path", "sets"}),
+        ({"batch_seconds": 80.0}, {"batch_seconds", "max_timestep", "file_path", "sets", "seed"}),  # seed: which fit
+    ):
+        found = {key for key in DataConfig.model_fields if not done(was=was, data={key: changes.get(key, other)})}
+        assert found == counted
+    assert not done("tera", was={"theirs": 1}, data={"theirs": 2})  # what s3prl's task makes of it is not known
 
 
 LIGHT = """

@@ -127,7 +127,7 @@ def reading(clips: int, seconds: float, batch: int, passes: int = 5) -> dict[str
         windows = cut_windows(table.samples, 0, batch, None)
         target_folder.check_folder(folder / "cache", 1, "cache")
         target_folder.create(folder / "cache", windows, layout, {}, "cache")
-        cache = TargetCache(folder / "cache", layout, "cache")
+        cache = TargetCache(folder / "cache", layout, "cache", table.paths)
         row = torch.randn(1, layout.numbers(int(windows.samples[0]))).half()
         for window in range(clips):
             cache.store((window,), row)
@@ -142,7 +142,8 @@ def reading(clips: int, seconds: float, batch: int, passes: int = 5) -> dict[str
             for i, _ in enumerate(plain):
                 cache.read(range(i * batch, min((i + 1) * batch, clips)))
 
-        by_workers(), in_main()
+        by_workers()
+        in_main()
         turns = [(timed(by_workers), timed(in_main)) for _ in range(passes)]
     batches = -(-clips // batch)
     return {"batch_mb": row.numel() * 2 * batch / 1e6} | {

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 
 from s3prl_ekd.model import onednn
-from s3prl_ekd.shape import HUBERT_BASE
+from s3prl_ekd.shape import HUBERT_BASE, EncoderShape
 from s3prl_ekd.teachers.sources import describe
 
-# tiny: the embedded teachers', and so the demo's
-SIZES = {"full": HUBERT_BASE, "tiny": describe("embedded:tiny_hubert").shape}
+_TINY = describe("embedded:tiny_hubert").shape  # the embedded teachers', and so the demo's
+assert isinstance(_TINY, EncoderShape)
+SIZES = {"full": HUBERT_BASE, "tiny": _TINY}
 LAYERS = {"full": (4, 8, 12), "tiny": (2, 4, 6)}
 
 

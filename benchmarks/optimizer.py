@@ -36,7 +36,8 @@ def run(options: Any) -> dict[str, Any]:
             weight.grad = 1e-3 * torch.randn_like(weight)
         students.append(student)
         steps.append(optimizer.step)
-    result = common.interleaved(*steps, options.device, options.pairs)
+    ours, s3prls = steps
+    result = common.interleaved(ours, s3prls, options.device, options.pairs)
     pairs = zip(*(student.parameters() for student in students), strict=True)
     return {
         "weights": len(list(students[0].parameters())),

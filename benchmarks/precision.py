@@ -57,7 +57,9 @@ def curve(options: Any, precision: str, seed: int) -> list[float]:
             loss, _ = expert(batch, records={}, global_step=1, log_step=1_000_000)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(expert.model.parameters(), 5.0)
-            optimizer.step(), schedule.step(), optimizer.zero_grad()
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
             losses.append(float(loss.detach()))
             if len(losses) == options.steps:
                 break

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from benchmarks import common
 from benchmarks.models import s3prl_expert
 from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.config import StudentConfig
+from s3prl_ekd.config import StudentConfig, TeacherPrecision
 from s3prl_ekd.distill.losses import head_losses, mean_over_heads
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.macs.counting import matrix_macs
@@ -50,7 +50,12 @@ def teachers_of(shape: EncoderShape, count: int = 3) -> dict[str, Encoder]:
 
 
 def ours(
-    size: str, wave: torch.Tensor, precision: str, device: str, student_precision: str, teachers: int = 3
+    size: str,
+    wave: torch.Tensor,
+    precision: TeacherPrecision,
+    device: str,
+    student_precision: str,
+    teachers: int = 3,
 ) -> Callable[[], float]:
     """A training step of this project: ``precision`` of the teachers, ``student_precision`` of the student."""
     shape, layers = common.SIZES[size], common.LAYERS[size]

@@ -45,6 +45,16 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def lacks_step(path: Path, step: int) -> bool:
+    """Whether no line of the file, which need not be there, is of that step; False where it cannot be read."""
+    try:
+        return all(line["step"] != step for line in read_metrics(path))
+    except FileNotFoundError:
+        return True
+    except (EkdError, UnicodeDecodeError):
+        return False
+
+
 class MetricsWriter:
     """Appends lines to one of the files; in one that is there, what a killed run wrote from the same step on goes.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -255,10 +256,17 @@ def pretrained(name: str, step: int, **before: Any) -> Any:
     """Whether a pretraining run goes on from ``name``, as its configuration is, or as ``-o`` changes it."""
     rules = {"n_epochs": -1, "total_steps": 8, "gradient_accumulate_steps": 1}
 
-    def check(task: str = "ekd", data: dict | None = None, was: dict | None = None, **changes: Any) -> str:
+    def check(
+        task: str = "ekd",
+        data: dict | None = None,
+        was: dict | None = None,
+        held_out: Sequence[str] = (),
+        **changes: Any,
+    ) -> str:
         launch = pretrain_launch.PretrainLaunch(Run([]))
         launch.args, launch.step = Namespace(past_exp=name, upstream=task), step
-        plain = DataConfig(libri_root="/audio", file_path="/csv", sets=["a"]).model_dump() | (was or {})
+        plain = DataConfig(libri_root="/audio", file_path="/csv", sets=["a"], valid_sets=list(held_out)).model_dump()
+        plain |= was or {}
         launch.before, new = (
             {"runner": one, "pretrain_expert": {"datarc": plain | changed}}
             for one, changed in (({**rules, **before}, {}), ({**rules, **before, **changes}, data or {}))
@@ -282,6 +290,15 @@ def test_a_pretraining_run_is_finished_where_no_step_is_left() -> None:
     assert pretrained("x/states-7.ckpt", 6)("tera") == ""
 
 
+def test_a_pretraining_run_that_owes_a_validation_loss_is_not_finished(tmp_path: Path) -> None:
+    done = pretrained(str(tmp_path / "states-8.ckpt"), 8)
+    assert done() and done(held_out=["dev"]) == ""
+    (tmp_path / "validation.jsonl").write_text('{"step": 4}\n')
+    assert done(held_out=["dev"]) == ""
+    (tmp_path / "validation.jsonl").write_text('{"step": 4}\n{"step": 8}\n')
+    assert done(held_out=["dev"]) == done()
+
+
 def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -> None:
     done = pretrained("states-epoch-3.ckpt", 30, n_epochs=3)
     assert done().endswith("finished at step 30; nothing to do (more steps: -o config.runner.n_epochs=...)")
@@ -294,8 +311,9 @@ def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -
     assert pretrained("states-20.ckpt", 20, n_epochs=3)() == ""
 
 
-def test_of_the_data_only_what_changes_the_number_of_batches_makes_other_epochs() -> None:
-    done, other = pretrained("states-epoch-3.ckpt", 30, n_epochs=3), 7
+def test_of_the_data_only_what_changes_the_number_of_batches_makes_other_epochs(tmp_path: Path) -> None:
+    (tmp_path / "validation.jsonl").write_text('{"step": 30}\n')
+    done, other = pretrained(str(tmp_path / "states-epoch-3.ckpt"), 30, n_epochs=3), 7
     changes = {"libri_root": "/moved", "file_path": "/other", "sets": ["b"], "valid_sets": ["c"], "batch_seconds": 99.0}
     for was, counted in (
         ({}, {"train_batch_size", "batch_seconds", "max_timestep", "file_path", "sets"}),

@@ -131,7 +131,7 @@ def test_no_training_is_written_over(
     assert first != second
 
     def full(content: object, file: object) -> None:
-        (file.write if hasattr(file, "write") else Path(file).write_bytes)(b"half")  # type: ignore[union-attr, arg-type]
+        (file.write if hasattr(file, "write") else Path(file).write_bytes)(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(torch, "save", full)

@@ -17,7 +17,7 @@ NARROW = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)
 
 
 def make(conv_norm: str = "group", bias: bool = False, layers: tuple = NARROW) -> ConvFrontEnd:
-    frontend = ConvFrontEnd(EncoderShape(conv_layers=layers, conv_norm=conv_norm, conv_bias=bias))  # type: ignore[arg-type]
+    frontend = ConvFrontEnd(EncoderShape(conv_layers=layers, conv_norm=conv_norm, conv_bias=bias))
     with torch.no_grad():
         for parameter in frontend.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

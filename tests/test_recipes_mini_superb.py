@@ -60,6 +60,12 @@ def test_students_differ_from_their_variants_in_size_and_sources_alone(experimen
         assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
 
 
+def test_an_upstream_of_s3prls_starts_no_student(experiment: Experiment) -> None:
+    row = next(row for row in rows(experiment) if row.kind == "student")
+    with pytest.raises(EkdError, match="initialise_from: s3prl:mel: is an upstream of s3prl's own"):
+        model_config(experiment.model_copy(update={"initialise_from": "s3prl:mel"}), row)
+
+
 def test_ablations_change_one_thing_or_two(experiment: Experiment) -> None:
     base, recommended = (load_model_config(variant_file(name)).ekd for name in ("config_model", "recommended"))
     found = {row.name: row.read_variant().ekd for row in rows(experiment) if row.name in experiment.ablations}

@@ -7,16 +7,20 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
+from html import escape
 
 import pytest
 import torch
 from report_lab import write_pretraining
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.earlier import names_of
+from s3prl_ekd.report.html import breakable
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.score_figures import cost_png
@@ -77,6 +81,26 @@ def test_layer_weights_are_softmaxed_and_averaged_over_folds(evaluation):
     assert weights["er"] == pytest.approx([(third + 4 * sixth) / 2, (third + sixth) / 2, (third + sixth) / 2])
 
 
+def test_a_run_folder_that_another_seed_has_now_counts_once(evaluation):
+    """Seed 1's folder was removed, and a later call with seed 2 alone took its name; scores.json has both."""
+    record = json.loads((evaluation / "scores.json").read_text())
+    first = record["tasks"]["pr"]
+    record["tasks"]["pr"] = {**first, "seeds": {"1": first, "2": first, "3": {**first, "folder": "pr-seed3"}}}
+    (evaluation / "scores.json").write_text(json.dumps(record))
+    other = evaluation / "runs" / "pr-seed3"
+    other.mkdir()
+    state = {"Featurizer": {"weights": torch.tensor([0.0, 0.0, 0.0])}, "Args": argparse.Namespace(), "Step": 5}
+    torch.save(state, other / "dev-best.ckpt")
+    write_marker(evaluation / "runs" / "pr", Marker({"seed": 2}, {}, "finished"))
+    third = 1 / 3  # of seed 3, whose folder has no marker to say otherwise
+    expected = [(0.25 + third) / 2, (0.25 + third) / 2, (0.5 + third) / 2]
+    assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx(expected)
+    write_marker(evaluation / "runs" / "pr", Marker({"seed": 2}, {}, "started"))  # its checkpoint is another by now
+    assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
+    (evaluation / "runs" / "pr" / "run.json").write_text("{")
+    assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
+
+
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
 def test_figures_are_png(pretraining, evaluation, theme):
     run = read_pretraining(pretraining)
@@ -100,6 +124,46 @@ def test_the_page_needs_nothing_but_itself(pretraining, evaluation, reference):
     assert ("DPHuBERT" in text) == reference
     if reference:
         assert "Other people" in text
+
+
+def test_figures_are_light_on_paper_and_told_in_words(pretraining, evaluation):
+    """Browsers keep the source of a <picture> when they print, a dark one too; a style sheet they apply again."""
+    text = page(*read_results([pretraining, evaluation]), "title")
+    shown = re.findall(r'<img class=(\w+) alt="([^"]*)"', text)
+    assert [theme for theme, _ in shown] == ["light", "dark"] * 3 and "<picture" not in text
+    assert set(re.findall(r"@media ([^{]*dark)", text)) == {"screen and (prefers-color-scheme:dark"}
+    loss, heads, layers = (alt for theme, alt in shown if theme == "light")
+    assert loss == "training loss 10.000 at step 10, 2.500 at step 40"
+    assert "hubert.12: L1 0.145, −log σ(cos) 0.500" in heads
+    assert layers == "student &amp; co, PR: 0.25 0.25 0.50; student &amp; co, ER: 0.50 0.25 0.25"
+    captions = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert not {loss, heads, layers} & set(captions)
+
+
+def test_every_table_can_be_printed(pretraining, evaluation, tmp_path):
+    """Its head is on each sheet; what is wider than a sheet is not scrolled, and so not cut."""
+    again = shutil.copytree(pretraining, tmp_path / "again")
+    (again / "config_model.yaml").write_text("a: 1\n")
+    (again / "config_runner.yaml").write_text("b: 1\n")
+    text = page(*read_results([pretraining, again, evaluation]), "title", reference=True)
+    tables = re.findall(r"<div class=scroll><table class=\"([\w ]+)\">(<thead>)?", text)
+    assert len(tables) == text.count("<table") > 5
+    assert [classes for classes, head in tables if not head] == ["plain"]  # the environment's, of one column
+    paper = text.partition("@media print")[2]
+    assert ".scroll{overflow:visible}" in paper and "first-child{position:static}" in paper  # sticky cells lose lines
+
+
+def test_long_names_and_commands_do_not_widen_the_page(evaluation):
+    assert breakable("a_b-c.d/e <f> lr_1.0e-3") == "a_<wbr>b-<wbr>c.<wbr>d/<wbr>e &lt;f&gt; lr_1.0e-3"
+    assert "pre{white-space:pre-wrap" in page([], [read_evaluation(evaluation)], "title")
+
+
+def test_many_models_do_not_bury_what_follows(evaluation):
+    one = read_evaluation(evaluation)
+    few, many = (page([], [replace(one)] * number, "title") for number in (12, 13))
+    for summary in ("13 models", "13 models' commands", "13 models' raw scores"):
+        assert f"<summary>{escape(summary)}</summary>" in many
+    assert "<summary>12 models" not in few and "<span>evaluation of 12 models" in few
 
 
 def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, capsys):

@@ -26,6 +26,8 @@ SHAPES = {"a": TINY, "b": TINY.with_(conv_layers=(*TINY.conv_layers[:-1], (64, 4
 PARTS = [TeacherPart("a", (2, 4), 8, SHAPES["a"].frames), TeacherPart("b", (1,), 5, SHAPES["b"].frames)]
 WINDOWS = Windows(np.array([0, 1, 1, 2]), np.array([0, 320, 6_400, 640]), np.array([3_200, 3_200, 6_400, 6_400]))
 
+PATHS = ["0.flac", "1.flac", "2.flac"]  # not there: nothing but their size matters
+
 
 def layout(precision: str = "fp16") -> TargetLayout:
     return TargetLayout(PARTS, precision, "my.yaml: ekd.cache_precision")
@@ -45,7 +47,7 @@ def states(samples: int, clips: int, seed: int = 0) -> dict[str, dict[int, torch
 def new_cache(folder: Path, precision: str = "fp16") -> TargetCache:
     target_folder.check_folder(folder, 1, KEY)
     target_folder.create(folder, WINDOWS, layout(precision), {"a": "b"}, KEY)
-    return TargetCache(folder, layout(precision), KEY)
+    return TargetCache(folder, layout(precision), KEY, PATHS)
 
 
 def rows(samples: int, clips: int, seed: int = 0) -> torch.Tensor:
@@ -64,7 +66,7 @@ def test_states_come_back_rounded_once(
     monkeypatch.setattr(
         target_cache, "lock_cache", lambda *a: pytest.fail("a full cache needs no lock, hence no writing")
     )
-    again = TargetCache(tmp_path, layout(precision), KEY)
+    again = TargetCache(tmp_path, layout(precision), KEY, PATHS)
     assert again.complete
     for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):
         found = again.layout.unpack(again.read(windows), samples)
@@ -89,12 +91,12 @@ def test_a_row_counts_only_once_its_bytes_are_on_the_disk(tmp_path: Path, monkey
     assert not synced and cache.stored([0]).all()  # for this process, not for one that comes after a kill
     assert list((tmp_path / "state.bin").read_bytes()) == [MISSING] * 4
     cache.flush()
-    assert [Path(file).name for file in synced] == ["targets.bin", "state.bin"]
+    assert [Path(file).name for file in synced] == ["targets.bin", "sizes.bin", "state.bin"]
     assert list((tmp_path / "state.bin").read_bytes()) == [STORED, MISSING, MISSING, MISSING]
     monkeypatch.setattr(target_cache, "FLUSH_SECONDS", -1.0)  # the time is over
     cache.store((1,), rows(3_200, 1, seed=1))
-    assert TargetCache(tmp_path, layout(), KEY).stored([0, 1, 2]).tolist() == [True, True, False]
-    assert torch.equal(TargetCache(tmp_path, layout(), KEY).read([1]), rows(3_200, 1, seed=1))
+    assert TargetCache(tmp_path, layout(), KEY, PATHS).stored([0, 1, 2]).tolist() == [True, True, False]
+    assert torch.equal(TargetCache(tmp_path, layout(), KEY, PATHS).read([1]), rows(3_200, 1, seed=1))
 
 
 def test_a_worker_sees_what_the_main_process_stores_later(tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_what_is_stored(
     assert str(caught.value) == (
         f"{KEY}: {tmp_path}/targets.bin: cannot be written (No space left on device); what was stored before is kept"
     )
-    again = TargetCache(tmp_path, layout(), KEY)
+    again = TargetCache(tmp_path, layout(), KEY, PATHS)
     assert again.stored([0, 1]).tolist() == [True, False] and torch.equal(again.read([0]), rows(3_200, 1))
 
 
@@ -161,9 +163,9 @@ def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Pa
     with pytest.raises(EkdError, match="targets.bin: cut short"):
         cache.read([3])
     with pytest.raises(EkdError, match="damaged"):
-        TargetCache(tmp_path, layout(), KEY)
+        TargetCache(tmp_path, layout(), KEY, PATHS)
     (tmp_path / "index.json").write_text('{"format": 0, "fingerprint": {}}')
-    with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 2"):
+    with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 3"):
         target_folder.read_index(tmp_path, KEY)
     (tmp_path / "index.json").write_text('{"for')
     with pytest.raises(EkdError, match="index.json: not the index of a target cache"):
@@ -188,13 +190,40 @@ def test_a_run_may_read_some_teachers_and_layers_in_its_own_order(
     widths = {"a": 8, "b": 5}
     parts = [TeacherPart(name, layers, widths[name], SHAPES[name].frames) for name, layers in wanted.items()]
     stored = TargetLayout(target_folder.read_index(tmp_path, KEY).parts, "fp16")
-    some = TargetCache(tmp_path, stored, KEY, wanted=TargetLayout(parts, "fp16"))
+    some = TargetCache(tmp_path, stored, KEY, PATHS, wanted=TargetLayout(parts, "fp16"))
     found = some.wanted.unpack(some.read((3, 2)), 6_400)
     assert {name: tuple(layers) for name, layers in found.items()} == wanted
     for name, layers in found.items():
         for layer, state in layers.items():
             assert torch.equal(state, expected[name][layer].half().flip(0))
     assert sum(sizes) == 2 * some.wanted.bytes(6_400)  # and no byte more is read from the disk
+
+
+def test_audio_that_was_replaced_since_is_refused_and_what_has_no_targets_yet_may_be_repaired(tmp_path: Path) -> None:
+    paths = [str(tmp_path / name) for name in PATHS]
+    for path in paths:
+        Path(path).write_bytes(bytes(100))
+    folder = tmp_path / "cache"
+    new_cache(folder)
+    cache = TargetCache(folder, layout(), KEY, paths)
+    cache.store((0, 1), rows(3_200, 2))  # of 0.flac, and one of two of 1.flac
+    cache.mark_unreadable([3])
+    cache.flush()
+    Path(paths[2]).write_bytes(bytes(300))  # repaired
+    again = TargetCache(folder, layout(), KEY, paths)
+    again.store((2, 3), rows(6_400, 2))
+    assert again.complete and again.sizes.tolist() == [100, 100, 300]
+    assert TargetCache(folder, layout(), KEY, paths).sizes.tolist() == [100, 100, 300]
+    Path(paths[0]).unlink()  # a disk that is away: skipped when its turn comes
+    TargetCache(folder, layout(), KEY, paths)
+    for path in paths[1:]:
+        Path(path).write_bytes(bytes(99))
+    with pytest.raises(EkdError) as caught:
+        TargetCache(folder, layout(), KEY, paths)
+    assert str(caught.value) == (
+        f"{KEY}: {folder}: {paths[1]} has another size than when its targets were stored (100 bytes then, 99 now; "
+        "files like it: 2); put back what was there, or name another folder"
+    )
 
 
 def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
@@ -207,7 +236,7 @@ def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(EkdError, match=f"{KEY}: {tmp_path}: another run is filling it"):
-            TargetCache(tmp_path, layout(), KEY)
+            TargetCache(tmp_path, layout(), KEY, PATHS)
         other.kill()
         other.communicate()
-    TargetCache(tmp_path, layout(), KEY)
+    TargetCache(tmp_path, layout(), KEY, PATHS)

@@ -26,7 +26,7 @@ def plan(
     mode: str, widths: tuple[int, ...] = (4, 4, 4), layers: tuple[tuple[int, ...], ...] = ((4, 8, 12),) * 3
 ) -> list[TargetSet]:
     teachers = [TeacherLayers(n, l, w) for n, l, w in zip(NAMES, layers, widths, strict=True)]
-    return plan_targets(mode, teachers)  # type: ignore[arg-type]
+    return plan_targets(mode, teachers)
 
 
 def test_multi_head_predicts_each_teachers_own_state() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from pretrain_lab import Logger, final_weights, hold_out, run, write_lab
+from console import code
+from pretrain_lab import Logger, final_weights, hold_out, new_run, run, write_lab
 from target_cache_lab import batches, make_expert, train, write_model
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.config import DataConfig, check_data_config
 from s3prl_ekd.data.lengths import read_held_out, read_lengths
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
@@ -27,6 +30,12 @@ HELD_OUT = {"valid_sets": ["valid"]}
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return hold_out(write_lab(tmp_path_factory.mktemp("lab")))
+
+
+def data_config(lab: Path, **changes: Any) -> DataConfig:
+    """The lab's ``datarc``, changed and checked."""
+    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    return check_data_config(datarc | changes)
 
 
 def save(expert: Any, folder: Path, step: int = 4) -> list[dict[str, Any]]:
@@ -107,10 +116,7 @@ def test_distortions_and_crops_are_the_same_each_time(lab: Path, tmp_path: Path)
 def test_several_ranks_share_it(lab: Path) -> None:
     """Each batch is one rank's."""
     data = make_expert(lab, None, HELD_OUT | {"train_batch_size": 1}).config
-    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | HELD_OUT
-    from s3prl_ekd.config import check_data_config
-
-    checked = check_data_config(config | {"train_batch_size": 1, "num_workers": 0})
+    checked = data_config(lab, **HELD_OUT, train_batch_size=1, num_workers=0)
     table = read_lengths(checked, key="valid_sets")
     parts = [
         [batch.index for batch in Validation(table, checked, data.task.sequence_length, None, None, ranks).loader]
@@ -268,12 +274,9 @@ def test_mistakes(lab: Path, data: dict[str, Any], message: str) -> None:
 
 def test_no_more_is_used_than_asked_for(lab: Path) -> None:
     """From all over the table: a corpus is sorted by speaker."""
-    from s3prl_ekd.config import check_data_config
-
-    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"] | HELD_OUT
-    whole = read_lengths(check_data_config(config), key="valid_sets")
+    whole = read_lengths(data_config(lab, **HELD_OUT), key="valid_sets")
     for minutes, rows in ((None, range(6)), (60 * whole.hours, range(6)), (30 * whole.hours, (0, 2, 5)), (1e-4, (0,))):
-        checked = check_data_config(config | {"valid_minutes": minutes})
+        checked = data_config(lab, **HELD_OUT, valid_minutes=minutes)
         part = read_held_out(checked, read_lengths(checked))
         assert part.paths == [whole.paths[row] for row in rows]
         assert part.samples.tolist() == [int(whole.samples[row]) for row in rows]
@@ -282,11 +285,66 @@ def test_no_more_is_used_than_asked_for(lab: Path) -> None:
 def test_without_held_out_speech_there_is_none(lab: Path, tmp_path: Path) -> None:
     expert = make_expert(lab, None)
     assert expert.validation is None and save(expert, tmp_path) == []
-    config = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
-    from s3prl_ekd.config import check_data_config
-
-    checked = check_data_config(config)
+    checked = data_config(lab)
     assert read_held_out(checked, read_lengths(checked)) is None
+
+
+def test_a_run_that_goes_on_measures_what_it_owes(lab: Path, tmp_path: Path) -> None:
+    """And from then on each loss when it is told that the checkpoint is on the disk."""
+    first = make_expert(lab, None, HELD_OUT)
+    state = first.add_state_to_save({"Step": 3, "Args": Namespace(expdir=str(tmp_path))})
+    whole = (tmp_path / "validation.jsonl").read_text()
+    owing = make_expert(lab, None, HELD_OUT)
+    owing.load_model(state)
+    owing.on_train_begin(str(tmp_path), Logger(tmp_path), "ekd/train-")
+    assert (tmp_path / "validation.jsonl").read_text() == whole  # nothing is owed
+    (tmp_path / "validation.jsonl").write_text("")
+    logger = Logger(tmp_path)
+    owing.on_train_begin(str(tmp_path), logger, "ekd/train-")
+    assert (tmp_path / "validation.jsonl").read_text() == whole and "ekd/valid-loss" in logger.tags
+    assert len(save(owing, tmp_path, 8)) == 1
+    owing.on_saved()
+    owing.on_saved()
+    lines = (tmp_path / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [4, 8]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [8, 12], ids=["midway", "the last"])
+def test_a_stop_while_validating_costs_no_training(lab: Path, tmp_path: Path, step: int) -> None:
+    """The checkpoint is there already; with -a the run begins with the loss that it lacks."""
+    rules = ["-o", "config.pretrain_expert.datarc.valid_sets=['valid']"]
+    done = run(tmp_path, *new_run(lab, "whole"), *rules)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = (tmp_path / "whole" / "validation.jsonl").read_text()
+    text = (
+        "import os, signal, sys\n"
+        "from s3prl_ekd.bridge import launch\n"
+        "from s3prl_ekd.pretrain.ekd.validation import Validation\n"
+        "measure, calls = Validation.measure, []\n"
+        "def stopped(self, *rest):\n"
+        "    calls.append(1)\n"
+        f"    if len(calls) == {step // 4}:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return measure(self, *rest)\n"
+        "Validation.measure = stopped\n"
+        "sys.exit(launch.run_pretrain())\n"
+    )
+    words = [*new_run(lab, "cut"), *rules, "--device", "cpu"]
+    cut = code(text, *words, cwd=tmp_path)
+    assert cut.returncode == 128 + signal.SIGINT, cut.stderr[-2000:]
+    assert "stopped by SIGINT; continue with: " in cut.stderr
+    kept = (tmp_path / "cut" / "validation.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in kept] == list(range(4, step, 4))
+    again = run(tmp_path, *new_run(lab, "cut"), *rules, "-a")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert f"[ekd] step {step}: validation loss " in again.stdout
+    assert ("[ekd] step 10: loss" in again.stdout) == (step == 8)  # no step is done again
+    assert (tmp_path / "cut" / "validation.jsonl").read_text() == lines
+    weights = final_weights(tmp_path / "whole")
+    assert all(torch.equal(value, weights[name]) for name, value in final_weights(tmp_path / "cut").items())
+    finished = run(tmp_path, *new_run(lab, "cut"), *rules, "-a")
+    assert finished.returncode == 0 and "finished at step 12; nothing to do" in finished.stderr
 
 
 @pytest.mark.slow

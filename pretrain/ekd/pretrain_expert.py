@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from s3prl_ekd.data.shards import ShardedPlan
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.metrics_file import METRICS, VALIDATION, MetricsWriter
+from s3prl_ekd.metrics_file import METRICS, VALIDATION, MetricsWriter, lacks_step
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student, initialise_student
 from s3prl_ekd.pretrain.ekd.validation import Validation
@@ -118,6 +119,9 @@ class UpstreamPretrainExpert(nn.Module):
         self._logged = -1  # the newest step that was
         self._metrics, self._validations = MetricsWriter(METRICS), MetricsWriter(VALIDATION)
         self._tensorboard: tuple[Any, str] | None = None  # the runner's writer and its prefix, once they are known
+        self._resumed_at: int | None = None  # step of the checkpoint that the run goes on from
+        self._due: tuple[int, str] | None = None  # step and folder of a checkpoint that is to be validated
+        self._is_told_of_saving = False  # see on_train_begin
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
 
@@ -184,9 +188,7 @@ class UpstreamPretrainExpert(nn.Module):
             tqdm.write(f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second")
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
-        """Add the student and all that makes a resumed run go on as if it had never stopped; validate before."""
-        if self.validation is not None:
-            self._validate(self.validation, all_states["Step"] + 1, all_states["Args"].expdir)
+        """Add the student and all that makes a resumed run go on as if it had never stopped."""
         all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.target_sets)
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
@@ -201,6 +203,10 @@ class UpstreamPretrainExpert(nn.Module):
         }
         # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
         all_states["Step"] += 1
+        if self.validation is not None:
+            self._due = all_states["Step"], all_states["Args"].expdir
+        if not self._is_told_of_saving:
+            self.on_saved()
         return all_states
 
     def load_model(self, all_states: Mapping[str, Any]) -> None:
@@ -208,6 +214,7 @@ class UpstreamPretrainExpert(nn.Module):
         part = all_states.get(CHECKPOINT_KEY)
         if part is None:
             raise EkdError(f"the checkpoint was not written by `run_pretrain.py -u ekd`: it has no {CHECKPOINT_KEY!r}")
+        self._resumed_at = all_states["Step"]
         self.model.encoder.load_state_dict(part["encoder"])
         self.model.heads.load_state_dict(part["heads"])
         if self.model.mask is not None:
@@ -225,6 +232,34 @@ class UpstreamPretrainExpert(nn.Module):
         if self.ranks.rank < before:
             set_random_state(resume["random"][self.ranks.rank])
         load_state_on_create(resume["scaler"])
+
+    # ------------------------------------------------------------------------------------- our launcher's additions
+
+    def on_train_begin(self, folder: str, logger: Any, prefix: str) -> None:
+        """Measure the validation loss that a stopped run still owes its checkpoint; its next ones come after saving.
+
+        A stop while validating costs no training then. s3prl's stock runner, in a linked checkout, tells nothing of
+        what it has saved: there the loss is measured before.
+
+        Args:
+            folder: of the experiment.
+            logger, prefix: as of :meth:`log_records`.
+        """
+        self._tensorboard = logger, prefix
+        self._is_told_of_saving = True
+        step = self._resumed_at
+        if step is None or self.validation is None:
+            return
+        owed = self.ranks.writes and lacks_step(Path(folder, VALIDATION), step)
+        if any(self.ranks.sums([float(owed)], self.device)):  # one file, not one a rank
+            self._due = step, folder
+            self.on_saved()
+
+    def on_saved(self) -> None:
+        """The checkpoint is on the disk: validate the student as it is in it."""
+        due, self._due = self._due, None
+        if due is not None and self.validation is not None:
+            self._validate(self.validation, *due)
 
     # ---------------------------------------------------------------------------------------------------- inside
 

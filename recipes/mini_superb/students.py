@@ -20,8 +20,10 @@ from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.model.student import Student, initialise_student, student_like
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.build import load_teacher
 from s3prl_ekd.teachers.fingerprint import weights_digest
 from s3prl_ekd.variants import BASE, variant_file
 from s3prl_ekd.whole_file import whole_file
@@ -37,10 +39,13 @@ def model_config(experiment: Experiment, row: Row) -> dict[str, Any]:
     Layers keep their place in proportion: 4, 8, 12 of 12 are 2, 4, 6 of 6.
 
     Raises:
-        EkdError: the variant names a source that the experiment has nothing for.
+        EkdError: the variant names a source that the experiment has nothing for; no student can start from the
+            experiment's ``initialise_from``.
     """
     file, config = variant_file(row.what), row.read_variant()
     shape = sources.describe(experiment.initialise_from, "initialise_from").shape
+    if not isinstance(shape, EncoderShape):
+        raise EkdError(f"initialise_from: {experiment.initialise_from}: is an upstream of s3prl's own; name an encoder")
     teachers = []
     for teacher in config.ekd.teachers:
         if teacher.source not in experiment.teachers:
@@ -212,7 +217,7 @@ def _write_start(config_file: Path, out: Path) -> None:
     config = load_model_config(config_file)
     assert config.ekd.initialise_from is not None
     student = Student(config.student)
-    teacher = sources.load(sources.describe(config.ekd.initialise_from, "initialise_from"))
+    teacher = load_teacher(config.ekd.initialise_from, "initialise_from")
     initialise_student(student.encoder, teacher)
     torch.save({CHECKPOINT_KEY: student_state(student, config, []), "Step": 0}, out)
 

@@ -100,12 +100,12 @@ class _Recipe:
         for book, settings in enumerate(stage.units):
             of_units, digest = self._encoder(settings.encoder, f"{where}.units[{book}].encoder")
             # where the settings name an encoder, what counts is its weights
-            made_by = {"units": settings.model_dump(exclude={"encoder"}), "encoder": digest, "seed": seed, "data": data}
+            of_book = {"units": settings.model_dump(exclude={"encoder"}), "encoder": digest, "seed": seed, "data": data}
             file = self.folder / stage.name / f"units-{book}.npz"
-            codebooks.append(make_units(self.table, settings, of_units, shape, made_by, file, self.machine.device))
-            made.append(made_by)
+            codebooks.append(make_units(self.table, settings, of_units, shape, of_book, file, self.machine.device))
+            made.append(of_book)
         encoder, start = self._start(stage.start, f"{where}.start")
-        made_by = {"codebooks": made, "stage": stage.model_dump(mode="json"), "seed": seed}
+        made_by: dict[str, Any] = {"codebooks": made, "stage": stage.model_dump(mode="json"), "seed": seed}
         made_by |= {"shape": shape.to_dict(), "start": start}
         heard = with_noise(stage, self.noise, where)
         return Stage(encoder, self.table, codebooks, heard, made_by, self.folder / stage.name, self.machine)

@@ -112,6 +112,7 @@ def mix_utterances(wave: Tensor, settings: MixSettings, rng: np.random.Generator
         part = wave[other, source : source + length]
         energy, added = wave[clip].square().mean().item(), part.square().mean().item()
         if added > 0:
-            scale = (energy / added) ** 0.5 * 10 ** (-rng.uniform(*settings.ratio) / 20)
+            lowest, highest = settings.ratio
+            scale = (energy / added) ** 0.5 * 10 ** (-rng.uniform(lowest, highest) / 20)
             mixed[clip, target : target + length] += scale * part
     return mixed

@@ -62,12 +62,12 @@ class MaskedPrediction(nn.Module):
             states=[last],
             replace=lambda features: torch.where(masked.unsqueeze(-1), vector.to(features.dtype), features),
         )
-        losses, right = [], []
+        by_book, hits = [], []
         for book, classify in enumerate(self.classifiers):
             scores = classify(out.states[last]).float().transpose(1, 2)  # (B, units, T)
-            losses.append(F.cross_entropy(scores, units[:, book], ignore_index=-1, reduction="none"))
-            right.append(scores.detach().argmax(1) == units[:, book])
-        losses, right = torch.stack(losses, dim=1), torch.stack(right, dim=1)  # (B, C, T)
+            by_book.append(F.cross_entropy(scores, units[:, book], ignore_index=-1, reduction="none"))
+            hits.append(scores.detach().argmax(1) == units[:, book])
+        losses, right = torch.stack(by_book, dim=1), torch.stack(hits, dim=1)  # (B, C, T)
         known = units >= 0
         masked, heard = masked.unsqueeze(1) & known, ~masked.unsqueeze(1) & known
         masked_loss = loss = _mean(losses, masked)

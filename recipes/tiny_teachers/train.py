@@ -136,7 +136,7 @@ class Stage:
                 self.log.add(prediction, norm)
                 last = done.step == settings.steps
                 if last or done.step % self.machine.log_every == 0:
-                    self.log.write(done, self.schedule.get_last_lr()[0])
+                    self.log.write(done, float(self.schedule.get_last_lr()[0]))
                 if last or done.step % self.machine.save_every == 0:
                     self._save(batch)
                 if last:

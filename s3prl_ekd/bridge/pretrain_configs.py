@@ -16,6 +16,7 @@ from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.metrics_file import VALIDATION, lacks_step
 from s3prl_ekd.variants import find_model_config
 
 log = logging.getLogger(__name__)
@@ -135,6 +136,11 @@ def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     counted = (old_data.keys() | new_data.keys()) - uncounted
     same_batches = all(old_data.get(key) == new_data.get(key) for key in counted)
     return same_batches and all(old[key] == new[key] for key in ("n_epochs", "gradient_accumulate_steps"))
+
+
+def owes_validation(config: Mapping[str, Any], folder: Path, step: int) -> bool:
+    """Whether the checkpoint of ``step`` in ``folder`` lacks its validation loss: a stop came while it was measured."""
+    return bool(config["pretrain_expert"]["datarc"]["valid_sets"]) and lacks_step(folder / VALIDATION, step)
 
 
 def warn_of_other_batches(before: Mapping[str, Any], config: Mapping[str, Any]) -> None:

@@ -106,11 +106,16 @@ class PretrainLaunch(ScriptLaunch):
             pretrain_runner.share_work(runner, self.world)
 
     def _runner_class(self, original: type) -> type:
-        return pretrain_runner.runner_class(original, self.world, self._check_expert)
+        return pretrain_runner.runner_class(original, self.world, self._begin)
 
-    def _check_expert(self, expert: Any) -> None:
-        if self.is_ours:
-            pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
+    def _begin(self, runner: Any) -> None:
+        """The last before training, where the runner has built the task's expert."""
+        if not self.is_ours:
+            return
+        expert = runner.upstream
+        pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
+        expert.on_train_begin(runner.args.expdir, runner.logger, f"{runner.args.upstream}/train-")
+        pretrain_runner.tell_of_saving(sys.modules["pretrain.runner"], expert.on_saved)
 
     def _no_step(self, grad_norm: Any) -> bool:
         """Whether a gradient must not be stepped on: the runner asks for NaN only, and clipping makes NaN of infinity.
@@ -256,12 +261,14 @@ class PretrainLaunch(ScriptLaunch):
             self.changed = optimizers.changes(*sections)
 
     def _check_unfinished(self, config: dict[str, Any]) -> None:
-        """End here where no step is left.
+        """End here where nothing is left to do: no step, and no validation loss that the last checkpoint lacks.
 
         s3prl's runner saves its progress bar, which is one behind; ours (``add_state_to_save``) corrects that. How many
         steps ``n_epochs`` are is known only with the data: the last checkpoint has their number in its name.
         """
         rules, steps = config["runner"], self.step + (not self.is_ours)
+        if self.is_ours and pretrain_configs.owes_validation(config, Path(self.source).parent, steps):
+            return
         if rules["n_epochs"] <= 0:
             if steps >= rules["total_steps"]:
                 raise self._finished(steps, "total_steps")

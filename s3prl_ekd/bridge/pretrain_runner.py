@@ -14,13 +14,13 @@ from s3prl_ekd.bridge.ranks import World, mute
 from s3prl_ekd.errors import EkdError
 
 
-def runner_class(original: type, world: World, check_expert: Callable[[Any], None]) -> type:
+def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> type:
     """s3prl's runner, which goes on at the right learning rate, downloads once, and closes its log.
 
     Args:
         original: ``pretrain.runner.Runner``.
         world: on each node of a launch one rank goes first in building the expert, which may download.
-        check_expert: called with the task's expert before training.
+        begin: called with the runner before training.
     """
 
     class Runner(original):
@@ -37,10 +37,21 @@ def runner_class(original: type, world: World, check_expert: Callable[[Any], Non
 
         def train(self) -> None:
             with _closing_log(self):
-                check_expert(self.upstream)
+                begin(self)
                 super().train()
 
     return Runner
+
+
+def tell_of_saving(runner: Any, tell: Callable[[], None]) -> None:
+    """Call ``tell`` after each checkpoint that the module of the runner writes; on every rank, whichever writes."""
+    save = runner.torch.save
+
+    def save_and_tell(*args: Any, **kwargs: Any) -> None:
+        save(*args, **kwargs)
+        tell()
+
+    runner.torch.save = save_and_tell
 
 
 def share_work(runner: Any, world: World) -> None:

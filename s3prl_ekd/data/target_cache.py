@@ -25,11 +25,13 @@ from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_folder import (
     MISSING,
+    SIZES,
     STATE,
     STORED,
     TARGETS,
     UNREADABLE,
     WINDOWS,
+    audio_size,
     check_space,
     lock_cache,
     row_sizes,
@@ -50,12 +52,13 @@ class TargetCache:
         folder: of a cache that is there; :func:`target_folder.create` makes one.
         layout: what a row holds.
         key: the configuration key, for messages.
+        paths: the audio file of each utterance, in the order of the length table.
         lock: of :func:`lock_cache`, where it was taken already.
         wanted: what is read of each row: teachers and layers of ``layout`` in any order; None: all of it.
 
     Raises:
-        EkdError: files are missing, damaged or not to be opened, another run is filling it, or what is missing does
-            not fit on the disk.
+        EkdError: files are missing, damaged or not to be opened, an audio file has another size than when its targets
+            were stored, another run is filling it, or what is missing does not fit on the disk.
     """
 
     def __init__(
@@ -63,22 +66,25 @@ class TargetCache:
         folder: Path,
         layout: TargetLayout,
         key: str,
+        paths: Sequence[str],
         lock: BinaryIO | None = None,
         wanted: TargetLayout | None = None,
     ) -> None:
-        self.folder, self.layout, self.key = folder, layout, key
+        self.folder, self.layout, self.key, self.paths = folder, layout, key, paths
         self.wanted = wanted or layout
         try:
             columns = np.load(folder / WINDOWS, allow_pickle=False)
             self.state = np.frombuffer((folder / STATE).read_bytes(), dtype=np.uint8).copy()
+            self.sizes = np.frombuffer((folder / SIZES).read_bytes(), dtype=np.int64).copy()
             size = (folder / TARGETS).stat().st_size
         except (OSError, ValueError) as error:
             raise EkdError(f"{key}: {folder}: damaged ({error}); delete it to fill it anew") from error
         self.windows = Windows(*columns.T)
         sizes = row_sizes(self.windows, layout)
         self._offsets = np.cumsum(sizes) - sizes  # first byte of each row
-        if len(self.state) != len(columns) or size != sizes.sum():
+        if len(self.state) != len(columns) or size != sizes.sum() or len(self.sizes) != len(paths):
             raise EkdError(f"{key}: {folder}: damaged (files of the wrong size); delete it to fill it anew")
+        self._check_audio()
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
         self._files: dict[str, IO[bytes]] = {}
@@ -90,7 +96,7 @@ class TargetCache:
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are started afresh: they open the files themselves."""
-        return self.__dict__ | {"_files": {}, "_pending": [], "_lock": None}
+        return self.__dict__ | {"_files": {}, "_pending": [], "_lock": None, "paths": ()}
 
     @property
     def complete(self) -> bool:
@@ -161,6 +167,8 @@ class TargetCache:
         for window, row in zip(windows, rows.contiguous().view(torch.uint8).numpy(), strict=True):
             self._write(TARGETS, row.data, int(self._offsets[window]))
             self.state[window] = STORED
+            item = self.windows.items[window]
+            self.sizes[item] = audio_size(self.paths[item])
             self._pending.append(window)
         if self.complete or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
@@ -179,6 +187,9 @@ class TargetCache:
         if not self._pending:
             return
         self._sync(TARGETS)
+        for item in self.windows.items[self._pending].tolist():
+            self._write(SIZES, self.sizes[item].tobytes(), self.sizes.itemsize * item)
+        self._sync(SIZES)
         for window in self._pending:
             self._write(STATE, self.state[window].tobytes(), window)
         self._sync(STATE)
@@ -186,6 +197,19 @@ class TargetCache:
         self._flushed = time.monotonic()
 
     # ---------------------------------------------------------------------------------------------------- inside
+
+    def _check_audio(self) -> None:
+        """Refuse audio that was replaced since its targets were stored; what has no targets yet may be repaired."""
+        stored = np.unique(self.windows.items[self.state == STORED]).tolist()
+        now = {item: audio_size(self.paths[item]) for item in stored if self.sizes[item]}
+        others = [item for item, size in now.items() if size and size != self.sizes[item]]  # none: skipped in its turn
+        if others:
+            first = others[0]
+            raise EkdError(
+                f"{self.key}: {self.folder}: {self.paths[first]} has another size than when its targets were stored "
+                f"({self.sizes[first]} bytes then, {now[first]} now; files like it: {len(others)}); put back what was "
+                "there, or name another folder"
+            )
 
     def _file(self, name: str, mode: str = "rb") -> int:
         """A file descriptor, opened at its first use: a complete cache is only read, so its disk may be read-only."""

@@ -7,6 +7,7 @@ file                      content
                           it is there for a whole cache only
 ``windows.npy``           int64 (n, 3): item, start, samples of each window
 ``targets.bin``           n rows of bytes, in the order of the windows (target_layout.py says what is in a row)
+``sizes.bin``             int64 (utterances,): bytes of the audio file when its targets were stored; 0: not yet
 ``state.bin``             n bytes: 0 missing, 1 unreadable audio, 2 stored
 ``validation/``           the same again for the validation sets of the runs, where they have some
 ========================  ======================================================================================
@@ -19,6 +20,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -35,10 +37,12 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
 FORMAT = (
-    2  # raise it when windows, rows or what our encoders compute change beyond rounding: older caches are refused then
+    3  # raise it when windows, rows or what our encoders compute change beyond rounding: older caches are refused then
 )
 MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
-INDEX, WINDOWS, TARGETS, STATE, LOCK = "index.json", "windows.npy", "targets.bin", "state.bin", "lock"
+INDEX, WINDOWS, TARGETS, SIZES, STATE, LOCK = (
+    "index.json", "windows.npy", "targets.bin", "sizes.bin", "state.bin", "lock"
+)  # fmt: skip
 VALIDATION = "validation"
 
 
@@ -56,6 +60,14 @@ def row_sizes(windows: Windows, layout: TargetLayout) -> np.ndarray:
     """(n,) bytes of each window's row."""
     lengths, which = np.unique(windows.samples, return_inverse=True)
     return np.array([layout.bytes(length) for length in lengths.tolist()], dtype=np.int64)[which]
+
+
+def audio_size(path: str) -> int:
+    """Bytes of an audio file, 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def read_index(folder: Path, key: str) -> Index | None:
@@ -163,6 +175,7 @@ def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Ma
             file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
         parts = {
             WINDOWS: table.getvalue(),
+            SIZES: bytes(8 * (int(windows.items.max()) + 1)),
             STATE: bytes(len(windows)),
             INDEX: json.dumps(index, indent=2).encode() + b"\n",
         }
@@ -173,7 +186,7 @@ def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Ma
         raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
 
 
-_OURS = {INDEX, WINDOWS, TARGETS, STATE, LOCK, VALIDATION}
+_OURS = {INDEX, WINDOWS, TARGETS, SIZES, STATE, LOCK, VALIDATION}
 
 
 def _ours(name: str) -> bool:

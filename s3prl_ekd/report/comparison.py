@@ -15,11 +15,12 @@ from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.table import MISSING
 from s3prl_ekd.report.curves import comparison_png, logged, series
-from s3prl_ekd.report.html import figure, note, section
+from s3prl_ekd.report.html import breakable, figure, note, section, table
 from s3prl_ekd.report.sources import Pretraining
 
 Row = tuple[str, list[str]]
 MODEL, RUNNER = "config_model.yaml", "config_runner.yaml"
+HEADS = "Heads in common: L1 + −log σ(cos)"
 NOTE = (
     "Training losses are means over the last tenth of the log steps. Losses compare between runs that predict the same "
     "heads on the same scale; of other runs, the heads that they share, by the cosine term."
@@ -35,11 +36,12 @@ def comparison(runs: Sequence[Pretraining]) -> str:
     if len(runs) < 2:
         return ""
     caption = "Loss of each run; that of training is smoothed over a fortieth of the run"
-    body = figure(lambda theme: comparison_png(runs, theme), caption)
+    alt = "Lines over the steps, one a run; the table below has what they came to"
+    body = figure(lambda theme: comparison_png(runs, theme), caption, alt)
     body += _table(runs, results(runs)) + note(NOTE)
     moved = [run.label for run in runs if _scale_moved(run)]
     body += note(MOVING_NOTE.format(", ".join(moved))) if moved else ""
-    for title, rows in (("Settings that differ", differences(runs)), ("Heads in common", heads(runs))):
+    for title, rows in (("Settings that differ", differences(runs)), (HEADS, heads(runs))):
         body += f"<h3>{title}</h3>{_table(runs, rows)}" if rows else ""
     return section("Pretraining runs compared", body)
 
@@ -66,9 +68,9 @@ def heads(runs: Sequence[Pretraining]) -> list[Row]:
         )
         counts = [sum(text != MISSING for text in texts) for texts in (trained, held_out)]
         if counts[1] > 1:
-            rows.append((f"{head}: L1 + −log σ(cos), validation", held_out))
+            rows.append((f"{head}, validation", held_out))
         if counts[0] > max(counts[1], 1):
-            rows.append((f"{head}: L1 + −log σ(cos), training", trained))
+            rows.append((f"{head}, training", trained))
     return rows
 
 
@@ -161,9 +163,9 @@ def _number(value: float | None) -> str:
 
 
 def _table(runs: Sequence[Pretraining], rows: Sequence[Row]) -> str:
-    head = "".join(f"<th>{escape(run.label)}</th>" for run in runs)
+    head = "".join(f"<th>{breakable(run.label)}</th>" for run in runs)
     body = "".join(
-        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"
-        for name, texts in rows
+        f"<tr><th>{breakable(heading)}</th>{''.join(f'<td>{escape(text)}</td>' for text in texts)}</tr>"
+        for heading, texts in rows
     )
-    return f"<div class=scroll><table class='scores plainer'><tr><th></th>{head}</tr>{body}</table></div>"
+    return table("scores plainer", head, body)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COSINE_FLOOR = math.log1p(math.exp(-1.0))  # -log sigmoid(1) = 0.313: the term where prediction and target are parallel
-_TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"), ("gradient_share", "share of gradient"))
+TERMS = (("l1", "L1"), ("cosine", "−log σ(cos)"), ("gradient_share", "share of gradient"))
 _VALIDATION = {"linestyle": (0, (1, 1.2)), "marker": "o", "markersize": 3.2}
 
 
@@ -32,7 +32,7 @@ def head_losses_png(run: Pretraining, theme: Theme = LIGHT) -> bytes:
 
     heads = run.heads()
     teachers = list(dict.fromkeys(split_head(head)[0] for head in heads))
-    terms = [(term, label) for term, label in _TERMS if any(series(run.metrics, head, term)[0] for head in heads)]
+    terms = [(term, label) for term, label in TERMS if any(series(run.metrics, head, term)[0] for head in heads)]
     with drawing(theme):
         columns, rows = max(len(teachers), 1), len(terms)
         figure, axes = plt.subplots(

@@ -7,15 +7,16 @@ in ``scores.py``.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from s3prl_ekd.report import scores
 from s3prl_ekd.report.comparison import comparison
-from s3prl_ekd.report.curves import head_losses_png, overview_png
+from s3prl_ekd.report.curves import TERMS, head_losses_png, logged, overview_png, series
 from s3prl_ekd.report.earlier import names_of
-from s3prl_ekd.report.html import figure, fold, section
+from s3prl_ekd.report.html import figure, fold, pre, section
 from s3prl_ekd.report.sources import Evaluation, Pretraining
 from s3prl_ekd.report.stylesheet import STYLESHEET
 from s3prl_ekd.version import __version__
@@ -95,29 +96,43 @@ def _facts(pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> st
             facts.append((f"{run.speed:,.0f} ×", "real time, training"))
     if evaluations:
         seconds = sum(task["seconds"] for one in evaluations for task in one.scores["tasks"].values())
-        facts.append((_duration(seconds), "evaluation"))
+        models = f" of {len(evaluations)} models" if len(evaluations) > 1 else ""
+        facts.append((_duration(seconds), f"evaluation{models}"))
     items = "".join(f"<div><b>{escape(value)}</b><span>{escape(what)}</span></div>" for value, what in facts)
     return f"<div class=facts>{items}</div>" if items else ""
 
 
 def _pretraining(run: Pretraining) -> str:
     held_out = "; dots: held-out speech, without dropout" if run.validation else ""
-    body = figure(lambda theme: overview_png(run, theme), f"Loss over the pretraining steps{held_out}")
+    body = figure(
+        lambda theme: overview_png(run, theme),
+        f"Loss over the pretraining steps{held_out}",
+        "; ".join(filter(None, (_ends("training", run.metrics), _ends("validation", run.validation)))),
+    )
     if run.heads():
         body += figure(
             lambda theme: head_losses_png(run, theme),
             "Per teacher and layer: mean absolute error; cosine term (dotted: its lowest value, prediction and target "
             f"parallel); the head's share of the gradient at the student's last layer, where it was logged{held_out}",
+            "At the last step " + "; ".join(_last(run, head) for head in run.heads()),
         )
     return section(f"Pretraining: {run.label}", body)
 
 
+def _ends(what: str, lines: Sequence[Mapping[str, Any]]) -> str:
+    """The loss at both ends of a curve, in words."""
+    steps, values = logged(lines, "loss")
+    return f"{what} loss {values[0]:.3f} at step {steps[0]:,}, {values[-1]:.3f} at step {steps[-1]:,}" if steps else ""
+
+
+def _last(run: Pretraining, head: str) -> str:
+    """A head's last values, in words."""
+    found = [(label, series(run.metrics, head, term)[1]) for term, label in TERMS]
+    return f"{head}: " + ", ".join(f"{label} {values[-1]:.3f}" for label, values in found if values)
+
+
 def _configuration(pretrainings: list[Pretraining]) -> str:
-    files = [
-        fold(f"{run.label} / {name}", f"<pre>{escape(text)}</pre>")
-        for run in pretrainings
-        for name, text in run.configs.items()
-    ]
+    files = [fold(f"{run.label} / {name}", pre(text)) for run in pretrainings for name, text in run.configs.items()]
     return section("Pretraining configuration", "".join(files)) if files else ""
 
 

@@ -117,7 +117,8 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 
     across = min(count, 2)
     down = math.ceil(count / across)
-    figure, axes = plt.subplots(down, across, figsize=(WIDTH, 2.6 * down + 0.1), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(down, across, figsize=(WIDTH, 2.7 * down + 0.1), squeeze=False)
+    figure.set_layout_engine("constrained", h_pad=0.09, w_pad=0.09)  # a title is further from the panel above
     for axis in axes.flat[count:]:
         axis.set_visible(False)
     return figure, list(axes.flat[:count])

@@ -17,7 +17,7 @@ from s3prl_ekd.evaluate.provenance import versions
 from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.table import MISSING, best_rows, cell, columns_of, costs, footnote
 from s3prl_ekd.report.curves import layer_weights_png
-from s3prl_ekd.report.html import figure, fold, note, section
+from s3prl_ekd.report.html import breakable, figure, fold, note, pre, section, table
 from s3prl_ekd.report.reference import HIDDEN_SET, PUBLIC_SUPERB, Published
 from s3prl_ekd.report.score_figures import cost_png, grid_png
 from s3prl_ekd.report.sources import Evaluation
@@ -42,9 +42,8 @@ def scores(records: Records) -> str:
             mark = " class=best" if row in best[column] else ""
             cells += f"<td{mark}>{cell(column.value(record))}{spread}</td>"
         detail = " · ".join([record["upstream"], f"preset {record['preset']}", _seeds(record)])
-        rows.append(f"<tr><th>{escape(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
-    table = f"<div class=scroll><table class=scores><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
-    return section("Scores", table + note(footnote(records)))
+        rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
+    return section("Scores", table("scores", head, "".join(rows)) + note(footnote(records)))
 
 
 def reference() -> str:
@@ -72,6 +71,7 @@ def learning_rates(records: Records) -> str:
         lambda theme: grid_png(records, theme),
         "Dev score by learning rate: a line is a model's mean over seeds, dots are its seeds, a ring is the rate that "
         "was picked (by any seed)",
+        "Lines over the learning rates, a panel a task; the tables below have their values",
     )
     tables = "".join(_grid_table(grid) for grid in found) + note(NOTE)
     if sum(len(grid.rows) for grid in found) > _OPEN_ROWS:
@@ -87,6 +87,7 @@ def macs(records: Records) -> str:
         lambda theme: cost_png(records, theme),
         "Test score against multiply-accumulates as the SUPERB challenge counts them; bars are the standard error over "
         f"seeds, where there are several.{missing}",
+        "Points over G MACs, a panel a task and a colour a model; the table of scores has their values",
     )
     return section("Score and cost", body) if body else ""
 
@@ -96,6 +97,11 @@ def layer_weights(evaluations: list[Evaluation]) -> str:
     body = figure(
         lambda theme: layer_weights_png(evaluations, theme),
         "Weight of each hidden state in the sum that a task reads (softmax; averaged over seeds and ER's folds)",
+        "; ".join(
+            f"{one.scores['label']}, {task.upper()}: {' '.join(f'{weight:.2f}' for weight in weights)}"
+            for one in evaluations
+            for task, weights in one.layer_weights.items()
+        ),
     )
     return section("Layers that each task uses", body) if body else ""
 
@@ -111,13 +117,14 @@ def settings(records: Records) -> str:
         normalize = "features normalised" if record.get("normalize") else "features as they are"
         detail = " · ".join([f"preset {record['preset']}", _seeds(record), normalize])
         cells = "".join(f"<td>{_trained(record, name)}</td>" for name in tasks)
-        rows.append(f"<tr><th>{escape(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
+        rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
         path = Path(record.get("model_config") or "")
         if path.is_file():
-            files.append(fold(f"{record['label']}: {path.name}", f"<pre>{escape(path.read_text())}</pre>"))
-    table = f"<div class=scroll><table class='scores plainer'><tr><th></th>{head}</tr>{''.join(rows)}</table></div>"
-    text = "Training steps, and the learning rate that was tested."
-    return section("Evaluation settings", table + note(text) + "".join(files))
+            files.append(fold(f"{record['label']}: {path.name}", pre(path.read_text())))
+    body = table("scores plainer", head, "".join(rows)) + note("Training steps, and the learning rate that was tested.")
+    if len(rows) > _OPEN_ROWS:
+        body = fold(f"{len(rows)} models", body)
+    return section("Evaluation settings", body + "".join(files))
 
 
 def commands(records: Records) -> str:
@@ -125,9 +132,9 @@ def commands(records: Records) -> str:
     blocks = []
     for record in records:
         lines = [command for task in record["tasks"].values() for command in task["commands"]]
-        text = f"<pre>{escape(chr(10).join(lines))}</pre>"
-        blocks.append(fold(f"{record['label']}: {len(lines)} native commands", text))
-    return section("Commands", "".join(blocks)) if blocks else ""
+        # A line between them: each takes several on the page
+        blocks.append(fold(f"{record['label']}: {len(lines)} native commands", pre("\n\n".join(lines))))
+    return section("Commands", _folded(blocks, "commands")) if blocks else ""
 
 
 def environment(records: Records) -> str:
@@ -140,18 +147,20 @@ def environment(records: Records) -> str:
     keys = dict.fromkeys(key for facts, _ in columns for key in facts)
     head = ""
     if len(columns) > 1:
-        head = "<tr><th></th>" + "".join(f"<td>{escape(', '.join(labels))}</td>" for _, labels in columns) + "</tr>"
+        head = "".join(f"<td>{breakable(', '.join(labels))}</td>" for _, labels in columns)
     rows = "".join(
         f"<tr><th>{escape(str(key))}</th>"
         + "".join(f"<td>{escape(str(facts.get(key, MISSING)))}</td>" for facts, _ in columns)
         + "</tr>"
         for key in keys
     )
-    raw = "".join(
-        fold(f"{record['label']}: scores.json", f"<pre>{escape(json.dumps(record, indent=1))}</pre>")
-        for record in records
-    )
-    return section("Environment", f"<div class=scroll><table class=plain>{head}{rows}</table></div>{raw}")
+    raw = [fold(f"{record['label']}: scores.json", pre(json.dumps(record, indent=1))) for record in records]
+    return section("Environment", table("plain", head, rows) + _folded(raw, "raw scores"))
+
+
+def _folded(blocks: Sequence[str], what: str) -> str:
+    """The blocks, in one more where they are many."""
+    return fold(f"{len(blocks)} models' {what}", "".join(blocks)) if len(blocks) > _OPEN_ROWS else "".join(blocks)
 
 
 def _published(rows: Sequence[Published]) -> str:
@@ -160,10 +169,8 @@ def _published(rows: Sequence[Published]) -> str:
         f"<td>{cell(row.er)}</td><td>{cell(row.asr)}</td></tr>"
         for row in rows
     )
-    return (
-        "<div class=scroll><table class='scores others'><tr><th></th><th>M params</th><th>PR PER ↓</th>"
-        f"<th>SID acc ↑</th><th>ER acc ↑</th><th>ASR WER ↓</th></tr>{lines}</table></div>"
-    )
+    head = "<th>M params</th><th>PR PER ↓</th><th>SID acc ↑</th><th>ER acc ↑</th><th>ASR WER ↓</th>"
+    return table("scores others", head, lines)
 
 
 def _grid_table(grid: GridOfTask) -> str:
@@ -175,11 +182,8 @@ def _grid_table(grid: GridOfTask) -> str:
         for rate in grid.rates:
             mark = " class=picked" if rate == row.picked else ""
             cells += f"<td{mark}>{escape(row.cell(rate))}</td>"
-        rows.append(f"<tr><th>{escape(row.label)}</th>{cells}<td class=test>{cell(row.test)}</td></tr>")
-    return (
-        f"<h3>{escape(grid.title)}</h3><div class=scroll><table class='scores grid'><tr><th></th>{head}</tr>"
-        f"{''.join(rows)}</table></div>"
-    )
+        rows.append(f"<tr><th>{breakable(row.label)}</th>{cells}<td class=test>{cell(row.test)}</td></tr>")
+    return f"<h3>{escape(grid.title)}</h3>" + table("scores grid", head, "".join(rows))
 
 
 def _seeds(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.marker import read_marker
 from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models
@@ -134,7 +135,7 @@ def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
     weights: dict[str, list[float]] = {}
     for name, record in scores["tasks"].items():
         found = []
-        for path in _checkpoints(folder, record):
+        for path in _checkpoints(folder, record, scores.get("seed")):
             row = layer_weights(path)
             if row:
                 found.append(row)
@@ -143,16 +144,29 @@ def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
     return Evaluation(folder, scores, weights)
 
 
-def _checkpoints(folder: Path, record: dict[str, Any]) -> Iterator[Path]:
-    """The tested checkpoint of every seed and fold, as far as the files are still there."""
-    for part in by_seed(record).values():
+def _checkpoints(folder: Path, record: dict[str, Any], seed: int | None) -> Iterator[Path]:
+    """The tested checkpoint of every seed and fold, as far as the files are still there and still theirs.
+
+    Args:
+        seed: of a record that names none.
+    """
+    for own, part in by_seed(record, seed).items():
         for run in part.get("folds", {None: part}).values():
             path = Path(run["checkpoint"])
             # The folder may have been moved since: look beside scores.json first.
             here = folder / "runs" / run["folder"] / path.name
             path = here if here.is_file() else path
-            if path.is_file():
+            if path.is_file() and _is_still_of(own, path.parent):
                 yield path
+
+
+def _is_still_of(seed: int | None, run: Path) -> bool:
+    """False where another seed has been trained in a run's folder since, which would count twice, or it is now."""
+    try:
+        marker = read_marker(run)
+    except EkdError:
+        return False
+    return marker is None or (marker.state == "finished" and seed in (None, marker.settings.get("seed")))
 
 
 def layer_weights(checkpoint: Path) -> list[float]:

@@ -142,7 +142,7 @@ def open_cache(
         _same_states(there.parts, wanted, f"{key}: {folder}")
         if difference(there.fingerprint, ours) is not None:
             layout = TargetLayout(there.parts, config.ekd.cache_precision, layout.key)
-    cache = TargetCache(folder, layout, key, lock, wanted)
+    cache = TargetCache(folder, layout, key, table.paths, lock, wanted)
     logger.info("[ekd] %s", cache.progress())
     return cache
 

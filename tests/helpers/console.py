@@ -31,8 +31,18 @@ def environment(**extra: str) -> dict[str, str]:
 
 def command(name: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run an installed console command and return what it printed."""
-    words = [sys.executable, str(BIN / name), *map(str, args)]
-    return subprocess.run(words, cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=300)
+    return _python(str(BIN / name), *map(str, args), cwd=cwd, **env)
+
+
+def code(text: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """As :func:`command`, of Python code: a command with something in it replaced."""
+    return _python("-c", text, *map(str, args), cwd=cwd, **env)
+
+
+def _python(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *words], cwd=cwd, env=environment(**env), text=True, capture_output=True, timeout=300
+    )
 
 
 def check_mistakes(name: str, mistakes: Mapping[str, str], cwd: Path) -> None:

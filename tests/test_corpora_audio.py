@@ -1,0 +1,103 @@
+"""Audio that ``prepare`` refuses, of each corpus: of another form, too short, damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from corpora_lab import audio, prepare, write_iemocap, write_lexicon, write_librispeech, write_voxceleb1
+
+from s3prl_ekd.corpora.probe import samples_or_reason
+
+
+@pytest.fixture
+def librispeech(tmp_path: Path) -> Path:
+    return write_librispeech(tmp_path / "LibriSpeech")
+
+
+@pytest.fixture
+def lexicon(tmp_path: Path) -> Path:
+    return write_lexicon(tmp_path / "lexicon.txt")
+
+
+@pytest.fixture
+def voxceleb1(tmp_path: Path) -> tuple[Path, Path]:
+    return write_voxceleb1(tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt")
+
+
+@pytest.fixture
+def iemocap(tmp_path: Path) -> Path:
+    return write_iemocap(tmp_path / "IEMOCAP")
+
+
+@pytest.mark.parametrize("form", [(44100, 1), (16000, 2)])
+def test_audio_that_s3prl_would_read_wrongly_is_refused(
+    librispeech: Path,
+    lexicon: Path,
+    voxceleb1: tuple[Path, Path],
+    iemocap: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    form: tuple[int, int],
+) -> None:
+    """s3prl takes samples as they are; pretraining reads by our own reader, which converts."""
+    rate, channels = form
+    out = tmp_path / "data"
+    root, split = voxceleb1
+    calls = {
+        librispeech: ("librispeech", librispeech, "--lexicon", lexicon, "--tasks", "pr,asr"),
+        root: ("voxceleb1", root, "--split-file", split),
+        iemocap: ("iemocap", iemocap),
+    }
+    for corpus, words in calls.items():
+        assert prepare(*words, "--out", out) == 0
+        suffix = "flac" if corpus == librispeech else "wav"
+        first, second = sorted(corpus.rglob(f"*.{suffix}"))[:2]
+        for file in (first, second):
+            soundfile.write(file, 0.1 * np.ones((8000, channels)), rate)
+        capsys.readouterr()
+        assert prepare(*words, "--out", tmp_path / "none") == 2
+        error = capsys.readouterr().err
+        assert f"{first}: {rate} Hz, {channels} channel" in error
+        assert "; 2 of " in error
+        assert "(--manifest), which converts" in error
+        assert error.count("\n") == 1
+    assert not list((tmp_path / "none").iterdir())
+    speech = librispeech / "train-clean-100" / "1" / "7" / "1-7-0000.flac"
+    soundfile.write(speech, 0.1 * np.ones((8000, channels)), rate)
+    assert prepare("librispeech", librispeech, "--tasks", "pretrain", "--out", out) == 0
+
+
+@pytest.mark.parametrize("damage", ["cut", "short"])
+def test_a_clip_that_would_end_a_training_is_named(
+    librispeech: Path, lexicon: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    """A copy that was cut short has a sound header; s3prl's upstreams need a frame. Pretraining leaves both out."""
+    file, out = librispeech / "train-clean-100" / "1" / "7" / "1-7-0001.flac", tmp_path / "data"
+    audio(file, 40_000 if damage == "cut" else 320)
+    if damage == "cut":
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+    reason = "the audio data is damaged (its end is missing)" if damage == "cut" else "only 0.020 s long"
+    assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon, "--tasks", "pr,asr") == 2
+    assert f"{file}: {reason}" in capsys.readouterr().err
+    assert prepare("librispeech", librispeech, "--out", out, "--tasks", "pretrain") == 0
+    assert "1 of 3 files left out" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_wav_that_was_cut_short_is_named(tmp_path: Path, subtype: str) -> None:
+    """libsndfile takes it for a shorter clip. Headers of streams promise nothing, and a chunk more is no harm."""
+    file = tmp_path / "clip.wav"
+    soundfile.write(file, 0.1 * np.ones(16_000), 16_000, subtype=subtype)
+    content = file.read_bytes()
+    assert samples_or_reason(file) == 16_000
+    file.write_bytes(content + b"\0" * 50)
+    assert samples_or_reason(file) == 16_000
+    file.write_bytes(content[:-9_000])
+    assert samples_or_reason(file) == f"{file}: the audio data is damaged (its end is missing)"
+    for said in (b"\xff\xff\xff\xff", b"\0\0\0\0"):
+        file.write_bytes(content[:4] + said + content[8:])
+        assert samples_or_reason(file) == 16_000

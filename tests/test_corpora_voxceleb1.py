@@ -1,0 +1,52 @@
+"""``prepare voxceleb1`` on a miniature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from corpora_lab import prepare, write_voxceleb1
+
+
+@pytest.fixture
+def voxceleb1(tmp_path: Path) -> tuple[Path, Path]:
+    return write_voxceleb1(tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt")
+
+
+def test_voxceleb1_split_file_is_checked_against_the_wavs(
+    voxceleb1: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root, split), out = voxceleb1, tmp_path / "data"
+    assert prepare("voxceleb1", root, "--out", out) == 2
+    assert "--split-file is missing" in capsys.readouterr().err
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 0
+    data = yaml.safe_load((out / "sid.yaml").read_text())["downstream_expert"]["datarc"]
+    assert data["file_path"] == str(root)
+    assert Path(data["meta_data"]).read_text() == split.read_text()
+
+    split.write_text(split.read_text() + "1 id10003/gone/1.wav\n1 id10003/gone/2.wav\n")
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2
+    assert "2 of 8 files are not below" in capsys.readouterr().err
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", out, "--allow-missing") == 0
+    assert "gone" not in Path(data["meta_data"]).read_text()
+    split.write_text("1 id10001/a/b.wav\n3 id10001/a/b.wav\n")
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2
+    assert f"{split}:2: id10001/a/b.wav is there twice, first in line 1" in capsys.readouterr().err
+    for line in ("4 id10001/a/b.wav", "1 id10001/b.wav", "1 id11252/a/b.wav"):
+        split.write_text(line + "\n")
+        assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2
+        assert f"{split}:1: " in capsys.readouterr().err
+
+
+def test_voxceleb1_speakers_without_training_clips_are_noted(
+    voxceleb1: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, split = voxceleb1
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", tmp_path / "data") == 0
+    assert "cannot be identified" not in capsys.readouterr().out
+    split.write_text(split.read_text().replace("1 id10002", "2 id10002"))
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", tmp_path / "data") == 0
+    printed = capsys.readouterr().out
+    for part in ("dev", "test"):
+        assert f"sid: 1 speakers of {part} are not in train and cannot be identified: id10002\n" in printed

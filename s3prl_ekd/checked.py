@@ -6,15 +6,19 @@ In a section unknown keys and wrong types are errors, and field docstrings are i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
+
+NAMED = 4
+"""How many keys with further mistakes a message names."""
 
 
 class Checked(BaseModel):
@@ -74,7 +78,7 @@ def check_values(
         elsewhere: sections that are known, but belong into another file -> that file.
 
     Raises:
-        EkdError: names the file, the first wrong key and what was expected.
+        EkdError: names the file, the first wrong key and what was expected; the keys of further mistakes.
     """
     elsewhere = elsewhere or {}
     for key in values:
@@ -83,16 +87,53 @@ def check_values(
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        raise EkdError(f"{file}: {_explain(model, problems[0], prefix)}{more}") from error
+        problems = _by_key(error, values, prefix)
+        (key, first), *others = problems.items()
+        raise EkdError(f"{file}: {_explain(model, first, key)}{_also(others)}") from error
 
 
-def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) -> str:
-    location = problem["loc"]
+def _by_key(error: ValidationError, values: Mapping[str, Any], prefix: str) -> dict[str, list[ErrorDetails]]:
+    """The problems of each wrong key, in order. Several of one key are what it may be instead (a union).
+
+    Where one lies below another's key, a list was given where a word or a list may stand: the one inside is meant.
+    """
+    found: dict[str, list[ErrorDetails]] = {}
+    for problem in error.errors(include_url=False):
+        found.setdefault(_key(problem["loc"], values, prefix), []).append(problem)
+    return {
+        key: problems
+        for key, problems in found.items()
+        if not any(other.startswith((f"{key}.", f"{key}[")) for other in found)
+    }
+
+
+def _key(location: tuple[int | str, ...], values: Any, prefix: str) -> str:
+    """``ekd.teachers[0].source``; parts of a location that name an alternative of a union, and no key, are left out."""
     key = prefix
     for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
+        if isinstance(part, int):
+            key += f"[{part}]"
+            values = values[part] if isinstance(values, list) and part < len(values) else None
+        elif isinstance(values, Mapping) and (part in values or "[" not in part):
+            key += f".{part}" if key else part
+            values = values.get(part)
+    return key
+
+
+def _also(others: Sequence[tuple[str, Sequence[ErrorDetails]]]) -> str:
+    """Ends a message with the keys of further mistakes; a check of a whole section names its key itself."""
+    names = []
+    for key, (problem, *_) in others:
+        inner = re.match(r"(\w+): ", str(problem["ctx"]["error"])) if problem["type"] == "value_error" else None
+        names.append(f"{key}.{inner[1]}" if inner else key)
+    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f" (also wrong: {', '.join(names[:NAMED])}{rest})" if names else ""
+
+
+def _explain(model: type[BaseModel], problems: Sequence[ErrorDetails], key: str) -> str:
+    """What is wrong with a key, by its problems as :func:`_by_key` finds them."""
+    problem = problems[0]
+    location = problem["loc"]
     if problem["type"] == "extra_forbidden":
         return f"{key}: unknown key{did_you_mean(str(location[-1]), _fields_at(model, location[:-1]))}"
     if problem["type"] == "missing":
@@ -106,7 +147,8 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], prefix: str) ->
     if as_number(value) is not None:
         return f"{key}: {value!r} is text to YAML; write {as_number(value)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{key}: {message}, found {value!r}"
+    others = "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in problems[1:])
+    return f"{key}: {message}{others}, found {value!r}"
 
 
 def as_number(value: Any) -> str | None:

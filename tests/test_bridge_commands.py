@@ -104,7 +104,7 @@ def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora:
     state = checkpoints.read(tmp_path / "result/downstream/x/states-4.ckpt")
     assert [group["lr"] for group in state["Optimizer"]["param_groups"]] == [0.5]
     files = set((tmp_path / "result/downstream/x").iterdir())
-    done = command("run_downstream.py", *train, "-a", cwd=tmp_path)
+    done = command("run_downstream.py", *train, "-a", "--device", "cuda:99", cwd=tmp_path)
     assert done.returncode == 0 and "Load" not in done.stdout, done.stderr[-2000:]
     said = "result/downstream/x/states-4.ckpt: finished at step 4; nothing to do (more steps: -o config.runner.total"
     assert said in done.stderr and set((tmp_path / "result/downstream/x").iterdir()) == files

@@ -121,9 +121,7 @@ def test_a_split_to_test_on_is_checked_before_anything_is_loaded() -> None:
             taskdata.complete(args, task_config(name), "x.yaml", Path("."))
 
 
-def test_a_continued_run_is_the_one_that_the_command_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_continued_run_is_the_one_that_the_command_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = tmp_path / "run/states-1.ckpt", tmp_path / "states-2.ckpt"
     first.parent.mkdir()
     for file in (first, second):
@@ -151,9 +149,6 @@ def test_a_continued_run_is_the_one_that_the_command_names(
     ):
         with pytest.raises(EkdError, match=re.escape(message)):
             check(**given)
-    assert not caplog.records
-    check(config="c.yaml")
-    assert "its own config is used, -c is not read" in caplog.text
 
 
 def test_a_head_stays_with_the_student_that_it_was_trained_on(tmp_path: Path) -> None:

@@ -124,6 +124,35 @@ def test_model_mistakes_name_file_and_key(expected: str, tmp_path: Path) -> None
     assert message.startswith(f"{file}: ") and expected in message and "\n" not in message
 
 
+SEVERAL_MISTAKES = {
+    "x: unknown key (also wrong: task.sequence_length)": {"x": 1, "task": {"sequence_length": 100}},
+    "mode: input should be 'layerwise_average', 'layerwise_concat' or 'multi_head', found 'y' (also wrong: "
+    "teachers[0].layer, teachers[1].source, a, b and 2 more)": {
+        "mode": "y", "a": 1, "b": 1, "c": 1, "d": 1,
+        "teachers": [{"name": "a", "source": "b", "layer": 4}, {"name": "b"}],
+    },
+    "initialise_layers: input should be 'first' or 'spread', or a valid list, found 'sprad'": {
+        "initialise_layers": "sprad"
+    },
+    "initialise_layers: input should be 'first' or 'spread', or a valid list, found {'a': 1} (also wrong: z)": {
+        "initialise_layers": {"a": 1}, "z": 1
+    },
+    "initialise_layers[0]: input should be a valid integer, found 'a'": {"initialise_layers": ["a", 4]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("expected", SEVERAL_MISTAKES)
+def test_of_several_mistakes_the_first_is_explained_and_each_is_named(expected: str) -> None:
+    changes = dict(SEVERAL_MISTAKES[expected])
+    values = copy.deepcopy(BASE)
+    values["task"] |= changes.pop("task", {})
+    values["ekd"] |= changes
+    with pytest.raises(EkdError) as caught:
+        load_model_config(values)
+    said = str(caught.value).removeprefix("config_model.yaml: ")
+    assert said.replace("ekd.", "") == expected
+
+
 TEACHER_MISTAKES = {
     "config_model.yaml: ekd.teachers[1].layers: 14 > 12": ("layers", [4, 14]),
     "config_model.yaml: ekd.teachers[1].source: 'hubert_bas' is no s3prl hub name": ("source", "hubert_bas"),

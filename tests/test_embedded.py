@@ -16,7 +16,7 @@ from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import student_like
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.teachers.build import check_teachers
-from s3prl_ekd.teachers.command import history
+from s3prl_ekd.teachers.facts import history
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted
 from s3prl_ekd.upstream.ekd_teacher.expert import UpstreamExpert

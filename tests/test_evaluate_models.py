@@ -21,7 +21,7 @@ from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
-from s3prl_ekd.macs.command import model_cost
+from s3prl_ekd.macs.models import model_cost
 from s3prl_ekd.variants import variant_file
 
 

@@ -225,6 +225,49 @@ def test_a_card_is_no_poorer_for_an_export_of_the_folder_itself(checkpoint: Path
     assert (tmp_path / "second" / "README.md").read_text() == rich
 
 
+def test_a_config_that_was_edited_is_never_written_over(checkpoint: Path, tmp_path: Path, caplog, capfd) -> None:
+    """As an edited card: it stays while the weights are the same, and is refused where they are others."""
+    out, other = tmp_path / "out", write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
+    words = ["export", "hf", "--out", str(out), "--ckpt"]
+    caplog.set_level(logging.INFO)
+    assert main([*words, str(checkpoint), "--training-data", "my corpus"]) == 0
+    written = {name: (out / name).read_text() for name in ("config.json", "preprocessor_config.json")}
+    for name, key, value in (
+        ("config.json", "hidden_dropout", 0.25),
+        ("config.json", "id2label", {"0": "yes"}),
+        ("preprocessor_config.json", "note", "mine"),
+    ):
+        file, whole = out / name, {other: text for other, text in written.items() if other != name}
+        edited = json.dumps(json.loads(written[name]) | {key: value})
+        file.write_text(edited)
+        caplog.clear()
+        for more in ([], ["--training-data", f"corpus of {key}"]):
+            assert main([*words, str(checkpoint), *more]) == 0
+            assert file.read_text() == edited and f"{file}: stays as it is: it was edited" in caplog.text
+        assert main([*words, str(out)]) == 0 and file.read_text() == edited
+        assert {other: (out / other).read_text() for other in whole} == whole
+        before = {path: path.read_bytes() for path in out.iterdir()}
+        capfd.readouterr()
+        assert main([*words, str(other), "--training-data", "other corpus"]) == 2
+        message = f"error: {file}: was edited, or another version wrote it, for other weights; name another folder\n"
+        assert capfd.readouterr().err.endswith(message)
+        assert {path: path.read_bytes() for path in out.iterdir()} == before
+        file.write_text(written[name])
+    # a folder that is exported onto itself does not know the dropout, and keeps it
+    assert json.loads(written["config.json"])["hidden_dropout"] > 0
+    caplog.clear()
+    assert main([*words, str(out)]) == 0 and "config.json" not in caplog.text
+    assert (out / "config.json").read_text() == written["config.json"]
+    assert main([*words, str(other), "--training-data", "other corpus"]) == 0
+    # what another version wrote is replaced where it is known to be that version's
+    file, card = out / "config.json", out / "README.md"
+    earlier = file.read_text().replace('"layerdrop": 0.0', '"layerdrop": 0.5')
+    text = cards._SEAL.sub("", card.read_text()).replace(cards.digest(file.read_text()), cards.digest(earlier))
+    file.write_text(earlier)
+    card.write_text(cards._sealed(text))
+    assert main([*words, str(other)]) == 0 and '"layerdrop": 0.0' in file.read_text()
+
+
 def test_a_kill_leaves_no_card_beside_other_weights(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     """The next export would find its weights there and keep the card, which is of others."""
     out, other = tmp_path / "out", write_student(tmp_path / "other" / "states-1.ckpt", seed=9)

@@ -19,6 +19,7 @@ from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
+from s3prl_ekd.report.earlier import names_of
 from s3prl_ekd.report.html import breakable
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
@@ -178,6 +179,37 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
         with pytest.raises(EkdError, match=f"--out .*{wrong}: expected a file that ends in .html"):
             command.run(parser.parse_args([str(pretraining), "--out", str(tmp_path / wrong)]))
         assert not (tmp_path / wrong).is_file()
+
+
+def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretraining, evaluation, tmp_path):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    old = pretraining.rename(pretraining.with_name('old & 50% "run"'))
+    new = shutil.copytree(old, old.with_name("new"))
+    out, figures = tmp_path / "out" / "my report.html", tmp_path / "out" / "my report"
+
+    def report(*folders):
+        assert command.run(parser.parse_args([*map(str, folders), "--out", str(out)])) == 0
+        return {file.name for file in figures.iterdir()}
+
+    before = report(old, evaluation)
+    assert {f"{old.name}-loss.png", "layer-weights.png"} <= before
+    (figures / "mine.png").write_bytes((figures / f"{old.name}-loss.png").read_bytes())  # a copy under another name
+    (figures / "layer-weights.png").write_bytes(b"with arrows")  # edited
+    (figures / "notes.txt").touch()
+    mine = {"mine.png", "layer-weights.png", "notes.txt"}
+    assert report(new) == {"new-loss.png", "new-loss-per-head.png"} | mine
+    assert report(new) == {"new-loss.png", "new-loss-per-head.png"} | mine
+    assert (figures / "layer-weights.png").read_bytes() == b"with arrows"
+    # a page of somebody else, and one that names what lies elsewhere
+    theirs = tmp_path / "theirs" / "x.png"
+    theirs.parent.mkdir()
+    theirs.write_bytes(b"theirs")
+    element = names_of([theirs]).replace("theirs/x.png", "../theirs/x.png")
+    for text in ("<html>", element, element.replace("../theirs", str(theirs.parent))):
+        out.write_text(text)
+        assert report(evaluation) >= mine | {"new-loss.png"}
+    assert theirs.is_file()
 
 
 def test_folders_that_hold_no_results(tmp_path):

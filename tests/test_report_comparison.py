@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from html import escape
 
 import pytest
 from report_lab import write_pretraining
@@ -57,6 +58,27 @@ def test_runs_are_compared_by_what_they_came_to(runs):
     heads = dict(comparison.heads(runs))
     assert len(heads) == 6 and "concat.4" not in str(heads)
     assert heads["wavlm.4, training"] == ["0.0650 + 0.5000"] * 2 + ["–"]
+
+
+@pytest.mark.parametrize(
+    ("targets", "accumulate", "told"),
+    [
+        ("{}", 1, False),
+        ("{normalise: standardise}", 1, True),
+        ("{normalise: phi_s, fit_batches: 21}", 1, True),  # the lowest loss is of step 20
+        ("{normalise: phi_s, fit_batches: 20}", 1, False),
+        ("{normalise: phi_s, fit_batches: 40}", 2, False),
+    ],
+)
+def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumulate, told):
+    run, other, _ = runs
+    model = run.configs["config_model.yaml"].strip().removesuffix("}") + f", targets: {targets}}}"
+    changed = {"config_model.yaml": model, "config_runner.yaml": f"runner: {{gradient_accumulate_steps: {accumulate}}}"}
+    normalised = replace(run, configs=changed)
+    said = f"lowest validation loss of {escape(run.label)} is on another scale than its last"
+    assert (said in comparison.comparison([normalised, other])) == told
+    last = replace(normalised, validation=run.validation[:1])  # is the lowest
+    assert "another scale than its last" not in comparison.comparison([last, other])
 
 
 def test_heads_are_compared_on_held_out_speech_where_all_have_it(runs):

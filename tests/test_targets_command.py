@@ -94,3 +94,36 @@ def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_kno
     assert len(calls) == 2 and loads == [1]
     online = train(make_expert(lab, None, teachers=teachers, initialise_from=None), iter(seen))
     assert losses == pytest.approx(online, rel=1e-4)
+
+
+def test_the_command_reads_its_configuration_as_the_run_does(
+    lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-o changes what -c says, and -g by way of ``args.``; the cache is the one that the run would have made."""
+
+    def layout(folder: Path) -> dict[str, bytes]:
+        return {name: (tmp_path / folder / name).read_bytes() for name in ("index.json", "windows.npy")}
+
+    expert = make_expert(lab, tmp_path / "own", {"train_batch_size": 2, "max_timestep": -9000})
+    train(expert, batches(expert, 1))
+    plain, changed = (write_model(lab, tmp_path / f"{name}.yaml", tmp_path / name) for name in ("plain", "changed"))
+    override = "config.pretrain_expert.datarc.train_batch_size=2,,config.pretrain_expert.datarc.max_timestep=-9000"
+    runner = tmp_path / "data" / "pretrain.yaml"
+    runner.parent.mkdir()
+    runner.write_bytes((lab / "runner.yaml").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert main(["targets", "-g", "plain.yaml", "-c", "data/pretrain", "-o", "none", "--device", "cpu"]) == 2
+    assert "-c data/pretrain: no such config file" in capsys.readouterr().err
+    assert main(["targets", "-g", "plain.yaml", "-c", "data/pretrain.yaml", "-o", "none", "--device", "cpu"]) == 0
+    assert main(["targets", "-g", "plain.yaml", "-c", str(runner), "--device", "cuda:99",
+                 "-o", f"{override},,args.upstream_config={changed},,args.device=cpu"]) == 0  # fmt: skip
+    assert layout(Path("changed")) == layout(Path("own")) != layout(Path("plain"))
+    words = ["targets", "-g", str(plain), "-c", str(runner), "--device", "cpu", "-o"]
+    for wrong, expected in (
+        ("config.pretrain_expert.datarc.train_batch_sise=2", f"{runner}: pretrain_expert.datarc.train_batch_sise: "),
+        ("config.pretrain_expert.datarc.sets.x=2", "-o 'config.pretrain_expert.datarc.sets.x=2': a key is none"),
+        ("config.runner.fp16=[false]", "-o 'config.runner.fp16=[false]': s3prl reads values as Python"),
+    ):
+        capsys.readouterr()
+        assert main([*words, wrong]) == 2
+        assert f"error: {expected}" in capsys.readouterr().err

@@ -55,8 +55,6 @@ def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
         was = "without it" if before is None or before is False else f"with {flag} {before}"
         what = flag if given is True else f"{flag} {given}"
         raise EkdError(f"{what}: {checkpoint} was made {was}; name another experiment (-n)")
-    if "config" in explicit:
-        log.warning("%s: its own config is used, -c is not read", checkpoint)
 
 
 def _same_file(name: str, given: str, before: str | None) -> bool:

@@ -107,8 +107,10 @@ class DownstreamLaunch(ScriptLaunch):
             self._read_runner(args.init_ckpt)
         checkpoint = self._find_checkpoint(args)
         if checkpoint is not None:
-            find_device(args.device)
             downstream_arguments.check_same(args, self.explicit, checkpoint)
+            self._note_kept(checkpoint)
+            if args.mode != "train":  # of a training that goes on it is asked whether a step is left first
+                find_device(args.device)
             return
         self._check_new(args)
         if args.mode == "train":
@@ -129,8 +131,11 @@ class DownstreamLaunch(ScriptLaunch):
             raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
-        args.config = downstream_arguments.find_task_config(args.config, args.downstream, self.s3prl)
+        args.config = self._find_config(args)
         downstream_arguments.check_upstream(args)
+
+    def _find_config(self, args: Namespace) -> str:
+        return downstream_arguments.find_task_config(args.config, args.downstream, self.s3prl)
 
     def _correct_saved(self, saved: Namespace) -> None:
         stored = getattr(saved, "upstream_ckpt", None)
@@ -146,7 +151,7 @@ class DownstreamLaunch(ScriptLaunch):
         self.args = args
         self.current.expdir = Path(args.expdir)
         if args.mode == "train" and self.before is not None:
-            self._check_unfinished(config)
+            self._check_going_on(config)
         if args.past_exp:
             downstream_arguments.check_task(args.downstream, self.s3prl)
             downstream_arguments.check_upstream(args)

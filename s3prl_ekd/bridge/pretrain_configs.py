@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 BATCH_KEYS = ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed")
 """Keys of ``pretrain_expert.datarc`` that say which utterances make a batch."""
+UNCOUNTED_KEYS = ("num_workers", "libri_root", "valid_sets", "valid_minutes")
+"""Those that leave the number of batches of an epoch as it is."""
 
 
 def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, is_ours: bool) -> str:
@@ -130,7 +132,10 @@ def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
 def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
     """Whether two configurations have as many steps in as many epochs, the files of the data being the same."""
     (old, old_data), (new, new_data) = ((one["runner"], one["pretrain_expert"]["datarc"]) for one in (before, config))
-    return old_data == new_data and all(old[key] == new[key] for key in ("n_epochs", "gradient_accumulate_steps"))
+    uncounted = {*UNCOUNTED_KEYS, "train_batch_size" if new_data.get("batch_seconds") else "seed"}
+    counted = (old_data.keys() | new_data.keys()) - uncounted
+    same_batches = all(old_data.get(key) == new_data.get(key) for key in counted)
+    return same_batches and all(old[key] == new[key] for key in ("n_epochs", "gradient_accumulate_steps"))
 
 
 def owes_validation(config: Mapping[str, Any], folder: Path, step: int) -> bool:

@@ -15,15 +15,15 @@ import re
 import shutil
 import sys
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge import arguments, checkpoints, optimizers, pretrain_configs, pretrain_runner, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers, pretrain_configs, pretrain_runner, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, ours
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 
@@ -145,8 +145,7 @@ class PretrainLaunch(ScriptLaunch):
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
         checkpoint = self._find_checkpoint(args)
         if checkpoint is not None:
-            if self.explicit & {"config", "upstream_config"}:
-                log.info("[ekd] %s goes on with the configuration in it: -o changes it, -c and -g do not", checkpoint)
+            self._note_kept(checkpoint)
             return
         self._check_new(args)
         checkpoints.check_unused(args.expdir)
@@ -159,11 +158,32 @@ class PretrainLaunch(ScriptLaunch):
             raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
-        find = partial(pretrain_configs.find, task=args.upstream, s3prl=self.s3prl, is_ours=self.is_ours)
-        args.config = find("-c", args.config, "config_runner.yaml")
+        args.config = self._find_config(args)
         if self.is_ours:
             read_yaml(Path(args.config))  # s3prl reads it next, and meets what is no mapping with a traceback
-        args.upstream_config = find("-g", args.upstream_config, "config_model.yaml")
+        args.upstream_config = self._find(args, "-g", args.upstream_config, "config_model.yaml")
+
+    def _find_config(self, args: Namespace) -> str:
+        return self._find(args, "-c", args.config, "config_runner.yaml")
+
+    def _find(self, args: Namespace, flag: str, value: str | None, default: str) -> str:
+        return pretrain_configs.find(
+            flag, value, default, task=args.upstream, s3prl=self.s3prl, is_ours=args.upstream in self.our_tasks
+        )
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        said = super()._differences(state)
+        if "upstream_config" not in self.explicit:
+            return said
+
+        def read() -> dict[str, Any]:
+            file = Path(self._find(state["Args"], "-g", self.args.upstream_config, "config_model.yaml"))
+            ours = state["Args"].upstream in self.our_tasks
+            return load_model_config(file).model_dump(mode="json") if ours else read_yaml(file)
+
+        kept = state.get("Upstream_Config")
+        model = kept_config.difference(f"-g {self.args.upstream_config}", read, kept if isinstance(kept, dict) else {})
+        return [*said, model] if model else said
 
     def _find_checkpoint(self, args: Namespace) -> Path | None:
         past_exp = args.past_exp
@@ -218,8 +238,7 @@ class PretrainLaunch(ScriptLaunch):
         self.current.expdir = Path(args.expdir)
         self._check_config(config)
         if self.before is not None:
-            self._check_unfinished(self.before, config)
-            find_device(args.device)
+            self._check_going_on(config)
         self._check_processes(args)
         if config["runner"].get("fp16") and args.device.startswith("cpu"):
             raise EkdError(
@@ -241,7 +260,7 @@ class PretrainLaunch(ScriptLaunch):
             sections = (one.get("optimizer") or {} for one in (self.before, config))
             self.changed = optimizers.changes(*sections)
 
-    def _check_unfinished(self, before: dict[str, Any], config: dict[str, Any]) -> None:
+    def _check_unfinished(self, config: dict[str, Any]) -> None:
         """End here where nothing is left to do: no step, and no validation loss that the last checkpoint lacks.
 
         s3prl's runner saves its progress bar, which is one behind; ours (``add_state_to_save``) corrects that. How many
@@ -255,7 +274,7 @@ class PretrainLaunch(ScriptLaunch):
                 raise self._finished(steps, "total_steps")
             return
         is_last = Path(self.source).name == f"states-epoch-{rules['n_epochs']}.ckpt"
-        if is_last and pretrain_configs.same_epochs(before, config):
+        if is_last and self.before is not None and pretrain_configs.same_epochs(self.before, config):
             raise self._finished(steps, "n_epochs")
 
     def _check_processes(self, args: Namespace) -> None:

@@ -19,10 +19,12 @@ from typing import Any, ClassVar
 
 import yaml
 
-from s3prl_ekd.bridge import arguments, checkpoints, optimizers
+from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers
 from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
 from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
 log = logging.getLogger(__name__)
@@ -206,6 +208,32 @@ class ScriptLaunch(ABC):
         """A checkpoint of the script's runner, its tensors left on disk."""
         return checkpoints.read_runner(path, self.checkpoint_keys, self.runner_name, mmap=True)
 
+    @abstractmethod
+    def _find_config(self, args: Namespace) -> str:
+        """The absolute path of what ``-c`` names.
+
+        Raises:
+            EkdError: there is no such file.
+        """
+
+    def _note_kept(self, checkpoint: Path) -> None:
+        """Of a run that goes on, say where what ``-c`` names differs from the configuration that it goes on with."""
+        differences = self._differences(self._read_runner(checkpoint))
+        if differences:
+            said = "%s: its own configuration is used, which -o can change; not read: %s"
+            log.info(said, checkpoint, ", ".join(differences))
+
+    def _differences(self, state: dict[str, Any]) -> list[str]:
+        """What :func:`kept_config.difference` says of each option that is not read beside the checkpoint ``state``."""
+        if "config" not in self.explicit:
+            return []
+
+        def read() -> dict[str, Any]:
+            return read_yaml(Path(self._find_config(Namespace(**vars(state["Args"]) | {"config": self.args.config}))))
+
+        said = kept_config.difference(f"-c {self.args.config}", read, state["Config"], self.args.override)
+        return [said] if said else []
+
     # ------------------------------------------------------------------------------------------- a run that goes on
 
     def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
@@ -235,6 +263,20 @@ class ScriptLaunch(ABC):
         )
 
     # ----------------------------------------------------------------------------------------------- configuration
+
+    def _check_going_on(self, config: dict[str, Any]) -> None:
+        """Of a training that goes on: whether a step is left, and only then whether there is a device to make it on.
+
+        Raises:
+            Finished: no step is left.
+            EkdError: there is no such device.
+        """
+        self._check_unfinished(config)
+        find_device(self.args.device)
+
+    @abstractmethod
+    def _check_unfinished(self, config: dict[str, Any]) -> None:
+        """Raise :class:`Finished` where the checkpoint leaves no step of this configuration, ``-o`` merged in."""
 
     @abstractmethod
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, cost
+
 
 def upstream_cost(
     name: str, checkpoint: Path | str | None = None, model_config: Path | None = None
@@ -16,10 +18,8 @@ def upstream_cost(
     Raises:
         EkdError: our student's checkpoint or configuration is not readable.
     """
-    from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, cost  # torch: not needed for --help
-
     if name.startswith("ekd_student") and checkpoint is not None:
-        from s3prl_ekd.macs.command import model_cost
+        from s3prl_ekd.macs.models import model_cost  # torch: not needed for --help
 
         found = model_cost(str(checkpoint))
     elif name.startswith("ekd_student") and model_config is not None:

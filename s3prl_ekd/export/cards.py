@@ -27,6 +27,7 @@ _NO_DATA = "Not recorded by the exporter: the checkpoint does not name its corpu
 _NO_ORIGIN = "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
 _SCORES = "\n## Scores\n"
 _SEAL = re.compile(r"\n<!-- as s3prl-ekd wrote it: \w+ -->\n$")  # on a page the hub does not show it
+_WRITTEN = re.compile(r"\n<!-- (\S+) as s3prl-ekd wrote it: (\w+) -->")
 _TITLES = {"pr": "PR (PER %)", "sid": "SID (acc %)", "er": "ER (acc %)", "asr": "ASR (WER %)"}
 
 
@@ -78,7 +79,9 @@ class CardFacts:
     """The section of :func:`scores_section`."""
 
 
-def huggingface_card(part: Mapping[str, Any], shape: EncoderShape, parameters: int, facts: CardFacts) -> str:
+def huggingface_card(
+    part: Mapping[str, Any], shape: EncoderShape, parameters: int, facts: CardFacts, files: Mapping[str, str]
+) -> str:
     """README.md of a transformers folder, with the hub's YAML header.
 
     Args:
@@ -86,7 +89,9 @@ def huggingface_card(part: Mapping[str, Any], shape: EncoderShape, parameters: i
         shape: the encoder's.
         parameters: of the exported model.
         facts: what the user says of it.
+        files: name -> text of the files beside it that users edit; the card keeps a digest of each.
     """
+    record = "".join(f"\n<!-- {name} as s3prl-ekd wrote it: {digest(text)} -->" for name, text in files.items())
     return _sealed(f"""---
 license: {facts.licence}
 library_name: transformers
@@ -117,12 +122,12 @@ features there. All later states are the same.
 {facts.data or _NO_DATA}
 
 {_method(part, shape, parameters)}
-{facts.scores}""")
+{facts.scores}{record}""")
 
 
 def card_facts(card: str) -> CardFacts:
     """What an earlier :func:`huggingface_card` was told, read from its text."""
-    card = _SEAL.sub("", card)
+    card = _WRITTEN.sub("", _SEAL.sub("", card))
     licence = re.search(r"^license: (.*)$", card, flags=re.MULTILINE)
     data = re.search(r"^## Training data\n\n(.*?)\n\n## Model$", card, flags=re.MULTILINE | re.DOTALL)
     _, heading, scores = card.partition(_SCORES)
@@ -138,13 +143,23 @@ def is_edited(card: str) -> bool:
     return _sealed(_SEAL.sub("", card)) != card
 
 
+def written(card: str) -> dict[str, str]:
+    """Name -> :func:`digest` of each file that was written with a card."""
+    return dict(_WRITTEN.findall(card))
+
+
+def digest(text: str) -> str:
+    """What a comment in a card keeps of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def says_origin(card: str) -> bool:
     """Whether a card says how its student was trained, which a transformers folder does not know."""
     return _NO_ORIGIN not in card
 
 
 def _sealed(card: str) -> str:
-    return f"{card}\n<!-- as s3prl-ekd wrote it: {hashlib.sha256(card.encode()).hexdigest()[:16]} -->\n"
+    return f"{card}\n<!-- as s3prl-ekd wrote it: {digest(card)} -->\n"
 
 
 def _origin(part: Mapping[str, Any]) -> str:

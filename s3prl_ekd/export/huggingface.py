@@ -6,7 +6,6 @@ back (such a folder as student or teacher) is ``student_checkpoint.py: load_stud
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,7 +19,7 @@ from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint, same_weights
-from s3prl_ekd.teachers.writers import write_transformers
+from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
 from s3prl_ekd.whole_file import whole_file
 
 _OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
@@ -33,7 +32,8 @@ def export_huggingface(
 ) -> Path:
     """Write config.json, model.safetensors, preprocessor_config.json, README.md and LICENSE into ``out``.
 
-    Where ``out`` holds an earlier export of the same weights, its card keeps what this call says nothing of.
+    Where ``out`` holds an earlier export of the same weights, its card keeps what this call says nothing of, and the
+    two .json files stay as they were edited.
 
     Args:
         checkpoint: a student: ``states-N.ckpt``, an experiment folder, or a transformers folder.
@@ -43,8 +43,8 @@ def export_huggingface(
         scores: ``scores.json`` of ``s3prl-ekd evaluate``, for the card.
 
     Raises:
-        EkdError: a shape that HubertModel does not have, an unreadable file, or an earlier card in ``out`` that would
-            lose what it says.
+        EkdError: a shape that HubertModel does not have, an unreadable file, or an earlier card or .json in ``out``
+            that would lose what it says.
     """
     encoder, _, part = load_student(checkpoint)
     section = None if scores is None else cards.scores_section(_student_scores(scores, checkpoint))
@@ -52,20 +52,51 @@ def export_huggingface(
     output_folder(out, marker="config.json")
     given = {"licence": licence, "data": data, "scores": section}
     same = _holds(out, encoder)
+    # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
+    settings = transformers_files(encoder.shape, attention_mask=True)
+    settings["config.json"] |= _training_settings(part)
+    files = {name: as_json(content) for name, content in settings.items()}
+    kept = _kept_files(out, files, same, known=part.get("config") is not None)
     facts = _facts(out, same, part, {name: text for name, text in given.items() if text is not None})
     if not same:
         (out / CARD).unlink(missing_ok=True)  # of other weights: a kill from here on must not leave it beside these
-    # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
-    write_transformers(encoder, out, attention_mask=True)
-    file = out / "config.json"
-    config = json.loads(file.read_text()) | _training_settings(part)
-    file.write_text(json.dumps(config, indent=2) + "\n")
+    for name, text in files.items():
+        if name not in kept:
+            with whole_file(out / name) as partial:
+                partial.write_text(text)
+    write_transformers_weights(encoder, out)
     if facts is not None:
-        card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts)
+        card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
         with whole_file(out / CARD) as partial:
             partial.write_text(card)
         write_license(out, facts.licence)
     return out
+
+
+def _kept_files(out: Path, files: Mapping[str, str], same: bool, known: bool) -> set[str]:
+    """Names of the .json files of an earlier export that stay as they are.
+
+    Args:
+        files: name -> what this export would write.
+        same: whether the earlier export is of the same weights.
+        known: whether the checkpoint knows how its student was trained, and so its dropout.
+
+    Raises:
+        EkdError: one was edited, and is of other weights.
+    """
+    card, kept = out / CARD, set()
+    record = cards.written(card.read_text(errors="replace")) if card.is_file() else {}
+    for name in files:
+        there = (out / name).read_text(errors="replace") if (out / name).is_file() else files[name]
+        edited = there != files[name] and cards.digest(there) != record.get(name)
+        if edited and not same:
+            raise EkdError(f"{out / name}: was edited, or another version wrote it, for other weights; "
+                           "name another folder")  # fmt: skip
+        if edited:
+            log.info("%s: stays as it is: it was edited, or another version wrote it", out / name)
+        if edited or (there != files[name] and same and not known):
+            kept.add(name)
+    return kept
 
 
 def _facts(out: Path, same: bool, part: Mapping[str, Any], given: Mapping[str, str]) -> cards.CardFacts | None:

@@ -1,4 +1,4 @@
-"""``s3prl-ekd merge``: one student by interpolating the weights of several that started from the same weights.
+"""One student by interpolating the weights of several that started from the same weights.
 
 ``theta = sum_i w_i * theta_i`` with ``sum_i w_i = 1``: distil one student per teacher from one initialisation, then
 merge. It is the baseline that multi-teacher training has to beat. (Task arithmetic for speech students: arXiv
@@ -7,9 +7,7 @@ merge. It is the baseline that multi-teacher training has to beat. (Task arithme
 
 from __future__ import annotations
 
-import argparse
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.files import output_file
+from s3prl_ekd.export.shares import shares_of
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, read_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
@@ -28,21 +27,6 @@ logger = logging.getLogger(__name__)
 
 KINSHIP = 0.5
 """Cosine of two students' weights below which they hardly began as one: independent random weights have about 0.1."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument(
-        "ckpt", type=Path, nargs="+", metavar="CKPT", help="students: states-N.ckpt files or their experiment folders"
-    )
-    parser.add_argument("--weights", type=float, nargs="+", help="one for each, scaled to add to 1 (default: equal)")
-    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Carry the command out; returns 0."""
-    merge_checkpoints(args.ckpt, args.out, args.weights)
-    return 0
 
 
 def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float] | None = None) -> Path:
@@ -57,7 +41,7 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
         EkdError: unreadable files, unfitting weights, students of different shapes, or an ``out`` that would take the
             place of a training's checkpoint.
     """
-    shares = _shares(files, weights)
+    shares = shares_of(files, weights)
     _check_place(files, out)
     output_file(out)
     merged = merge([read_checkpoint(file) for file in files], shares, [str(file) for file in files])
@@ -121,16 +105,6 @@ def _config(configs: Sequence[dict[str, Any] | None]) -> dict[str, Any] | None:
             name, names = teacher["name"], [other["name"] for other in teachers]
             teachers.append(teacher | {"name": f"{name}_{len(teachers) + 1}" if name in names else name})
     return known[0] | {"ekd": known[0]["ekd"] | {"teachers": teachers}}
-
-
-def _shares(files: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
-    if len(files) < 2:
-        raise EkdError("merge: expected two checkpoints or more")
-    if weights is None:
-        return [1.0 / len(files)] * len(files)
-    if len(weights) != len(files) or min(weights) < 0 or not 0 < sum(weights) < math.inf:  # nor NaN
-        raise EkdError(f"--weights: expected {len(files)} numbers, none negative and not all 0, not {list(weights)}")
-    return [weight / sum(weights) for weight in weights]
 
 
 def _check_place(files: Sequence[Path], out: Path) -> None:

@@ -13,9 +13,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.shape import DISTILHUBERT, HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
 
 # Samples at 16 kHz of the 32 utterances: every 82nd of test-clean's 2620, sorted by length (superb-challenge branch of
@@ -133,6 +130,10 @@ def challenge_macs(shape: EncoderShape, samples: int, heads: Sequence[tuple[int,
 
 def cost(shape: EncoderShape, heads: Sequence[tuple[int, int]] = (), unused: int = 0) -> Cost:
     """Parameters and MACs of an encoder; ``heads`` as in :func:`matrix_macs`, ``unused`` parameters are added."""
+    import torch  # this file has the names of --help, too
+
+    from s3prl_ekd.model.encoder import Encoder, count_parameters
+
     with torch.device("meta"):  # no memory, no time: only sizes are asked for
         params = count_parameters(Encoder(shape)) + unused
     params += sum(

@@ -14,6 +14,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.table import score_table
 from s3prl_ekd.report import comparison
+from s3prl_ekd.report.earlier import stale_figures
 from s3prl_ekd.report.page import write_page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.sources import Pretraining, read_results
@@ -48,11 +49,13 @@ def run(args: argparse.Namespace) -> int:
         records = [one.scores for one in evaluations]
         for table in [*grid_tables(records), score_table(records)]:
             console.print(table)
-    page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference)
     folder = args.out.with_suffix("")
     if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
         folder = folder.with_name(f"{folder.name}_figures")
     figures = write_pngs(folder, pretrainings, evaluations)
+    for old in stale_figures(args.out, figures):
+        old.unlink()
+    page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference, figures)
     console.print(f"{page} [dim]and {len(figures)} figures in {folder}/[/]", highlight=False)
     return 0
 

@@ -25,6 +25,10 @@ NOTE = (
     "Training losses are means over the last tenth of the log steps. Losses compare between runs that predict the same "
     "heads on the same scale; of other runs, the heads that they share, by the cosine term."
 )
+MOVING_NOTE = (
+    "The lowest validation loss of {} is on another scale than its last: the statistics that normalise its "
+    "targets have changed since, so it need not be of a better student."
+)
 
 
 def comparison(runs: Sequence[Pretraining]) -> str:
@@ -35,6 +39,8 @@ def comparison(runs: Sequence[Pretraining]) -> str:
     alt = "Lines over the steps, one a run; the table below has what they came to"
     body = figure(lambda theme: comparison_png(runs, theme), caption, alt)
     body += _table(runs, results(runs)) + note(NOTE)
+    moved = [run.label for run in runs if _scale_moved(run)]
+    body += note(MOVING_NOTE.format(", ".join(moved))) if moved else ""
     for title, rows in (("Settings that differ", differences(runs)), (HEADS, heads(runs))):
         body += f"<h3>{title}</h3>{_table(runs, rows)}" if rows else ""
     return section("Pretraining runs compared", body)
@@ -117,8 +123,27 @@ def _last_tenth(values: Sequence[float]) -> float | None:
 
 def _lowest(steps: Sequence[int], values: Sequence[float]) -> str:
     """The lowest value and its step, where that is not the last."""
+    step = _lowest_step(steps, values)
+    return MISSING if step is None else f"{min(values):.4f} ({step:,})"
+
+
+def _lowest_step(steps: Sequence[int], values: Sequence[float]) -> int | None:
     lowest = min(values, default=None)
-    return MISSING if lowest is None or lowest == values[-1] else f"{lowest:.4f} ({steps[values.index(lowest)]:,})"
+    return None if lowest is None or lowest == values[-1] else steps[values.index(lowest)]
+
+
+def _scale_moved(run: Pretraining) -> bool:
+    """Whether the targets of a run's lowest validation loss, where that is not the last, are on another scale.
+
+    Running statistics never end to adapt; those of phi_s are fitted on the first batches and kept.
+    """
+    step = _lowest_step(*logged(run.validation, "loss"))
+    settings = dict(_settings(run))
+    kind = settings.get("ekd.targets.normalise")
+    if step is None or kind != "phi_s":
+        return step is not None and kind == "standardise"
+    batches = step * int(settings.get("runner.gradient_accumulate_steps", "1"))
+    return batches < int(settings["ekd.targets.fit_batches"])
 
 
 def _steps(run: Pretraining) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from s3prl_ekd.report import scores
 from s3prl_ekd.report.comparison import comparison
 from s3prl_ekd.report.curves import TERMS, head_losses_png, logged, overview_png, series
+from s3prl_ekd.report.earlier import names_of
 from s3prl_ekd.report.html import figure, fold, pre, section
 from s3prl_ekd.report.sources import Evaluation, Pretraining
 from s3prl_ekd.report.stylesheet import STYLESHEET
@@ -28,10 +29,20 @@ def write_page(
     title: str = "Ensemble knowledge distillation: report",
     notes: Sequence[str] = (),
     reference: bool = False,
+    figures: Sequence[Path] = (),
 ) -> Path:
-    """Write the page; ``notes`` are plain sentences shown on top, ``reference`` adds other systems' published rows."""
+    """Write the page.
+
+    Args:
+        path: the file.
+        pretrainings, evaluations: what it shows.
+        title: its heading.
+        notes: plain sentences shown on top.
+        reference: adds other systems' published rows.
+        figures: the PNG files that were written with it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(pretrainings, evaluations, title, notes, reference), encoding="utf-8")
+    path.write_text(page(pretrainings, evaluations, title, notes, reference, figures), encoding="utf-8")
     return path
 
 
@@ -41,8 +52,9 @@ def page(
     title: str,
     notes: Sequence[str] = (),
     reference: bool = False,
+    figures: Sequence[Path] = (),
 ) -> str:
-    """The page's text."""
+    """The page's text; the arguments are :func:`write_page`'s."""
     date = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y")
     records = [one.scores for one in evaluations]
     sections = [
@@ -62,7 +74,7 @@ def page(
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLESHEET}</style></head><body><main>"
+        f"{names_of(figures)}<title>{escape(title)}</title><style>{STYLESHEET}</style></head><body><main>"
         f"<header><h1>{escape(title)}</h1><p class=sub>{escape(date)} · s3prl-ekd {escape(__version__)}</p>"
         f"{f'<ul class=notes>{note_list}</ul>' if notes else ''}{_facts(pretrainings, evaluations)}</header>"
         f"{''.join(sections)}</main></body></html>\n"

@@ -68,20 +68,25 @@ def write_transformers(
     model_type: str = "hubert",
     dtype: torch.dtype = torch.float32,
     mask_vector: Tensor | None = None,
-    attention_mask: bool | None = None,
 ) -> Path:
-    """A transformers folder: config.json, model.safetensors, preprocessor_config.json.
+    """A transformers folder: :func:`transformers_files` and :func:`write_transformers_weights`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in transformers_files(encoder.shape, model_type).items():
+        (folder / name).write_text(as_json(content))
+    write_transformers_weights(encoder, folder, dtype, mask_vector)
+    return folder
+
+
+def transformers_files(
+    shape: EncoderShape, model_type: str = "hubert", attention_mask: bool | None = None
+) -> dict[str, dict[str, Any]]:
+    """What config.json and preprocessor_config.json of a transformers folder hold.
 
     Args:
-        encoder: its weights.
-        folder: made where it is missing.
         model_type: hubert, wavlm or wav2vec2.
-        dtype: of the stored weights.
-        mask_vector: (D,) what masked frames are replaced by in training; zeros where it is not known.
         attention_mask: whether the feature extractor gives a batch's mask; None: as the published models of this kind
             of front end have it, those with a group norm without one, so that their padding is computed as silence.
     """
-    shape = encoder.shape
     architecture = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}[model_type]
     dims, kernels, strides = (list(column) for column in zip(*shape.conv_layers, strict=True))
     config = {
@@ -107,8 +112,6 @@ def write_transformers(
         config["feat_proj_layer_norm"] = shape.feature_norm
     if model_type == "wavlm":
         config |= {"num_buckets": shape.relative_buckets, "max_bucket_distance": shape.relative_max_distance}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     preprocessor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "feature_size": 1,
@@ -117,10 +120,28 @@ def write_transformers(
         "do_normalize": shape.normalize,
         "return_attention_mask": shape.conv_norm == "layer" if attention_mask is None else attention_mask,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=2) + "\n")
-    weights = mapping.from_ours(encoder.state_dict(), mapping.TRANSFORMERS, shape.conv_norm)
-    weights["masked_spec_embed"] = torch.zeros(shape.width) if mask_vector is None else mask_vector
+    return {"config.json": config, "preprocessor_config.json": preprocessor}
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """The text of a JSON file as these folders have it."""
+    return json.dumps(content, indent=2) + "\n"
+
+
+def write_transformers_weights(
+    encoder: Encoder, folder: Path, dtype: torch.dtype = torch.float32, mask_vector: Tensor | None = None
+) -> None:
+    """model.safetensors of a transformers folder.
+
+    Args:
+        encoder: its weights.
+        folder: is there.
+        dtype: of the stored weights.
+        mask_vector: (D,) what masked frames are replaced by in training; zeros where it is not known.
+    """
+    width = encoder.shape.width
+    weights = mapping.from_ours(encoder.state_dict(), mapping.TRANSFORMERS, encoder.shape.conv_norm)
+    weights["masked_spec_embed"] = torch.zeros(width) if mask_vector is None else mask_vector
     weights = {name: value.detach().to(dtype).contiguous() for name, value in weights.items()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "model.safetensors").chmod(0o644)  # safetensors makes it the owner's alone
-    return folder

@@ -1,0 +1,58 @@
+"""What a run that goes on keeps of its configuration where the command's ``-c`` or ``-g`` say otherwise.
+
+s3prl goes on with the configuration in the checkpoint and reads neither file. The same command with ``-a`` names them
+all the same, so this is said only where they differ from what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+
+NAMED = 6
+"""How many differing keys a message names."""
+
+
+def difference(
+    option: str, read: Callable[[], Mapping[str, Any]], kept: Mapping[str, Any], override: str | None = None
+) -> str:
+    """An option that is not read, with the keys in which it differs; "" where it says what is kept.
+
+    Args:
+        option: ``-c FILE`` or ``-g FILE``.
+        read: reads what it names; an EkdError means that it cannot be read.
+        kept: the same part of the checkpoint.
+        override: ``-o``, which acts on what is kept: its keys are not named.
+    """
+    try:
+        given = read()
+    except EkdError:
+        return option
+    said = {item.partition("=")[0].strip().removeprefix("config.") for item in (override or "").split(",,")}
+    keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
+    if not keys:
+        return ""
+    rest = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
+    return f"{option} (differs in {', '.join(keys[:NAMED])}{rest})"
+
+
+def _differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:
+    """The keys of ``given`` that ``kept`` has otherwise; what is in ``kept`` alone was filled in for it."""
+    if isinstance(given, Mapping) and isinstance(kept, Mapping):
+        for name, value in given.items():
+            yield from _differing(value, kept.get(name), f"{key}.{name}".lstrip("."))
+    elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
+        for index, (one, other) in enumerate(zip(given, kept, strict=True)):
+            yield from _differing(one, other, f"{key}[{index}]")
+    elif given != kept and not _same_path(given, kept):
+        yield key
+
+
+def _same_path(given: Any, kept: Any) -> bool:
+    """Whether a checkpoint's absolute path may be the file's relative one, completed."""
+    if not (isinstance(given, str) and isinstance(kept, str) and given):
+        return False
+    return kept.endswith(f"/{given}") or Path(given).expanduser().resolve() == Path(kept)

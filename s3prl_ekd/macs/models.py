@@ -1,0 +1,73 @@
+"""What the model of ``s3prl-ekd macs MODEL`` is, and its cost; the counting is in ``counting.py``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
+from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
+from s3prl_ekd.teachers import adapter, sources
+from s3prl_ekd.torch_file import read_torch_file
+
+
+def model_cost(model: str, heads: bool = False) -> Cost:
+    """Cost of whatever ``model`` names; no weights are downloaded.
+
+    Raises:
+        EkdError: nothing of that name, or nothing whose arithmetic is known.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir() and (path / "expert.py").is_file():
+        if heads:
+            raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")
+        return submission_cost(path)
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = newest_checkpoint(path)
+    if is_student(path):
+        part = read_checkpoint(path)
+        sets = [(len(one["labels"]), one["width"]) for one in part["head_sets"]] if heads else []
+        return cost(EncoderShape.from_dict(part["shape"]), sets)
+    if heads:
+        raise EkdError(f"--heads: {model} is no student checkpoint")
+    if not path.exists() and model in HUB_SHAPES:
+        preset = HUB_SHAPES[model]
+        return cost(preset.shape, preset.heads, preset.unused)
+    if not path.exists() and model == "fbank":
+        return FBANK
+    if not path.exists() and model.startswith(adapter.PREFIX):
+        raise EkdError(
+            f"macs: {model!r}: the arithmetic of s3prl's own experts is not known; counted are hub names of the "
+            "wav2vec2 family, fbank, students, checkpoint files, transformers folders and submission folders"
+        )
+    return cost(sources.describe(str(path) if path.exists() else model, "macs").encoder_shape)
+
+
+def submission_cost(folder: Path) -> Cost:
+    """Cost of a submission folder: from the shape in our own model.pt, else by running its expert.py."""
+    saved = _own_model(folder / "model.pt")
+    if saved is not None:
+        shape = EncoderShape.from_dict(saved["shape"])
+        return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
+    script = str(Path(__file__).with_name("folder.py"))
+    command = [sys.executable, "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise EkdError(f"{folder}: its expert.py cannot be run: {reason}")
+    counted = json.loads(lines[-1])
+    return Cost(counted["params"], counted["buckets"])
+
+
+def _own_model(path: Path) -> dict[str, Any] | None:
+    try:
+        saved = read_torch_file(path)
+    except EkdError:
+        return None  # somebody else's file; whether it is readable shows when their code is run
+    return saved if {"format", "shape", "head_sets", "task_states"} <= set(saved) else None

@@ -1,0 +1,72 @@
+"""What a command says of itself, and of mistakes in its arguments, comes before torch and s3prl are imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3prl_ekd.cli import COMMANDS
+
+LIGHT = """
+import contextlib, io, sys
+from s3prl_ekd import cli
+
+status, *lines = sys.argv[1:]
+for line in lines:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            found = cli.main(line.split())
+    except SystemExit as left:
+        found = left.code
+    assert found == int(status), (line, found)
+    assert found or said.getvalue(), line
+    heavy = {"torch", "transformers", "s3prl", "pandas", "scipy", "librosa", "matplotlib"} & set(sys.modules)
+    assert not heavy, (line, heavy)
+"""
+
+
+def lightly(status: int, lines: list[str], folder: Path) -> str:
+    """Run the command lines in one process that must not import anything heavy; what they wrote to stderr."""
+    command = [sys.executable, "-c", LIGHT, str(status), *lines]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_imports_neither_torch_nor_s3prl(command: str, tmp_path: Path) -> None:
+    kinds = ("superb", "hf", "onnx", "public") if command == "export" else ()
+    assert lightly(0, [f"{command} --help", *(f"export {kind} --help" for kind in kinds)], tmp_path) == ""
+
+
+def test_so_do_mistakes_in_arguments(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("base: config_model.yaml\nekd: {cache_targets: here}\n")
+    (tmp_path / "wrong.yaml").write_text("runner: 3\n")
+    (tmp_path / "a.ckpt").write_text("")
+    mistakes = {
+        "teachers --audio x.wav": "--audio and --precision need a teacher",
+        "teachers hubert_base --audio none.wav": "none.wav",
+        "teachers hubert_base --precision fp8": "invalid choice: 'fp8'",
+        "targets -g nono -c wrong.yaml": "-g nono: no such config file",
+        "targets -g model.yaml -c none.yaml": "-c none.yaml: no such config file",
+        "targets -g average -c wrong.yaml": "ekd.cache_targets: null; name the folder",
+        "targets -g model.yaml -c wrong.yaml": "wrong.yaml: runner: input should be",
+        "targets -g model.yaml -c wrong.yaml -o runner=1": "-o 'runner=1': the key must start with config.",
+        "targets -c wrong.yaml": "required: -g",
+        "merge a.ckpt --out x.ckpt": "merge: expected two checkpoints or more",
+        "merge a.ckpt a.ckpt --weights 1 --out x.ckpt": "--weights: expected 2 numbers",
+        "merge a.ckpt none.ckpt --out x.ckpt": "none.ckpt: no such checkpoint",
+        "macs": "macs: give either a model or --shape",
+        "macs --shape distilhubert --heads": "--heads: --shape distilhubert is no student checkpoint",
+        "macs --shape big": "invalid choice: 'big'",
+    }
+    said = lightly(2, list(mistakes), tmp_path)
+    for line, expected in mistakes.items():
+        assert expected in said, line
+
+
+def test_the_list_of_teachers_needs_no_torch(tmp_path: Path) -> None:
+    assert lightly(0, ["teachers"], tmp_path) == ""

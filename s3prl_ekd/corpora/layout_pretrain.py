@@ -73,6 +73,8 @@ def prepare_pretrain(
     lengths = [[samples for _, samples in measured[name]] for name in order]
     if not trained:
         notes.append("no set to train on yet; another call with this --out adds one")
+    elif not valid:
+        notes.append("no speech is held out, so there will be no validation loss; a call with --held-out adds some")
     return Prepared(
         task="pretrain",
         config=config,

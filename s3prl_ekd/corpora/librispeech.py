@@ -59,8 +59,6 @@ def prepare_librispeech(
             raise EkdError(f"{root}: no LibriSpeech training split in it; expected {', '.join(PRETRAIN_SPLITS)}")
         notes = [f"pretrain uses {', '.join(present)}; {', '.join(absent)} is not there"] if absent else []
         held_out = [HELD_OUT] if (root / HELD_OUT).is_dir() else []
-        if not held_out:
-            notes.append(f"no {HELD_OUT} in it, so there will be no validation loss")
         used = [*present, *held_out]
         sets = {split: find_audio(root / split) for split in used}
         speakers = sum(sum(1 for entry in (root / split).iterdir() if entry.is_dir()) for split in used)

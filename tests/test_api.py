@@ -78,6 +78,16 @@ def test_a_loaded_student_in_place_of_its_encoder_is_named(tmp_path: Path) -> No
         s3prl_ekd.encode_clips(student, [torch.zeros(8000)])  # type: ignore[arg-type]
 
 
+def test_what_is_there_but_something_else_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(s3prl_ekd.EkdError, match=f"^{tmp_path}: is a folder, expected a file$"):
+        s3prl_ekd.read_torch_file(tmp_path)
+    for name in ("hubert_base", "embedded:tiny_hubert"):
+        with pytest.raises(
+            s3prl_ekd.EkdError, match=f"^{name}: no such checkpoint, but a teacher's name: s3prl_ekd.load"
+        ):
+            s3prl_ekd.load_student(name)
+
+
 def test_features_are_state_0_of_the_upstream(tmp_path: Path) -> None:
     """As the README has it; state 0 of ``states`` is another."""
     from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert

@@ -22,7 +22,7 @@ from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.torch_file import newest, read_torch_file
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,9 @@ def newest_checkpoint(path: str | Path) -> Path:
             logger.warning("skipped: %s; %s is taken", problem, chosen.name)
         return chosen
     if not path.is_file():
-        raise EkdError(f"{path}: no such checkpoint")
+        of_teacher = str(path) in sources.HUB or str(path).startswith(embedded.PREFIX)
+        hint = ", but a teacher's name: s3prl_ekd.load_teacher, or -u ekd_teacher" if of_teacher else ""
+        raise EkdError(f"{path}: no such checkpoint{hint}")
     return path
 
 

@@ -58,7 +58,7 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
     """
     path = Path(path)
     if not path.is_file():
-        raise EkdError(f"{path}: no such file")
+        raise EkdError(f"{path}: is a folder, expected a file" if path.is_dir() else f"{path}: no such file")
     mmap = mmap and is_zip(path)
     try:
         with torch.serialization.safe_globals(list(admitted)):

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -45,3 +46,56 @@ def test_a_student_and_a_teacher_without_s3prl(tmp_path: Path) -> None:
     assert sorted(states) == list(range(teacher.shape.layers + 1)) and states[1].isfinite().all()
     with pytest.raises(s3prl_ekd.EkdError, match="teacher s3prl:fbank: is an upstream of s3prl's own"):
         s3prl_ekd.load_teacher("s3prl:fbank")
+
+
+def test_a_teacher_by_a_path_object() -> None:
+    from s3prl_ekd.teachers import embedded
+
+    folder = embedded.folder("embedded:tiny_hubert", "test")
+    assert s3prl_ekd.load_teacher(Path(folder)).shape == s3prl_ekd.load_teacher("embedded:tiny_hubert").shape
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([torch.zeros(8000).numpy()], r"clip 0: expected a tensor, found a ndarray; torch.from_numpy makes one"),
+        (["a.flac"], "clip 0: expected a tensor, found a str"),
+        ([torch.zeros(8000), torch.zeros(2, 8000)], r"clip 1: expected \(samples,\), found the shape \(2, 8000\)"),
+        ([torch.zeros(8000, dtype=torch.int16)], "clip 0: expected floats within -1 and 1, found torch.int16"),
+        (torch.zeros(8000), r"expected a list of clips, found one clip: \[wave\]"),
+        ([], "the list of clips is empty"),
+    ],
+)
+def test_mistaken_clips_are_named(clips: Any, message: str) -> None:
+    encoder = s3prl_ekd.load_teacher("embedded:tiny_hubert")
+    with pytest.raises(s3prl_ekd.EkdError, match=f"^encode_clips: {message}"):
+        s3prl_ekd.encode_clips(encoder, clips)
+
+
+def test_a_loaded_student_in_place_of_its_encoder_is_named(tmp_path: Path) -> None:
+    student = s3prl_ekd.load_student(write_student(tmp_path / "states-10.ckpt"))
+    with pytest.raises(s3prl_ekd.EkdError, match="is a LoadedStudent, no Encoder; its .encoder is one"):
+        s3prl_ekd.encode_clips(student, [torch.zeros(8000)])  # type: ignore[arg-type]
+
+
+def test_what_is_there_but_something_else_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(s3prl_ekd.EkdError, match=f"^{tmp_path}: is a folder, expected a file$"):
+        s3prl_ekd.read_torch_file(tmp_path)
+    for name in ("hubert_base", "embedded:tiny_hubert"):
+        with pytest.raises(
+            s3prl_ekd.EkdError, match=f"^{name}: no such checkpoint, but a teacher's name: s3prl_ekd.load"
+        ):
+            s3prl_ekd.load_student(name)
+
+
+def test_features_are_state_0_of_the_upstream(tmp_path: Path) -> None:
+    """As the README has it; state 0 of ``states`` is another."""
+    from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
+
+    file = write_student(tmp_path / "states-10.ckpt")
+    clips = [0.1 * torch.randn(8000), 0.1 * torch.randn(5000)]
+    with torch.no_grad():
+        out = s3prl_ekd.encode_clips(s3prl_ekd.load_student(file).encoder, clips)
+        hidden_states = UpstreamExpert(str(file)).eval()(clips)["hidden_states"]
+    assert torch.equal(out.features, hidden_states[0])
+    assert all(torch.equal(out.states[layer], state) for layer, state in enumerate(hidden_states) if layer)

@@ -156,10 +156,11 @@ BROKEN = {
     "s3prl": ("from torch import nn", "from torch import nn\nimport s3prl.hub", "s3prl is not available"),
     "the network": ("super().__init__()\n        saved", "super().__init__()\n        import socket\n"
                     "        socket.create_connection(('127.0.0.1', 9))\n        saved", "may not use the network"),
-    "a rate of 10 ms": ("return hop", "return hop // 2", "frames for 3 clips"),
+    "a rate of 10 ms": ("return hop", "return hop // 2", "expected 3 x 370, at a downsample rate of 160"),
     "a float rate": ("return hop", "return float(hop)", "gives a float"),
     "shapes": ("states.append(x)", "states.append(x[:, 1:])", "one shape"),
     "no kwargs": (", **kwargs", "", "model_config"),
+    "NaN": ("states.append(x)", "states.append(x * float('nan'))", "hold NaN or infinity"),
     "layer drop": ("in self.layers:", "in list(self.layers)[int(self.training):]:", "in train mode"),
 }  # fmt: skip
 

@@ -100,6 +100,15 @@ def test_what_cannot_be_merged_is_one_line(
     assert "do not look like students of one initialisation" in caplog.text
 
 
+def test_an_exported_student_merges_with_the_one_it_was_made_of(students: list[Path], tmp_path: Path) -> None:
+    hf, out = tmp_path / "hf", tmp_path / "merged.ckpt"
+    assert main(["export", "hf", "--ckpt", str(students[0]), "--out", str(hf)]) == 0
+    for one, other in ((students[0], hf), (hf, students[0])):
+        assert main(["merge", str(one), str(other), "--out", str(out)]) == 0
+        after = read_checkpoint(out)["encoder"]
+        assert all(torch.allclose(after[k], v, atol=1e-6) for k, v in read_checkpoint(students[0])["encoder"].items())
+
+
 def test_no_training_is_written_over(
     students: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

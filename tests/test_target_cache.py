@@ -15,7 +15,7 @@ import torch
 
 from s3prl_ekd.data import target_cache, target_folder
 from s3prl_ekd.data.target_cache import TargetCache
-from s3prl_ekd.data.target_folder import MISSING, STORED
+from s3prl_ekd.data.target_folder import MISSING, STORED, VALIDATION
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
@@ -224,6 +224,9 @@ def test_audio_that_was_replaced_since_is_refused_and_what_has_no_targets_yet_ma
         f"{KEY}: {folder}: {paths[1]} has another size than when its targets were stored (100 bytes then, 99 now; "
         "files like it: 2); put back what was there, or name another folder"
     )
+    folder.rename(tmp_path / VALIDATION)  # with the corpus's own targets in another folder, which are worth keeping
+    with pytest.raises(EkdError, match="or delete this folder of held-out speech alone to fill it anew"):
+        TargetCache(tmp_path / VALIDATION, layout(), KEY, paths)
 
 
 def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:

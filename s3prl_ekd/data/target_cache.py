@@ -30,6 +30,7 @@ from s3prl_ekd.data.target_folder import (
     STORED,
     TARGETS,
     UNREADABLE,
+    VALIDATION,
     WINDOWS,
     audio_size,
     check_space,
@@ -205,10 +206,13 @@ class TargetCache:
         others = [item for item, size in now.items() if size and size != self.sizes[item]]  # none: skipped in its turn
         if others:
             first = others[0]
+            advice = "name another folder"
+            if self.folder.name == VALIDATION:  # what is trained on has been found to fit
+                advice = "delete this folder of held-out speech alone to fill it anew"
             raise EkdError(
                 f"{self.key}: {self.folder}: {self.paths[first]} has another size than when its targets were stored "
                 f"({self.sizes[first]} bytes then, {now[first]} now; files like it: {len(others)}); put back what was "
-                "there, or name another folder"
+                f"there, or {advice}"
             )
 
     def _file(self, name: str, mode: str = "rb") -> int:

@@ -110,6 +110,7 @@ def _callers(folder, state):
     wavs = [torch.zeros(RATE)]
     with torch.no_grad():
         first, *others = [_answers(expert.eval()(wavs)) for expert in experts]
+    _finite(first, [RATE])  # NaN equals nothing, itself included
     for other in others:
         if _shapes(other) != _shapes(first) or not all(
             torch.equal(a, b)
@@ -145,7 +146,6 @@ def _shapes(answers):
 
 def _checked(expert, wavs):
     """:func:`_answers` for clips, each list of which must fit their number and the longest, and be finite."""
-    import torch
 
     answers = _answers(expert(wavs))
     samples = [len(wav) for wav in wavs]
@@ -157,10 +157,18 @@ def _checked(expert, wavs):
                 raise Refused(f"{task}: get_downsample_rates gives a {type(rate).__name__}, not an int")
             if batch != len(samples) or frames < 1 or abs(round(max(samples) / rate) - frames) >= TOLERANCE:
                 clips = "a clip of" if len(samples) == 1 else f"{len(samples)} clips, the longest"
-                raise Refused(f"{key}: {batch} x {frames} frames for {clips} {max(samples)} samples")
+                expected = f"expected {len(samples)} x {round(max(samples) / rate)}, at a downsample rate of {rate}"
+                raise Refused(f"{key}: {batch} x {frames} frames for {clips} {max(samples)} samples; {expected}")
+    _finite(answers, samples)
+    return answers
+
+
+def _finite(answers, samples):
+    import torch
+
+    for key, states in answers.items():
         if not all(bool(torch.isfinite(one).all()) for one in states):
             raise Refused(f"{key}: hidden states of clips of {samples} samples hold NaN or infinity")
-    return answers
 
 
 def _forward(folder, state):

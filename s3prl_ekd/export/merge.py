@@ -65,8 +65,11 @@ def merge(parts: Sequence[dict[str, Any]], shares: Sequence[float], names: Seque
     """
     first = parts[0]
     shapes = [EncoderShape.from_dict(part["shape"]).to_dict() for part in parts]  # fills in what old files lack
+    for shape in shapes:
+        if not shape["normalize"]:
+            del shape["normalize_eps"]  # has no effect then, and a transformers folder brings its library's own
     for part, shape, name in zip(parts[1:], shapes[1:], names[1:], strict=True):
-        differing = [key for key, value in shapes[0].items() if shape[key] != value]
+        differing = [key for key, value in shapes[0].items() if shape.get(key) != value]
         if differing:
             key = differing[0]
             raise EkdError(

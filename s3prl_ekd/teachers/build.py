@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -156,7 +157,7 @@ def freeze(config: ModelConfig, encoders: dict[str, TeacherEncoder]) -> FrozenTe
     return FrozenTeachers(encoders, layers, config.ekd.teacher_precision, config.ekd.targets.tap)
 
 
-def load_teacher(source: str, where: str = "teacher") -> Encoder:
+def load_teacher(source: str | Path, where: str = "teacher") -> Encoder:
     """One frozen teacher, in eval mode on the CPU.
 
     Args:
@@ -166,7 +167,7 @@ def load_teacher(source: str, where: str = "teacher") -> Encoder:
     Raises:
         EkdError: no such source, it cannot be read or downloaded, or it is an s3prl expert, no encoder of ours.
     """
-    encoder = _load(sources.describe(source, where), where)
+    encoder = _load(sources.describe(str(source), where), where)
     if not isinstance(encoder, Encoder):
         raise EkdError(f"{where} {source}: is an upstream of s3prl's own; use its name in s3prl's hub (-u) instead")
     return encoder.eval().requires_grad_(False)

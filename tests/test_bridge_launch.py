@@ -55,12 +55,25 @@ import os, torch
 def get_optimizer(*args): pass
 def get_scheduler(*args): pass
 
+writers = []
+
+class SummaryWriter:
+    def __init__(self, folder):
+        self.closed = False
+        writers.append(self)
+
+    def close(self):
+        self.closed = True
+
 class Runner:
     def __init__(self, args, config):
         self.args, self.config = args, config
 
     def train(self):
         os.makedirs(self.args.expdir, exist_ok=True)
+        SummaryWriter(self.args.expdir)
+        if "fault" in str(self.args.override):
+            raise RuntimeError("a fault")
         torch.save({"Args": self.args, "Config": self.config, "Step": 1}, f"{self.args.expdir}/states-1.ckpt")
 """
 
@@ -250,6 +263,13 @@ def test_a_finished_run_needs_no_device(launcher: Any, monkeypatch: pytest.Monke
     launch.step = 6
     with pytest.raises(EkdError, match="--device cuda:99"):
         launch._checked(launch.args, config)
+
+
+def test_an_error_leaves_no_tensorboard_file_open(launch: Any) -> None:
+    """Closed as Python 3.12 ends, it would print a traceback below the error."""
+    with pytest.raises(RuntimeError, match="a fault"):
+        launch("--expname", "x", "--override", "config.fault=1")
+    assert [writer.closed for writer in sys.modules["its_runner"].writers] == [True]
 
 
 def pretrained(name: str, step: int, **before: Any) -> Any:

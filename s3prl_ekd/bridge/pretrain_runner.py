@@ -5,8 +5,7 @@ What it reads of its module's namespace is replaced in ``pretrain_launch.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from s3prl_ekd.errors import EkdError
 
 
 def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> type:
-    """s3prl's runner, which goes on at the right learning rate, downloads once, and closes its log.
+    """s3prl's runner, which goes on at the right learning rate and downloads once.
 
     Args:
         original: ``pretrain.runner.Runner``.
@@ -25,10 +24,6 @@ def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> 
     """
 
     class Runner(original):
-        def __init__(self, *args: Any) -> None:
-            with _closing_log(self):
-                super().__init__(*args)
-
         def _get_scheduler(self, optimizer: Any) -> Any:
             return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
 
@@ -37,9 +32,8 @@ def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> 
                 return super()._get_upstream()
 
         def train(self) -> None:
-            with _closing_log(self):
-                begin(self)
-                super().train()
+            begin(self)
+            super().train()
 
     return Runner
 
@@ -68,18 +62,3 @@ def _out_of_memory() -> None:
     from s3prl_ekd.bridge.memory import PRETRAINING
 
     raise EkdError(f"out of GPU memory; {PRETRAINING}, or take more ranks")
-
-
-@contextmanager
-def _closing_log(runner: Any) -> Iterator[None]:
-    """Close the runner's tensorboard file where an error ends the run.
-
-    tensorboardX closes it when Python ends, by a thread that it starts for that, which Python 3.12 refuses: a traceback
-    would follow the line that says what was wrong.
-    """
-    try:
-        yield
-    except BaseException:
-        if getattr(runner, "logger", None) is not None:
-            runner.logger.close()
-        raise

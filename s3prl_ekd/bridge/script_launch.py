@@ -14,6 +14,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -68,6 +69,7 @@ class ScriptLaunch(ABC):
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
         self.step = 0  # of that checkpoint
+        self.logs: list[Any] = []  # tensorboard writers that the runner has made
 
     @property
     def source(self) -> str:
@@ -87,11 +89,17 @@ class ScriptLaunch(ABC):
         self.world.end()
 
     def main(self) -> None:
-        """Parse the arguments, load the script, and call its ``main()``; a start that fails leaves no folder behind."""
+        """Parse the arguments, load the script, and call its ``main()``; a start that fails leaves no folder behind.
+
+        Where an error ends the run, its tensorboard files are closed here. tensorboardX does so when Python ends, by a
+        thread that it starts for that, which Python 3.12 refuses: a traceback would follow the line on what was wrong.
+        """
         try:
             self._take(*self._parse())
             self._call_main()
         except BaseException:
+            for writer in self.logs:
+                writer.close()
             if self.folder is not None:
                 self.folder.take_back()
             raise
@@ -156,8 +164,18 @@ class ScriptLaunch(ABC):
 
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        runner.SummaryWriter = self._noted(runner.SummaryWriter)
         runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
         runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)
+
+    def _noted(self, make_writer: Callable[..., Any]) -> Callable[..., Any]:
+        """``SummaryWriter``, whose writers are noted."""
+
+        def make(*args: Any, **kwargs: Any) -> Any:
+            self.logs.append(make_writer(*args, **kwargs))
+            return self.logs[-1]
+
+        return make
 
     @abstractmethod
     def _runner_class(self, original: type) -> type:

@@ -299,15 +299,15 @@ def test_a_run_that_goes_on_measures_what_it_owes(lab: Path, tmp_path: Path) -> 
     owing.load_model(state)
     (tmp_path / "states-4.ckpt").write_text("4")
     arguments = Namespace(expdir=str(tmp_path), past_exp=str(tmp_path / "states-4.ckpt"), upstream="ekd")
-    owing.on_train_begin(arguments, Logger(tmp_path))
+    owing.checkpoint_validation.on_train_begin(arguments, Logger(tmp_path))
     assert (tmp_path / "validation.jsonl").read_text() == whole  # nothing is owed
     (tmp_path / "validation.jsonl").write_text("")
     logger = Logger(tmp_path)
-    owing.on_train_begin(arguments, logger)
+    owing.checkpoint_validation.on_train_begin(arguments, logger)
     assert (tmp_path / "validation.jsonl").read_text() == whole and "ekd/valid-loss" in logger.tags
     assert len(save(owing, tmp_path, 8)) == 1
     for _ in range(2):
-        owing.on_saved(tmp_path / "states-8.ckpt")
+        owing.checkpoint_validation.on_saved(tmp_path / "states-8.ckpt")
     lines = (tmp_path / "validation.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8]
 

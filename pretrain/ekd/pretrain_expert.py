@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import logging
 import time
-from argparse import Namespace
 from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +29,10 @@ from s3prl_ekd.data.shards import ShardedPlan
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.metrics_file import METRICS, VALIDATION, MetricsWriter, lacks_step
+from s3prl_ekd.metrics_file import METRICS, MetricsWriter
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student, initialise_student
-from s3prl_ekd.pretrain.ekd.best_checkpoint import BestCheckpoint
+from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation, add_heads
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
@@ -119,13 +117,15 @@ class UpstreamPretrainExpert(nn.Module):
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped = 0
         self._logged = -1  # the newest step that was
-        self._metrics, self._validations = MetricsWriter(METRICS), MetricsWriter(VALIDATION)
-        self._tensorboard: tuple[Any, str] | None = None  # the runner's writer and its prefix, once they are known
-        self._resumed_at: int | None = None  # step of the checkpoint that the run goes on from
-        self._due: tuple[int, str] | None = None  # step and folder of a checkpoint that is to be validated
-        self._best: BestCheckpoint | None = None  # known where the runner tells of saving: see on_train_begin
+        self._metrics = MetricsWriter(METRICS)
         self._silent = 0  # batches in a row of which nothing could be read
         self._audio_seconds, self._clock = 0.0, time.perf_counter()
+        self.checkpoint_validation: CheckpointValidation | None = None
+        if self.validation is not None:
+            modules = self.model, self.objective
+            self.checkpoint_validation = CheckpointValidation(
+                self.validation, self._held_out_losses, self.objective.heads, modules, device
+            )
 
     def _read_data(self, data: DataConfig, checked: CheckedModel) -> None:
         """The loaders of what is trained on and of what is held out, each with its target cache."""
@@ -177,12 +177,13 @@ class UpstreamPretrainExpert(nn.Module):
         self, records: Mapping[str, Any], logger: Any, prefix: str, global_step: int, **kwargs: Any
     ) -> None:
         """Write the newest log values to tensorboard and as one line of ``metrics.jsonl`` in the experiment folder."""
-        self._tensorboard = logger, prefix
+        if self.checkpoint_validation is not None:
+            self.checkpoint_validation.tensorboard = logger, prefix
         values = records.get("ekd")
         if not values:  # the runner also logs its very last step, which need not be a log step
             return
         if self.ranks.writes:
-            _add_heads(logger, prefix, values["heads"], global_step)
+            add_heads(logger, prefix, values["heads"], global_step)
             for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
                 logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
             self._metrics.write(logger.logdir, global_step, values)
@@ -205,10 +206,8 @@ class UpstreamPretrainExpert(nn.Module):
         }
         # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
         all_states["Step"] += 1
-        if self.validation is not None:
-            self._due = all_states["Step"], all_states["Args"].expdir
-        if self._best is None:
-            self._validate_due()
+        if self.checkpoint_validation is not None:
+            self.checkpoint_validation.before_saving(all_states["Step"], all_states["Args"].expdir)
         return all_states
 
     def load_model(self, all_states: Mapping[str, Any]) -> None:
@@ -216,7 +215,8 @@ class UpstreamPretrainExpert(nn.Module):
         part = all_states.get(CHECKPOINT_KEY)
         if part is None:
             raise EkdError(f"the checkpoint was not written by `run_pretrain.py -u ekd`: it has no {CHECKPOINT_KEY!r}")
-        self._resumed_at = all_states["Step"]
+        if self.checkpoint_validation is not None:
+            self.checkpoint_validation.resumed_at = all_states["Step"]
         self.model.encoder.load_state_dict(part["encoder"])
         self.model.heads.load_state_dict(part["heads"])
         if self.model.mask is not None:
@@ -234,39 +234,6 @@ class UpstreamPretrainExpert(nn.Module):
         if self.ranks.rank < before:
             set_random_state(resume["random"][self.ranks.rank])
         load_state_on_create(resume["scaler"])
-
-    # ------------------------------------------------------------------------------------- our launcher's additions
-
-    def on_train_begin(self, args: Namespace, logger: Any) -> None:
-        """Measure the validation loss that a stopped run still owes its checkpoint; its next ones come after saving.
-
-        A stop while validating costs no training then, and the best checkpoint can be kept. s3prl's stock runner, in a
-        linked checkout, tells nothing of what it has saved: there the loss is measured before, and none is kept.
-
-        Args:
-            args: the runner's.
-            logger: its tensorboard writer.
-        """
-        if self.validation is None:
-            return
-        self._tensorboard = logger, f"{args.upstream}/train-"
-        self._best = BestCheckpoint(Path(args.expdir))
-        step = self._resumed_at
-        if step is None:
-            return
-        owed = False
-        if self.ranks.writes:
-            self._best.resume(Path(args.past_exp), step)
-            owed = lacks_step(Path(args.expdir, VALIDATION), step)
-        if any(self.ranks.sums([float(owed)], self.device)):  # one file, not one a rank
-            self._due = step, args.expdir
-            self.on_saved(Path(args.past_exp))
-
-    def on_saved(self, checkpoint: Path) -> None:
-        """A checkpoint is on the disk: validate the student as it is in it, and keep the best."""
-        loss = self._validate_due()
-        if self._best is not None and loss is not None and self.ranks.writes:
-            self._best.offer(checkpoint, loss)
 
     # ---------------------------------------------------------------------------------------------------- inside
 
@@ -311,37 +278,12 @@ class UpstreamPretrainExpert(nn.Module):
             loss, heads = self.objective(predictions, hidden, targets, log, share)
             return loss if share is None else share.loss(loss), heads
 
-    @torch.no_grad()
-    def _validate_due(self) -> float | None:
-        """Measure and write the validation loss that is due; None where none is, or it could not be measured."""
-        due, self._due = self._due, None
-        if due is None or self.validation is None:
-            return None
-        step, folder = due
-
-        def losses(batch: Batch) -> tuple[Tensor, dict[str, dict[str, float]]]:
-            wave = batch.wave.to(self.device, non_blocking=True)
-            loss, heads = self._losses(batch, wave, self.model, self.valid_teachers, log=True)
-            assert heads is not None  # asked for
-            return loss, heads
-
-        begin = time.perf_counter()
-        self.model.eval()
-        self.objective.eval()
-        found = self.validation.measure(losses, self.objective.heads, self.device)
-        self.model.train()
-        self.objective.train()
-        self._clock += time.perf_counter() - begin  # no time of training
-        if found is None or not self.ranks.writes:
-            return None
-        self._validations.write(folder, step, found)
-        if self._tensorboard is not None:
-            writer, prefix = self._tensorboard
-            prefix = f"{prefix.removesuffix('train-')}valid-"
-            writer.add_scalar(f"{prefix}loss", found["loss"], global_step=step)
-            _add_heads(writer, prefix, found["heads"], step)
-        tqdm.write(f"[ekd] step {step}: validation loss {found['loss']:.4f}")
-        return found["loss"]
+    def _held_out_losses(self, batch: Batch) -> tuple[Tensor, dict[str, dict[str, float]]]:
+        """The objective of a batch of held-out speech and its log values."""
+        wave = batch.wave.to(self.device, non_blocking=True)
+        loss, heads = self._losses(batch, wave, self.model, self.valid_teachers, log=True)
+        assert heads is not None  # asked for
+        return loss, heads
 
     def _student_autocast(self, device: torch.device) -> Any:
         """bf16 where asked for or, under ``auto``, where the GPU has it; the runner's own fp16 goes first."""
@@ -355,11 +297,18 @@ class UpstreamPretrainExpert(nn.Module):
             return torch.autocast(device.type, torch.bfloat16)
         return nullcontext()
 
+    def _validated_for(self) -> float:
+        """Seconds since the last call that went into validation."""
+        if self.checkpoint_validation is None:
+            return 0.0
+        seconds, self.checkpoint_validation.seconds = self.checkpoint_validation.seconds, 0.0
+        return seconds
+
     def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
         """The heads' log values and the run's own since the last log step, over all ranks."""
         # from here to here: whole steps, with their passes back (which begin after this, so log_records is too late)
         now = time.perf_counter()
-        elapsed = now - self._clock
+        elapsed = now - self._clock - self._validated_for()
         counts = [self._audio_seconds, self.loader.waited / self.ranks.size, self._skipped]
         self._clock, self._audio_seconds, self.loader.waited = now, 0.0, 0.0
         seconds, waited, skipped = self.ranks.sums(counts, loss.device)
@@ -372,10 +321,3 @@ class UpstreamPretrainExpert(nn.Module):
             "skipped_files": int(skipped),
             "heads": heads,
         }
-
-
-def _add_heads(writer: Any, prefix: str, heads: Mapping[str, Mapping[str, float]], step: int) -> None:
-    """Tensorboard's scalars of every head."""
-    for head, parts in heads.items():
-        for part, value in parts.items():
-            writer.add_scalar(f"{prefix}{head}/{part}", value, global_step=step)

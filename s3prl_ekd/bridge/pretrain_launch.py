@@ -114,8 +114,10 @@ class PretrainLaunch(ScriptLaunch):
             return
         expert = runner.upstream
         pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
-        expert.on_train_begin(runner.args, runner.logger)
-        pretrain_runner.tell_of_saving(sys.modules["pretrain.runner"], expert.on_saved)
+        validation = expert.checkpoint_validation
+        if validation is not None:
+            validation.on_train_begin(runner.args, runner.logger)
+            pretrain_runner.tell_of_saving(sys.modules["pretrain.runner"], validation.on_saved)
 
     def _no_step(self, grad_norm: Any) -> bool:
         """Whether a gradient must not be stepped on: the runner asks for NaN only, and clipping makes NaN of infinity.

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.spelling import did_you_mean, listed
 
 NAMED = 4
 """How many keys with further mistakes a message names."""
@@ -126,8 +126,7 @@ def _also(others: Sequence[tuple[str, Sequence[ErrorDetails]]]) -> str:
     for key, (problem, *_) in others:
         inner = re.match(r"(\w+): ", str(problem["ctx"]["error"])) if problem["type"] == "value_error" else None
         names.append(f"{key}.{inner[1]}" if inner else key)
-    rest = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f" (also wrong: {', '.join(names[:NAMED])}{rest})" if names else ""
+    return f" (also wrong: {listed(names, NAMED)})" if names else ""
 
 
 def _explain(model: type[BaseModel], problems: Sequence[ErrorDetails], key: str) -> str:

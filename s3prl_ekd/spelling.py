@@ -1,9 +1,9 @@
-"""What may have been meant by a name that nothing has."""
+"""Names in messages: several of them, and what may have been meant by one that nothing has."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
@@ -17,3 +17,9 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float 
     lower = {item.lower(): item for item in sorted(known)}
     found = [lower[item] for item in difflib.get_close_matches(name.lower(), lower, n=count, cutoff=cutoff)]
     return f"; did you mean {' or '.join(found)}?" if found else ""
+
+
+def listed(names: Sequence[str], most: int) -> str:
+    """``a, b and 3 more``: at most so many of the names, and the number of the others."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{rest}"

@@ -129,3 +129,33 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture
+def librispeech(tmp_path: Path) -> Path:
+    """A miniature of LibriSpeech (corpora_lab.py), as the three below are of what their names say."""
+    from corpora_lab import write_librispeech
+
+    return write_librispeech(tmp_path / "LibriSpeech")
+
+
+@pytest.fixture
+def lexicon(tmp_path: Path) -> Path:
+    from corpora_lab import write_lexicon
+
+    return write_lexicon(tmp_path / "lexicon.txt")
+
+
+@pytest.fixture
+def voxceleb1(tmp_path: Path) -> tuple[Path, Path]:
+    """The corpus, and its iden_split.txt."""
+    from corpora_lab import write_voxceleb1
+
+    return write_voxceleb1(tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt")
+
+
+@pytest.fixture
+def iemocap(tmp_path: Path) -> Path:
+    from corpora_lab import write_iemocap
+
+    return write_iemocap(tmp_path / "IEMOCAP")

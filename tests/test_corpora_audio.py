@@ -7,29 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora_lab import audio, prepare, write_iemocap, write_lexicon, write_librispeech, write_voxceleb1
+from corpora_lab import audio, prepare
 
 from s3prl_ekd.corpora.probe import samples_or_reason
-
-
-@pytest.fixture
-def librispeech(tmp_path: Path) -> Path:
-    return write_librispeech(tmp_path / "LibriSpeech")
-
-
-@pytest.fixture
-def lexicon(tmp_path: Path) -> Path:
-    return write_lexicon(tmp_path / "lexicon.txt")
-
-
-@pytest.fixture
-def voxceleb1(tmp_path: Path) -> tuple[Path, Path]:
-    return write_voxceleb1(tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt")
-
-
-@pytest.fixture
-def iemocap(tmp_path: Path) -> Path:
-    return write_iemocap(tmp_path / "IEMOCAP")
 
 
 @pytest.mark.parametrize("form", [(44100, 1), (16000, 2)])

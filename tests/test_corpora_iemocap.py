@@ -8,12 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from corpora_lab import prepare, write_iemocap
-
-
-@pytest.fixture
-def iemocap(tmp_path: Path) -> Path:
-    return write_iemocap(tmp_path / "IEMOCAP")
+from corpora_lab import prepare
 
 
 def test_iemocap_copies_are_no_further_utterances(

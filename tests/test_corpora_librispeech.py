@@ -6,19 +6,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from corpora_lab import audio, prepare, write_lexicon, write_librispeech
+from corpora_lab import audio, prepare
 
 from s3prl_ekd.corpora.length_csv import read_lengths
-
-
-@pytest.fixture
-def librispeech(tmp_path: Path) -> Path:
-    return write_librispeech(tmp_path / "LibriSpeech")
-
-
-@pytest.fixture
-def lexicon(tmp_path: Path) -> Path:
-    return write_lexicon(tmp_path / "lexicon.txt")
 
 
 def test_librispeech_is_used_in_place(

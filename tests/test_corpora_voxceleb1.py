@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from corpora_lab import prepare, write_voxceleb1
-
-
-@pytest.fixture
-def voxceleb1(tmp_path: Path) -> tuple[Path, Path]:
-    return write_voxceleb1(tmp_path / "VoxCeleb1", tmp_path / "iden_split.txt")
+from corpora_lab import prepare
 
 
 def test_voxceleb1_split_file_is_checked_against_the_wavs(

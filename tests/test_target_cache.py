@@ -226,6 +226,8 @@ def test_audio_that_was_replaced_since_is_refused_and_what_has_no_targets_yet_ma
     )
     folder.rename(tmp_path / VALIDATION)  # with the corpus's own targets in another folder, which are worth keeping
     with pytest.raises(EkdError, match="or delete this folder of held-out speech alone to fill it anew"):
+        TargetCache(tmp_path / VALIDATION, layout(), KEY, paths, held_out=True)
+    with pytest.raises(EkdError, match="or name another folder"):  # a corpus's own, of that name
         TargetCache(tmp_path / VALIDATION, layout(), KEY, paths)
 
 

@@ -299,11 +299,11 @@ def test_a_run_that_goes_on_measures_what_it_owes(lab: Path, tmp_path: Path) -> 
     owing.load_model(state)
     (tmp_path / "states-4.ckpt").write_text("4")
     arguments = Namespace(expdir=str(tmp_path), past_exp=str(tmp_path / "states-4.ckpt"), upstream="ekd")
-    owing.checkpoint_validation.on_train_begin(arguments, Logger(tmp_path))
+    owing.checkpoint_validation.on_train_begin(arguments, Logger(tmp_path), state["Step"])
     assert (tmp_path / "validation.jsonl").read_text() == whole  # nothing is owed
     (tmp_path / "validation.jsonl").write_text("")
     logger = Logger(tmp_path)
-    owing.checkpoint_validation.on_train_begin(arguments, logger)
+    owing.checkpoint_validation.on_train_begin(arguments, logger, state["Step"])
     assert (tmp_path / "validation.jsonl").read_text() == whole and "ekd/valid-loss" in logger.tags
     assert len(save(owing, tmp_path, 8)) == 1
     for _ in range(2):

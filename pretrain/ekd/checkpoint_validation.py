@@ -41,18 +41,15 @@ class CheckpointValidation:
         device: torch.device | str,
     ) -> None:
         self.validation, self.ranks, self.device = validation, validation.ranks, device
-        self.resumed_at: int | None = None
-        """Step of the checkpoint that the run goes on from."""
         self.tensorboard: tuple[Any, str] | None = None
         """The runner's writer and its prefix, once they are known."""
-        self.seconds = 0.0
-        """Time that it has taken so far, which is none of training."""
         self._losses, self._heads, self._modules = losses, heads, modules
         self._lines = MetricsWriter(VALIDATION)
         self._best: BestCheckpoint | None = None  # known where the runner tells of saving
+        self._seconds = 0.0
         self._due: tuple[int, str] | None = None  # step and folder of the checkpoint that is next
 
-    def on_train_begin(self, args: Namespace, logger: Any) -> None:
+    def on_train_begin(self, args: Namespace, logger: Any, resumed_at: int | None) -> None:
         """Measure the loss that a stopped run still owes its checkpoint; the next ones come after saving.
 
         A stop while validating costs no training then, and the best checkpoint can be kept. s3prl's stock runner, in a
@@ -61,17 +58,18 @@ class CheckpointValidation:
         Args:
             args: the runner's.
             logger: its tensorboard writer.
+            resumed_at: step of the checkpoint that the run goes on from.
         """
         self.tensorboard = logger, f"{args.upstream}/train-"
         self._best = BestCheckpoint(Path(args.expdir))
-        if self.resumed_at is None:
+        if resumed_at is None:
             return
         owed = False
         if self.ranks.writes:
-            self._best.resume(Path(args.past_exp), self.resumed_at)
-            owed = lacks_step(Path(args.expdir, VALIDATION), self.resumed_at)
+            self._best.resume(Path(args.past_exp), resumed_at)
+            owed = lacks_step(Path(args.expdir, VALIDATION), resumed_at)
         if any(self.ranks.sums([float(owed)], self.device)):  # one file, not one a rank
-            self._due = self.resumed_at, args.expdir
+            self._due = resumed_at, args.expdir
             self.on_saved(Path(args.past_exp))
 
     def before_saving(self, step: int, folder: str) -> None:
@@ -86,6 +84,11 @@ class CheckpointValidation:
         if self._best is not None and loss is not None and self.ranks.writes:
             self._best.offer(checkpoint, loss)
 
+    def take_seconds(self) -> float:
+        """The time that it has taken since the last call, which is none of training."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
     def _measure(self) -> float | None:
         """Measure and write the loss that is due; None where none is, or it could not be measured."""
         due, self._due = self._due, None
@@ -99,7 +102,7 @@ class CheckpointValidation:
             found = self.validation.measure(self._losses, self._heads, self.device)
         for module in self._modules:
             module.train()
-        self.seconds += time.perf_counter() - begin
+        self._seconds += time.perf_counter() - begin
         if found is None or not self.ranks.writes:
             return None
         self._lines.write(folder, step, found)

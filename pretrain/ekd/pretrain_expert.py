@@ -215,8 +215,6 @@ class UpstreamPretrainExpert(nn.Module):
         part = all_states.get(CHECKPOINT_KEY)
         if part is None:
             raise EkdError(f"the checkpoint was not written by `run_pretrain.py -u ekd`: it has no {CHECKPOINT_KEY!r}")
-        if self.checkpoint_validation is not None:
-            self.checkpoint_validation.resumed_at = all_states["Step"]
         self.model.encoder.load_state_dict(part["encoder"])
         self.model.heads.load_state_dict(part["heads"])
         if self.model.mask is not None:
@@ -297,18 +295,13 @@ class UpstreamPretrainExpert(nn.Module):
             return torch.autocast(device.type, torch.bfloat16)
         return nullcontext()
 
-    def _validated_for(self) -> float:
-        """Seconds since the last call that went into validation."""
-        if self.checkpoint_validation is None:
-            return 0.0
-        seconds, self.checkpoint_validation.seconds = self.checkpoint_validation.seconds, 0.0
-        return seconds
-
     def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
         """The heads' log values and the run's own since the last log step, over all ranks."""
         # from here to here: whole steps, with their passes back (which begin after this, so log_records is too late)
         now = time.perf_counter()
-        elapsed = now - self._clock - self._validated_for()
+        elapsed = now - self._clock
+        if self.checkpoint_validation is not None:
+            elapsed -= self.checkpoint_validation.take_seconds()
         counts = [self._audio_seconds, self.loader.waited / self.ranks.size, self._skipped]
         self._clock, self._audio_seconds, self.loader.waited = now, 0.0, 0.0
         seconds, waited, skipped = self.ranks.sums(counts, loss.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import listed
 
 NAMED = 6
 """How many differing keys a message names."""
@@ -33,10 +34,7 @@ def difference(
         return option
     said = {item.partition("=")[0].strip().removeprefix("config.") for item in (override or "").split(",,")}
     keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
-    if not keys:
-        return ""
-    rest = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
-    return f"{option} (differs in {', '.join(keys[:NAMED])}{rest})"
+    return f"{option} (differs in {listed(keys, NAMED)})" if keys else ""
 
 
 def _differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:

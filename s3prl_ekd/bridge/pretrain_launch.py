@@ -116,7 +116,7 @@ class PretrainLaunch(ScriptLaunch):
         pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
         validation = expert.checkpoint_validation
         if validation is not None:
-            validation.on_train_begin(runner.args, runner.logger)
+            validation.on_train_begin(runner.args, runner.logger, None if self.before is None else self.step)
             pretrain_runner.tell_of_saving(sys.modules["pretrain.runner"], validation.on_saved)
 
     def _no_step(self, grad_norm: Any) -> bool:

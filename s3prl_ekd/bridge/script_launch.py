@@ -236,6 +236,8 @@ class ScriptLaunch(ABC):
 
     def _note_kept(self, checkpoint: Path) -> None:
         """Of a run that goes on, say where what ``-c`` names differs from the configuration that it goes on with."""
+        if not self.explicit & {"config", "upstream_config"}:
+            return
         differences = self._differences(self._read_runner(checkpoint))
         if differences:
             said = "%s: its own configuration is used, which -o can change; not read: %s"

@@ -30,11 +30,11 @@ from s3prl_ekd.data.target_folder import (
     STORED,
     TARGETS,
     UNREADABLE,
-    VALIDATION,
     WINDOWS,
     audio_size,
     check_space,
     lock_cache,
+    other_targets,
     row_sizes,
 )
 from s3prl_ekd.data.target_layout import TargetLayout
@@ -56,6 +56,7 @@ class TargetCache:
         paths: the audio file of each utterance, in the order of the length table.
         lock: of :func:`lock_cache`, where it was taken already.
         wanted: what is read of each row: teachers and layers of ``layout`` in any order; None: all of it.
+        held_out: it is that of held-out speech.
 
     Raises:
         EkdError: files are missing, damaged or not to be opened, an audio file has another size than when its targets
@@ -70,6 +71,7 @@ class TargetCache:
         paths: Sequence[str],
         lock: BinaryIO | None = None,
         wanted: TargetLayout | None = None,
+        held_out: bool = False,
     ) -> None:
         self.folder, self.layout, self.key, self.paths = folder, layout, key, paths
         self.wanted = wanted or layout
@@ -85,7 +87,7 @@ class TargetCache:
         self._offsets = np.cumsum(sizes) - sizes  # first byte of each row
         if len(self.state) != len(columns) or size != sizes.sum() or len(self.sizes) != len(paths):
             raise EkdError(f"{key}: {folder}: damaged (files of the wrong size); delete it to fill it anew")
-        self._check_audio()
+        self._check_audio(held_out)
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
         self._files: dict[str, IO[bytes]] = {}
@@ -199,20 +201,17 @@ class TargetCache:
 
     # ---------------------------------------------------------------------------------------------------- inside
 
-    def _check_audio(self) -> None:
+    def _check_audio(self, held_out: bool) -> None:
         """Refuse audio that was replaced since its targets were stored; what has no targets yet may be repaired."""
         stored = np.unique(self.windows.items[self.state == STORED]).tolist()
         now = {item: audio_size(self.paths[item]) for item in stored if self.sizes[item]}
         others = [item for item, size in now.items() if size and size != self.sizes[item]]  # none: skipped in its turn
         if others:
             first = others[0]
-            advice = "name another folder"
-            if self.folder.name == VALIDATION:  # what is trained on has been found to fit
-                advice = "delete this folder of held-out speech alone to fill it anew"
             raise EkdError(
                 f"{self.key}: {self.folder}: {self.paths[first]} has another size than when its targets were stored "
                 f"({self.sizes[first]} bytes then, {now[first]} now; files like it: {len(others)}); put back what was "
-                f"there, or {advice}"
+                f"there, or {other_targets(held_out)}"
             )
 
     def _file(self, name: str, mode: str = "rb") -> int:

@@ -70,6 +70,11 @@ def audio_size(path: str) -> int:
         return 0
 
 
+def other_targets(held_out: bool) -> str:
+    """What to do with a cache of other targets; of held-out speech, what is trained on has been found to fit before."""
+    return "delete this folder of held-out speech alone to fill it anew" if held_out else "name another folder"
+
+
 def read_index(folder: Path, key: str) -> Index | None:
     """What the cache in a folder says of itself; None where there is no cache yet.
 

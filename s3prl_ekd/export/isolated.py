@@ -146,7 +146,6 @@ def _shapes(answers):
 
 def _checked(expert, wavs):
     """:func:`_answers` for clips, each list of which must fit their number and the longest, and be finite."""
-
     answers = _answers(expert(wavs))
     samples = [len(wav) for wav in wavs]
     for key, states in answers.items():

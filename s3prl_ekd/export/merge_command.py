@@ -20,11 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out; returns 0."""
-    shares = shares_of(args.ckpt, args.weights)
+    shares_of(args.ckpt, args.weights)
     for file in args.ckpt:
         if not file.exists():
             raise EkdError(f"{file}: no such checkpoint")
     from s3prl_ekd.export.merge import merge_checkpoints  # torch: not needed for --help and the mistakes above
 
-    merge_checkpoints(args.ckpt, args.out, shares)
+    merge_checkpoints(args.ckpt, args.out, args.weights)
     return 0

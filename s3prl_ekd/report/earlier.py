@@ -7,10 +7,10 @@ is the user's and stays.
 from __future__ import annotations
 
 import hashlib
-import html
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 _NAME = "s3prl-ekd-figures"
 _FOUND = re.compile(rf'<meta name="{_NAME}" content="([^"]*)">')
@@ -18,7 +18,7 @@ _FOUND = re.compile(rf'<meta name="{_NAME}" content="([^"]*)">')
 
 def names_of(figures: Iterable[Path]) -> str:
     """The element of a page's head that names its figures, each of which lies in a folder beside the page."""
-    said = " ".join(f"{_digest(file)}:{_escaped(file)}" for file in figures)
+    said = " ".join(f"{_digest(file)}:{quote(f'{file.parent.name}/{file.name}')}" for file in figures)
     return f'<meta name="{_NAME}" content="{said}">'
 
 
@@ -34,16 +34,11 @@ def stale_figures(page: Path, figures: Iterable[Path]) -> list[Path]:
     stale = []
     for word in found[1].split(" ") if found else []:
         digest, _, name = word.partition(":")
-        file = page.parent / html.unescape(name).replace("%20", " ").replace("%25", "%")
+        file = page.parent / unquote(name)
         beside = file.parent.parent == page.parent and file.suffix == ".png" and ".." not in file.parts
         if beside and file.is_file() and file.resolve() not in current and _digest(file) == digest:
             stale.append(file)
     return stale
-
-
-def _escaped(file: Path) -> str:
-    """``FOLDER/NAME.png`` without a space and what ends an attribute."""
-    return html.escape(f"{file.parent.name}/{file.name}".replace("%", "%25").replace(" ", "%20"), quote=True)
 
 
 def _digest(file: Path) -> str:

@@ -133,16 +133,14 @@ def open_cache(
         ours = fingerprint(config, plan, table, data, download=not complete)
         other = difference(there.fingerprint, ours, some=complete)
         if other is not None:
-            advice = "name another folder"
-            if held_out:  # what is trained on has been found to fit
-                advice = "delete this folder of held-out speech alone to fill it anew"
-            elif difference(there.fingerprint, ours, some=True) is None:
+            advice = target_folder.other_targets(held_out)
+            if not held_out and difference(there.fingerprint, ours, some=True) is None:
                 advice += ", or let the run that fills it come to its end: a full cache serves some of its teachers too"
             raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; {advice}")
         _same_states(there.parts, wanted, f"{key}: {folder}")
         if difference(there.fingerprint, ours) is not None:
             layout = TargetLayout(there.parts, config.ekd.cache_precision, layout.key)
-    cache = TargetCache(folder, layout, key, table.paths, lock, wanted)
+    cache = TargetCache(folder, layout, key, table.paths, lock, wanted, held_out)
     logger.info("[ekd] %s", cache.progress())
     return cache
 

@@ -47,6 +47,7 @@ class Run:
         self.signal = 0
         self.world = World()
         self._pid = os.getpid()
+        self._is_ending = False
 
     def execute(self, body: Callable[[], None]) -> int:
         """Run ``body`` and return the exit status."""
@@ -54,23 +55,12 @@ class Run:
         try:
             body()
             return 0
-        except EkdError as error:
-            status, message = 2, self._report(one_line(error), elsewhere=isinstance(error, PeerError))
-        except KeyboardInterrupt:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            status, message = self._farewell()
-        except RuntimeError as error:
-            status, message = self._after_runtime_error(error)
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
+        except BaseException as error:
+            self._begin_ending()
+            ending = self._ending_of(error)
+            if ending is None:
                 raise
-            message = self._report(f"{error.filename or self.expdir}: {error.strerror}; what was saved is kept")
-            status = 2
-        except Exception:
-            if not self.world.distributed:
-                raise
-            status, message = 1, traceback.format_exc()
-        signal.setitimer(signal.ITIMER_REAL, 0)
+            status, message = ending
         gc.collect()  # the runner's frames are gone now: data loaders end their workers as they are collected
         _end_children()
         _close_bars()
@@ -96,6 +86,32 @@ class Run:
         """
         return isinstance(error, Interrupted) or bool(self.signal and "DataLoader worker" in str(error))
 
+    def _begin_ending(self) -> None:
+        """From here on nothing is raised from outside: it would come between an error and its line.
+
+        A signal to the whole process group, as torchrun's, ends the data workers too, soon before or after it is heard
+        of here; torch raises their ends, wherever Python stands.
+        """
+        self._is_ending = True
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGCHLD, _no_news)
+
+    def _ending_of(self, error: BaseException) -> tuple[int, str] | None:
+        """Status and message of what has ended the run; None where it is to be raised: a bug."""
+        if isinstance(error, EkdError):
+            return 2, self._report(one_line(error), elsewhere=isinstance(error, PeerError))
+        if isinstance(error, KeyboardInterrupt):
+            return self._farewell()
+        if isinstance(error, RuntimeError):
+            ending = self._ending_of_runtime_error(error)
+            if ending is not None:
+                return ending
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return 2, self._report(f"{error.filename or self.expdir}: {error.strerror}; what was saved is kept")
+        if self.world.distributed and isinstance(error, Exception):
+            return 1, traceback.format_exc()
+        return None
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # a forked worker
             raise KeyboardInterrupt
@@ -103,13 +119,15 @@ class Run:
             _end_children(grace=0)
             os._exit(128 + number)
         self.signal = number
+        if self._is_ending:
+            return
         # Python drops an exception that is raised while an object is being deleted, as data loaders are at the end of
         # every epoch: it is raised again until the run has ended.
         signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
         raise Interrupted
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._pid:
+        if os.getpid() == self._pid and not self._is_ending:
             raise Interrupted
 
     def _report(self, text: str, elsewhere: bool = False) -> str:
@@ -119,30 +137,26 @@ class Run:
         text = text if elsewhere else f"{text}{self.world.where}"
         return f"error: {text}" if self.world.may_report(text) else ""
 
-    def _after_runtime_error(self, error: RuntimeError) -> tuple[int, str]:
-        """Status and message of a full GPU, or of a signal to other processes behind ``error``; else raises it."""
+    def _ending_of_runtime_error(self, error: RuntimeError) -> tuple[int, str] | None:
+        """Status and message of a full GPU, or of what a signal to other processes did; None for any other error."""
         if is_out_of_memory(error):
             reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
             return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
-        if "DataLoader worker" in str(error) and self._awaited():
+        if "DataLoader worker" in str(error) and self._awaited(1):
             # A signal to the whole process group ends the data workers first; torch reports that as this error.
             return self._farewell()
-        if not self.world.distributed:
-            raise error
-        if not lost_peer(error):
-            return 1, traceback.format_exc()
+        if not self.world.distributed or not lost_peer(error):
+            return None
         if self._awaited(10):  # the launcher ends all ranks when one has failed
             return self._farewell()
         return 1, f"error: lost contact to another rank{self.world.where}: {str(error).splitlines()[0]}"
 
-    def _awaited(self, seconds: float = 1) -> bool:
-        try:
-            for _ in range(round(seconds / 0.05)):
-                if self.signal:
-                    return True
-                time.sleep(0.05)
-        except KeyboardInterrupt:
-            return True
+    def _awaited(self, seconds: float) -> bool:
+        """Whether a signal comes within this time, or has come."""
+        for _ in range(round(seconds / 0.05)):
+            if self.signal:
+                return True
+            time.sleep(0.05)
         return bool(self.signal)
 
     def _farewell(self) -> tuple[int, str]:
@@ -172,6 +186,10 @@ def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:
         cleanup.join(seconds)
         os._exit(status)
     return status
+
+
+def _no_news(number: int, frame: FrameType | None) -> None:
+    """In the place of torch's handler of SIGCHLD."""
 
 
 def one_line(error: EkdError) -> str:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
+from s3prl_ekd.bridge.interrupts import forget_data_workers
 from s3prl_ekd.errors import UNWRITABLE, EkdError
 from s3prl_ekd.version import __version__
 
@@ -29,9 +36,14 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 2 the user's mistake in one line, 130 interrupted)."""
+    """Run one command.
+
+    Returns:
+        The exit status: 0 done, 2 the user's mistake in one line, 130 after SIGINT, 143 after SIGTERM.
+    """
     argv = sys.argv[1:] if argv is None else argv
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")  # warnings of all, and what we say
+    logging.getLogger("s3prl_ekd").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(prog="s3prl-ekd", description=__doc__.split(":", 1)[1].strip())
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -44,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
             modules[name].add_arguments(command)
     args = parser.parse_args(argv)
     try:
-        return modules[args.command].run(args) or 0
+        with _sigterm_as_interrupt():
+            return modules[args.command].run(args) or 0
     except EkdError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -54,9 +67,38 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
         sys.stderr.write(f"error: {where}{error.strerror}\n")
         return 2
+    except Terminated:
+        sys.stderr.write("stopped by SIGTERM\n")
+        return 128 + signal.SIGTERM
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
-        return 130
+        return 128 + signal.SIGINT
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a job scheduler sends it: commands end on it as on Ctrl-C, and keep what they keep then."""
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Raise :class:`Terminated` on SIGTERM, in this process alone. In the main thread only."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    own = os.getpid()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if os.getpid() == own:
+            forget_data_workers()
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)  # a forked process, which has nothing to keep
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

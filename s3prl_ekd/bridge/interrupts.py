@@ -87,14 +87,10 @@ class Run:
         return isinstance(error, Interrupted) or bool(self.signal and "DataLoader worker" in str(error))
 
     def _begin_ending(self) -> None:
-        """From here on nothing is raised from outside: it would come between an error and its line.
-
-        A signal to the whole process group, as torchrun's, ends the data workers too, soon before or after it is heard
-        of here; torch raises their ends, wherever Python stands.
-        """
+        """From here on nothing is raised from outside: it would come between an error and its line."""
         self._is_ending = True
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGCHLD, _no_news)
+        forget_data_workers()
 
     def _ending_of(self, error: BaseException) -> tuple[int, str] | None:
         """Status and message of what has ended the run; None where it is to be raised: a bug."""
@@ -188,8 +184,13 @@ def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:
     return status
 
 
-def _no_news(number: int, frame: FrameType | None) -> None:
-    """In the place of torch's handler of SIGCHLD."""
+def forget_data_workers() -> None:
+    """Of a process that is ending: hear no more of how its data workers end.
+
+    A signal to the whole process group, as torchrun's or a job scheduler's, ends them too, soon before or after it is
+    heard of here. torch's handler of SIGCHLD raises that as an error, wherever Python stands.
+    """
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # with SIG_IGN nobody could wait for a child
 
 
 def one_line(error: EkdError) -> str:
@@ -209,11 +210,16 @@ def _close_bars() -> None:
         bar.close()
 
 
-def _end_children(grace: float = 5.0) -> None:
-    children = multiprocessing.active_children()
+def _end_children(grace: float = 2.0) -> None:
+    """End all child processes, at most ``grace`` seconds later by force: whoever sent a signal waits some 30 s for all.
+
+    A data worker can be deaf to SIGTERM: on a signal to the whole group, torch's manager of shared memory ends too, and
+    a worker that is about to hand over a batch waits for it.
+    """
+    children, deadline = multiprocessing.active_children(), time.monotonic() + grace
     for child in children:
         child.terminate()
     for child in children:
-        child.join(grace)
+        child.join(max(0.0, deadline - time.monotonic()))
         if child.is_alive():
             child.kill()

@@ -28,7 +28,6 @@ from s3prl_ekd.evaluate.model_plans import plan_models
 from s3prl_ekd.evaluate.models import check_names
 from s3prl_ekd.evaluate.plan import ModelPlan
 from s3prl_ekd.evaluate.presets import preset, preset_names
-from s3prl_ekd.evaluate.process import sigterm_as_interrupt
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.records import write_records
 from s3prl_ekd.evaluate.run import check_marker
@@ -196,7 +195,7 @@ def _carry_out(
     runs = [one for plan in plans for one in plan.runs]
     results: Results = {}
     try:
-        with sigterm_as_interrupt(), Board(console, max(10, *(len(one.key) for one in runs))) as board:
+        with Board(console, max(10, *(len(one.key) for one in runs))) as board:
             run_all(runs, board, jobs, args.overwrite, devices, results)
     except (KeyboardInterrupt, EkdError) as error:
         try:

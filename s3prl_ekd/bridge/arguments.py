@@ -156,8 +156,16 @@ def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "c
         if not equals or item.count("=") > 1:
             raise EkdError(f"-o {item.strip()!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
         if fields[0] not in first_fields or len(fields) < 2:
-            raise EkdError(f"-o {item.strip()!r}: the key must start with config. or args.")
+            raise EkdError(f"-o {item.strip()!r}: {_where_it_belongs(fields[0])}")
         check_override_value(f"-o {item.strip()!r}", value)
+
+
+def _where_it_belongs(section: str) -> str:
+    from s3prl_ekd.config import ModelConfig
+
+    if section in ModelConfig.model_fields:
+        return f"{section} is a section of the model configuration: set it in the file of -g"
+    return "the key must start with config. or args."
 
 
 def checked_override(override: Callable[..., None]) -> Callable[..., None]:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 
-from s3prl_ekd.bridge.interrupts import forget_data_workers
 from s3prl_ekd.errors import UNWRITABLE, EkdError
+from s3prl_ekd.signals import Signals, end_children, is_of_data_workers, leave
 from s3prl_ekd.version import __version__
 
 # command -> (module with add_arguments(parser) and run(args) -> int | None, one line for --help)
@@ -35,13 +31,23 @@ COMMANDS = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run one command.
+def command() -> int:
+    """Entry point of ``s3prl-ekd``: :func:`main`, in a process of its own."""
+    signals = Signals()
+    return leave(main(sys.argv[1:], signals))
+
+
+def main(argv: list[str], signals: Signals | None = None) -> int:
+    """Run one command in this process.
+
+    Args:
+        argv: its name and arguments.
+        signals: what is kept of an interrupted command lives as long.
 
     Returns:
         The exit status: 0 done, 2 the user's mistake in one line, 130 after SIGINT, 143 after SIGTERM.
     """
-    argv = sys.argv[1:] if argv is None else argv
+    signals = signals or Signals()
     logging.basicConfig(format="%(message)s")  # warnings of all, and what we say
     logging.getLogger("s3prl_ekd").setLevel(logging.INFO)
     parser = argparse.ArgumentParser(prog="s3prl-ekd", description=__doc__.split(":", 1)[1].strip())
@@ -50,14 +56,15 @@ def main(argv: list[str] | None = None) -> int:
     wanted = next((word for word in argv if not word.startswith("-")), None)
     modules = {}
     for name, (module_name, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=summary)
+        subparser = commands.add_parser(name, help=summary, description=summary)
         if name == wanted:
             modules[name] = importlib.import_module(module_name)
-            modules[name].add_arguments(command)
+            modules[name].add_arguments(subparser)
     args = parser.parse_args(argv)
+    if threading.current_thread() is threading.main_thread():
+        signals.listen()
     try:
-        with _sigterm_as_interrupt():
-            return modules[args.command].run(args) or 0
+        return modules[args.command].run(args) or 0
     except EkdError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -67,39 +74,25 @@ def main(argv: list[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
         sys.stderr.write(f"error: {where}{error.strerror}\n")
         return 2
-    except Terminated:
-        sys.stderr.write("stopped by SIGTERM\n")
-        return 128 + signal.SIGTERM
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 128 + signal.SIGINT
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, as a job scheduler sends it: commands end on it as on Ctrl-C, and keep what they keep then."""
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise :class:`Terminated` on SIGTERM, in this process alone. In the main thread only."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    own = os.getpid()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        if os.getpid() == own:
-            forget_data_workers()
-            raise Terminated
-        signal.signal(number, signal.SIG_DFL)  # a forked process, which has nothing to keep
-        os.kill(os.getpid(), number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
+    except KeyboardInterrupt as error:
+        return _interrupted(signals, error)
+    except RuntimeError as error:
+        signals.end()
+        if not (is_of_data_workers(error) and signals.awaited(1)):  # of a signal to the whole process group
+            raise
+        return _interrupted(signals, error)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signals.restore()
+
+
+def _interrupted(signals: Signals, error: BaseException) -> int:
+    signals.end()
+    signals.hold(error)
+    end_children(grace=2.0)
+    number = signals.number or signal.SIGINT
+    sys.stderr.write("interrupted\n" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}\n")
+    return 128 + number
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

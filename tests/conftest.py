@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -54,6 +55,17 @@ def hub() -> ModuleType:
     from s3prl import hub
 
     return hub
+
+
+@pytest.fixture
+def own_handlers() -> Iterator[None]:
+    """For a test that lets the package listen to signals in this process."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)
+    handlers, hook = {number: signal.getsignal(number) for number in numbers}, sys.unraisablehook
+    yield
+    sys.unraisablehook = hook
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

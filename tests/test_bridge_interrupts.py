@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from console import environment
@@ -17,16 +13,7 @@ from console import environment
 from s3prl_ekd.bridge import interrupts
 from s3prl_ekd.errors import EkdError
 
-
-@pytest.fixture(autouse=True)
-def own_handlers() -> Iterator[None]:
-    """What a run sets for its whole process."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)
-    handlers, hook = {number: signal.getsignal(number) for number in numbers}, sys.unraisablehook
-    yield
-    sys.unraisablehook = hook
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("own_handlers")
 
 
 def test_a_workers_error_is_cut_to_its_last_line() -> None:
@@ -53,29 +40,6 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -
 
     assert run.execute(body) == 2
     assert capsys.readouterr().err == "error: -k x: no such checkpoint\n"
-
-
-def deaf(ready: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ready.release()
-    time.sleep(60)
-
-
-def test_deaf_children_are_waited_for_together() -> None:
-    """Four data workers took 20 s, of the 30 s that there are."""
-    context = multiprocessing.get_context("fork")
-    ready = context.Semaphore(0)
-    children = [context.Process(target=deaf, args=(ready,), daemon=True) for _ in range(6)]
-    for child in children:
-        child.start()
-    for _ in children:
-        ready.acquire()
-    begin = time.monotonic()
-    interrupts._end_children(grace=1.0)
-    assert time.monotonic() - begin < 5  # one by one: 6
-    for child in children:
-        child.join()
-        assert child.exitcode == -signal.SIGKILL
 
 
 ENDING = """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -15,7 +14,7 @@ import torch
 import yaml
 from export_student import write_student
 
-from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, interrupts, taskdata, taskkeys
+from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, taskdata, taskkeys
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
@@ -236,14 +235,6 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
     for layer in (3, 9, -4):
         with pytest.raises(EkdError, match=f"-l {layer}: the upstream's hidden_states are numbered 0 to 2"):
             build(layer)._select_feature(states)
-
-
-def test_after_a_signal_dying_workers_are_no_error() -> None:
-    run = interrupts.Run([])
-    died = RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
-    assert not run._by_signal(died) and run._by_signal(interrupts.Interrupted())
-    run.signal = signal.SIGTERM
-    assert run._by_signal(died) and not run._by_signal(RuntimeError("another"))
 
 
 def test_the_commands_show_our_messages_and_only_ours() -> None:

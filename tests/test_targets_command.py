@@ -35,7 +35,6 @@ def test_the_command_fills_a_cache_without_a_student(
             os.kill(os.getpid(), signal.SIGTERM)  # as a job scheduler does
 
     monkeypatch.setattr(TargetCache, "store", store_and_stop)
-    monkeypatch.setattr("s3prl_ekd.cli.forget_data_workers", lambda: None)  # pytest goes on
     assert main(words) == 128 + signal.SIGTERM
     assert f"[ekd] targets of 8 of 12 windows are in {tmp_path}/ahead\n" in capsys.readouterr().err
     monkeypatch.setattr(TargetCache, "store", store)

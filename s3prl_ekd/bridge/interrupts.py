@@ -7,22 +7,18 @@ Statuses: 0 done, 1 a bug or a lost peer, 2 a user's error, 130 SIGINT, 143 SIGT
 
 from __future__ import annotations
 
-import atexit
 import gc
-import multiprocessing
 import os
 import shlex
 import signal
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
 from s3prl_ekd.errors import UNWRITABLE, EkdError
+from s3prl_ekd.signals import Signals, end_children, is_of_data_workers
 
 # words of torch's allocator, of the driver, and of Triton where it loads a kernel
 OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory")
@@ -33,10 +29,6 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived. A KeyboardInterrupt, so that torch's worker loops end quietly on it."""
-
-
 class Run:
     """One command: what it was started with and where it writes, for the line that says how to continue."""
 
@@ -44,25 +36,26 @@ class Run:
         self.argv = list(argv)
         self.expdir: Path | None = None  # set once known
         self.resumable = True  # False for evaluation
-        self.signal = 0
+        self.signals = Signals(on_second=_leave_at_once)
         self.world = World()
-        self._pid = os.getpid()
-        self._is_ending = False
 
     def execute(self, body: Callable[[], None]) -> int:
         """Run ``body`` and return the exit status."""
-        self._listen()
+        self.signals.listen()
         try:
             body()
             return 0
         except BaseException as error:
-            self._begin_ending()
+            self.signals.end()
             ending = self._ending_of(error)
             if ending is None:
                 raise
             status, message = ending
-        gc.collect()  # the runner's frames are gone now: data loaders end their workers as they are collected
-        _end_children()
+            if status > 2:
+                self.signals.hold(error)
+        if status <= 2:
+            gc.collect()  # the runner's frames are gone now: data loaders end their workers as they are collected
+        end_children(grace=2.0)
         _close_bars()
         sys.stdout.flush()
         if message:
@@ -71,26 +64,6 @@ class Run:
             sys.stderr.write(f"\n{message}\n" if on_a_bar else f"{message}\n")
         sys.stderr.flush()
         return status
-
-    def _listen(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-        signal.signal(signal.SIGALRM, self._on_alarm)
-        usual = sys.unraisablehook
-        sys.unraisablehook = lambda found: None if self._by_signal(found.exc_value) else usual(found)
-
-    def _by_signal(self, error: BaseException | None) -> bool:
-        """Whether an exception that Python could not raise, in a ``__del__``, is the signal's own doing.
-
-        Of a signal to the whole process group, a data loader that is being deleted sees its workers die.
-        """
-        return isinstance(error, Interrupted) or bool(self.signal and "DataLoader worker" in str(error))
-
-    def _begin_ending(self) -> None:
-        """From here on nothing is raised from outside: it would come between an error and its line."""
-        self._is_ending = True
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        forget_data_workers()
 
     def _ending_of(self, error: BaseException) -> tuple[int, str] | None:
         """Status and message of what has ended the run; None where it is to be raised: a bug."""
@@ -108,24 +81,6 @@ class Run:
             return 1, traceback.format_exc()
         return None
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked worker
-            raise KeyboardInterrupt
-        if self.signal:  # the second one: the user does not want to wait
-            _end_children(grace=0)
-            os._exit(128 + number)
-        self.signal = number
-        if self._is_ending:
-            return
-        # Python drops an exception that is raised while an object is being deleted, as data loaders are at the end of
-        # every epoch: it is raised again until the run has ended.
-        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-        raise Interrupted
-
-    def _on_alarm(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() == self._pid and not self._is_ending:
-            raise Interrupted
-
     def _report(self, text: str, elsewhere: bool = False) -> str:
         """The line of an error; empty where another rank has it already."""
         if self.world.distributed:
@@ -138,25 +93,17 @@ class Run:
         if is_out_of_memory(error):
             reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
             return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
-        if "DataLoader worker" in str(error) and self._awaited(1):
+        if is_of_data_workers(error) and self.signals.awaited(1):
             # A signal to the whole process group ends the data workers first; torch reports that as this error.
             return self._farewell()
         if not self.world.distributed or not lost_peer(error):
             return None
-        if self._awaited(10):  # the launcher ends all ranks when one has failed
+        if self.signals.awaited(10):  # the launcher ends all ranks when one has failed
             return self._farewell()
         return 1, f"error: lost contact to another rank{self.world.where}: {str(error).splitlines()[0]}"
 
-    def _awaited(self, seconds: float) -> bool:
-        """Whether a signal comes within this time, or has come."""
-        for _ in range(round(seconds / 0.05)):
-            if self.signal:
-                return True
-            time.sleep(0.05)
-        return bool(self.signal)
-
     def _farewell(self) -> tuple[int, str]:
-        number = self.signal or signal.SIGINT
+        number = self.signals.number or signal.SIGINT
         name = signal.Signals(number).name
         if not self.world.is_rank_zero:
             return 128 + number, ""
@@ -168,29 +115,6 @@ class Run:
         if not saved:
             return 128 + number, f"stopped by {name} before the first checkpoint; start again with: {command}"
         return 128 + number, f"stopped by {name}; continue with: {command}"
-
-
-def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:
-    """Return ``status``; after a signal, end the process instead, with at most ``seconds`` for what runs at exit.
-
-    A signal can hit tensorboardX while it holds its queue; its cleanup at exit then waits for ever for a thread that
-    never hears of the end. ``hard`` ends the process after errors too: threads of a process group wait for peers.
-    """
-    if status > 2 or (hard and status):
-        cleanup = threading.Thread(target=atexit._run_exitfuncs, daemon=True)
-        cleanup.start()
-        cleanup.join(seconds)
-        os._exit(status)
-    return status
-
-
-def forget_data_workers() -> None:
-    """Of a process that is ending: hear no more of how its data workers end.
-
-    A signal to the whole process group, as torchrun's or a job scheduler's, ends them too, soon before or after it is
-    heard of here. torch's handler of SIGCHLD raises that as an error, wherever Python stands.
-    """
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # with SIG_IGN nobody could wait for a child
 
 
 def one_line(error: EkdError) -> str:
@@ -210,16 +134,7 @@ def _close_bars() -> None:
         bar.close()
 
 
-def _end_children(grace: float = 2.0) -> None:
-    """End all child processes, at most ``grace`` seconds later by force: whoever sent a signal waits some 30 s for all.
-
-    A data worker can be deaf to SIGTERM: on a signal to the whole group, torch's manager of shared memory ends too, and
-    a worker that is about to hand over a batch waits for it.
-    """
-    children, deadline = multiprocessing.active_children(), time.monotonic() + grace
-    for child in children:
-        child.terminate()
-    for child in children:
-        child.join(max(0.0, deadline - time.monotonic()))
-        if child.is_alive():
-            child.kill()
+def _leave_at_once(number: int) -> None:
+    """On a second signal: the user does not want to wait."""
+    end_children(grace=0)
+    os._exit(128 + number)

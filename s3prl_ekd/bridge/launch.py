@@ -9,7 +9,8 @@ import logging
 import os
 import sys
 
-from s3prl_ekd.bridge.interrupts import Run, leave
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.signals import leave
 
 
 def _start() -> tuple[list[str], Run]:

@@ -1,0 +1,176 @@
+"""A signal is heard wherever Python stands, and data workers' ends are no errors from then on."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from console import code
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.signals import Interrupted, Signals, end_children
+
+pytestmark = pytest.mark.usefixtures("own_handlers")
+FORK = multiprocessing.get_context("fork")
+DIED = RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+
+class Dropping:
+    """Python drops what is raised while this is deleted."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def drop(status: Any = None) -> None:
+    """Have a signal dropped, then wait for it."""
+    try:
+        found = Dropping()
+        del found
+        time.sleep(20)
+    except KeyboardInterrupt:
+        if status is None:
+            raise
+        status.value = 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_raised(number: signal.Signals) -> None:
+    before, hook = signal.getsignal(number), sys.unraisablehook
+    signals = Signals()
+    signals.listen()
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), number)
+    assert signals.number == number
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), number)
+    signals.end()
+    os.kill(os.getpid(), number)  # nothing comes between an error and its message
+    assert signals.awaited(0)
+    signals.restore()
+    assert signal.getsignal(number) is before and sys.unraisablehook == hook
+
+
+def test_the_second_one_can_be_another_matter() -> None:
+    seconds: list[int] = []
+    signals = Signals(on_second=seconds.append)
+    signals.listen()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), number)
+    assert seconds == [signal.SIGTERM]
+
+
+def test_one_that_python_drops_comes_again() -> None:
+    Signals().listen()
+    with pytest.raises(Interrupted):
+        drop()
+
+
+def test_a_forked_worker_hears_it_too() -> None:
+    signals = Signals()
+    signals.listen()
+    heard = FORK.Value("i", 0)
+    worker = FORK.Process(target=drop, args=(heard,))
+    worker.start()
+    worker.join()
+    assert heard.value == 1 and signals.number == 0
+
+
+def test_after_a_signal_dying_data_workers_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: shown.append(found.exc_value))
+    signals = Signals()
+    signals.listen()
+    sys.unraisablehook(SimpleNamespace(exc_value=DIED))
+    assert shown.pop() is DIED
+    handler = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGCHLD) is not handler
+    sys.unraisablehook(SimpleNamespace(exc_value=DIED))
+    another = RuntimeError("another")
+    sys.unraisablehook(SimpleNamespace(exc_value=another))
+    assert shown == [another]
+
+
+def deaf(ready: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.release()
+    time.sleep(60)
+
+
+def test_deaf_children_are_waited_for_together() -> None:
+    """Four data workers took 20 s, of the 30 s that there are."""
+    ready = FORK.Semaphore(0)
+    children = [FORK.Process(target=deaf, args=(ready,), daemon=True) for _ in range(6)]
+    for child in children:
+        child.start()
+    for _ in children:
+        ready.acquire()
+    begin = time.monotonic()
+    end_children(grace=1.0)
+    assert time.monotonic() - begin < 5  # one by one: 6
+    for child in children:
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+
+
+STUCK = """
+import os, signal, sys, time
+from pathlib import Path
+from s3prl_ekd import cli
+from s3prl_ekd.bridge import interrupts, launch
+from s3prl_ekd.macs import command
+
+class Loader:  # a signal has hit it while it held a lock of its queues
+    def __del__(self):
+        time.sleep(600)
+
+def body(*args):
+    loader = Loader()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(9)
+
+command.run = body
+execute = interrupts.Run.execute
+interrupts.Run.execute = lambda run, _: execute(run, body)
+sys.argv = ["run_pretrain.py", "macs", "x"]
+sys.exit(ENTRY())
+"""
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [("cli.command", "stopped by SIGTERM"), ("launch.run_pretrain", "stopped by SIGTERM before the first checkpoint")],
+)
+def test_what_a_signal_has_left_locked_is_not_waited_for(tmp_path: Path, entry: str, said: str) -> None:
+    done = code(STUCK.replace("ENTRY", entry), cwd=tmp_path)
+    assert done.stderr.strip().startswith(said)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_command_whose_data_workers_ended_first(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stopped: bool
+) -> None:
+    def run(args: Any) -> None:
+        if stopped:
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        raise DIED
+
+    monkeypatch.setattr("s3prl_ekd.macs.command.run", run)
+    if stopped:
+        assert main(["macs", "x"]) == 128 + signal.SIGTERM
+        assert capsys.readouterr().err == "stopped by SIGTERM\n"
+    else:
+        with pytest.raises(RuntimeError, match="DataLoader worker"):
+            main(["macs", "x"])

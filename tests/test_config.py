@@ -192,6 +192,18 @@ def test_a_student_that_cannot_start_from_its_teacher_is_refused_before_any_down
     assert check_teachers(load_model_config(values)).initialiser is None
 
 
+def test_a_string_means_what_g_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of that name here first, then a variant's name; a path is a file."""
+    monkeypatch.chdir(tmp_path)
+    assert load_model_config("average") == load_model_config(packaged("variants/average.yaml"))
+    Path("average.yaml").write_text("base: config_model.yaml\nekd: {mode: layerwise_concat}\n")
+    assert load_model_config("average").ekd.mode == "layerwise_concat"
+    with pytest.raises(EkdError, match=r"^load_model_config: embeded: no such config file \(variants.* embedded\?$"):
+        load_model_config("embeded")
+    with pytest.raises(EkdError, match="^embedded: no such configuration file$"):
+        load_model_config(Path("embedded"))
+
+
 def test_paths_of_teachers_become_absolute_and_names_stay_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,12 +24,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.bridge import link
+from s3prl_ekd.bridge.pretrain_configs import find_ours
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
-from s3prl_ekd.variants import find_model_config
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
@@ -50,7 +50,7 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a config_runner.yaml: is its data there?")
+    parser.add_argument("-c", "--config", metavar="FILE", help="what -c of run_pretrain.py takes: is its data there?")
     parser.add_argument(
         "-g", "--upstream-config", "--upstream_config", metavar="MODEL",
         help="what -g of run_pretrain.py takes: its teachers",
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
         ("devices", devices),
     ]
     if args.upstream_config is not None:
-        sections.append((str(args.upstream_config), lambda: teachers(find_model_config(args.upstream_config))))
+        sections.append((args.upstream_config, lambda: teachers(Path(find_ours("-g", args.upstream_config)))))
     if args.config is not None:
-        sections.append((str(args.config), lambda: pretraining_data(args.config)))
+        sections.append((args.config, lambda: pretraining_data(Path(find_ours("-c", args.config)))))
     if args.data is not None:
         sections.append((str(args.data), lambda: prepared(args.data)))
     broken = 0

@@ -30,6 +30,7 @@ from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
+from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
@@ -185,7 +186,6 @@ def teachers(file: Path) -> list[Finding]:
     The last are the checks that run_pretrain.py begins with, one finding where they fail and none where they don't.
     """
     from s3prl_ekd.config import load_model_config
-    from s3prl_ekd.teachers.adapter import PREFIX
     from s3prl_ekd.teachers.build import check_model, check_without_teachers
 
     config = load_model_config(file)
@@ -196,7 +196,7 @@ def teachers(file: Path) -> list[Finding]:
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
     known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
-    known = known and not any(teacher.source.startswith(PREFIX) for teacher in config.ekd.teachers)
+    known = known and not any(teacher.source.startswith(S3PRL) for teacher in config.ekd.teachers)
     try:
         if known:
             check_model(config, str(file))
@@ -211,7 +211,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
     """``where``: the key of the source."""
     from s3prl_ekd.teachers import sources
 
-    if source.startswith("s3prl:"):
+    if source.startswith(S3PRL):
         # describing one of these downloads and loads it
         return Finding(
             name,

@@ -47,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     if len(pretrainings) > 1:
         console.print(_runs(pretrainings))
+        moved = comparison.moving_note(pretrainings)
+        if moved:
+            console.print(f"[dim]{escape(moved)}[/]\n", highlight=False)
     if evaluations:
         records = [one.scores for one in evaluations]
         for table in [*grid_tables(records), score_table(records)]:

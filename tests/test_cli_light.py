@@ -53,6 +53,8 @@ def test_so_do_mistakes_in_arguments(tmp_path: Path) -> None:
         "teachers hubert_bsae": "'hubert_bsae' is no s3prl hub name of the wav2vec2 family, checkpoint file or",
         "teachers fbank": "another upstream of s3prl's is 's3prl:fbank'",
         "teachers embedded:tiny": "'embedded:tiny' is no embedded teacher (there are ",
+        "teachers random:": "'random:': the name is missing; `s3prl-ekd teachers` lists what can be named",
+        "teachers s3prl:": "'s3prl:': the name is missing",
         "teachers random:none.pt": "teachers: no such file or folder: ",
         "teachers random:s3prl:fbank": "an s3prl expert's shape is its own; no random weights of it",
         "teachers s3prl:fbnak": "teachers: fbnak: s3prl's hub has no such upstream; did you mean fbank",

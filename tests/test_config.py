@@ -246,6 +246,7 @@ def test_runner_mistakes_name_file_and_key() -> None:
         ("datarc: sets: 'a' is named twice", ("pretrain_expert", "datarc", "sets"), ["a", "a"]),
         ("datarc.seed: input should be greater than or equal to 0", ("pretrain_expert", "datarc", "seed"), -1),
         ("ekd: belongs into config_model.yaml (-g), which -o does not reach", ("ekd",), {}),
+        ("downstream_expert: belongs into a task's configuration (run_downstream.py -c)", ("downstream_expert",), {}),
         ("optimizer.lr: input should be a finite number", ("optimizer", "lr"), float("inf")),
         ("optimizer.name: input should be 'AdamW_with_schedule', ", ("optimizer", "name"), "Adamm"),
         ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", ("optimizer", "warmup"), 0.1),

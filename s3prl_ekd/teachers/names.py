@@ -17,6 +17,7 @@ from s3prl_ekd.teachers.hub import HUB
 
 RANDOM = "random:"
 S3PRL = "s3prl:"
+_LISTED = "`s3prl-ekd teachers` lists what can be named"
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".gz", ".zip", ".json", ".yaml", ".onnx")
 
 
@@ -32,6 +33,8 @@ def check_source(source: str, where: str = "source") -> None:
             upstream without the checkpoint that it needs.
     """
     name = source.removeprefix(RANDOM)
+    if name in ("", S3PRL):
+        raise EkdError(f"{where}: {source!r}: the name is missing; {_LISTED}")
     if name.startswith(embedded.PREFIX):
         embedded.folder(name, where)
         return
@@ -75,4 +78,4 @@ def _hint(source: str) -> str:
         )
     if source in upstream_names():
         return f"another upstream of s3prl's is '{S3PRL}{source}'"
-    return did_you_mean(source, HUB, count=3).removeprefix("; ") or "`s3prl-ekd teachers` lists what can be named"
+    return did_you_mean(source, HUB, count=3).removeprefix("; ") or _LISTED

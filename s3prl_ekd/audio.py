@@ -135,7 +135,7 @@ def read_audio(path: str | Path, start: int = 0, samples: int | None = None, fir
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise AudioError(_reason(path, error)) from error
     if wave.shape[0] == 0:
-        raise AudioError(f"{path}: the audio file holds no samples" + (f" after sample {start}" if start else ""))
+        raise AudioError(f"{path}: the audio file {'ends before the part asked for' if start else 'holds no samples'}")
     mono = wave[:, 0] if first_channel or wave.shape[1] == 1 else wave.mean(axis=1)
     if rate != SAMPLE_RATE:
         mono = resample(mono, rate)

@@ -27,6 +27,7 @@ from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import make_writable
 
 MARKER = ".s3prl-ekd-demo.json"
 VARIANT = "embedded"
@@ -70,7 +71,7 @@ class Demo:
             raise EkdError(f"--out {out}: holds other files; expected an empty folder or one of an earlier demo")
         if fresh and marker.is_file():
             shutil.rmtree(out)
-        out.mkdir(parents=True, exist_ok=True)
+        make_writable(out, f"--out {out}")
         self.marker: dict[str, Any] = {"small": small, "stages": {}}
         if marker.is_file():
             self.marker = _read_marker(marker)

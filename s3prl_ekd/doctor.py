@@ -24,12 +24,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.bridge import link
+from s3prl_ekd.bridge.pretrain_configs import find_ours
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
-from s3prl_ekd.variants import find_model_config
+from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
@@ -50,7 +51,7 @@ class Finding:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("-c", "--config", type=Path, metavar="FILE", help="a config_runner.yaml: is its data there?")
+    parser.add_argument("-c", "--config", metavar="FILE", help="what -c of run_pretrain.py takes: is its data there?")
     parser.add_argument(
         "-g", "--upstream-config", "--upstream_config", metavar="MODEL",
         help="what -g of run_pretrain.py takes: its teachers",
@@ -68,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         ("devices", devices),
     ]
     if args.upstream_config is not None:
-        sections.append((str(args.upstream_config), lambda: teachers(find_model_config(args.upstream_config))))
+        sections.append((args.upstream_config, lambda: teachers(Path(find_ours("-g", args.upstream_config)))))
     if args.config is not None:
-        sections.append((str(args.config), lambda: pretraining_data(args.config)))
+        sections.append((args.config, lambda: pretraining_data(Path(find_ours("-c", args.config)))))
     if args.data is not None:
         sections.append((str(args.data), lambda: prepared(args.data)))
     broken = 0
@@ -185,7 +186,6 @@ def teachers(file: Path) -> list[Finding]:
     The last are the checks that run_pretrain.py begins with, one finding where they fail and none where they don't.
     """
     from s3prl_ekd.config import load_model_config
-    from s3prl_ekd.teachers.adapter import PREFIX
     from s3prl_ekd.teachers.build import check_model, check_without_teachers
 
     config = load_model_config(file)
@@ -196,7 +196,7 @@ def teachers(file: Path) -> list[Finding]:
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
     known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
-    known = known and not any(teacher.source.startswith(PREFIX) for teacher in config.ekd.teachers)
+    known = known and not any(teacher.source.startswith(S3PRL) for teacher in config.ekd.teachers)
     try:
         if known:
             check_model(config, str(file))
@@ -211,7 +211,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
     """``where``: the key of the source."""
     from s3prl_ekd.teachers import sources
 
-    if source.startswith("s3prl:"):
+    if source.startswith(S3PRL):
         # describing one of these downloads and loads it
         return Finding(
             name,

@@ -208,7 +208,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
         StateFiles(tmp_path / "file" / "x", "runner.cache_states")
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
-        with pytest.raises(EkdError, match="no permission to write"):
+        with pytest.raises(EkdError, match=r"cannot be written to \(Permission denied\)"):
             StateFiles(tmp_path / "closed", "runner.cache_states")
 
 

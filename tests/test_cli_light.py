@@ -50,6 +50,15 @@ def test_so_do_mistakes_in_arguments(tmp_path: Path) -> None:
         "teachers --audio x.wav": "--audio and --precision need a teacher",
         "teachers hubert_base --audio none.wav": "none.wav",
         "teachers hubert_base --precision fp8": "invalid choice: 'fp8'",
+        "teachers hubert_bsae": "'hubert_bsae' is no s3prl hub name of the wav2vec2 family, checkpoint file or",
+        "teachers fbank": "another upstream of s3prl's is 's3prl:fbank'",
+        "teachers embedded:tiny": "'embedded:tiny' is no embedded teacher (there are ",
+        "teachers random:": "'random:': the name is missing; `s3prl-ekd teachers` lists what can be named",
+        "teachers s3prl:": "'s3prl:': the name is missing",
+        "teachers random:none.pt": "teachers: no such file or folder: ",
+        "teachers random:s3prl:fbank": "an s3prl expert's shape is its own; no random weights of it",
+        "teachers s3prl:fbnak": "teachers: fbnak: s3prl's hub has no such upstream; did you mean fbank",
+        "teachers s3prl:hubert_local": "hubert_local needs a checkpoint: s3prl:hubert_local:FILE",
         "targets -g nono -c wrong.yaml": "-g nono: no such config file",
         "targets -g model.yaml -c none.yaml": "-c none.yaml: no such config file",
         "targets -g average -c wrong.yaml": "ekd.cache_targets: null; name the folder",
@@ -62,6 +71,7 @@ def test_so_do_mistakes_in_arguments(tmp_path: Path) -> None:
         "merge a.ckpt none.ckpt --out x.ckpt": "none.ckpt: no such checkpoint",
         "macs": "macs: give either a model or --shape",
         "macs --shape distilhubert --heads": "--heads: --shape distilhubert is no student checkpoint",
+        "macs hubert_bsae": "macs: 'hubert_bsae' is no s3prl hub name",
         "macs --shape big": "invalid choice: 'big'",
     }
     said = lightly(2, list(mistakes), tmp_path)

@@ -192,6 +192,18 @@ def test_a_student_that_cannot_start_from_its_teacher_is_refused_before_any_down
     assert check_teachers(load_model_config(values)).initialiser is None
 
 
+def test_a_string_means_what_g_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of that name here first, then a variant's name; a path is a file."""
+    monkeypatch.chdir(tmp_path)
+    assert load_model_config("average") == load_model_config(packaged("variants/average.yaml"))
+    Path("average.yaml").write_text("base: config_model.yaml\nekd: {mode: layerwise_concat}\n")
+    assert load_model_config("average").ekd.mode == "layerwise_concat"
+    with pytest.raises(EkdError, match=r"^load_model_config: embeded: no such config file \(variants.* embedded\?$"):
+        load_model_config("embeded")
+    with pytest.raises(EkdError, match="^embedded: no such configuration file$"):
+        load_model_config(Path("embedded"))
+
+
 def test_paths_of_teachers_become_absolute_and_names_stay_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,6 +246,7 @@ def test_runner_mistakes_name_file_and_key() -> None:
         ("datarc: sets: 'a' is named twice", ("pretrain_expert", "datarc", "sets"), ["a", "a"]),
         ("datarc.seed: input should be greater than or equal to 0", ("pretrain_expert", "datarc", "seed"), -1),
         ("ekd: belongs into config_model.yaml (-g), which -o does not reach", ("ekd",), {}),
+        ("downstream_expert: belongs into a task's configuration (run_downstream.py -c)", ("downstream_expert",), {}),
         ("optimizer.lr: input should be a finite number", ("optimizer", "lr"), float("inf")),
         ("optimizer.name: input should be 'AdamW_with_schedule', ", ("optimizer", "name"), "Adamm"),
         ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", ("optimizer", "warmup"), 0.1),

@@ -164,7 +164,7 @@ def test_samples_are_libsndfiles_own_to_the_bit(tmp_path: Path, name: str, subty
     assert np.array_equal(read_audio(tmp_path / name, 0, 3_000), expected[:3_000])
     assert np.array_equal(read_audio(tmp_path / name, 777, 3_000), expected[777:3_777])
     assert np.array_equal(read_audio(tmp_path / name, 4_000, 3_000), expected[4_000:])
-    with pytest.raises(AudioError, match="no samples after sample 5000"):
+    with pytest.raises(AudioError, match="ends before the part asked for"):
         read_audio(tmp_path / name, 5_000, 10)
 
 

@@ -42,6 +42,21 @@ def test_a_sound_setup_is_status_0(tmp_path: Path, capsys: pytest.CaptureFixture
         assert words in shown
 
 
+def test_c_and_g_are_looked_for_as_a_run_looks_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["doctor", "-c", "config_runner", "-g", "embedded"]) == 1
+    shown = capsys.readouterr().out
+    assert f"{packaged('config_runner.yaml')}: pretrain_expert.datarc.file_path: no folder /path/to" in shown
+    assert main(["doctor", "-c", "none", "-g", "embeded"]) == 1
+    shown = capsys.readouterr().out
+    assert "-c none: no such config file" in shown and "-g embeded: no such config file (variants by name: " in shown
+    runner_config(tmp_path).rename("config_runner.yaml")  # what lies here comes first
+    assert main(["doctor", "-c", "config_runner"]) == 1
+    assert f"{tmp_path / 'config_runner.yaml'}: pretrain_expert.datarc.file_path: no folder" in capsys.readouterr().out
+
+
 def test_each_problem_is_named(tmp_path: Path) -> None:
     (data,) = [row for row in doctor.pretraining_data(runner_config(tmp_path)) if row.what == "data"]
     assert data.state == "broken" and "file_path: no folder /path/to" in data.found and "prepare" in data.todo

@@ -153,6 +153,15 @@ def test_every_table_can_be_printed(pretraining, evaluation, tmp_path):
     assert ".scroll{overflow:visible}" in paper and "first-child{position:static}" in paper  # sticky cells lose lines
 
 
+def test_on_paper_a_closed_fold_leaves_no_heading(pretraining, evaluation):
+    """Neither its own nor that of a section of nothing else; one that the reader has opened is printed."""
+    (pretraining / "config_model.yaml").write_text("a: 1\n")
+    text = page(*read_results([pretraining, evaluation]), "title")
+    assert "<section><h2>Pretraining configuration</h2><details><summary>" in text
+    paper = text.partition("@media print")[2]
+    assert "details:not([open]),section:not(:has(>:not(h2,details:not([open])))){display:none}" in paper
+
+
 def test_long_names_and_commands_do_not_widen_the_page(evaluation):
     assert breakable("a_b-c.d/e <f> lr_1.0e-3") == "a_<wbr>b-<wbr>c.<wbr>d/<wbr>e &lt;f&gt; lr_1.0e-3"
     assert "pre{white-space:pre-wrap" in page([], [read_evaluation(evaluation)], "title")

@@ -70,7 +70,7 @@ def test_runs_are_compared_by_what_they_came_to(runs):
         ("{normalise: phi_s, fit_batches: 40}", 2, False),
     ],
 )
-def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumulate, told):
+def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumulate, told, capsys):
     run, other, _ = runs
     model = run.configs["config_model.yaml"].strip().removesuffix("}") + f", targets: {targets}}}"
     changed = {"config_model.yaml": model, "config_runner.yaml": f"runner: {{gradient_accumulate_steps: {accumulate}}}"}
@@ -79,6 +79,13 @@ def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumul
     assert (said in comparison.comparison([normalised, other])) == told
     last = replace(normalised, validation=run.validation[:1])  # is the lowest
     assert "another scale than its last" not in comparison.comparison([last, other])
+    for name, text in changed.items():
+        (run.folder / name).write_text(text)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    words = [str(run.folder), str(other.folder), "--out", str(run.folder.parent / "r.html")]
+    assert command.run(parser.parse_args(words)) == 0
+    assert (f"lowest validation loss of {run.label} is on another scale" in capsys.readouterr().out) == told
 
 
 def test_heads_are_compared_on_held_out_speech_where_all_have_it(runs):

@@ -141,7 +141,7 @@ def test_folders_that_will_not_do_are_named_before_anything_is_computed(tmp_path
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     for folder, size, expected in (
-        (tmp_path / "file" / "cache", 1, "cannot be written (Not a directory)"),
+        (tmp_path / "file" / "cache", 1, "cannot be made (Not a directory)"),
         (tmp_path / "other", 1, "holds other files (thesis.tex); expected an empty or a new folder"),
         (tmp_path / "new", 10**18, "the targets need 1000000000.00 GB, only "),
     ):

@@ -192,7 +192,7 @@ def test_what_contradicts_a_cache_is_refused(lab: Path, tmp_path: Path, monkeypa
         with pytest.raises(EkdError, match=rf"cached.yaml: ekd.cache_targets: under distortion.setup: {setup} "):
             make_expert(lab, tmp_path / "cache", sections={"distortion": {"setup": setup, "additive": {}}})
     (tmp_path / "file").write_text("")
-    with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: .*/file/cache: cannot be written"):
+    with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: .*/file/cache: cannot be made"):
         make_expert(lab, tmp_path / "file" / "cache")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(Ranks, "current", classmethod(lambda cls: cls(0, 2)))  # as torchrun's, joined

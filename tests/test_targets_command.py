@@ -61,7 +61,7 @@ def test_a_file_of_several_windows_is_told_once(lab: Path, tmp_path: Path, capsy
     finally:
         (lab / "5.flac").write_bytes(content)
     err = capsys.readouterr().err
-    assert "the audio of 2 could not be read" in err and err.count(f"skipped {lab}/5.flac") == 1
+    assert "the audio of 2 could not be read" in err and err.count(f"skipped: {lab}/5.flac") == 1
 
 
 def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_know_it(
@@ -82,7 +82,7 @@ def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_kno
         assert main(["targets", "-g", str(model), "-c", str(lab / "runner.yaml")]) == 0
         last = f"[ekd] targets of 11 of 12 windows are in {tmp_path}/cache; the audio of 1 could not be read\n"
         err = capsys.readouterr().err
-        assert err.endswith(last) and f"[ekd] skipped {lab}/5.flac" in err
+        assert err.endswith(last) and f"[ekd] skipped: {lab}/5.flac" in err
     finally:
         (lab / "5.flac").write_bytes(content)
     # a run with some of the teachers can't store a row: it computes this one anew, with teachers that it loads once

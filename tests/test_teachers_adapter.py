@@ -149,7 +149,7 @@ def test_teachers_of_different_kind_width_and_depth_mix(hub: ModuleType, tmp_pat
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("s3prl:no_such_thing", "no upstream 'no_such_thing'"),
+        ("s3prl:no_such_thing", "source: no_such_thing: s3prl's hub has no such upstream"),
         ("s3prl:hubert_local", "needs a checkpoint"),
         ("s3prl:hubert_local:/no/file.pt", "could not be built and run"),
     ],

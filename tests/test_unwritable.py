@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,28 @@ from export_student import write_student
 
 from s3prl_ekd import cli
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.export.files import output_file
+from s3prl_ekd.writable import output_file
 
 
-@pytest.mark.parametrize("words", ["export superb --ckpt", "export hf --ckpt", "export onnx --ckpt", "merge", "report"])
-def test_below_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str) -> None:
+@pytest.mark.parametrize("place", ["file", "/proc", "/proc/new"])
+@pytest.mark.parametrize(
+    "words", ["export superb --ckpt", "export hf --ckpt", "export onnx --ckpt", "export public --runs", "merge",
+              "report", "demo"],
+)  # fmt: skip
+def test_below_a_file_or_where_nothing_can_be_made(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], words: str, place: str
+) -> None:
+    if place.startswith("/proc") and not Path("/proc").is_dir():
+        pytest.skip("no /proc here")
     checkpoint = write_student(tmp_path / "run" / "states-1.ckpt")
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "heads": {"a.1": {"l1": 1.0}}}\n')
     (tmp_path / "file").write_text("here first")
-    out = {"export onnx --ckpt": "x.onnx", "report": "x.html"}.get(words, "x")
-    sources = {"report": [checkpoint.parent], "merge": [checkpoint, checkpoint]}.get(words, [checkpoint])
-    assert cli.main([*words.split(), *map(str, sources), "--out", str(tmp_path / "file" / out)]) == 2
+    out = {"export onnx --ckpt": "x.onnx", "export public --runs": "x.zip", "report": "x.html"}.get(words, "x")
+    sources = {"report": [checkpoint.parent], "merge": [checkpoint, checkpoint], "demo": []}.get(words, [checkpoint])
+    out = str(tmp_path / place / out)
+    assert cli.main([*words.split(), *map(str, sources), "--out", out]) == 2
     *_, last = capfd.readouterr().err.strip().splitlines()
-    assert last.startswith("error: ") and str(tmp_path / "file") in last
+    assert last.startswith(f"error: --out {out}: cannot be ")
     assert (tmp_path / "file").read_text() == "here first"
 
 
@@ -55,6 +65,10 @@ def test_output_files_are_seen_to_before_the_work(tmp_path: Path, monkeypatch: p
         output_file(tmp_path / "x.txt", ".zip")
     with pytest.raises(EkdError, match="is a folder; name the file to write"):
         output_file(tmp_path / "new")
-    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path and mode == os.W_OK))
-    with pytest.raises(EkdError, match=r"--out \S+/x: no permission to write there"):
+    (tmp_path / "there").touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: not (Path(path) == tmp_path / "there" and mode == os.W_OK))
+    with pytest.raises(EkdError, match=r"--out \S+/there: no permission to write there"):
+        output_file(tmp_path / "there")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: fail(errno.EROFS, str(dir)))
+    with pytest.raises(EkdError, match=r"--out \S+/x: cannot be written to \(Read-only file system\)"):
         output_file(tmp_path / "x")

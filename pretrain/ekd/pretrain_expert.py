@@ -26,6 +26,7 @@ from s3prl_ekd.config import DataConfig, check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.lengths import read_held_out, read_lengths
 from s3prl_ekd.data.shards import ShardedPlan
+from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
@@ -115,7 +116,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.ranks.own_random_stream()
         self.__dict__["parallel"] = self.model
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
-        self._skipped = 0
+        self._skipped, self._skipped_audio = 0, SkippedAudio()
         self._logged = -1  # the newest step that was
         self._metrics = MetricsWriter(METRICS)
         self._silent = 0  # batches in a row of which nothing could be read
@@ -187,8 +188,9 @@ class UpstreamPretrainExpert(nn.Module):
             for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
                 logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
             self._metrics.write(logger.logdir, global_step, values)
-            speed = values["audio_seconds_per_second"]
-            tqdm.write(f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second")
+            speed, skipped = values["audio_seconds_per_second"], values["skipped_files"]
+            line = f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second"
+            tqdm.write(line + (f", clips skipped so far: {skipped:,}" if skipped else ""))
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
@@ -238,9 +240,8 @@ class UpstreamPretrainExpert(nn.Module):
     def _note(self, data: Batch) -> None:
         self._last_batch = (data.epoch, data.index)
         self._audio_seconds += data.seconds
-        for reason in data.skipped:
-            self._skipped += 1
-            logger.warning("[ekd] skipped %s", reason)
+        self._skipped += len(data.skipped)
+        self._skipped_audio.tell(data.skipped)
 
     def _nothing_read(self, data: Batch, silence: Tensor) -> Tensor:
         """A loss of zero that every weight has a part in, for a batch without a single clip.

@@ -18,6 +18,7 @@ from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
+from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
@@ -57,7 +58,7 @@ class Validation:
 
         self.table, self.cache, self.ranks = table, cache, ranks
         self.loader, _ = make_loader(table, data, sequence_length, distorter, cache, own_part, keep_workers=False)
-        self._told: set[str] = set()  # what could not be read, and was said so
+        self._skipped = SkippedAudio("skipped in validation")
 
     def measure(
         self,
@@ -80,7 +81,7 @@ class Validation:
         failure = ""
         try:
             for batch in self._shown():
-                self._tell(batch.skipped)
+                self._skipped.tell(batch.skipped)
                 if batch.is_placeholder:
                     continue
                 loss, found = losses(batch)
@@ -108,10 +109,3 @@ class Validation:
         """The batches, with a progress bar where they take long: the runner's own bars stand still meanwhile."""
         hidden = not self.ranks.writes
         return tqdm(self.loader, "validation", leave=False, disable=hidden, delay=BAR_AFTER, dynamic_ncols=True)
-
-    def _tell(self, skipped: Sequence[str]) -> None:
-        """Warn of audio that cannot be read, once."""
-        for reason in skipped:
-            if reason not in self._told:
-                self._told.add(reason)
-                logger.warning("[ekd] skipped in validation: %s", reason)

@@ -128,24 +128,6 @@ def hide_gpu(argv: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def make_writable(folder: Path, where: str, advice: str = "") -> None:
-    """Make a folder and see that it can be written to.
-
-    Args:
-        where: begins the message: the key or option, and the folder.
-        advice: ends it.
-
-    Raises:
-        EkdError: it cannot be made or written to.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EkdError(f"{where}: cannot be made ({error.strerror}){advice}") from error
-    if not os.access(folder, os.W_OK):
-        raise EkdError(f"{where}: no permission to write{advice}")
-
-
 def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "config")) -> None:
     """Check the form of ``-o "config.a.b=1,,args.c=2"``: s3prl itself drops or crashes on anything else."""
     if text is None or text.lower() == "none":

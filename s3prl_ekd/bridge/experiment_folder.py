@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from s3prl_ekd.bridge.arguments import make_writable
+from s3prl_ekd.writable import make_writable
 
 EMPTY_EVENTS = 40  # bytes of a tensorboard file without a value
 # What both launchers and s3prl's scripts write before the first step: configs, arguments, copies with the time in their

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.compat.modules import ours
+from s3prl_ekd.compat.modules import ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
@@ -50,6 +50,11 @@ def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, 
     if flag == "-g" and is_ours:
         return str(find_model_config(value))
     return str(find_config(flag, value, (s3prl, theirs / task, mine.parent, mine, mine / task)))
+
+
+def find_ours(flag: str, value: str) -> str:
+    """What ``flag`` of ``run_pretrain.py -u ekd`` means, for the other commands that take it."""
+    return find(flag, value, "", task="ekd", s3prl=s3prl_folder(), is_ours=True)
 
 
 def write_as_run(config: Mapping[str, Any], file: Path) -> None:

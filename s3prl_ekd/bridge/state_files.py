@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from s3prl_ekd.bridge.arguments import make_writable
 from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import make_writable
 
 log = logging.getLogger(__name__)
 

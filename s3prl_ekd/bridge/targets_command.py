@@ -6,13 +6,11 @@ Here are the arguments, read as ``run_pretrain.py -u ekd`` reads its own; the wo
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.bridge import arguments, pretrain_configs
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
@@ -23,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-g", "--upstream-config", "--upstream_config", required=True, metavar="MODEL", help="the run's -g"
     )
-    parser.add_argument("-c", "--config", type=Path, required=True, metavar="FILE", help="the run's config_runner.yaml")
+    parser.add_argument("-c", "--config", required=True, metavar="FILE", help="the run's config_runner.yaml")
     parser.add_argument("-o", "--override", metavar="KEY=VALUE,,KEY=VALUE", help="the run's -o")
     parser.add_argument(
         "--device", help="where teachers compute: cpu, cuda, cuda:1, ... (default: cuda if there is one)"
@@ -33,9 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
     arguments.check_override(args.override)
-    find = partial(pretrain_configs.find, task="ekd", s3prl=s3prl_folder(), is_ours=True)
-    args.upstream_config = find("-g", args.upstream_config, "config_model.yaml")
-    args.config = find("-c", str(args.config), "config_runner.yaml")
+    args.upstream_config = pretrain_configs.find_ours("-g", args.upstream_config)
+    args.config = pretrain_configs.find_ours("-c", args.config)
     values = read_yaml(Path(args.config))
     if args.override is not None and args.override.lower() != "none":
         _override(args, values)

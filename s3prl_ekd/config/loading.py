@@ -16,7 +16,7 @@ from s3prl_ekd.config.distortion import DistortionConfig
 from s3prl_ekd.config.model_file import ModelConfig
 from s3prl_ekd.config.runner_file import RunnerConfig
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.variants import packaged, variant_file
+from s3prl_ekd.variants import find_model_config, packaged, variant_file
 
 _ELSEWHERE = dict.fromkeys(RunnerConfig.model_fields, "config_runner.yaml (-c)")
 
@@ -27,7 +27,8 @@ def load_model_config(
     """Read and check a model configuration.
 
     Args:
-        source: a YAML file, or the dictionary that a checkpoint holds (then ``file`` names it in messages).
+        source: a string means what it means to ``-g``, a YAML file or a variant's name (``"embedded"``); a Path is a
+            file; a dictionary is what a checkpoint holds (then ``file`` names it in messages).
         changes: keys that replace those of a YAML file, as a file on top of it would.
 
     Raises:
@@ -35,7 +36,7 @@ def load_model_config(
     """
     if isinstance(source, Mapping):
         return check_values(ModelConfig, dict(source), file, elsewhere=_ELSEWHERE)
-    path = Path(source)
+    path = find_model_config(source, "load_model_config:") if isinstance(source, str) else source
     config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path), elsewhere=_ELSEWHERE)
     for teacher in config.ekd.teachers:
         teacher.source = _absolute(teacher.source)

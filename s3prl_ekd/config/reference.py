@@ -40,9 +40,10 @@ error: my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_base_plus
 - **Relative paths.** `base` is looked for beside the YAML that names it; all other paths (a teacher's `source`, noise
   folders, the data) from the folder that the command is started in. Absolute paths work from everywhere.
 - **`-g`** takes a file, or the name of a packaged variant: `-g average`; so do `-g` of `run_downstream.py`,
-  `s3prl-ekd targets` and `doctor`, and `evaluate --untrained`. **`-c`** takes a file; `s3prl-ekd prepare` writes one
-  with your paths filled in, `DATA/pretrain.yaml`. Both are looked for from the folder that the command is started in,
-  then in s3prl and here; a bare name may go without `.yaml`.
+  `s3prl-ekd targets` and `doctor`, `evaluate --untrained`, and in Python `s3prl_ekd.load_model_config("average")`.
+  **`-c`** takes a file; `s3prl-ekd prepare` writes one with your paths filled in, `DATA/pretrain.yaml`. Both are looked
+  for from the folder that the command is started in, then in s3prl and here, by `targets` and `doctor` as by the run; a
+  bare name may go without `.yaml`.
 - **`-o`** overrides keys of the runner file, not of the model file. Items are separated by `,,`:
   `-o "config.runner.total_steps=1000,,config.optimizer.lr=1.0e-4"`.
 - **Numbers.** Write `2.0e-4`, not `2e-4`: YAML reads the latter as text, and the check says so.

@@ -84,6 +84,7 @@ class PretrainExpertSection(Checked):
 
 
 MODEL_FILE = "config_model.yaml (-g), which -o does not reach"
+TASK_FILE = "a task's configuration (run_downstream.py -c)"
 OPTIMIZER_KEYS = {
     "AdamW_with_schedule": ("warmup_proportion", "betas", "eps"),
     "Lamb_with_schedule": ("warmup_proportion", "betas", "eps"),
@@ -134,7 +135,8 @@ class RunnerConfig(Checked):
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     """Check the runner configuration after s3prl has read it and applied overrides (``-o``)."""
-    return check_values(RunnerConfig, dict(values), file, elsewhere=dict.fromkeys(ModelConfig.model_fields, MODEL_FILE))
+    elsewhere = dict.fromkeys(ModelConfig.model_fields, MODEL_FILE) | {"downstream_expert": TASK_FILE}
+    return check_values(RunnerConfig, dict(values), file, elsewhere=elsewhere)
 
 
 def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:

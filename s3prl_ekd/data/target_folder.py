@@ -35,6 +35,7 @@ from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import make_writable
 
 FORMAT = (
     3  # raise it when windows, rows or what our encoders compute change beyond rounding: older caches are refused then
@@ -137,11 +138,8 @@ def check_folder(folder: Path, size: int, key: str) -> None:
     Raises:
         EkdError: it cannot be made or written to, holds other files, or its disk is too small.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = sorted(path.name for path in folder.iterdir() if not _ours(path.name))
-    except OSError as error:
-        raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
+    make_writable(folder, f"{key}: {folder}")
+    others = sorted(path.name for path in folder.iterdir() if not _ours(path.name))
     if others:
         raise EkdError(f"{key}: {folder}: holds other files ({others[0]}); expected an empty or a new folder")
     check_space(folder, size, key)

@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console
 
-from s3prl_ekd.bridge.arguments import make_writable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
@@ -35,6 +34,7 @@ from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import FILE_NAME
 from s3prl_ekd.evaluate.table import score_table
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.writable import make_writable
 
 log = logging.getLogger(__name__)
 

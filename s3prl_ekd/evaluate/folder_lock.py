@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from s3prl_ekd.bridge.arguments import make_writable
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.writable import make_writable
 
 
 @contextmanager

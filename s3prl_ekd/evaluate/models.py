@@ -15,6 +15,7 @@ import yaml
 
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.names import S3PRL, check_source
 from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
@@ -162,12 +163,13 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     Raises:
         EkdError: no such teacher.
     """
-    from s3prl_ekd.teachers import sources  # torch: not needed for --help
-
-    if source.startswith("s3prl:"):
+    if source.startswith(S3PRL):
         raise EkdError(f"--teacher {source}: is an upstream of s3prl's own; give its name to --upstream instead")
     path = Path(source).expanduser()
     source = str(path.resolve()) if path.exists() else source
+    check_source(source, "--teacher")
+    from s3prl_ekd.teachers import sources  # torch: not needed for --help and the mistakes above
+
     sources.describe(source, "--teacher")
     return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source, named=label is not None)
 

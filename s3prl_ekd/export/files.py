@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.writable import make_writable
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def output_folder(folder: Path, marker: str) -> Path:
     Such an export is told by the file ``marker`` beside a card of ours.
 
     Raises:
-        EkdError: a file of that name, or a folder of somebody else's files.
+        EkdError: a file of that name, a folder of somebody else's files, or one that cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"--out {folder}: is a file; expected a folder")
@@ -56,24 +56,8 @@ def output_folder(folder: Path, marker: str) -> Path:
                 f"--out {folder}: is not empty and holds no earlier export ({marker}, and {CARD} that says "
                 f"'{MADE_WITH}'); name another folder"
             )
-    folder.mkdir(parents=True, exist_ok=True)
+    make_writable(folder, f"--out {folder}")
     return folder
-
-
-def output_file(file: Path, suffix: str | None = None) -> Path:
-    """Make the folder of ``file`` and see, before the work, that the file can be written.
-
-    Raises:
-        EkdError: another ending than ``suffix``, a folder of that name, no permission.
-    """
-    if suffix is not None and file.suffix != suffix:
-        raise EkdError(f"--out {file}: expected a file name ending in {suffix}")
-    if file.is_dir():
-        raise EkdError(f"--out {file}: is a folder; name the file to write")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise EkdError(f"--out {file}: no permission to write there")
-    return file
 
 
 def write_license(folder: Path, licence: str = "mit") -> None:

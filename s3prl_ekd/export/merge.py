@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.export.files import output_file
 from s3prl_ekd.export.shares import shares_of
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, read_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import output_file
 
 logger = logging.getLogger(__name__)
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.export.files import output_file
 from s3prl_ekd.export.superb_expert import ConvFrontEnd, PositionalConv, TransformerLayer
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import output_file
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18

@@ -22,8 +22,8 @@ from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
-from s3prl_ekd.export.files import output_file
 from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import output_file
 
 log = logging.getLogger(__name__)
 

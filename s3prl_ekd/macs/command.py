@@ -11,6 +11,7 @@ from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.macs.counting import SHAPES, cost
+from s3prl_ekd.teachers.names import check_source
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +40,9 @@ def run(args: argparse.Namespace) -> int:
         preset = SHAPES[args.shape]
         found = cost(preset.shape, preset.heads, preset.unused)
     else:
-        from s3prl_ekd.macs.models import model_cost  # torch: not needed for --help
+        if args.model != "fbank":
+            check_source(args.model, "macs")
+        from s3prl_ekd.macs.models import model_cost  # torch: not needed for --help and the mistakes above
 
         found = model_cost(args.model, args.heads)
     if args.json:

@@ -12,7 +12,8 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
-from s3prl_ekd.teachers import adapter, sources
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.torch_file import read_torch_file
 
 
@@ -40,7 +41,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
         return cost(preset.shape, preset.heads, preset.unused)
     if not path.exists() and model == "fbank":
         return FBANK
-    if not path.exists() and model.startswith(adapter.PREFIX):
+    if not path.exists() and model.startswith(S3PRL):
         raise EkdError(
             f"macs: {model!r}: the arithmetic of s3prl's own experts is not known; counted are hub names of the "
             "wav2vec2 family, fbank, students, checkpoint files, transformers folders and submission folders"

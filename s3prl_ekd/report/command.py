@@ -18,6 +18,7 @@ from s3prl_ekd.report.earlier import stale_figures
 from s3prl_ekd.report.page import write_page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.sources import Pretraining, read_results
+from s3prl_ekd.writable import output_file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +43,13 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir() or args.out.suffix.lower() not in (".html", ".htm"):
         raise EkdError(f"--out {args.out}: expected a file that ends in .html (figures go into a folder beside it)")
     pretrainings, evaluations = read_results(args.results)
+    output_file(args.out)
     console = Console()
     if len(pretrainings) > 1:
         console.print(_runs(pretrainings))
+        moved = comparison.moving_note(pretrainings)
+        if moved:
+            console.print(f"[dim]{escape(moved)}[/]\n", highlight=False)
     if evaluations:
         records = [one.scores for one in evaluations]
         for table in [*grid_tables(records), score_table(records)]:

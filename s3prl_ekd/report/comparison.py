@@ -39,8 +39,8 @@ def comparison(runs: Sequence[Pretraining]) -> str:
     alt = "Lines over the steps, one a run; the table below has what they came to"
     body = figure(lambda theme: comparison_png(runs, theme), caption, alt)
     body += _table(runs, results(runs)) + note(NOTE)
-    moved = [run.label for run in runs if _scale_moved(run)]
-    body += note(MOVING_NOTE.format(", ".join(moved))) if moved else ""
+    moved = moving_note(runs)
+    body += note(moved) if moved else ""
     for title, rows in (("Settings that differ", differences(runs)), (HEADS, heads(runs))):
         body += f"<h3>{title}</h3>{_table(runs, rows)}" if rows else ""
     return section("Pretraining runs compared", body)
@@ -56,6 +56,12 @@ def results(runs: Sequence[Pretraining]) -> list[Row]:
         ("s of audio a second", [MISSING if run.speed is None else f"{run.speed:,.0f}" for run in runs]),
     ]
     return [(name, values) for name, values in rows if any(value != MISSING for value in values)]
+
+
+def moving_note(runs: Sequence[Pretraining]) -> str:
+    """What is to be said of the lowest validation losses; empty where they are on the scale of the last."""
+    moved = [run.label for run in runs if _scale_moved(run)]
+    return MOVING_NOTE.format(", ".join(moved)) if moved else ""
 
 
 def heads(runs: Sequence[Pretraining]) -> list[Row]:

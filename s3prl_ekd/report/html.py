@@ -63,5 +63,5 @@ def note(text: str) -> str:
 
 
 def fold(summary: str, body: str) -> str:
-    """A block that opens on a click."""
+    """A block that opens on a click; on paper, only where it is open."""
     return f"<details><summary>{breakable(summary)}</summary>{body}</details>"

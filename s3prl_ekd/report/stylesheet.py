@@ -81,6 +81,7 @@ pre{white-space:pre-wrap;font:.78rem/1.5 ui-monospace,SFMono-Regular,Menlo,Conso
 }
 @media print{
  @page{margin:14mm}
+ details:not([open]),section:not(:has(>:not(h2,details:not([open])))){display:none}
  :root{font-size:11px;color-scheme:light}
  body{background:none}
  main{max-width:none;padding:0}

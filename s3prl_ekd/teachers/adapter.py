@@ -22,10 +22,10 @@ from s3prl_ekd.compat.hub import find_upstream
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.teachers.names import S3PRL
 
 logger = logging.getLogger(__name__)
 
-PREFIX = "s3prl:"
 HOP = 320  # samples from one frame of a teacher to the next: 20 ms
 _SECOND = 16_000
 _SLACK = 5  # frames by which an upstream may differ from ours: s3prl's own tolerance in its interface tests
@@ -104,12 +104,10 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     """
     if source in _built:
         return _built[source]
-    name, _, checkpoint = source.removeprefix(PREFIX).partition(":")
+    name, _, checkpoint = source.removeprefix(S3PRL).partition(":")
     factory = find_upstream(name)
     if factory is None:
         raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
-    if name.endswith(("_local", "_custom")) and not checkpoint:
-        raise EkdError(f"{where}: {name} needs a checkpoint: {PREFIX}{name}:FILE")
     arguments: dict[str, Any] = {"ckpt": checkpoint} if checkpoint else {}
     try:
         expert = factory(**arguments).eval()

@@ -22,8 +22,8 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.teachers import sources
-from s3prl_ekd.teachers.adapter import PREFIX
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
+from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.teachers.sources import TeacherSource
 
 logger = logging.getLogger(__name__)
@@ -87,7 +87,7 @@ def check_without_teachers(config: ModelConfig, file: str = FILE) -> Distorter |
 def _check_start_source(config: ModelConfig, file: str) -> None:
     start = config.ekd.initialise_from
     named = {teacher.name: teacher.source for teacher in config.ekd.teachers}
-    if start is not None and named.get(start, start).startswith(PREFIX):
+    if start is not None and named.get(start, start).startswith(S3PRL):
         raise EkdError(
             f"{file}: ekd.initialise_from: {start} is an s3prl expert; the student can start from our own encoders only"
         )

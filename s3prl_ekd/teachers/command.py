@@ -18,6 +18,7 @@ from s3prl_ekd.audio import read_audio
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
+from s3prl_ekd.teachers.names import check_source
 from s3prl_ekd.teachers.shapes import TRANSFORMERS_FAMILIES
 
 
@@ -39,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
         _list(console)
         return 0
     clip = None if args.audio is None else (args.audio, read_audio(args.audio))
-    from s3prl_ekd.teachers.facts import show
+    check_source(args.source, "teachers")
+    from s3prl_ekd.teachers.facts import show  # torch: not needed for --help and the mistakes above
 
     show(console, args.source, clip, args.precision, args.device)
     return 0

@@ -6,8 +6,6 @@ from its name or header; :func:`load` gives the encoder with its weights. No fil
 
 from __future__ import annotations
 
-import os
-import re
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +20,6 @@ from s3prl_ekd.compat import hub
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.files import (
@@ -33,11 +30,9 @@ from s3prl_ekd.teachers.files import (
     transformers_weights,
 )
 from s3prl_ekd.teachers.hub import HUB
+from s3prl_ekd.teachers.names import RANDOM, S3PRL, check_source
 
 __all__ = ["HUB", "TeacherSource", "describe", "load"]
-
-_RANDOM = "random:"
-_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".gz", ".zip", ".json", ".yaml", ".onnx")
 
 
 @dataclass(frozen=True)
@@ -79,10 +74,9 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     Raises:
         EkdError: nothing of that name; a folder or file that is no teacher we know.
     """
-    if source.startswith(_RANDOM) and source.removeprefix(_RANDOM) not in HUB:
-        other = describe(source.removeprefix(_RANDOM), where)
-        if other.kind == "s3prl":
-            raise EkdError(f"{where}: {source!r}: an s3prl expert's shape is its own; no random weights of it")
+    check_source(source, where)
+    if source.startswith(RANDOM) and source.removeprefix(RANDOM) not in HUB:
+        other = describe(source.removeprefix(RANDOM), where)
         return TeacherSource(source, "random", other.family, other.shape, None)
     embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
     path = embedded_folder or Path(source).expanduser()
@@ -90,43 +84,11 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         with _named(where):
             described = _describe_path(source, path)
         return described if embedded_folder is None else replace(described, kind="embedded")
-    if source.startswith(adapter.PREFIX):
+    if source.startswith(S3PRL):
         upstream = adapter.built_upstream(source, where)
         return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
-    name = source.removeprefix(_RANDOM)
-    if name in HUB:
-        return TeacherSource(source, "hub" if name == source else "random", HUB[name].family, HUB[name].shape, None)
-    if _is_path(name):
-        raise EkdError(f"{where}: no such file or folder: {_absolute(name)}")
-    if "conformer" in source:
-        raise EkdError(f"{where}: {source!r} has conformer layers, which have no mapping here; try 's3prl:{source}'")
-    what = "is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers folder"
-    raise EkdError(f"{where}: {source!r} {what}; {_hint(source)}")
-
-
-def _is_path(source: str) -> bool:
-    """Whether a source that is not there can only have been meant as a file or folder."""
-    if "://" in source:
-        return False
-    begins = source.startswith(("/", "./", "../", "~"))
-    return begins or source.endswith("/") or source.count("/") > 1 or source.lower().endswith(_SUFFIXES)
-
-
-def _absolute(source: str) -> Path:
-    """Where it was looked for; a relative one is below the current folder."""
-    return Path(os.path.abspath(Path(source).expanduser()))
-
-
-def _hint(source: str) -> str:
-    """What may have been meant by a source that is none."""
-    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
-        return (
-            f"there is no folder {_absolute(source)}, and a model of huggingface.co is named by its folder here: "
-            f"hf download {source} --local-dir DIR"
-        )
-    if source.isidentifier() and hub.find_upstream(source) is not None:
-        return f"another upstream of s3prl's is 's3prl:{source}'"
-    return did_you_mean(source, HUB, count=3).removeprefix("; ") or "`s3prl-ekd teachers` lists what can be named"
+    name = source.removeprefix(RANDOM)
+    return TeacherSource(source, "hub" if name == source else "random", HUB[name].family, HUB[name].shape, None)
 
 
 def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstream:

@@ -10,6 +10,7 @@ from s3prl_ekd.config import DataConfig, ModelConfig
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_held_out, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
+from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.device import find_device
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
@@ -51,13 +52,11 @@ def _fill(teachers: CachedTeachers, table: LengthTable, data: DataConfig, device
     # no distorter: the teachers hear clean audio wherever targets are kept; nor a length: its windows are cut already
     loader, _ = make_loader(table, data, 0, cache=cache, select=waiting)
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    unread: list[str] = []
+    skipped = SkippedAudio(say=console.print)
     try:
         for batch in track(loader, "targets", total=len(loader), console=console):
-            unread += batch.skipped
+            skipped.tell(batch.skipped)
             teachers.fill(batch.wave.to(device, non_blocking=True), batch)
     finally:
         cache.flush()
-        for reason in dict.fromkeys(unread):  # a file has several windows
-            console.print(f"[ekd] skipped {reason}")
         console.print(f"[ekd] {cache.progress()}")

@@ -1,0 +1,81 @@
+"""What can be named as a teacher: told by the name alone, without torch and without reading a file.
+
+What a source is, its layers and width, is ``sources.py``'s to say.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from s3prl_ekd.compat.hub import check_upstream_name, upstream_names
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.teachers import embedded
+from s3prl_ekd.teachers.hub import HUB
+
+RANDOM = "random:"
+S3PRL = "s3prl:"
+_LISTED = "`s3prl-ekd teachers` lists what can be named"
+_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".gz", ".zip", ".json", ".yaml", ".onnx")
+
+
+def check_source(source: str, where: str = "source") -> None:
+    """Refuse what names no teacher.
+
+    Args:
+        source: as ``ekd.teachers[].source``.
+        where: the configuration key or command, for messages.
+
+    Raises:
+        EkdError: no embedded teacher, file, folder, hub name or upstream of s3prl's, with what may be meant; or an
+            upstream without the checkpoint that it needs.
+    """
+    name = source.removeprefix(RANDOM)
+    if name in ("", S3PRL):
+        raise EkdError(f"{where}: {source!r}: the name is missing; {_LISTED}")
+    if name.startswith(embedded.PREFIX):
+        embedded.folder(name, where)
+        return
+    if Path(name).expanduser().exists() or name in HUB:
+        return
+    if name.startswith(S3PRL):
+        if name != source:
+            raise EkdError(f"{where}: {source!r}: an s3prl expert's shape is its own; no random weights of it")
+        upstream, _, checkpoint = name.removeprefix(S3PRL).partition(":")
+        check_upstream_name(upstream, f"{where}:")
+        if upstream.endswith(("_local", "_custom")) and not checkpoint:
+            raise EkdError(f"{where}: {upstream} needs a checkpoint: {S3PRL}{upstream}:FILE")
+        return
+    if _is_path(name):
+        raise EkdError(f"{where}: no such file or folder: {_absolute(name)}")
+    if "conformer" in name:
+        raise EkdError(f"{where}: {name!r} has conformer layers, which have no mapping here; try '{S3PRL}{name}'")
+    what = "is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers folder"
+    raise EkdError(f"{where}: {name!r} {what}; {_hint(name)}")
+
+
+def _is_path(source: str) -> bool:
+    """Whether a source that is not there can only have been meant as a file or folder."""
+    if "://" in source:
+        return False
+    begins = source.startswith(("/", "./", "../", "~"))
+    return begins or source.endswith("/") or source.count("/") > 1 or source.lower().endswith(_SUFFIXES)
+
+
+def _absolute(source: str) -> Path:
+    """Where it was looked for; a relative one is below the current folder."""
+    return Path(os.path.abspath(Path(source).expanduser()))
+
+
+def _hint(source: str) -> str:
+    """What may have been meant by a source that is none."""
+    if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
+        return (
+            f"there is no folder {_absolute(source)}, and a model of huggingface.co is named by its folder here: "
+            f"hf download {source} --local-dir DIR"
+        )
+    if source in upstream_names():
+        return f"another upstream of s3prl's is '{S3PRL}{source}'"
+    return did_you_mean(source, HUB, count=3).removeprefix("; ") or _LISTED

@@ -1,0 +1,45 @@
+"""Places that a user names to write to: made, and seen to be writable, before the work that is to be written there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from s3prl_ekd.errors import EkdError
+
+
+def make_writable(folder: Path, where: str, advice: str = "") -> None:
+    """Make a folder and see that a file can be made in it.
+
+    Args:
+        where: begins the message: the key or option, and the folder.
+        advice: ends it.
+
+    Raises:
+        EkdError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EkdError(f"{where}: cannot be made ({error.strerror}){advice}") from error
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # what permissions say is no answer: to root, /proc looks writable
+    except OSError as error:
+        raise EkdError(f"{where}: cannot be written to ({error.strerror}){advice}") from error
+
+
+def output_file(file: Path, suffix: str | None = None) -> Path:
+    """Make the folder of ``--out FILE`` and see that the file can be written.
+
+    Raises:
+        EkdError: another ending than ``suffix``, a folder of that name, no permission.
+    """
+    if suffix is not None and file.suffix != suffix:
+        raise EkdError(f"--out {file}: expected a file name ending in {suffix}")
+    if file.is_dir():
+        raise EkdError(f"--out {file}: is a folder; name the file to write")
+    make_writable(file.parent, f"--out {file}")
+    if file.exists() and not os.access(file, os.W_OK):
+        raise EkdError(f"--out {file}: no permission to write there")
+    return file

@@ -1,4 +1,4 @@
-"""What ``--device`` names, checked before anything is loaded."""
+"""What ``--device`` names, checked before anything is loaded; the CPUs that there are."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
 
 DEVICE_FILES = Path("/dev")
 """Where NVIDIA's driver, Windows' for Linux (dxg) and AMD's (kfd) show GPUs."""
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use: a job's share of a machine, not all of it."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_device(name: str, option: str = "--device") -> torch.device:

@@ -108,6 +108,14 @@ def test_workers_do_not_change_what_is_read(tmp_path: Path, workers: int) -> Non
         assert [round(float(value) * 100) - 1 for value in wave[:, 0]] == list(spec.items)
 
 
+def test_no_more_workers_are_started_than_there_are_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("s3prl_ekd.data.batches.usable_cpus", lambda: 3)
+    config = write_corpus(tmp_path, clips=4)
+    for asked, started in ((0, 0), (2, 2), (8, 3)):
+        loader, _ = make_loader(read_lengths(config), config.model_copy(update={"num_workers": asked}), 12_000)
+        assert loader.num_workers == started
+
+
 def test_a_file_that_breaks_during_training_is_skipped_and_named(tmp_path: Path) -> None:
     config = write_corpus(tmp_path, clips=4)
     table = read_lengths(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from s3prl_ekd import device
-from s3prl_ekd.device import find_device
+from s3prl_ekd.device import find_device, usable_cpus
 from s3prl_ekd.errors import EkdError
 
 
@@ -62,3 +63,14 @@ def test_a_gpu_shows_by_its_drivers_file(tmp_path: Path, monkeypatch: pytest.Mon
 def test_the_file_is_looked_for_without_torch() -> None:
     code = "import sys; from s3prl_ekd.corpora import command; command.shows_gpu(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=100)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU sets on this system")
+def test_the_cpus_of_a_job_are_its_own() -> None:
+    mine = os.sched_getaffinity(0)
+    assert usable_cpus() == len(mine)
+    try:
+        os.sched_setaffinity(0, {min(mine)})
+        assert usable_cpus() == 1
+    finally:
+        os.sched_setaffinity(0, mine)

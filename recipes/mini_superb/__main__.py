@@ -9,7 +9,6 @@ python -m recipes.mini_superb.tables
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ from recipes.mini_superb.schedule import Rows, make
 from recipes.mini_superb.settings import read_experiment, rows
 from recipes.mini_superb.students import Students
 from recipes.mini_superb.tables import HERE, RESULTS
+from s3prl_ekd.device import usable_cpus
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         raise EkdError(f"--parallel {args.parallel} --jobs {args.jobs}: expected 1 or more")
     experiment = read_experiment(args.experiment)
     work = args.work.resolve()
-    cores = os.cpu_count() or 1
+    cores = usable_cpus()
     call = Calls(max(1, cores // args.parallel // args.jobs) if args.parallel > 1 else None)
     data = prepare(args.speech.resolve(), work, call)
     chosen = rows(experiment)

@@ -16,7 +16,7 @@ class DataConfig(Checked):
     """``pretrain_expert.datarc`` of config_runner.yaml."""
 
     num_workers: int = Field(default=4, ge=0)
-    """Worker processes that read audio; two or three suffice for one GPU."""
+    """Worker processes that read audio; two or three suffice for one GPU. No more are started than there are CPUs."""
     train_batch_size: int = Field(default=24, ge=1)
     """Utterances a batch; all are cropped to the shortest of the batch, never padded."""
     batch_seconds: float | None = Field(default=None, gt=0)

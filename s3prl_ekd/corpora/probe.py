@@ -17,6 +17,7 @@ import soundfile
 
 from s3prl_ekd.audio import SAMPLE_RATE, AudioError, AudioInfo, audio_info, decoder_reason
 from s3prl_ekd.corpora.manifest import Manifest, Row
+from s3prl_ekd.device import usable_cpus
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class Clip:
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """``[function(item) for item in items]`` by threads: libsndfile works outside Python's lock."""
-    with ThreadPoolExecutor(max_workers=min(16, 2 * (os.cpu_count() or 1))) as pool:
+    with ThreadPoolExecutor(max_workers=min(16, 2 * usable_cpus())) as pool:
         return list(pool.map(function, items))
 
 

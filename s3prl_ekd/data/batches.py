@@ -22,6 +22,7 @@ from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.rows import Rows
+from s3prl_ekd.device import usable_cpus
 
 if TYPE_CHECKING:
     from s3prl_ekd.data.target_cache import TargetCache
@@ -168,13 +169,14 @@ def make_loader(
         plan = BatchPlan(table.samples, config.train_batch_size, config.batch_seconds, sequence_length, config.seed)
     else:
         plan = cache.plan(config)
+    workers = min(config.num_workers, usable_cpus())  # more would take turns; batches are the same of any number
     loader = TimedLoader(
         CropDataset(table, plan, distorter, cache),
         batch_size=None,  # the dataset makes whole batches
         sampler=plan if select is None else select(plan),
-        num_workers=config.num_workers,
+        num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=keep_workers and config.num_workers > 0,
+        persistent_workers=keep_workers and workers > 0,
         # each pass over a DataLoader draws a number; from the global generator, a resumed run would draw once more
         generator=torch.Generator(),
     )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
+from s3prl_ekd.device import usable_cpus
 from s3prl_ekd.evaluate.devices import gpu_environment, native_device, slots
 from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.grid import Search, searches
@@ -44,7 +45,7 @@ def run_all(
     # Threads that spin while they wait for one another slow runs side by side down.
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
-        environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // jobs))
+        environment["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // jobs))
     distinct = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
     server = ForkServer(environment, native_device(distinct[0])) if ForkServer.possible(distinct) else None
     free: list[str | None] = [*slots(devices, jobs)] if devices else [None] * max(1, jobs)

@@ -109,9 +109,9 @@ def test_workers_do_not_change_what_is_read(tmp_path: Path, workers: int) -> Non
 
 
 def test_no_more_workers_are_started_than_there_are_cpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3prl_ekd.data.batches.usable_cpus", lambda: 3)
+    monkeypatch.setattr("s3prl_ekd.data.batches.usable_cpus", lambda: 1)
     config = write_corpus(tmp_path, clips=4)
-    for asked, started in ((0, 0), (2, 2), (8, 3)):
+    for asked, started in ((0, 0), (1, 1), (8, 1)):
         loader, _ = make_loader(read_lengths(config), config.model_copy(update={"num_workers": asked}), 12_000)
         assert loader.num_workers == started
 

@@ -1,6 +1,6 @@
 """What a downstream training survives, by s3prl's real runner: batches that do not fit into memory.
 
-torch's error is raised by hand, forward or backward, in the batches that an argument lists.
+On a GPU memory really runs out, in the batches that an argument lists; on a CPU torch's error is raised by hand.
 """
 
 from __future__ import annotations
@@ -33,6 +33,11 @@ faults = dict(part.split(":") for part in faults.split(",")) if ":" in faults el
 sys.argv[:] = ["run_downstream.py", *words]
 original, graphs, batches = expert.DownstreamExpert.forward, weakref.WeakSet(), 0
 
+def fill():
+    if words[words.index("--device") + 1] == "cpu":
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    torch.empty(2**45, dtype=torch.uint8, device="cuda")
+
 class Graph: pass
 
 class Root(torch.autograd.Function):
@@ -44,21 +49,21 @@ class Root(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         if ctx.fails:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            fill()
         return gradient, None, None
 
 def forward(self, mode, features, *rest, **more):
     global batches
     if mode != "train":
         if faults == "evaluation":
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+            fill()
         return original(self, mode, features, *rest, **more)
     batches += 1
     with open(log, "a") as file:
         file.write(json.dumps({"batch": batches, "graphs": len(graphs)}) + "\\n")
     fault = faults.get(str(batches)) if isinstance(faults, dict) else {"always": "forward"}.get(faults)
     if fault == "forward":
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        fill()
     graph = Graph()
     graphs.add(graph)
     return Root.apply(original(self, mode, features, *rest, **more), graph, fault == "backward")
@@ -69,11 +74,29 @@ sys.exit(run_downstream())
 """
 
 
-def run(folder: Path, faults: str, accumulate: int = 1, more: str = "") -> subprocess.CompletedProcess[str]:
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def run(
+    folder: Path, faults: str, accumulate: int = 1, more: str = "", device: str = "cpu"
+) -> subprocess.CompletedProcess[str]:
     """Four steps of SID; ``log.jsonl`` gets a line for each batch, with the graphs of earlier ones that are alive."""
     rules = f"{overrides('voxceleb1', voxceleb(folder / 'vox'))},,config.runner.total_steps=4"
     rules += f",,config.runner.gradient_accumulate_steps={accumulate}{more}"
-    words = ["-m", "train", "-p", str(folder / "run"), "-u", "fbank", "-d", "voxceleb1", "--device", "cpu", "-o", rules]
+    words = [
+        "-m",
+        "train",
+        "-p",
+        str(folder / "run"),
+        "-u",
+        "fbank",
+        "-d",
+        "voxceleb1",
+        "--device",
+        device,
+        "-o",
+        rules,
+    ]
     return start(folder, faults, *words)
 
 
@@ -89,9 +112,10 @@ def batches(folder: Path) -> list[dict[str, int]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_batch_that_does_not_fit_is_left_out(tmp_path: Path, accumulate: int) -> None:
-    done = run(tmp_path, f"{1 + accumulate}:forward,{3 + 2 * accumulate}:backward", accumulate)
+def test_a_batch_that_does_not_fit_is_left_out(tmp_path: Path, accumulate: int, device: str) -> None:
+    done = run(tmp_path, f"{1 + accumulate}:forward,{3 + 2 * accumulate}:backward", accumulate, device=device)
     assert done.returncode == 0, done.stderr[-3000:]
     said = [line for line in done.stderr.splitlines() if "does not fit into the GPU's memory and is left out" in line]
     assert len(said) == 2 and "s of audio," in said[0] and "run fewer trainings on this GPU" in said[0]
@@ -111,10 +135,11 @@ def test_a_training_that_never_fits_ends(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr and len(batches(tmp_path)) == 10
 
 
-def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path, device: str) -> None:
     """Its key is named, the weights are kept, and the run goes on with the step, whose evaluation is made then."""
     more = ",,config.runner.save_step=3,,config.downstream_expert.datarc.eval_batch_size=4"
-    stopped = run(tmp_path, "evaluation", more=more)
+    stopped = run(tmp_path, "evaluation", more=more, device=device)
     assert stopped.returncode == 2 and "Traceback" not in stopped.stderr, stopped.stderr[-3000:]
     folder = tmp_path / "run"
     assert stopped.stderr.strip().splitlines()[-1] == (
@@ -126,7 +151,7 @@ def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path) -> None:
     kept = checkpoints.read(folder / "states-1.ckpt")
     assert kept["Step"] == 1 and kept["Optimizer"]["state"]
 
-    again = ["-m", "train", "-p", str(folder), "-a", "--device", "cpu"]
+    again = ["-m", "train", "-p", str(folder), "-a", "--device", device]
     again += ["-o", "config.downstream_expert.datarc.eval_batch_size=2"]
     done = start(tmp_path, "none", *again)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -135,7 +160,7 @@ def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path) -> None:
     text = (folder / "log.log").read_text()
     assert "dev at step 2" in text and "dev at step 4" in text
 
-    test = ["-m", "evaluate", "-e", str(folder / "states-3.ckpt"), "--device", "cpu"]
+    test = ["-m", "evaluate", "-e", str(folder / "states-3.ckpt"), "--device", device]
     done = start(tmp_path, "evaluation", *test)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]

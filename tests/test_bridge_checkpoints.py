@@ -64,6 +64,27 @@ def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) 
     assert (tmp_path / "states-2.ckpt").exists()
 
 
+def test_of_a_run_made_longer_the_oldest_checkpoint_goes_not_the_finished_one(tmp_path: Path) -> None:
+    """s3prl sorts names by their number, and the last of a run is states-epoch-N: it would go before states-4."""
+    keeper = checkpoints.AtomicCheckpoints()
+    for step, name in ((4, "states-4.ckpt"), (8, "states-8.ckpt"), (12, "states-epoch-3.ckpt")):
+        keeper.save(state(step), tmp_path / name)
+
+    def save(step: int) -> set[str]:
+        """As s3prl's runners under ``max_keep: 3``."""
+        found = sorted(tmp_path.glob("states-*.ckpt"), key=lambda path: int(path.stem.split("-")[-1]))
+        for path in found[: len(found) - 2]:
+            keeper.remove(path)
+        keeper.save(state(step), tmp_path / f"states-{step}.ckpt")
+        return {path.name for path in tmp_path.iterdir()}
+
+    assert save(16) == {"states-8.ckpt", "states-epoch-3.ckpt", "states-16.ckpt"}
+    assert save(20) == {"states-epoch-3.ckpt", "states-16.ckpt", "states-20.ckpt"}
+    assert save(24) == {"states-16.ckpt", "states-20.ckpt", "states-24.ckpt"}
+    (tmp_path / "states-epoch-9.ckpt").write_bytes(b"cut short")
+    assert save(28) == {"states-20.ckpt", "states-24.ckpt", "states-28.ckpt"}
+
+
 def test_newest_goes_by_step_and_skips_the_unreadable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step, name in ((90, "states-90.ckpt"), (100, "states-epoch-2.ckpt")):
         torch.save(state(step), tmp_path / name)

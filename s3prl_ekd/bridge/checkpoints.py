@@ -18,6 +18,7 @@ from s3prl_ekd.whole_file import whole_file
 log = logging.getLogger(__name__)
 
 STATES, BEST = "states-*.ckpt", "dev-best.ckpt"
+_NAMED = re.compile(r"^states-(\d+)\.ckpt$")
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
@@ -31,6 +32,10 @@ class AtomicCheckpoints:
     s3prl's runners delete old checkpoints before they write the new one, straight into its final name: a kill in
     between leaves nothing readable under ``max_keep: 1``. Here a file is written under a hidden name and renamed, and
     deletions of ``states-*.ckpt`` wait until the next ``states-*.ckpt`` is complete.
+
+    They also take the number in a name for the step. That of the last one, ``states-epoch-17.ckpt`` after 200,000
+    steps, is an epoch: in a run made longer, the finished student would be the first to go. Here as many go as the
+    runner asks for, but by their steps.
     """
 
     def __init__(self) -> None:
@@ -57,9 +62,9 @@ class AtomicCheckpoints:
                 raise
             raise EkdError(f"{path}: the checkpoint could not be written ({reason.strerror or reason})") from error
         if path.match(STATES):
-            for old in self.pending:
-                if old != path:
-                    old.unlink(missing_ok=True)
+            due = len(set(self.pending) - {path})
+            for old in sorted(set(path.parent.glob(STATES)) - {path}, key=_step)[:due]:
+                old.unlink(missing_ok=True)
             self.pending.clear()
 
     def remove(self, target: str | os.PathLike[str]) -> None:
@@ -69,6 +74,15 @@ class AtomicCheckpoints:
             self.pending.append(path)
         else:
             os.remove(path)
+
+
+def _step(path: Path) -> int:
+    """The step of a ``states-*.ckpt``; 0 of one that is needed to tell, and cannot be read."""
+    named = _NAMED.match(path.name)
+    try:
+        return int(named.group(1) if named else read(path, mmap=True).get("Step") or 0)
+    except CheckpointError:
+        return 0
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:

@@ -1,0 +1,56 @@
+"""The script of docs/extending.md trains, and goes on, as the page says."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import REPO
+from console import code, command
+from pretrain_lab import hold_out, new_run
+
+from s3prl_ekd.torch_file import read_torch_file
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> str:
+    """``my_run.py`` of the page, its 50,000 batches made 8."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (REPO / "docs/extending.md").read_text(), re.DOTALL | re.MULTILINE)
+    (text,) = (block for block in blocks if block.startswith('"""my_run.py'))
+    assert text.count("50_000") == 1
+    return text.replace("50_000", "8")
+
+
+def shares(line: dict, teacher: str) -> float:
+    return sum(values["gradient_share"] for head, values in line["heads"].items() if head.startswith(f"{teacher}."))
+
+
+@pytest.mark.slow
+def test_the_script_of_an_objective_of_ones_own(lab: Path, tmp_path: Path, script: str) -> None:
+    hold_out(lab)
+    keys = "config.runner.save_step=2,,config.runner.log_step=1,,config.pretrain_expert.datarc.valid_sets=['valid']"
+    arguments = [*new_run(lab, "mine"), "--device", "cpu"]
+    done = code(script, *arguments, "-o", f"{keys},,config.runner.total_steps=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]
+    # at batch b the others' weights are b / 8: the teacher that counts alone at first counts less and less
+    of_first = [shares(line, "hubert") for line in lines]
+    assert of_first == sorted(of_first, reverse=True) and of_first[0] > 0.7 > of_first[3]
+    for batch, line in enumerate(lines, start=1):
+        totals = {head: values["l1"] + values["cosine"] for head, values in line["heads"].items()}
+        weights = {head: 1.0 if head.startswith("hubert.") else batch / 8 for head in totals}
+        own = sum(weights[head] * totals[head] for head in totals) / sum(weights.values())
+        assert line["loss"] > own + 1e-4  # and the term for changes on top
+    newest = max((tmp_path / "mine").glob("states-*.ckpt"), key=lambda file: file.stat().st_mtime)
+    assert read_torch_file(newest)["EKD_Resume"]["objective"] == {"batches": 4}  # validation is not counted
+
+    longer = ["-u", "ekd", "-n", "mine", "-p", "mine", "-a", "-o", "config.runner.total_steps=6", "--device", "cpu"]
+    plain = command("run_pretrain.py", *longer, cwd=tmp_path)
+    assert plain.returncode == 2 and "statistics do not fit" in plain.stderr
+    done = code(script, *longer, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert shares(lines[5], "hubert") < shares(lines[4], "hubert") < of_first[3]

@@ -81,8 +81,8 @@ def test_of_a_run_made_longer_the_oldest_checkpoint_goes_not_the_finished_one(tm
     assert save(16) == {"states-8.ckpt", "states-epoch-3.ckpt", "states-16.ckpt"}
     assert save(20) == {"states-epoch-3.ckpt", "states-16.ckpt", "states-20.ckpt"}
     assert save(24) == {"states-16.ckpt", "states-20.ckpt", "states-24.ckpt"}
-    (tmp_path / "states-epoch-9.ckpt").write_bytes(b"cut short")
-    assert save(28) == {"states-20.ckpt", "states-24.ckpt", "states-28.ckpt"}
+    (tmp_path / "states-epoch-9.ckpt").write_bytes(b"cannot be read today")
+    assert save(28) == {"states-24.ckpt", "states-28.ckpt", "states-epoch-9.ckpt"}
 
 
 def test_newest_goes_by_step_and_skips_the_unreadable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

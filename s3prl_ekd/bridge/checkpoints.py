@@ -6,6 +6,7 @@ What a checkpoint means (weights, optimizer, configs) is the runners' and the ex
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable
@@ -76,13 +77,13 @@ class AtomicCheckpoints:
             os.remove(path)
 
 
-def _step(path: Path) -> int:
-    """The step of a ``states-*.ckpt``; 0 of one that is needed to tell, and cannot be read."""
+def _step(path: Path) -> float:
+    """The step of a ``states-*.ckpt``; of one that must be read for it and cannot be, such that it goes last."""
     named = _NAMED.match(path.name)
     try:
         return int(named.group(1) if named else read(path, mmap=True).get("Step") or 0)
     except CheckpointError:
-        return 0
+        return math.inf
 
 
 def _disk_error(error: BaseException | None) -> OSError | None:

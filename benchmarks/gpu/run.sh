@@ -72,10 +72,13 @@ part_tests() {
 }
 
 part_bench() {
-  for bench in ${BENCHES:-step profile kernels optimizer teachers student memory growth data}; do
-    local size=()
-    [ $bench = growth ] && size=(--batch 6 --clip-seconds 3.9) # it goes up to four times of both
-    "$python" -m benchmarks --bench $bench --device "$device" "${size[@]}" --json "$out/$bench.json" 2>&1 | tee "$out/$bench.log" | tail -n 12
+  for bench in ${BENCHES:-step step-default profile kernels optimizer teachers student memory growth data}; do
+    local words=(--bench "${bench%-default}")
+    case $bench in
+      growth) words+=(--batch 6 --clip-seconds 3.9) ;; # it goes up to four times of both
+      step-default) words+=(--precision fp32 --student-precision bf16) ;; # as a run without ekd.teacher_precision
+    esac
+    "$python" -m benchmarks "${words[@]}" --device "$device" --json "$out/$bench.json" 2>&1 | tee "$out/$bench.log" | tail -n 12
   done
 }
 

@@ -10,7 +10,7 @@ import sys
 import threading
 
 from s3prl_ekd.errors import UNWRITABLE, EkdError
-from s3prl_ekd.signals import Signals, end_children, is_of_data_workers, leave
+from s3prl_ekd.signals import Signals, end_children, leave
 from s3prl_ekd.version import __version__
 
 # command -> (module with add_arguments(parser) and run(args) -> int | None, one line for --help)
@@ -78,7 +78,7 @@ def main(argv: list[str], signals: Signals | None = None) -> int:
         return _interrupted(signals, error)
     except RuntimeError as error:
         signals.end()
-        if not (is_of_data_workers(error) and signals.awaited(1)):  # of a signal to the whole process group
+        if not signals.ended_workers(error):
             raise
         return _interrupted(signals, error)
     finally:

@@ -49,7 +49,7 @@ class Signals:
     def end(self) -> None:
         """From here on nothing is raised from outside: it would come between an error and its message."""
         self._is_ending = True
-        forget_data_workers()
+        _forget_data_workers()
 
     def hold(self, error: BaseException) -> None:
         """Keep alive what a signal has interrupted, as long as this object.
@@ -73,13 +73,17 @@ class Signals:
             time.sleep(0.05)
         return bool(self.number)
 
+    def ended_workers(self, error: BaseException) -> bool:
+        """Whether torch raises ``error`` for data workers that a signal has ended; it may come here after them."""
+        return _is_of_data_workers(error) and self.awaited(1)
+
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked worker
             raise KeyboardInterrupt
         if self.number and self._on_second is not None:
             self._on_second(number)
         self.number = number
-        forget_data_workers()
+        _forget_data_workers()
         end_children(grace=0)  # else a loader, on its way out, waits 5 s for each that is deaf
         self._raise()
 
@@ -95,16 +99,16 @@ class Signals:
         if isinstance(found.exc_value, KeyboardInterrupt):
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        elif not (self.number and is_of_data_workers(found.exc_value)):
+        elif not (self.number and _is_of_data_workers(found.exc_value)):
             self._hook(found)
 
 
-def is_of_data_workers(error: BaseException | None) -> bool:
+def _is_of_data_workers(error: BaseException | None) -> bool:
     """Whether torch raises it for the end of a data worker."""
     return "DataLoader worker" in str(error)
 
 
-def forget_data_workers() -> None:
+def _forget_data_workers() -> None:
     """Of a process that is ending: hear no more of how its data workers end."""
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child
 

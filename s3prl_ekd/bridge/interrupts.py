@@ -18,7 +18,7 @@ from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
 from s3prl_ekd.errors import UNWRITABLE, EkdError
-from s3prl_ekd.signals import Signals, end_children, is_of_data_workers
+from s3prl_ekd.signals import Signals, end_children
 
 # words of torch's allocator, of the driver, and of Triton where it loads a kernel
 OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory")
@@ -93,8 +93,7 @@ class Run:
         if is_out_of_memory(error):
             reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
             return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
-        if is_of_data_workers(error) and self.signals.awaited(1):
-            # A signal to the whole process group ends the data workers first; torch reports that as this error.
+        if self.signals.ended_workers(error):
             return self._farewell()
         if not self.world.distributed or not lost_peer(error):
             return None

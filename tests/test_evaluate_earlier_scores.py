@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from evaluate_stand_in import evaluate, install_stand_in, make_data, set_dev
 
+from s3prl_ekd.evaluate import inputs
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.fingerprint import weights_digest
 
 
 @pytest.fixture
@@ -80,3 +83,24 @@ def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(dat
     assert f"sid was tested there with another {data / 'sid.yaml'}: it has changed since" in told
     assert evaluate(data, tmp_path, "--lr", "0.3", "--overwrite") == 0
     assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.3
+
+
+def test_a_teacher_that_the_first_runs_download_is_known_as_the_same_later(data, tmp_path, monkeypatch, capfd):
+    """Its digest is not known before; where the download is gone on another day, it is not known again."""
+    file, script = tmp_path / "hubert.pt", tmp_path / "run_downstream.py"
+    monkeypatch.setattr(sources, "hub_file", lambda *_, **__: file if file.is_file() else None)
+    script.write_text(f"open({str(file)!r}, 'w').close()\n" + script.read_text())
+    teacher = ("--teacher", "hubert_base")
+    assert evaluate(data, tmp_path, upstream=teacher) == 0
+    digest = read_scores(tmp_path / "out")["checkpoint_sha256"]
+    assert digest == weights_digest(sources.describe("hubert_base"), "", download=False) is not None
+    for seed in ("2", "3"):
+        inputs._weights.cache_clear()  # a call is a process
+        assert evaluate(data, tmp_path, "--seeds", seed, upstream=teacher) == 0
+        assert read_scores(tmp_path / "out")["checkpoint_sha256"] == digest
+        file.unlink()
+    file.write_text("other weights")
+    inputs._weights.cache_clear()
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, "--seeds", "4", upstream=teacher) == 2
+    assert "holds the scores of hubert_base, whose hubert_base has changed since" in capfd.readouterr().err

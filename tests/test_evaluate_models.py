@@ -108,8 +108,9 @@ def test_a_student_is_not_handed_to_another_upstream_unasked(tmp_path):
             choose_models([("ckpt", given), ("upstream", "fbank")])
     both = choose_models([("ckpt", f"mine={file}"), ("upstream", "fbank")])
     assert [one.name for one in both] == ["ekd_student", "fbank"]
-    [ours] = choose_models([("ckpt", file), ("upstream", "ekd_student")])
-    assert ours.arguments() == ["-u", "ekd_student", "-k", file]
+    for given in (file, str(tmp_path / "x")):  # a folder's newest, as natively: its other files are nobody's business
+        [ours] = choose_models([("ckpt", given), ("upstream", "ekd_student")])
+        assert ours.arguments() == ["-u", "ekd_student", "-k", file]
 
 
 MISTAKES = {
@@ -137,6 +138,8 @@ MISTAKES = {
     "one label for two models": (["--upstream", "mfcc", "--label", "x"], "--label x: names one model, and 2 are given"),
     "empty label": (["--upstream", "=mfcc"], "'=mfcc': expected LABEL=VALUE"),
     "upstream that s3prl lacks": (["--upstream", "fbnak"], "--upstream fbnak: s3prl's hub has no such upstream"),
+    "a student without one": (["--upstream", "ekd_student"], "--upstream ekd_student: give --ckpt CKPT instead"),
+    "a teacher without one": (["--upstream", "ekd_teacher"], "--upstream ekd_teacher: give --teacher SOURCE instead"),
     "no list of models": (["--models", "DATA/pr.yaml"], "expected a list of models, each with some of label, ckpt"),
     "list with a bad key": (["--models", "bad.yaml"], "bad.yaml: [1]: unknown key 'chkpt'; expected some of label"),
     "list with a lost file": (["--models", "lost.yaml"], "lost.yaml: [0]: --ckpt "),

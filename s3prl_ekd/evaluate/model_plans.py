@@ -21,8 +21,8 @@ from s3prl_ekd.evaluate.scores_file import holds_table, own_record
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 
-def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelPlan]:
-    """Plan each model's runs, into the folders that :func:`model_folders` gives them.
+def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
+    """Plan each model's runs, into the folders that :func:`model_folders` gives them; on which device shows later.
 
     Raises:
         EkdError: an option that is wrong or has no effect, data or a model that is not there.
@@ -49,7 +49,6 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelP
             folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
             seeds=seeds,
             rates=rates,
-            device=devices[0],
             cache=None if args.cache_states is None else cache_folder(args.cache_states),
             normalize=chosen["normalize"] if normalize is None else normalize,
             **where,

@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 
 from s3prl_ekd.errors import EkdError
@@ -54,7 +55,8 @@ def run(args: argparse.Namespace) -> int:
     demo.stage("baselines", "the same on an untrained student and on log-mel, to compare with", demo.baselines)
     demo.stage("report", "scores and curves on one page", demo.report, again=True)
     total = sum(demo.marker["stages"].values())
-    demo.console.print(f"\n[bold green]done[/] in {total:.0f} s: [bold]{args.out / 'report.html'}[/]", highlight=False)
+    page = escape(str(args.out / "report.html"))
+    demo.console.print(f"\n[bold green]done[/] in {total:.0f} s: [bold]{page}[/]", highlight=False)
     return 0
 
 
@@ -65,6 +67,8 @@ class Demo:
         self.out, self.small, self.device = out, small, device
         self.console = Console()
         marker = out / MARKER
+        if "=" in str(out.resolve()) or ",," in str(out.resolve()):
+            raise EkdError(f"--out {out}: expected a folder without '=' and ',,' in its path: s3prl's -o takes none")
         if out.exists() and not out.is_dir():
             raise EkdError(f"--out {out}: is a file; expected a folder")
         if out.is_dir() and any(out.iterdir()) and not marker.is_file():
@@ -171,7 +175,7 @@ class Demo:
 
     def say(self, command: list[str]) -> None:
         """Show a command as a user would type it."""
-        self.console.print(f"[bold cyan]$ {shlex.join(command)}[/]", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold cyan]$ {escape(shlex.join(command))}[/]", highlight=False, soft_wrap=True)
 
     def _save(self) -> None:
         with whole_file(self.out / MARKER) as partial:

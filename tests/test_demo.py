@@ -25,6 +25,14 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
+def test_a_folder_that_evaluate_would_refuse_later_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a=b").mkdir()
+    monkeypatch.chdir(tmp_path / "a=b")
+    with pytest.raises(EkdError, match="--out demo_out: expected a folder without '=' and ',,' in its path"):
+        demo.Demo(Path("demo_out"), small=True, device="cpu")
+    assert not Path("demo_out").exists()
+
+
 def test_a_done_stage_is_not_done_again(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):

@@ -109,6 +109,13 @@ def test_a_cache_that_cannot_be_is_said_before_any_run(data, tmp_path, stand_in,
     assert not (tmp_path / "out" / "runs").exists()
 
 
+def test_a_relative_cache_is_below_the_current_folder(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path / "lr=0.1")
+    assert evaluate(data, tmp_path, "--cache-states", "states", "--dry-run") == 2
+    assert "--cache-states 'states': expected a folder without '=' and ',,' in its path" in capsys.readouterr().err
+
+
 def test_what_ends_together_with_a_failure_counts(data, tmp_path, stand_in, board, monkeypatch):
     from s3prl_ekd.evaluate import schedule
 

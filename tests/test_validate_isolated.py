@@ -150,6 +150,7 @@ ENDS = {
     "os._exit for short clips": ("# in forward", "len(wavs[0]) > 800 or os._exit(0)", "status 0 after 5 checks"),
     "os._exit at the end": ("import os, sys, torch", "import os, sys, torch, atexit; atexit.register(os._exit, 3)",
                             "status 3 after 6 checks"),
+    "rich's markup": ("import os, sys, torch", "raise ValueError('of [x] or [/tmp/y]')", "of [x] or [/tmp/y]"),
     "random weights": ("# in __init__", "self.scale.data.normal_()", "do not give the same hidden states"),
     "states by caller": ("# in __init__", "self.scale.data += os.path.isabs(ckpt)", "not give the same hidden states"),
 }  # fmt: skip

@@ -98,9 +98,10 @@ def cache_folder(text: str) -> Path:
     Raises:
         EkdError: no name of a folder, or one that s3prl's ``-o`` cannot carry.
     """
-    if not text.strip() or "=" in text or ",," in text:
-        raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its name")
-    return Path(text).expanduser().resolve()
+    folder = Path(text).expanduser().resolve()
+    if not text.strip() or "=" in str(folder) or ",," in str(folder):
+        raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its path")
+    return folder
 
 
 def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:

@@ -75,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
 
         path, scores = export_public(args.runs, args.out, args.tasks, args.seed)
         note = "\n".join(score_lines(scores))
-    console.print(f"{path}", highlight=False, soft_wrap=True)
-    if note:
-        console.print(note, highlight=False, soft_wrap=True)
+    for text in filter(None, (str(path), note)):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 0

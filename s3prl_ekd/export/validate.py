@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.isolated import CLOSING
@@ -127,7 +128,6 @@ def _last_line(text: str) -> str:
 
 def _show(console: Console, check: Check) -> None:
     mark = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
-    detail = (
-        f" [dim]({check.detail})[/]" if check.passed and check.detail else f": {check.detail}" if check.detail else ""
-    )
+    text = escape(check.detail)  # the words of the folder's own code
+    detail = f" [dim]({text})[/]" if check.passed and text else f": {text}" if text else ""
     console.print(f"{mark} {check.title}{detail}", highlight=False, soft_wrap=True)

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     for old in stale_figures(args.out, figures):
         old.unlink()
     page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference, figures)
-    console.print(f"{page} [dim]and {len(figures)} figures in {folder}/[/]", highlight=False)
+    console.print(f"{escape(str(page))} [dim]and {len(figures)} figures in {escape(str(folder))}/[/]", highlight=False)
     return 0
 
 

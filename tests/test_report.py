@@ -101,6 +101,15 @@ def test_a_run_folder_that_another_seed_has_now_counts_once(evaluation):
     assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
 
 
+def test_a_damaged_checkpoint_costs_its_layer_weights_alone(evaluation, caplog):
+    file = evaluation / "runs" / "er-fold1" / "dev-best.ckpt"
+    file.write_bytes(file.read_bytes()[:500])
+    read = read_evaluation(evaluation)
+    assert read.scores["tasks"]["er"]["acc"] == 50.0
+    assert read.layer_weights["er"] == pytest.approx([4 / 6, 1 / 6, 1 / 6])  # the other fold's
+    assert f"{file}: cannot be read (cut short, or not a PyTorch file): left out of the layer weights" in caplog.text
+
+
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
 def test_figures_are_png(pretraining, evaluation, theme):
     run = read_pretraining(pretraining)
@@ -286,6 +295,15 @@ def test_a_folder_given_twice_is_read_once(pretraining, evaluation):
     ]
     assert [len(found) for found in read_results(twice)] == [1, 1]
     assert read_results(twice)[0][0].label == pretraining.name
+
+
+def test_a_tables_row_that_is_given_too_is_shown_once(evaluation):
+    record = json.loads((evaluation / "scores.json").read_text())
+    rows = [{**record, "folder": evaluation.name}]
+    table = evaluation.parent
+    (table / "scores.json").write_text(json.dumps({"models": rows}))
+    for folders in ([table, evaluation], [evaluation, table]):
+        assert [one.scores["label"] for one in read_results(folders)[1]] == ["student & co"]
 
 
 def test_no_two_runs_have_one_figure(pretraining, tmp_path):

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
 from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
-from s3prl_ekd.evaluate.process import run_logged
+from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.provenance import deciding_versions
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
@@ -58,7 +57,7 @@ def _unlike(run: Run, marker: Marker) -> str | None:
     return f"had another {key} ({before.get(key)}, now {now.get(key)})"
 
 
-def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Trained:
+def do_train(run: Run, board: Board, environment: dict[str, str], children: Children | None = None) -> Trained:
     """Train one run, unless that is done; returns what a learning rate is picked by, of a tested run its result."""
     marker = read_marker(run.expdir) or Marker(run.settings(), inputs(run))
     if marker.state == "started":
@@ -66,7 +65,7 @@ def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkSe
         write_marker(run.expdir, marker)
         with board.phase(run.key, "train") as watch:
             output, seconds = run_logged(
-                run.train_command(), run.expdir / "train.log", watch, environment, server, len(downstream_program())
+                run.train_command(), run.expdir / "train.log", watch, environment, children, len(downstream_program())
             )
         _warn_of_batches_left_out(run, output)
         marker.seconds += seconds
@@ -87,7 +86,7 @@ def _warn_of_batches_left_out(run: Run, output: str) -> None:
         )  # fmt: skip
 
 
-def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Result:
+def do_test(run: Run, board: Board, environment: dict[str, str], children: Children | None = None) -> Result:
     """Test a trained run on its best checkpoint and score it, unless that is done; returns its result.
 
     Raises:
@@ -101,7 +100,7 @@ def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkSer
     checkpoint = chosen_checkpoint(run)
     with board.phase(run.key, "test") as watch:
         output, seconds = run_logged(
-            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, server,
+            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, children,
             len(downstream_program()),
         )  # fmt: skip
     marker.seconds += seconds

@@ -183,8 +183,10 @@ def test_the_trial_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_real_run(tmp_path: Path, device: str) -> None:
+def test_a_real_run(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a fork server with all its imports; a process in place of the fork would print something else."""
+    monkeypatch.chdir(tmp_path)
+    Path("s3prl.py").write_text("raise RuntimeError('not what run_downstream.py imports')")
     server = ForkServer({"OMP_NUM_THREADS": "1"}, device)
     words = ["-m", "train", "-p", str(tmp_path / "run"), "-u", "fbank", "-d", "voxceleb1", "--device", device]
     words += ["-o", overrides("voxceleb1", voxceleb(tmp_path / "vox"))]

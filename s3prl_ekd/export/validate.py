@@ -98,7 +98,8 @@ def run_isolated(folder: Path, python: Path | None = None) -> list[Check]:
 def run_in_s3prl(folder: Path) -> Check:
     """Two training steps of ER with s3prl's runner, which loads the folder as the organisers' machines do."""
     with tempfile.TemporaryDirectory(prefix="s3prl-ekd-validate-") as work:
-        command = [sys.executable, "-m", "s3prl_ekd.export.runner_trial", str(folder), work]
+        # -P: an expert.py or an s3prl in the current folder must not come before theirs
+        command = [sys.executable, "-P", "-m", "s3prl_ekd.export.runner_trial", str(folder), work]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment())
         trained = any(Path(work, "experiment").glob("states-*.ckpt"))
     title = "s3prl's runner loads it as the organisers do and trains ER"

@@ -1,4 +1,4 @@
-"""Counts what a submission folder computes by running it: ``python -B folder.py FOLDER LENGTHS_JSON``.
+"""Counts what a submission folder computes by running it: ``python -P -B folder.py FOLDER LENGTHS_JSON``.
 
 For folders of other people's code, whose arithmetic nobody knows beforehand; run in a process of its own, since it
 imports their ``expert.py``. Tensors without data ("meta") make it fast; code that looks at values is run on the CPU.

@@ -56,7 +56,8 @@ def submission_cost(folder: Path) -> Cost:
         shape = EncoderShape.from_dict(saved["shape"])
         return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
     script = str(Path(__file__).with_name("folder.py"))
-    command = [sys.executable, "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
+    # -P: their `import models` must not find ours beside the script
+    command = [sys.executable, "-P", "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
     done = subprocess.run(command, capture_output=True, text=True)
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:

@@ -14,6 +14,7 @@ from evaluate_stand_in import evaluate, plan
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import run as running
 from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.marker import read_marker
 from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.schedule import run_all
 
@@ -35,6 +36,27 @@ def test_the_last_score_that_is_printed_counts_and_all_seconds(data, tmp_path, s
     monkeypatch.setattr(running, "run_logged", lambda *given: (run_logged(*given)[0], 7.0))
     result = run_all([one], board)["pr"]
     assert result["per"] == pytest.approx(100 / 3) and result["seconds"] == 1000 + 7 + 7
+
+
+def test_a_try_that_fails_has_taken_its_time(data, tmp_path, stand_in, board):
+    [one] = plan(data, tmp_path, ["pr"])
+    broken = tmp_path / "out" / "runs" / "broken"
+    broken.parent.mkdir(parents=True)
+    broken.touch()
+    tries = []
+    for _ in range(2):
+        with pytest.raises(EkdError, match="boom"):
+            running.do_train(one, board, {})
+        tries.append(read_marker(one.expdir).seconds)
+    assert 0 < tries[0] < tries[1]
+
+
+def test_a_log_that_was_cleared_away_is_named(data, tmp_path, stand_in, board):
+    [one] = plan(data, tmp_path, ["pr"])
+    running.do_train(one, board, {})
+    (one.expdir / "train.log").unlink()
+    with pytest.raises(EkdError, match=f"pr/train.log: not found: .*; delete {one.expdir} to train again"):
+        run_all([one], board)
 
 
 def test_batches_left_out_of_a_training_are_said(data, tmp_path, stand_in, board, caplog):

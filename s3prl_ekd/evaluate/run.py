@@ -10,6 +10,7 @@ import logging
 import shlex
 import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.provenance import deciding_versions
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
 
+LOGS = {"train": "train.log", "test": "evaluate.log"}
+"""Phase -> the file in the run's folder that gets the output of its native command."""
 log = logging.getLogger(__name__)
 _loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
 
@@ -63,17 +66,37 @@ def do_train(run: Run, board: Board, environment: dict[str, str], children: Chil
     if marker.state == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
         write_marker(run.expdir, marker)
-        with board.phase(run.key, "train") as watch:
-            output, seconds = run_logged(
-                run.train_command(), run.expdir / "train.log", watch, environment, children, len(downstream_program())
-            )
+        output = _native(run, marker, "train", run.train_command(), board, environment, children)
         _warn_of_batches_left_out(run, output)
-        marker.seconds += seconds
         marker.state = "trained"
         write_marker(run.expdir, marker)
     else:
         board.kept(run.key, "tested" if marker.state == "finished" else "trained")
     return marker.result or _trained(run, marker.seconds)
+
+
+def _native(
+    run: Run,
+    marker: Marker,
+    phase: str,
+    command: list[str],
+    board: Board,
+    environment: dict[str, str],
+    children: Children | None,
+) -> str:
+    """Carry out a command of a run; its output. Its time counts, also that of a try which is stopped or fails."""
+    started = time.monotonic()
+    try:
+        with board.phase(run.key, phase) as watch:
+            output, seconds = run_logged(
+                command, run.expdir / LOGS[phase], watch, environment, children, len(downstream_program())
+            )
+    except EkdError:
+        marker.seconds += time.monotonic() - started
+        write_marker(run.expdir, marker)
+        raise
+    marker.seconds += seconds
+    return output
 
 
 def _warn_of_batches_left_out(run: Run, output: str) -> None:
@@ -82,7 +105,7 @@ def _warn_of_batches_left_out(run: Run, output: str) -> None:
     if count:
         log.warning(
             "%s: %d batches did not fit into the GPU's memory and were left out of training (%s); run fewer side by "
-            "side (--jobs), or set a smaller batch size", run.key, count, run.expdir / "train.log",
+            "side (--jobs), or set a smaller batch size", run.key, count, run.expdir / LOGS["train"],
         )  # fmt: skip
 
 
@@ -98,12 +121,7 @@ def do_test(run: Run, board: Board, environment: dict[str, str], children: Child
     if marker.result is not None:
         return marker.result
     checkpoint = chosen_checkpoint(run)
-    with board.phase(run.key, "test") as watch:
-        output, seconds = run_logged(
-            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, children,
-            len(downstream_program()),
-        )  # fmt: skip
-    marker.seconds += seconds
+    output = _native(run, marker, "test", run.evaluate_command(checkpoint), board, environment, children)
     marker.result = _result(run, checkpoint, output, marker.seconds)
     marker.state = "finished"
     write_marker(run.expdir, marker)
@@ -130,7 +148,8 @@ def chosen_checkpoint(run: Run) -> Path:
 def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
     printed = runner_scores(run.task, output, run.task.test_split)
     if not printed:
-        raise EkdError(f"{run.expdir / 'evaluate.log'}: the runner printed no {run.task.test_split} {run.task.metric}")
+        log_file = run.expdir / LOGS["test"]
+        raise EkdError(f"{log_file}: the runner printed no {run.task.test_split} {run.task.metric}")
     again = rescore(run.task, run.expdir, run.fold)
     same = agrees(float(again[run.task.metric]), printed[-1])
     if not same:
@@ -152,7 +171,10 @@ def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
 
 def _trained(run: Run, seconds: float) -> Trained:
     config = run.effective_config()
-    dev = runner_scores(run.task, (run.expdir / "train.log").read_text(), run.task.dev_split)
+    train_log = run.expdir / LOGS["train"]
+    if not train_log.is_file():
+        raise EkdError(f"{train_log}: not found: the dev score is in it; delete {run.expdir} to train again")
+    dev = runner_scores(run.task, train_log.read_text(), run.task.dev_split)
     return {
         "dev": best(run.task, dev),
         "seconds": round(seconds, 1),

@@ -142,12 +142,16 @@ def _configuration(path: Path) -> str:
 def content(path: Path) -> str | None:
     """SHA-256 of a file, or of the files of a folder; None where there is neither (a hub name).
 
+    Of a transformers folder its configuration and weights count: a card may be written after the scores are known.
+
     Raises:
         EkdError: it cannot be read.
     """
     if not path.exists():
         return None
     files = [file for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else [path]
+    if (path / "config.json").is_file():
+        files = [file for file in files if file.suffix in (".json", ".safetensors", ".bin")]
     digests = []
     for file in files:
         status = file.stat()

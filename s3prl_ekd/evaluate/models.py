@@ -196,7 +196,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
                 f"labels: --ckpt LABEL={ckpt} --upstream {name}"
             )
         path = student_checkpoint(ckpt) if name in (None, STUDENT) else ckpt.resolve()
-        own = label or f"{path.parent.name}/{path.stem}"
+        own = label or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
         return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
     if name is None:
         raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained MODEL")

@@ -195,7 +195,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
                 f"--ckpt {ckpt}: a student, which s3prl's {name} does not read; to set the two side by side, give them "
                 f"labels: --ckpt LABEL={ckpt} --upstream {name}"
             )
-        path = student_checkpoint(ckpt) if name in (None, STUDENT) else ckpt.resolve()
+        path = student_checkpoint(ckpt) if name is None or name.startswith(STUDENT) else ckpt.resolve()
         own = label or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
         return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
     if name is None:

@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     demo.stage("report", "scores and curves on one page", demo.report, again=True)
     total = sum(demo.marker["stages"].values())
     page = escape(str(args.out / "report.html"))
-    demo.console.print(f"\n[bold green]done[/] in {total:.0f} s: [bold]{page}[/]", highlight=False)
+    done = f"\n[bold green]done[/] in {total:.0f} s: [bold]{page}[/]"
+    demo.console.print(done, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -65,10 +65,11 @@ def test_dry_run_names_the_device_of_each_run(data, tmp_path, capsys):
     assert told == [(False, "cpu")] * 2 + [(True, "cuda")] * 2
 
 
-def test_brackets_in_names_are_shown(data, tmp_path, monkeypatch, capsys):
-    """rich would take them for its markup."""
+def test_brackets_in_names_and_long_paths_are_shown(data, tmp_path, monkeypatch, capsys):
+    """rich would take the former for its markup, and break the latter where the terminal ends."""
     install_stand_in(tmp_path, monkeypatch)
-    where = tmp_path / "a [b]"
+    monkeypatch.setenv("COLUMNS", "60")
+    where = tmp_path / "a [b]" / "in a folder of a folder" / "of another one"
     for seeds in ("1", "2"):
         label = f"s [avg]{seeds}"
         assert evaluate(data, where, "--seeds", seeds, upstream=("--upstream", f"{label}=fbank")) == 0

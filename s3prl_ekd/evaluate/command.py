@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
-    console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False)
+    console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False, soft_wrap=True)
     with ExitStack() as locks:
         for folder in dict.fromkeys([args.out.resolve(), *(plan.out for plan in plans)]):
             locks.enter_context(locked_folder(folder))  # a row's own folder may be the --out of another call
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
         records = _carry_out(args, plans, costs, devices, jobs, console)
     for table in [*grid_tables(records), score_table(records)]:
         console.print(table)
-    console.print(f"[dim]{escape(str(args.out / FILE_NAME))}[/]", highlight=False)
+    console.print(f"[dim]{escape(str(args.out / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -204,7 +204,7 @@ def _carry_out(
         try:
             if write_records(plans, costs, results, args.preset, devices, args.out):
                 scores = escape(str(args.out / FILE_NAME))
-                console.print(f"[dim]{scores} holds the tasks that are done[/]", highlight=False)
+                console.print(f"[dim]{scores} holds the tasks that are done[/]", highlight=False, soft_wrap=True)
         except EkdError as another:  # must not hide why the runs ended
             log.warning("%s", another)
         if isinstance(error, KeyboardInterrupt):

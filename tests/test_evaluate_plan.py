@@ -153,6 +153,8 @@ def test_overrides_by_task():
         (lambda d, t: plan(d, t, overrides={"pr": {"config.runner.total_steps": "10"}}), "eval_step: 1000 > total"),
         (lambda d, t: plan(d, t, overrides={"asr": {"config.runner.eval_dataloaders": "['dev']"}}),
          "runner.eval_dataloaders: ['dev']: without dev-clean no checkpoint would be chosen on dev"),
+        (lambda d, t: plan(d, t, overrides={"sid": {"config.optimizer.lr": "10**-3"}}),
+         "sid.yaml: optimizer.lr: '10**-3': expected a number"),
         (lambda d, t: plan(d, t, overrides={"sid": {"config.runner.cache_states": "/tmp/states"}}),
          "sid.yaml: runner.cache_states: give --cache-states instead"),
         (lambda d, t: plan(d, t, overrides={"er": {"config.downstream_expert.datarc.test_fold": "'fold2'"}}),

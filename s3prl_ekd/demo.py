@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.whole_file import whole_file
-from s3prl_ekd.writable import make_writable
+from s3prl_ekd.writable import empty_folder, make_writable
 
 MARKER = ".s3prl-ekd-demo.json"
 VARIANT = "embedded"
@@ -75,7 +74,7 @@ class Demo:
         if out.is_dir() and any(out.iterdir()) and not marker.is_file():
             raise EkdError(f"--out {out}: holds other files; expected an empty folder or one of an earlier demo")
         if fresh and marker.is_file():
-            shutil.rmtree(out)
+            empty_folder(out)
         make_writable(out, f"--out {out}")
         self.marker: dict[str, Any] = {"small": small, "stages": {}}
         if marker.is_file():

@@ -33,6 +33,21 @@ def test_a_folder_that_evaluate_would_refuse_later_is_refused(tmp_path: Path, mo
     assert not Path("demo_out").exists()
 
 
+@pytest.mark.parametrize("how", ["a link", "the current folder"])
+def test_fresh_empties_the_folder_and_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    demo.Demo(tmp_path / "out", small=True, device="cpu")
+    (tmp_path / "out" / "data").mkdir()
+    (tmp_path / "out" / "data" / "speech").symlink_to(tmp_path)
+    (tmp_path / "out" / "dangling").symlink_to("nowhere")
+    out = tmp_path / "link"
+    out.symlink_to("out")
+    if how == "the current folder":
+        monkeypatch.chdir(tmp_path / "out")
+        out = Path()
+    demo.Demo(out, small=True, device="cpu", fresh=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [demo.MARKER]
+
+
 def test_a_done_stage_is_not_done_again(tmp_path: Path) -> None:
     calls = []
     for _ in range(2):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import threading
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.provenance import deciding_versions
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
+from s3prl_ekd.writable import empty_folder
 
 LOGS = {"train": "train.log", "test": "evaluate.log"}
 """Phase -> the file in the run's folder that gets the output of its native command."""
@@ -48,7 +48,7 @@ def clear_other(run: Run) -> None:
     """Empty the folder of a run where an earlier one there is another."""
     marker = read_marker(run.expdir)
     if marker is not None and _unlike(run, marker) is not None:
-        shutil.rmtree(run.expdir)
+        empty_folder(run.expdir)
 
 
 def _unlike(run: Run, marker: Marker) -> str | None:

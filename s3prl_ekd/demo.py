@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the demo out; returns 0."""
+    if args.device != "cpu":  # torch takes a while, and the stage that needs it comes late
+        find_device(args.device)
     demo = Demo(args.out, args.small, args.device, args.fresh)
     demo.stage("speech", "speak a small corpus: 12 espeak-ng voices, 4 emotions", demo.speak)
     demo.stage("prepare", "turn it into what pretraining and the four tasks read", demo.prepare)

@@ -12,6 +12,7 @@ import pytest
 from conftest import REPO
 
 from s3prl_ekd import demo
+from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 
 COMMAND = Path(sys.executable).parent / "s3prl-ekd"
@@ -46,6 +47,12 @@ def test_fresh_empties_the_folder_and_leaves_it(tmp_path: Path, monkeypatch: pyt
         out = Path()
     demo.Demo(out, small=True, device="cpu", fresh=True)
     assert [path.name for path in (tmp_path / "out").iterdir()] == [demo.MARKER]
+
+
+def test_a_device_that_is_none_is_told_before_any_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["demo", "--out", str(out), "--device", "gpu0"]) == 2
+    assert "--device gpu0: is no device" in capfd.readouterr().err and not out.exists()
 
 
 def test_a_done_stage_is_not_done_again(tmp_path: Path) -> None:

@@ -97,7 +97,8 @@ def test_a_folder_of_other_code_is_run(tmp_path: Path, capsys: pytest.CaptureFix
     saved = torch.load(folder / "model.pt", weights_only=True)
     code = (folder / "expert.py").read_text()
     (folder / "models.py").write_text(code.replace('saved["shape"]', 'saved["numbers"]'))  # as one of ours is called
-    (folder / "expert.py").write_text("from models import UpstreamExpert\n")
+    prints = "import atexit, sys; sys.stdout.buffer.write(bytes([255])); atexit.register(print, 'bye')\n"
+    (folder / "expert.py").write_text(f"{prints}from models import UpstreamExpert\n")
     torch.save({"numbers": saved["shape"], **{key: saved[key] for key in saved if key != "shape"}}, folder / "model.pt")
     found = counted(capsys, str(folder))
     assert found["params"] == known["params"]

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         counts = count(torch, expert.to("meta"), buckets, "meta")
     except (RuntimeError, NotImplementedError, ValueError):
         counts = count(torch, UpstreamExpert(ckpt=f"{folder}/model.pt").eval(), buckets, "cpu")
-    print(json.dumps({"params": params, "buckets": counts}))  # noqa: T201
+    print("\n" + json.dumps({"params": params, "buckets": counts}))  # noqa: T201
     return 0
 
 

@@ -58,8 +58,8 @@ def submission_cost(folder: Path) -> Cost:
     script = str(Path(__file__).with_name("folder.py"))
     # -P: their `import models` must not find ours beside the script
     command = [sys.executable, "-P", "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"params"')]  # the rest is their own
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise EkdError(f"{folder}: its expert.py cannot be run: {reason}")

@@ -105,6 +105,15 @@ def test_a_folder_of_other_code_is_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["macs"] == pytest.approx(known["macs"], rel=0.03)
 
 
+@pytest.mark.slow
+def test_an_expert_that_was_edited_is_counted_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export_superb(write_student(tmp_path / "states-1.ckpt"), tmp_path / "submission")
+    known = counted(capsys, str(folder))["macs"]
+    code = (folder / "expert.py").read_text()
+    (folder / "expert.py").write_text(code.replace("in self.layers:", "in self.layers[:1]:"))
+    assert counted(capsys, str(folder))["macs"] < 0.95 * known
+
+
 def test_the_leaderboards_fbank(capsys: pytest.CaptureFixture[str]) -> None:
     found = counted(capsys, "fbank")
     assert found["params"] == 0 and found["macs"] == 479_126_160

@@ -14,6 +14,7 @@ import pytest
 import torch
 from report_lab import write_pretraining
 
+from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
@@ -197,6 +198,13 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
         with pytest.raises(EkdError, match=f"--out .*{wrong}: expected a file that ends in .html"):
             command.run(parser.parse_args([str(pretraining), "--out", str(tmp_path / wrong)]))
         assert not (tmp_path / wrong).is_file()
+
+
+def test_without_figures_there_is_no_folder_of_them(evaluation, tmp_path, capsys):
+    shutil.rmtree(evaluation / "runs")
+    assert main(["report", str(evaluation), "--out", str(tmp_path / "r.html")]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "r.html")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretraining, evaluation, tmp_path):

@@ -87,6 +87,14 @@ def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(dat
     assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.3
 
 
+def test_of_two_rows_of_one_model_the_one_of_its_own_name_is_meant(data, tmp_path):
+    assert evaluate(data, tmp_path, upstream=("--upstream", "a=mfcc")) == 0
+    assert evaluate(data, tmp_path, "--seeds", "2", upstream=("--upstream", "mfcc=mfcc")) == 0
+    assert evaluate(data, tmp_path, "--seeds", "3", upstream=("--upstream", "mfcc")) == 0
+    seeds = {record["label"]: record["seeds"] for _, record in read_models(tmp_path / "out")}
+    assert seeds == {"a": [1337], "mfcc": [2, 3]}
+
+
 def test_a_card_that_is_edited_leaves_its_student_the_same(data, tmp_path, capfd):
     checkpoint = write_student(tmp_path / "states-1.ckpt")
     folders = [export_huggingface(checkpoint, tmp_path / "hf" / name) for name in ("ekd-1.0", "ekd-1.1")]

@@ -81,12 +81,15 @@ def model_folders(models: Sequence[Upstream], out: Path, in_table: bool) -> list
 
 
 def _as_known(model: Upstream, there: Sequence[tuple[str | None, Mapping[str, Any]]]) -> Upstream:
-    """The model, by the folder and the label of a record of it, or of the label that the user gives it."""
+    """The model, by the folder and the label of a record of it, or of the label that the user gives it.
+
+    Of several rows of one model without a label the one that is called as it would be by itself is meant.
+    """
     if model.named:
         folders = [folder for folder, record in there if record["label"] == model.label]
         return replace(model, row=folders[0]) if folders and model.folder not in folders else model
     mine = (model.name, model.checkpoint and str(model.checkpoint), model.model_config and str(model.model_config))
-    for folder, record in there:
+    for folder, record in sorted(there, key=lambda row: row[1]["label"] != model.label):
         if mine == tuple(record.get(key) for key in ("upstream", "checkpoint", "model_config")):
             return replace(model, row=folder, label=record["label"])
     return model

@@ -115,6 +115,16 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
     assert "ablations.../x: names a folder" in message(ablations={"../x": {"mode": "average"}})
     assert "experiment.yaml: two rows are called 'hubert'" in message(ablations={"hubert": {"cosine_weight": 2.0}})
     assert "ablations.a.precision: is the experiment's" in message(ablations={"a": {"precision": "fp32"}})
+    evaluation = values["evaluation"]
+    for changes, told in (
+        ({"preset": "smal"}, "--preset: no preset 'smal'"),
+        ({"override": ["pr:lr"]}, "--override 'pr:lr': expected TASK:"),
+        ({"seeds": [1, 1]}, "a seed is there twice"),
+        ({"lr": {"prr": [0.1]}}, "unknown task 'prr'"),
+        ({"lr": {"pr": [0.0]}}, "learning rate '0.0': expected a positive number"),
+    ):
+        found = message(evaluation=evaluation | changes)
+        assert found.startswith(f"{file}: evaluation: ") and told in found
     assert "merged.m: expected two or more of the students" in message(merged={"m": ["hubert"]})
     assert "stepz: unknown key" in message(distillation=values["distillation"] | {"stepz": 1})
 

@@ -13,6 +13,8 @@ from pydantic import Field
 from s3prl_ekd.checked import Checked, check_values, read_yaml
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.presets import parse_overrides, preset
+from s3prl_ekd.evaluate.rates import parse_rates, parse_seeds
 from s3prl_ekd.variants import BASE, variant_file
 
 OWN = {"teachers", "initialise_from", "precision", "teacher_precision", "cache_targets"}
@@ -136,7 +138,23 @@ def read_experiment(file: Path) -> Experiment:
         rows(experiment)
     except EkdError as error:
         raise EkdError(f"{file}: {error}") from error
+    _check_evaluation(experiment.evaluation, f"{file}: evaluation")
     return experiment
+
+
+def _check_evaluation(evaluation: Evaluation, where: str) -> None:
+    """See that ``s3prl-ekd evaluate`` will take what it gets once the first student is distilled.
+
+    Raises:
+        EkdError: it will not; begins with ``where``.
+    """
+    try:
+        preset(evaluation.preset)
+        parse_overrides(evaluation.override)
+        parse_seeds(",".join(map(str, evaluation.seeds)))
+        parse_rates([f"{task}:{','.join(map(repr, rates))}" for task, rates in evaluation.lr.items()])
+    except EkdError as error:
+        raise EkdError(f"{where}: {error}") from error
 
 
 def rows(experiment: Experiment) -> list[Row]:

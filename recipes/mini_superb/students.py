@@ -19,6 +19,7 @@ from s3prl_ekd.config import load_model_config
 from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
+from s3prl_ekd.metrics_file import METRICS, read_metrics
 from s3prl_ekd.model.student import Student, initialise_student, student_like
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
@@ -202,7 +203,7 @@ class Students:
             self.call(words, folder / "pretrain.log")
         finally:
             clock.write_text(f"{before + time.monotonic() - started:.1f}")
-        lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+        lines = read_metrics(folder / "run" / METRICS)
         facts = {
             "command": shlex.join(words),
             "steps": lines[-1]["step"],

@@ -17,8 +17,8 @@ def own_command(words: Sequence[str]) -> list[str]:
     """``["run_pretrain.py", ...]`` as it is started by this Python; the first word is one of :data:`MODULES`.
 
     The script that pip put beside this Python, or, where it put it elsewhere (``pip install --user``), the module
-    behind it.
+    behind it, to which the current folder is no place to import from (``-P``), as it is none to the script.
     """
     script = Path(sys.executable).with_name(words[0])
-    start = [str(script)] if script.is_file() else [sys.executable, "-m", *MODULES[words[0]]]
+    start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", *MODULES[words[0]]]
     return [*start, *words[1:]]

@@ -16,7 +16,8 @@ def test_a_command_is_this_pythons_own_or_its_module(tmp_path: Path, monkeypatch
         assert own_command([name, "-h"]) == [str(Path(sys.executable).with_name(name)), "-h"]
     python = sys.executable
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    assert own_command(("run_pretrain.py", "-h"))[1:] == ["-m", "s3prl_ekd.bridge.launch", "run_pretrain", "-h"]
+    assert own_command(("run_pretrain.py", "-h"))[1:] == ["-P", "-m", "s3prl_ekd.bridge.launch", "run_pretrain", "-h"]
     _, *words = own_command(["s3prl-ekd", "--help"])
-    done = subprocess.run([python, *words], capture_output=True, text=True, timeout=120)
+    (tmp_path / "s3prl_ekd.py").write_text("raise RuntimeError('of the current folder')")
+    done = subprocess.run([python, *words], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 0 and "prepare" in done.stdout

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,15 +18,17 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.whole_file import whole_file
-from s3prl_ekd.writable import make_writable
+from s3prl_ekd.writable import empty_folder, make_writable
 
 MARKER = ".s3prl-ekd-demo.json"
 VARIANT = "embedded"
@@ -45,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the demo out; returns 0."""
+    if args.device != "cpu":  # torch takes a while, and the stage that needs it comes late
+        find_device(args.device)
     demo = Demo(args.out, args.small, args.device, args.fresh)
     demo.stage("speech", "speak a small corpus: 12 espeak-ng voices, 4 emotions", demo.speak)
     demo.stage("prepare", "turn it into what pretraining and the four tasks read", demo.prepare)
@@ -54,7 +57,9 @@ def run(args: argparse.Namespace) -> int:
     demo.stage("baselines", "the same on an untrained student and on log-mel, to compare with", demo.baselines)
     demo.stage("report", "scores and curves on one page", demo.report, again=True)
     total = sum(demo.marker["stages"].values())
-    demo.console.print(f"\n[bold green]done[/] in {total:.0f} s: [bold]{args.out / 'report.html'}[/]", highlight=False)
+    page = escape(str(args.out / "report.html"))
+    done = f"\n[bold green]done[/] in {total:.0f} s: [bold]{page}[/]"
+    demo.console.print(done, highlight=False, soft_wrap=True)
     return 0
 
 
@@ -65,12 +70,14 @@ class Demo:
         self.out, self.small, self.device = out, small, device
         self.console = Console()
         marker = out / MARKER
+        if "=" in str(out.resolve()) or ",," in str(out.resolve()):
+            raise EkdError(f"--out {out}: expected a folder without '=' and ',,' in its path: s3prl's -o takes none")
         if out.exists() and not out.is_dir():
             raise EkdError(f"--out {out}: is a file; expected a folder")
         if out.is_dir() and any(out.iterdir()) and not marker.is_file():
             raise EkdError(f"--out {out}: holds other files; expected an empty folder or one of an earlier demo")
         if fresh and marker.is_file():
-            shutil.rmtree(out)
+            empty_folder(out)
         make_writable(out, f"--out {out}")
         self.marker: dict[str, Any] = {"small": small, "stages": {}}
         if marker.is_file():
@@ -171,7 +178,7 @@ class Demo:
 
     def say(self, command: list[str]) -> None:
         """Show a command as a user would type it."""
-        self.console.print(f"[bold cyan]$ {shlex.join(command)}[/]", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold cyan]$ {escape(shlex.join(command))}[/]", highlight=False, soft_wrap=True)
 
     def _save(self) -> None:
         with whole_file(self.out / MARKER) as partial:

@@ -1,8 +1,9 @@
-"""Places that a user names to write to: made, and seen to be writable, before the work that is to be written there."""
+"""Places that a user names to write to: made, seen to be writable before the work for them is done, and emptied."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -27,6 +28,15 @@ def make_writable(folder: Path, where: str, advice: str = "") -> None:
         tempfile.TemporaryFile(dir=folder).close()  # what permissions say is no answer: to root, /proc looks writable
     except OSError as error:
         raise EkdError(f"{where}: cannot be written to ({error.strerror}){advice}") from error
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove what is in a folder and leave itself, which may be a link or the current folder."""
+    for entry in list(folder.iterdir()):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def output_file(file: Path, suffix: str | None = None) -> Path:

@@ -34,10 +34,10 @@ def package_files() -> set[Path]:
 @pytest.mark.parametrize("task", ["ctc", "voxceleb1", "emotion", "asr"])
 def test_train_then_evaluate(corpora: dict, tmp_path: Path, task: str) -> None:
     before = package_files()
-    train = ("-m", "train", "-n", "x", "-u", "fbank", "-d", task, *CPU, "-o", overrides(task, corpora[task]))
+    train = ("-m", "train", "-n", "x [1]", "-u", "fbank", "-d", task, *CPU, "-o", overrides(task, corpora[task]))
     done = command("run_downstream.py", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    folder = tmp_path / "result" / "downstream" / "x"
+    folder = tmp_path / "result" / "downstream" / "x [1]"
     assert [path.name for path in folder.glob("states-*")] == ["states-2.ckpt"]  # max_keep: 1
 
     split = "test-clean" if task == "asr" else "test"

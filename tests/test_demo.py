@@ -12,6 +12,7 @@ import pytest
 from conftest import REPO
 
 from s3prl_ekd import demo
+from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 
 COMMAND = Path(sys.executable).parent / "s3prl-ekd"
@@ -23,6 +24,35 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
         with pytest.raises(EkdError, match="holds other files"):
             demo.Demo(tmp_path, small=True, device="cpu", fresh=fresh)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_folder_that_evaluate_would_refuse_later_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a=b").mkdir()
+    monkeypatch.chdir(tmp_path / "a=b")
+    with pytest.raises(EkdError, match="--out demo_out: expected a folder without '=' and ',,' in its path"):
+        demo.Demo(Path("demo_out"), small=True, device="cpu")
+    assert not Path("demo_out").exists()
+
+
+@pytest.mark.parametrize("how", ["a link", "the current folder"])
+def test_fresh_empties_the_folder_and_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    demo.Demo(tmp_path / "out", small=True, device="cpu")
+    (tmp_path / "out" / "data").mkdir()
+    (tmp_path / "out" / "data" / "speech").symlink_to(tmp_path)
+    (tmp_path / "out" / "dangling").symlink_to("nowhere")
+    out = tmp_path / "link"
+    out.symlink_to("out")
+    if how == "the current folder":
+        monkeypatch.chdir(tmp_path / "out")
+        out = Path()
+    demo.Demo(out, small=True, device="cpu", fresh=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [demo.MARKER]
+
+
+def test_a_device_that_is_none_is_told_before_any_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["demo", "--out", str(out), "--device", "gpu0"]) == 2
+    assert "--device gpu0: is no device" in capfd.readouterr().err and not out.exists()
 
 
 def test_a_done_stage_is_not_done_again(tmp_path: Path) -> None:

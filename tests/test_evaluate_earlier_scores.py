@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import pytest
 from evaluate_stand_in import evaluate, install_stand_in, make_data, set_dev
+from export_student import write_student
 
+from s3prl_ekd.evaluate import inputs
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores
+from s3prl_ekd.export.huggingface import export_huggingface
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.fingerprint import weights_digest
 
 
 @pytest.fixture
@@ -80,3 +85,47 @@ def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(dat
     assert f"sid was tested there with another {data / 'sid.yaml'}: it has changed since" in told
     assert evaluate(data, tmp_path, "--lr", "0.3", "--overwrite") == 0
     assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.3
+
+
+def test_of_two_rows_of_one_model_the_one_of_its_own_name_is_meant(data, tmp_path):
+    assert evaluate(data, tmp_path, upstream=("--upstream", "a=mfcc")) == 0
+    assert evaluate(data, tmp_path, "--seeds", "2", upstream=("--upstream", "mfcc=mfcc")) == 0
+    assert evaluate(data, tmp_path, "--seeds", "3", upstream=("--upstream", "mfcc")) == 0
+    seeds = {record["label"]: record["seeds"] for _, record in read_models(tmp_path / "out")}
+    assert seeds == {"a": [1337], "mfcc": [2, 3]}
+
+
+def test_a_card_that_is_edited_leaves_its_student_the_same(data, tmp_path, capfd):
+    checkpoint = write_student(tmp_path / "states-1.ckpt")
+    folders = [export_huggingface(checkpoint, tmp_path / "hf" / name) for name in ("ekd-1.0", "ekd-1.1")]
+    students = ("--ckpt", str(folders[0]), "--ckpt", str(folders[1]))
+    assert evaluate(data, tmp_path, upstream=students) == 0
+    assert [record["label"] for _, record in read_models(tmp_path / "out")] == ["hf/ekd-1.0", "hf/ekd-1.1"]
+    (folders[0] / "README.md").write_text("with scores")
+    assert evaluate(data, tmp_path, "--seeds", "2", upstream=students) == 0
+    config = folders[0] / "config.json"
+    config.write_text(config.read_text().replace("{", '{"_note": 1, ', 1))
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, "--seeds", "3", upstream=students) == 2
+    assert f"whose {folders[0]} has changed since" in capfd.readouterr().err
+
+
+def test_a_teacher_that_the_first_runs_download_is_known_as_the_same_later(data, tmp_path, monkeypatch, capfd):
+    """Its digest is not known before; where the download is gone on another day, it is not known again."""
+    file, script = tmp_path / "hubert.pt", tmp_path / "run_downstream.py"
+    monkeypatch.setattr(sources, "hub_file", lambda *_, **__: file if file.is_file() else None)
+    script.write_text(f"open({str(file)!r}, 'w').close()\n" + script.read_text())
+    teacher = ("--teacher", "hubert_base")
+    assert evaluate(data, tmp_path, upstream=teacher) == 0
+    digest = read_scores(tmp_path / "out")["checkpoint_sha256"]
+    assert digest == weights_digest(sources.describe("hubert_base"), "", download=False) is not None
+    for seed in ("2", "3"):
+        inputs._weights.cache_clear()  # a call is a process
+        assert evaluate(data, tmp_path, "--seeds", seed, upstream=teacher) == 0
+        assert read_scores(tmp_path / "out")["checkpoint_sha256"] == digest
+        file.unlink()
+    file.write_text("other weights")
+    inputs._weights.cache_clear()
+    capfd.readouterr()
+    assert evaluate(data, tmp_path, "--seeds", "4", upstream=teacher) == 2
+    assert "holds the scores of hubert_base, whose hubert_base has changed since" in capfd.readouterr().err

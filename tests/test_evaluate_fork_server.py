@@ -17,7 +17,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import fork_server, fork_server_process, schedule
 from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.fork_server import ForkServer
-from s3prl_ekd.evaluate.process import run_logged
+from s3prl_ekd.evaluate.process import Children, run_logged
 
 # A fork server without the imports; its runs print where they are. {gpu} stands for what its trial finds.
 QUICK = """
@@ -63,7 +63,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def start(server: ForkServer | None, tmp_path: Path, *words: str, **environment: str) -> str:
     """What a run prints: a fork, or a process that prints "own process"."""
     program = [sys.executable, "-c", "print('own process')"]
-    return run_logged([*program, *words], tmp_path / "log", None, environment, server, len(program))[0]
+    return run_logged([*program, *words], tmp_path / "log", None, environment, Children(server), len(program))[0]
 
 
 def test_one_kind_of_device_is_asked_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,8 +183,10 @@ def test_the_trial_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_a_real_run(tmp_path: Path, device: str) -> None:
+def test_a_real_run(tmp_path: Path, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a fork server with all its imports; a process in place of the fork would print something else."""
+    monkeypatch.chdir(tmp_path)
+    Path("s3prl.py").write_text("raise RuntimeError('not what run_downstream.py imports')")
     server = ForkServer({"OMP_NUM_THREADS": "1"}, device)
     words = ["-m", "train", "-p", str(tmp_path / "run"), "-u", "fbank", "-d", "voxceleb1", "--device", device]
     words += ["-o", overrides("voxceleb1", voxceleb(tmp_path / "vox"))]

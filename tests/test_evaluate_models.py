@@ -12,9 +12,10 @@ from export_student import SMALL, write_student
 from rich.console import Console
 
 from s3prl_ekd.compat import hub
+from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.devices import check_devices, gpu_environment, parse_devices, slots
+from s3prl_ekd.evaluate.devices import check_devices, gpu_environment, slots
 from s3prl_ekd.evaluate.models import Upstream, choose_models, split_label
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
@@ -55,6 +56,27 @@ def test_dry_run_prints_the_whole_grid_and_makes_nothing(data, tmp_path, capsys)
     assert sum("if lr" in line for line in lines) == 2 * 2 * 2 * 2
     assert len({words[words.index("-p") + 1] for words in trains}) == len(trains)
     assert not (tmp_path / "out").exists()
+
+
+def test_dry_run_names_the_device_of_each_run(data, tmp_path, capsys):
+    assert evaluate(data, tmp_path, "--seeds", "1,2", "--dry-run", "--devices", "cpu,cuda:1") == 0
+    words = [shlex.split(line) for line in capsys.readouterr().out.splitlines() if not line.startswith("#")]
+    told = [(one[0].startswith("CUDA_VISIBLE_DEVICES="), one[one.index("--device") + 1]) for one in words]
+    assert told == [(False, "cpu")] * 2 + [(True, "cuda")] * 2
+
+
+def test_brackets_in_names_and_long_paths_are_shown(data, tmp_path, monkeypatch, capsys):
+    """rich would take the former for its markup, and break the latter where the terminal ends."""
+    install_stand_in(tmp_path, monkeypatch)
+    monkeypatch.setenv("COLUMNS", "60")
+    where = tmp_path / "a [b]" / "in a folder of a folder" / "of another one"
+    for seeds in ("1", "2"):
+        label = f"s [avg]{seeds}"
+        assert evaluate(data, where, "--seeds", seeds, upstream=("--upstream", f"{label}=fbank")) == 0
+        printed = capsys.readouterr().out
+        assert f"{label}: 1 runs of s3prl's runner on cpu -> {where}/out" in printed
+        assert f"{where}/out/scores.json" in printed
+    assert "Seeds: 1 (s [avg]1); 2 (s [avg]2): unequal." in " ".join(printed.split())
 
 
 def models(*given):
@@ -108,8 +130,9 @@ def test_a_student_is_not_handed_to_another_upstream_unasked(tmp_path):
             choose_models([("ckpt", given), ("upstream", "fbank")])
     both = choose_models([("ckpt", f"mine={file}"), ("upstream", "fbank")])
     assert [one.name for one in both] == ["ekd_student", "fbank"]
-    [ours] = choose_models([("ckpt", file), ("upstream", "ekd_student")])
-    assert ours.arguments() == ["-u", "ekd_student", "-k", file]
+    for given in (file, str(tmp_path / "x")):  # a folder's newest, as natively: its other files are nobody's business
+        [ours] = choose_models([("ckpt", given), ("upstream", "ekd_student")])
+        assert ours.arguments() == ["-u", "ekd_student", "-k", file]
 
 
 MISTAKES = {
@@ -137,6 +160,8 @@ MISTAKES = {
     "one label for two models": (["--upstream", "mfcc", "--label", "x"], "--label x: names one model, and 2 are given"),
     "empty label": (["--upstream", "=mfcc"], "'=mfcc': expected LABEL=VALUE"),
     "upstream that s3prl lacks": (["--upstream", "fbnak"], "--upstream fbnak: s3prl's hub has no such upstream"),
+    "a student without one": (["--upstream", "ekd_student"], "--upstream ekd_student: give --ckpt CKPT instead"),
+    "a teacher without one": (["--upstream", "ekd_teacher"], "--upstream ekd_teacher: give --teacher SOURCE instead"),
     "no list of models": (["--models", "DATA/pr.yaml"], "expected a list of models, each with some of label, ckpt"),
     "list with a bad key": (["--models", "bad.yaml"], "bad.yaml: [1]: unknown key 'chkpt'; expected some of label"),
     "list with a lost file": (["--models", "lost.yaml"], "lost.yaml: [0]: --ckpt "),
@@ -166,12 +191,12 @@ def test_a_wrong_name_is_told_when_planning_and_a_right_one_needs_no_import(data
         assert evaluate(data, tmp_path, "--dry-run", upstream=("--upstream", name)) == 0
 
 
-def test_devices_by_default(monkeypatch):
+def test_devices_of_this_machine(monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert parse_devices(None) == ["cuda"]
+    assert default_device() == "cuda"
     check_devices(["cuda", "cuda:1"])
     with pytest.raises(EkdError, match="--devices cuda:2: torch sees 2 CUDA GPUs here"):
         check_devices(["cuda:0", "cuda:2"])

@@ -79,6 +79,8 @@ def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
     unlike = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold1"], False)])
     assert "ER: mean of 2 folds (a); fold1 alone (b): NOT comparable." in unlike
     assert "Clips were encoded alone (a); in padded batches (b): NOT comparable." in unlike
+    others = footnote([row("a", ["fold1", "fold2"], True), row("b", ["fold3", "fold4"], True)])
+    assert "ER: mean of fold1, fold2 (a); mean of fold3, fold4 (b): NOT comparable." in others
     one, other = (
         row(name, ["fold1"], False) | {"normalize": name == "a", "data": f"/data/{name}"} for name in ("a", "b")
     )

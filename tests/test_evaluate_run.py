@@ -12,7 +12,10 @@ import pytest
 from evaluate_stand_in import evaluate, plan
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate import run as running
 from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.marker import read_marker
+from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.schedule import run_all
 
 
@@ -24,8 +27,6 @@ def test_a_second_call_on_one_folder_waits_for_its_turn(data, tmp_path, stand_in
 
 
 def test_the_last_score_that_is_printed_counts_and_all_seconds(data, tmp_path, stand_in, board, monkeypatch):
-    from s3prl_ekd.evaluate import run as running
-
     [one] = plan(data, tmp_path, ["pr"])
     one.expdir.mkdir(parents=True)
     begun = {"settings": one.settings(), "inputs": {}, "state": "started", "seconds": 1000.0}
@@ -35,6 +36,27 @@ def test_the_last_score_that_is_printed_counts_and_all_seconds(data, tmp_path, s
     monkeypatch.setattr(running, "run_logged", lambda *given: (run_logged(*given)[0], 7.0))
     result = run_all([one], board)["pr"]
     assert result["per"] == pytest.approx(100 / 3) and result["seconds"] == 1000 + 7 + 7
+
+
+def test_a_try_that_fails_has_taken_its_time(data, tmp_path, stand_in, board):
+    [one] = plan(data, tmp_path, ["pr"])
+    broken = tmp_path / "out" / "runs" / "broken"
+    broken.parent.mkdir(parents=True)
+    broken.touch()
+    tries = []
+    for _ in range(2):
+        with pytest.raises(EkdError, match="boom"):
+            running.do_train(one, board, {})
+        tries.append(read_marker(one.expdir).seconds)
+    assert 0 < tries[0] < tries[1]
+
+
+def test_a_log_that_was_cleared_away_is_named(data, tmp_path, stand_in, board):
+    [one] = plan(data, tmp_path, ["pr"])
+    running.do_train(one, board, {})
+    (one.expdir / "train.log").unlink()
+    with pytest.raises(EkdError, match=f"pr/train.log: not found: .*; delete {one.expdir} to train again"):
+        run_all([one], board)
 
 
 def test_batches_left_out_of_a_training_are_said(data, tmp_path, stand_in, board, caplog):
@@ -66,7 +88,7 @@ def test_what_is_done_is_kept_when_the_rest_does_not_get_done(
 ):
     from s3prl_ekd.evaluate import schedule
 
-    do_train, stop_all, stopped = schedule.do_train, schedule.stop_all, threading.Event()
+    do_train, stop, stopped = schedule.do_train, Children.stop, threading.Event()
 
     def train(run, *rest):
         if run.key == "er-fold2":
@@ -77,7 +99,7 @@ def test_what_is_done_is_kept_when_the_rest_does_not_get_done(
         return do_train(run, *rest)
 
     monkeypatch.setattr(schedule, "do_train", train)
-    monkeypatch.setattr(schedule, "stop_all", lambda: (stop_all(), stopped.set()))
+    monkeypatch.setattr(Children, "stop", lambda children: (stop(children), stopped.set()))
     words = ("--preset", "tiny")
     assert evaluate(data, tmp_path, *words, tasks="pr,er,asr") == (143 if interrupted else 2)
     record = json.loads((tmp_path / "out" / "scores.json").read_text())
@@ -107,6 +129,31 @@ def test_a_cache_that_cannot_be_is_said_before_any_run(data, tmp_path, stand_in,
     assert evaluate(data, tmp_path, "--cache-states", folder, tasks="pr") == 2
     assert f"error: {message}" in capsys.readouterr().err
     assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_relative_cache_is_below_the_current_folder(data, tmp_path, monkeypatch, capsys):
+    (tmp_path / "lr=0.1").mkdir()
+    monkeypatch.chdir(tmp_path / "lr=0.1")
+    assert evaluate(data, tmp_path, "--cache-states", "states", "--dry-run") == 2
+    assert "--cache-states 'states': expected a folder without '=' and ',,' in its path" in capsys.readouterr().err
+
+
+def test_no_run_begins_after_a_failure(data, tmp_path, stand_in, board, monkeypatch):
+    """Nor one that is reading its inputs meanwhile; nobody would stop it, and the call would wait for its end."""
+    inputs, failed = running.inputs, threading.Event()
+
+    def read(run):
+        if run.task.name == "pr":
+            raise EkdError("boom")
+        assert failed.wait(60)
+        return inputs(run)
+
+    stop = Children.stop
+    monkeypatch.setattr(Children, "stop", lambda children: (stop(children), failed.set()))
+    monkeypatch.setattr(running, "inputs", read)
+    with pytest.raises(EkdError, match="boom"):
+        run_all(plan(data, tmp_path, ["pr", "sid"]), board, jobs=2)
+    assert not (tmp_path / "out" / "runs" / "calls.txt").exists()
 
 
 def test_what_ends_together_with_a_failure_counts(data, tmp_path, stand_in, board, monkeypatch):

@@ -345,6 +345,22 @@ def test_push_only_when_asked(
 
 
 @pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--licence", "cc: by"), "--licence 'cc: by': expected an identifier, such as mit or cc-by-4.0"),
+        (("--licence", "mit\ntags: x"), "expected an identifier"),  # the card's header is YAML
+        (("--private",), "--private: is for --push OWNER/NAME"),
+    ],
+)
+def test_mistakes_leave_nothing(
+    checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(out), *words]) == 2
+    assert message in capfd.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
     "source,shown",
     [
         ("hubert_base", "hubert_base"),

@@ -189,9 +189,14 @@ def test_pickled_code_and_missing_files_are_refused(checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_organisers_loading_code(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_organisers_loading_code(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """s3prl's runner takes the folder as from the hub and trains ER; then a folder that it cannot take."""
     folder = export_superb(checkpoint, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    for name in ("expert.py", "s3prl.py"):  # of the current folder, neither
+        Path(name).write_text("raise RuntimeError('another')")
     assert main(["validate", str(folder), "--python", sys.executable]) == 0
     assert "trains ER" in capsys.readouterr().out
     code = (folder / "expert.py").read_text()

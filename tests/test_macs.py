@@ -96,11 +96,22 @@ def test_a_folder_of_other_code_is_run(tmp_path: Path, capsys: pytest.CaptureFix
     known = counted(capsys, str(folder))
     saved = torch.load(folder / "model.pt", weights_only=True)
     code = (folder / "expert.py").read_text()
-    (folder / "expert.py").write_text(code.replace('saved["shape"]', 'saved["numbers"]'))
+    (folder / "models.py").write_text(code.replace('saved["shape"]', 'saved["numbers"]'))  # as one of ours is called
+    prints = "import atexit, sys; sys.stdout.buffer.write(bytes([255])); atexit.register(print, 'bye')\n"
+    (folder / "expert.py").write_text(f"{prints}from models import UpstreamExpert\n")
     torch.save({"numbers": saved["shape"], **{key: saved[key] for key in saved if key != "shape"}}, folder / "model.pt")
     found = counted(capsys, str(folder))
     assert found["params"] == known["params"]
     assert found["macs"] == pytest.approx(known["macs"], rel=0.03)
+
+
+@pytest.mark.slow
+def test_an_expert_that_was_edited_is_counted_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = export_superb(write_student(tmp_path / "states-1.ckpt"), tmp_path / "submission")
+    known = counted(capsys, str(folder))["macs"]
+    code = (folder / "expert.py").read_text()
+    (folder / "expert.py").write_text(code.replace("in self.layers:", "in self.layers[:1]:"))
+    assert counted(capsys, str(folder))["macs"] < 0.95 * known
 
 
 def test_the_leaderboards_fbank(capsys: pytest.CaptureFixture[str]) -> None:

@@ -232,6 +232,8 @@ def test_the_command_makes_a_teacher_and_goes_on(
     monkeypatch.setattr(command, "Machine", lambda *args: train.Machine(*args, log_every=5, save_every=10))
     with pytest.raises(Stop):
         command.main([*words, "--out", str(tmp_path / "b")])
+    with (tmp_path / "b/small/mfcc/metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 15, "lo')  # as a full disk leaves it
     assert command.main([*words, "--out", str(tmp_path / "b")]) == 0
     again = sources.load(sources.describe(str(tmp_path / "b/small/teacher")))
     for (name, ours), theirs in zip(encoder.state_dict().items(), again.state_dict().values(), strict=True):

@@ -14,6 +14,7 @@ import pytest
 import torch
 from report_lab import write_pretraining
 
+from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
@@ -99,6 +100,15 @@ def test_a_run_folder_that_another_seed_has_now_counts_once(evaluation):
     assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
     (evaluation / "runs" / "pr" / "run.json").write_text("{")
     assert read_evaluation(evaluation).layer_weights["pr"] == pytest.approx([third] * 3)
+
+
+def test_a_damaged_checkpoint_costs_its_layer_weights_alone(evaluation, caplog):
+    file = evaluation / "runs" / "er-fold1" / "dev-best.ckpt"
+    file.write_bytes(file.read_bytes()[:500])
+    read = read_evaluation(evaluation)
+    assert read.scores["tasks"]["er"]["acc"] == 50.0
+    assert read.layer_weights["er"] == pytest.approx([4 / 6, 1 / 6, 1 / 6])  # the other fold's
+    assert f"{file}: cannot be read (cut short, or not a PyTorch file): left out of the layer weights" in caplog.text
 
 
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
@@ -188,6 +198,13 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
         with pytest.raises(EkdError, match=f"--out .*{wrong}: expected a file that ends in .html"):
             command.run(parser.parse_args([str(pretraining), "--out", str(tmp_path / wrong)]))
         assert not (tmp_path / wrong).is_file()
+
+
+def test_without_figures_there_is_no_folder_of_them(evaluation, tmp_path, capsys):
+    shutil.rmtree(evaluation / "runs")
+    assert main(["report", str(evaluation), "--out", str(tmp_path / "r.html")]) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "r.html")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretraining, evaluation, tmp_path):
@@ -286,6 +303,15 @@ def test_a_folder_given_twice_is_read_once(pretraining, evaluation):
     ]
     assert [len(found) for found in read_results(twice)] == [1, 1]
     assert read_results(twice)[0][0].label == pretraining.name
+
+
+def test_a_tables_row_that_is_given_too_is_shown_once(evaluation):
+    record = json.loads((evaluation / "scores.json").read_text())
+    rows = [{**record, "folder": evaluation.name}]
+    table = evaluation.parent
+    (table / "scores.json").write_text(json.dumps({"models": rows}))
+    for folders in ([table, evaluation], [evaluation, table]):
+        assert [one.scores["label"] for one in read_results(folders)[1]] == ["student & co"]
 
 
 def test_no_two_runs_have_one_figure(pretraining, tmp_path):

@@ -4,6 +4,8 @@ ends the process. Experts of ours that pass, and the runner, are in test_export_
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -150,6 +152,7 @@ ENDS = {
     "os._exit for short clips": ("# in forward", "len(wavs[0]) > 800 or os._exit(0)", "status 0 after 5 checks"),
     "os._exit at the end": ("import os, sys, torch", "import os, sys, torch, atexit; atexit.register(os._exit, 3)",
                             "status 3 after 6 checks"),
+    "rich's markup": ("import os, sys, torch", "raise ValueError('of [x] or [/tmp/y]')", "of [x] or [/tmp/y]"),
     "random weights": ("# in __init__", "self.scale.data.normal_()", "do not give the same hidden states"),
     "states by caller": ("# in __init__", "self.scale.data += os.path.isabs(ckpt)", "not give the same hidden states"),
 }  # fmt: skip
@@ -164,6 +167,15 @@ def test_code_that_ends_the_process_or_differs_by_caller(
     assert main(["validate", str(submission(tmp_path, place, code)), "--skip-runner"]) == 1
     printed = capsys.readouterr().out
     assert message in printed and "not a valid submission" in printed
+
+
+@pytest.mark.slow
+def test_an_interpreter_may_be_older_than_ours(tmp_path: Path) -> None:
+    folder = submission(tmp_path, "import os, sys, torch", "import os, sys, torch, colorsys")
+    old = "import runpy, sys; del sys.stdlib_module_names; runpy.run_path(sys.argv[0], run_name='__main__')"
+    code = f"import sys; sys.argv = {[isolated.__file__, str(folder)]!r}; {old}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert isolated.CLOSING in done.stdout and done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow

@@ -88,8 +88,10 @@ def keep(folder: Path, student: Path, work: Path, target: Path) -> None:
     """
     target.mkdir(parents=True, exist_ok=True)
 
+    here, there = (json.dumps(text)[1:-1] for text in (f"{Path(sys.executable).parent}/", str(work)))  # as in the files
+
     def portable(file: Path) -> str:
-        return file.read_text().replace(f"{Path(sys.executable).parent}/", "").replace(str(work), "WORK")
+        return file.read_text().replace(here, "").replace(there, "WORK")
 
     (target / SCORES).write_text(portable(folder / SCORES))
     tasks = read_scores(folder / SCORES)["tasks"]

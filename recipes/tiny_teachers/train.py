@@ -22,6 +22,7 @@ from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.metrics_file import METRICS, forget_from
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.torch_file import read_torch_file
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 GRADIENT_NORM = 1.0
 WEIGHT_DECAY = 0.01
-STATE, METRICS = "state.pt", "metrics.jsonl"
+STATE = "state.pt"
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,8 @@ class Stage:
         self.plan.resume_after(state["epoch"], state["index"])
         set_random_state(state["random"])
         self.done = Progress(state["step"], state["seconds"], state["audio_seconds"])
-        metrics = self.folder / METRICS
-        kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= self.done.step]
-        metrics.write_text("".join(line + "\n" for line in kept))
+        if (self.folder / METRICS).is_file():
+            forget_from(self.folder / METRICS, self.done.step + 1)
         logger.info("[%s] goes on after step %d of %d", self.settings.name, self.done.step, self.settings.steps)
 
 

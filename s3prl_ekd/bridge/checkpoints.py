@@ -5,6 +5,7 @@ What a checkpoint means (weights, optimizer, configs) is the runners' and the ex
 
 from __future__ import annotations
 
+import glob
 import logging
 import math
 import os
@@ -75,6 +76,15 @@ class AtomicCheckpoints:
             self.pending.append(path)
         else:
             os.remove(path)
+
+
+def find_in_folder(pattern: str) -> list[str]:
+    """``glob.glob("FOLDER/states-*.ckpt")`` for a runner, whatever the folder is called.
+
+    In one whose path has brackets s3prl's runners find no checkpoints, and delete none.
+    """
+    folder, name = os.path.split(pattern)
+    return glob.glob(os.path.join(glob.escape(folder), name))
 
 
 def _step(path: Path) -> float:

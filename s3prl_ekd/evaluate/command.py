@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
+from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
@@ -142,13 +144,14 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EkdError: what the user can correct; a run that failed.
     """
-    devices = parse_devices(args.devices)
-    jobs = len(devices) if args.jobs is None else args.jobs
-    if jobs < 1:
+    devices = None if args.devices is None else parse_devices(args.devices)
+    if args.jobs is not None and args.jobs < 1:
         raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
-    plans = _checked_plans(args, devices)
+    plans = _checked_plans(args)
     models = [plan.upstream for plan in plans]
     check_names(models)
+    devices = devices or [default_device()]  # asks torch, whose import takes longer than all the checks before
+    jobs = args.jobs or len(devices)
     tell_second_rows(plans, args.out)
     runs = [one for plan in plans for one in plan.runs]
     console = Console()
@@ -161,21 +164,21 @@ def run(args: argparse.Namespace) -> int:
     costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
-    console.print(f"[bold]{labels}[/]: {where}", highlight=False)
+    console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False, soft_wrap=True)
     with ExitStack() as locks:
         for folder in dict.fromkeys([args.out.resolve(), *(plan.out for plan in plans)]):
             locks.enter_context(locked_folder(folder))  # a row's own folder may be the --out of another call
-        plans = _checked_plans(args, devices)  # again: a call that had the folder may have ended since
+        plans = _checked_plans(args)  # again: a call that had the folder may have ended since
         records = _carry_out(args, plans, costs, devices, jobs, console)
     for table in [*grid_tables(records), score_table(records)]:
         console.print(table)
-    console.print(f"[dim]{args.out / FILE_NAME}[/]", highlight=False)
+    console.print(f"[dim]{escape(str(args.out / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
     return 0
 
 
-def _checked_plans(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelPlan]:
+def _checked_plans(args: argparse.Namespace) -> list[ModelPlan]:
     """The plan of each model; refuses what does not go with what ``--out`` holds."""
-    plans = plan_models(args, devices)
+    plans = plan_models(args)
     if not args.overwrite:
         check_earlier_scores(plans, args.out, args.preset)
         for one in (run for plan in plans for run in plan.runs):
@@ -200,7 +203,8 @@ def _carry_out(
     except (KeyboardInterrupt, EkdError) as error:
         try:
             if write_records(plans, costs, results, args.preset, devices, args.out):
-                console.print(f"[dim]{args.out / FILE_NAME} holds the tasks that are done[/]", highlight=False)
+                scores = escape(str(args.out / FILE_NAME))
+                console.print(f"[dim]{scores} holds the tasks that are done[/]", highlight=False, soft_wrap=True)
         except EkdError as another:  # must not hide why the runs ended
             log.warning("%s", another)
         if isinstance(error, KeyboardInterrupt):

@@ -14,15 +14,21 @@ from typing import Any
 from s3prl_ekd.evaluate.plan import CACHE_KEY, FOLD_KEY, Run
 from s3prl_ekd.evaluate.rates import LR_KEY
 
-MODEL = ("upstream", "checkpoint", "checkpoint_sha256", "model_config")
+DIGEST = "checkpoint_sha256"
+MODEL = ("upstream", "checkpoint", DIGEST, "model_config")
 SETTINGS = ("preset", "data", "normalize", "cache_states")
 _WITHOUT_EFFECT = ("num_workers", "log_step")  # last parts of override keys that no number depends on
 _NAMED_APART = (LR_KEY, FOLD_KEY, CACHE_KEY)  # in a record
 
 
 def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    """The first of ``keys`` in which two records differ; None where they are alike."""
-    return next((key for key in keys if record.get(key) != than.get(key)), None)
+    """The first of ``keys`` in which two records differ; None where they are alike.
+
+    A digest that one of them lacks is no difference: a teacher's weights are not known where they are not downloaded.
+    """
+    unlike = (key for key in keys if record.get(key) != than.get(key))
+    unknown = record.get("checkpoint") is not None and None in (record.get(DIGEST), than.get(DIGEST))
+    return next((key for key in unlike if not (key == DIGEST and unknown)), None)
 
 
 def overrides(run: Run) -> dict[str, str]:

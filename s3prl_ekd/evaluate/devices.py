@@ -10,18 +10,16 @@ import os
 import re
 from collections.abc import Sequence
 
-from s3prl_ekd.device import default_device, find_device
+from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
 
-def parse_devices(text: str | None) -> list[str]:
-    """Split ``"cuda:0,cuda:1"`` into a list; ``None`` is ``cuda`` where PyTorch sees a GPU, else ``cpu``.
+def parse_devices(text: str) -> list[str]:
+    """Split ``"cuda:0,cuda:1"`` into a list.
 
     Raises:
         EkdError: an unknown device, or one that is named twice.
     """
-    if text is None:
-        return [default_device()]
     devices = [part.strip() for part in text.split(",") if part.strip()]
     for device in devices:
         if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:

@@ -19,7 +19,7 @@ _NOT, _UNEQUAL = "NOT comparable", "unequal"
 
 def differences(records: Sequence[Record]) -> list[str]:
     """One sentence for each condition under which rows were made differently, and ER's folds in any case."""
-    parts = _sentences("ER: ", {record["label"]: _er_folds(record) for record in records})
+    parts = _sentences("ER: ", _er_folds(records))
     parts += _if_unlike("Clips were encoded ", records, _clips)
     parts += _if_unlike("Features were taken ", records, _features)
     parts += _if_unlike("Data of ", records, lambda r: r.get("data"), "comparable only if these hold the same")
@@ -63,11 +63,20 @@ def _features(record: Record) -> str:
     return "normalized" if record.get("normalize") else "as they are"
 
 
-def _er_folds(record: Record) -> str | None:
-    tested = folds(next(iter(by_seed(record["tasks"].get("er", {})).values())))
-    if not tested:
-        return None
-    return f"mean of {len(tested)} folds" if len(tested) > 1 else f"{tested[0]} alone"
+def _er_folds(records: Sequence[Record]) -> dict[str, str | None]:
+    """The folds behind each row's ER: how many, or, where rows have as many but others, which."""
+    tested = {
+        record["label"]: sorted(folds(next(iter(by_seed(record["tasks"].get("er", {})).values()))))
+        for record in records
+    }
+    distinct = {tuple(found) for found in tested.values() if found}
+    named = len({len(found) for found in distinct}) < len(distinct)
+    return {
+        label: None if not found
+        else f"{found[0]} alone" if len(found) == 1
+        else f"mean of {', '.join(found) if named else f'{len(found)} folds'}"
+        for label, found in tested.items()
+    }  # fmt: skip
 
 
 def _contents(records: Sequence[Record]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
 from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.grid import searches
@@ -16,8 +17,9 @@ def commands_text(runs: Sequence[Run], places: Sequence[str] = ("cpu",)) -> str:
     number = 0
     for search in searches(runs):
         tests = []
-        for one in search.runs:
-            gpu = [f"{key}={value}" for key, value in gpu_environment(places[number % len(places)]).items()]
+        for run in search.runs:
+            one = replace(run, device=places[number % len(places)])
+            gpu = [f"{key}={value}" for key, value in gpu_environment(one.device).items()]
             number += 1
             lines += [f"# {one.key}: {one.task.title}", shlex.join([*gpu, *one.train_command()])]
             test = shlex.join([*gpu, *one.evaluate_command(one.expdir / one.task.best_checkpoint)])

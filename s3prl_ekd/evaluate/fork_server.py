@@ -29,7 +29,7 @@ from s3prl_ekd.evaluate.devices import native_device
 
 log = logging.getLogger(__name__)
 
-_PROGRAM = [sys.executable, "-m", "s3prl_ekd.evaluate.fork_server_process"]
+_PROGRAM = [sys.executable, "-P", "-m", "s3prl_ekd.evaluate.fork_server_process"]  # -P: as run_downstream.py imports
 _POLL_SECONDS = 0.1
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,13 @@ def data_digest(run: Run) -> str:
 
 
 def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | None:
-    """The first of a run's recorded :func:`inputs` whose content has changed (or is gone); None where none has."""
+    """The first of a run's recorded :func:`inputs` whose content has changed (or is gone); None where none has.
+
+    A hub name's weights are never gone: they are downloaded again.
+    """
     for name, digest in recorded.items():
         now = _digest_of(name)
-        if now == digest or (now is None and not or_gone):
+        if now == digest or (now is None and (not or_gone or name.startswith(WEIGHTS))):
             continue
         path = Path(name)
         if path.suffix in (".yaml", ".yml") and path.is_file() and _configuration(path) == digest:
@@ -87,7 +91,9 @@ def _digest_of(name: str) -> str | None:
     if name.startswith(TRANSCRIPTS):
         return _texts(Path(name.removeprefix(TRANSCRIPTS)))
     if name.startswith(WEIGHTS):
-        return _weights(name.removeprefix(WEIGHTS))
+        with suppress(EkdError):
+            return _weights(name.removeprefix(WEIGHTS))
+        return None
     if name.startswith(UNTRAINED):
         return _student(Path(name.removeprefix(UNTRAINED)))
     return content(Path(name))
@@ -104,13 +110,18 @@ def _texts(folder: Path) -> str | None:
 
 
 @cache
-def _weights(source: str) -> str | None:
+def _weights(source: str) -> str:
+    """The digest of a teacher's weights, read once for all runs.
+
+    Raises:
+        EkdError: they are gone, or not here yet: the first run of a hub name downloads them, so that nothing is cached.
+    """
     from s3prl_ekd.teachers import fingerprint, sources  # torch: not needed for a plan or a table
 
-    try:
-        return fingerprint.weights_digest(sources.describe(source, "--teacher"), "--teacher", download=False)
-    except EkdError:
-        return None  # gone since
+    digest = fingerprint.weights_digest(sources.describe(source, "--teacher"), "--teacher", download=False)
+    if digest is None:
+        raise EkdError(f"--teacher {source}: not downloaded")
+    return digest
 
 
 def _student(file: Path) -> str | None:
@@ -131,12 +142,16 @@ def _configuration(path: Path) -> str:
 def content(path: Path) -> str | None:
     """SHA-256 of a file, or of the files of a folder; None where there is neither (a hub name).
 
+    Of a transformers folder its configuration and weights count: a card may be written after the scores are known.
+
     Raises:
         EkdError: it cannot be read.
     """
     if not path.exists():
         return None
     files = [file for file in sorted(path.iterdir()) if file.is_file()] if path.is_dir() else [path]
+    if (path / "config.json").is_file():
+        files = [file for file in files if file.suffix in (".json", ".safetensors", ".bin")]
     digests = []
     for file in files:
         status = file.stat()

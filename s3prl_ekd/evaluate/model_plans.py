@@ -21,8 +21,8 @@ from s3prl_ekd.evaluate.scores_file import holds_table, own_record
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 
-def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelPlan]:
-    """Plan each model's runs, into the folders that :func:`model_folders` gives them.
+def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
+    """Plan each model's runs, into the folders that :func:`model_folders` gives them; on which device shows later.
 
     Raises:
         EkdError: an option that is wrong or has no effect, data or a model that is not there.
@@ -49,7 +49,6 @@ def plan_models(args: argparse.Namespace, devices: Sequence[str]) -> list[ModelP
             folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
             seeds=seeds,
             rates=rates,
-            device=devices[0],
             cache=None if args.cache_states is None else cache_folder(args.cache_states),
             normalize=chosen["normalize"] if normalize is None else normalize,
             **where,
@@ -82,12 +81,15 @@ def model_folders(models: Sequence[Upstream], out: Path, in_table: bool) -> list
 
 
 def _as_known(model: Upstream, there: Sequence[tuple[str | None, Mapping[str, Any]]]) -> Upstream:
-    """The model, by the folder and the label of a record of it, or of the label that the user gives it."""
+    """The model, by the folder and the label of a record of it, or of the label that the user gives it.
+
+    Of several rows of one model without a label the one that is called as it would be by itself is meant.
+    """
     if model.named:
         folders = [folder for folder, record in there if record["label"] == model.label]
         return replace(model, row=folders[0]) if folders and model.folder not in folders else model
     mine = (model.name, model.checkpoint and str(model.checkpoint), model.model_config and str(model.model_config))
-    for folder, record in there:
+    for folder, record in sorted(there, key=lambda row: row[1]["label"] != model.label):
         if mine == tuple(record.get(key) for key in ("upstream", "checkpoint", "model_config")):
             return replace(model, row=folder, label=record["label"])
     return model
@@ -99,9 +101,10 @@ def cache_folder(text: str) -> Path:
     Raises:
         EkdError: no name of a folder, or one that s3prl's ``-o`` cannot carry.
     """
-    if not text.strip() or "=" in text or ",," in text:
-        raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its name")
-    return Path(text).expanduser().resolve()
+    folder = Path(text).expanduser().resolve()
+    if not text.strip() or "=" in str(folder) or ",," in str(folder):
+        raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its path")
+    return folder
 
 
 def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:

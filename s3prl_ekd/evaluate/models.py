@@ -195,11 +195,13 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
                 f"--ckpt {ckpt}: a student, which s3prl's {name} does not read; to set the two side by side, give them "
                 f"labels: --ckpt LABEL={ckpt} --upstream {name}"
             )
-        path = ckpt.resolve() if name else student_checkpoint(ckpt)
-        own = label or f"{path.parent.name}/{path.stem}"
+        path = student_checkpoint(ckpt) if name is None or name.startswith(STUDENT) else ckpt.resolve()
+        own = label or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
         return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
     if name is None:
         raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained MODEL")
+    if name in (STUDENT, TEACHER):
+        raise EkdError(f"--upstream {name}: give {'--ckpt CKPT' if name == STUDENT else '--teacher SOURCE'} instead")
     return Upstream(name, label or name, named=label is not None)
 
 

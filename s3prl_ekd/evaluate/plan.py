@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.checked import as_number, read_yaml
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
@@ -101,10 +101,22 @@ class Run:
         total, evaluate = runner.get("total_steps"), runner.get("eval_step")
         if not isinstance(total, int) or not isinstance(evaluate, int):
             raise EkdError(f"{self.config}: runner.total_steps, runner.eval_step: expected whole numbers")
+        if runner.get("cache_states") is not None and self.cache is None:
+            raise EkdError(f"{self.config}: runner.cache_states: give --cache-states instead, which the scores name")
         if evaluate > total:
             raise EkdError(
                 f"{self.config}: runner.eval_step: {evaluate} > total_steps {total}: no checkpoint would be chosen on "
                 f'dev; add --override "{self.task.name}:config.runner.eval_step={total}"'
+            )
+        rate = config.get("optimizer", {}).get("lr")
+        if rate is not None and not isinstance(rate, int | float):
+            hint = f"; write {as_number(rate)}" if as_number(rate) else ""
+            raise EkdError(f"{self.config}: optimizer.lr: {rate!r}: expected a number{hint}")
+        scored = runner.get("eval_dataloaders")
+        if isinstance(scored, list) and self.task.dev_split not in scored:
+            raise EkdError(
+                f"{self.config}: runner.eval_dataloaders: {scored}: without {self.task.dev_split} no checkpoint would "
+                "be chosen on dev"
             )
         return config
 
@@ -157,6 +169,8 @@ def make_plan(
         task_rates: Sequence[float | None] = (rates or {}).get(task.name) or [None]
         for seed, rate, fold in itertools.product(seeds, task_rates, list(_task_folds(task, data, folds))):
             items = dict(overrides.get(task.name, {}))
+            if FOLD_KEY in items:
+                raise EkdError(f"--override {FOLD_KEY}={items[FOLD_KEY]}: give --folds instead; each fold has its run")
             if rate is not None:
                 items[LR_KEY] = repr(rate)
             if fold is not None:

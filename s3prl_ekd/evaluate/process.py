@@ -27,9 +27,6 @@ _BAR = re.compile(r"(?:([\w-][\w ./>-]*): +)?\d+%\|[^|]*\|\s*(\d+)/(\d+)\s\[[^\]
 _SCORE = re.compile(r"(?<![\w-])((?:dev|test|train)[\w-]* (?:per|acc|wer|loss)): ([0-9.]+)")
 _NOISE = re.compile(r"Warning|^\s*warnings\.warn|^\s*$|^\[Override\]|tensorboardX|can't create new thread")
 
-_running: set[_Process | Child] = set()
-_lock = threading.Lock()
-
 
 @dataclass
 class Progress:
@@ -43,28 +40,73 @@ class Progress:
     score: str = ""
 
 
+class Children:
+    """The child processes of an evaluation, started from several threads, and stopped together.
+
+    Args:
+        server: forks them, where that is possible; None for processes of their own.
+    """
+
+    def __init__(self, server: ForkServer | None = None) -> None:
+        self._server = server
+        self._running: set[_Process | Child] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def start(self, command: list[str], program: int, environment: dict[str, str]) -> _Process | Child:
+        """Start a command, whose first ``program`` words call ``run_downstream.py``.
+
+        Raises:
+            EkdError: it cannot start; or after :meth:`stop`.
+        """
+        forked = None if self._server is None else self._server.start(command[program:], environment)
+        with self._lock:  # what stop() does not see does not begin
+            if self._stopped:
+                if forked is not None:
+                    _stop(forked)
+                raise EkdError("interrupted")
+            child = forked or _start(command, environment)
+            self._running.add(child)
+        return child
+
+    def forget(self, child: _Process | Child) -> None:
+        """A child that has ended."""
+        with self._lock:
+            self._running.discard(child)
+
+    def stop(self) -> None:
+        """End every child (an interrupt, or a failure of another run); none begins any more."""
+        if self._server is not None:
+            self._server.stop()
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for child in running:
+            _stop(child)
+
+
 def run_logged(
     command: list[str],
     log: Path,
     watch: Watcher | None = None,
     environment: dict[str, str] | None = None,
-    server: ForkServer | None = None,
+    children: Children | None = None,
     program: int = 1,
 ) -> tuple[str, float]:
     """Run ``command``; its output (bars left out) is appended to ``log``. Returns (output, seconds).
 
-    With a ``server`` the command, whose first ``program`` words call ``run_downstream.py``, is forked from there.
+    Args:
+        children: starts it, and stops it with all others; None for a command alone.
+        program: how many of the first words call ``run_downstream.py``.
 
     Raises:
         EkdError: the command cannot start or fails; one line that names the log file.
     """
     started = time.monotonic()
     log.parent.mkdir(parents=True, exist_ok=True)
-    forked = server.start(command[program:], environment or {}) if server is not None else None
-    child = forked or _start(command, environment or {})
+    children = children or Children()
+    child = children.start(command, program, environment or {})
     assert child.stdout is not None  # a pipe, in either case
-    with _lock:
-        _running.add(child)
     lines: list[str] = []
     try:
         with log.open("a") as file:
@@ -83,8 +125,7 @@ def run_logged(
         _stop(child)
         raise
     finally:
-        with _lock:
-            _running.discard(child)
+        children.forget(child)
         child.stdout.close()
     if status != 0:
         how = f"exit {status}" if status > 0 else signal.Signals(-status).name
@@ -105,14 +146,6 @@ def _start(command: list[str], environment: dict[str, str]) -> _Process:
         )
     except OSError as error:
         raise EkdError(f"{command[0]}: cannot be run: {error.strerror}") from error
-
-
-def stop_all() -> None:
-    """End every child process that this module started (an interrupt, or a failure of another run)."""
-    with _lock:
-        children = list(_running)
-    for child in children:
-        _stop(child)
 
 
 def error_summary(lines: list[str], count: int = 3) -> str:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 import shlex
-import shutil
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
 from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
-from s3prl_ekd.evaluate.process import run_logged
+from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.provenance import deciding_versions
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
+from s3prl_ekd.writable import empty_folder
 
+LOGS = {"train": "train.log", "test": "evaluate.log"}
+"""Phase -> the file in the run's folder that gets the output of its native command."""
 log = logging.getLogger(__name__)
 _loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
 
@@ -46,7 +48,7 @@ def clear_other(run: Run) -> None:
     """Empty the folder of a run where an earlier one there is another."""
     marker = read_marker(run.expdir)
     if marker is not None and _unlike(run, marker) is not None:
-        shutil.rmtree(run.expdir)
+        empty_folder(run.expdir)
 
 
 def _unlike(run: Run, marker: Marker) -> str | None:
@@ -58,23 +60,43 @@ def _unlike(run: Run, marker: Marker) -> str | None:
     return f"had another {key} ({before.get(key)}, now {now.get(key)})"
 
 
-def do_train(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Trained:
+def do_train(run: Run, board: Board, environment: dict[str, str], children: Children | None = None) -> Trained:
     """Train one run, unless that is done; returns what a learning rate is picked by, of a tested run its result."""
     marker = read_marker(run.expdir) or Marker(run.settings(), inputs(run))
     if marker.state == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
         write_marker(run.expdir, marker)
-        with board.phase(run.key, "train") as watch:
-            output, seconds = run_logged(
-                run.train_command(), run.expdir / "train.log", watch, environment, server, len(downstream_program())
-            )
+        output = _native(run, marker, "train", run.train_command(), board, environment, children)
         _warn_of_batches_left_out(run, output)
-        marker.seconds += seconds
         marker.state = "trained"
         write_marker(run.expdir, marker)
     else:
         board.kept(run.key, "tested" if marker.state == "finished" else "trained")
     return marker.result or _trained(run, marker.seconds)
+
+
+def _native(
+    run: Run,
+    marker: Marker,
+    phase: str,
+    command: list[str],
+    board: Board,
+    environment: dict[str, str],
+    children: Children | None,
+) -> str:
+    """Carry out a command of a run; its output. Its time counts, also that of a try which is stopped or fails."""
+    started = time.monotonic()
+    try:
+        with board.phase(run.key, phase) as watch:
+            output, seconds = run_logged(
+                command, run.expdir / LOGS[phase], watch, environment, children, len(downstream_program())
+            )
+    except EkdError:
+        marker.seconds += time.monotonic() - started
+        write_marker(run.expdir, marker)
+        raise
+    marker.seconds += seconds
+    return output
 
 
 def _warn_of_batches_left_out(run: Run, output: str) -> None:
@@ -83,11 +105,11 @@ def _warn_of_batches_left_out(run: Run, output: str) -> None:
     if count:
         log.warning(
             "%s: %d batches did not fit into the GPU's memory and were left out of training (%s); run fewer side by "
-            "side (--jobs), or set a smaller batch size", run.key, count, run.expdir / "train.log",
+            "side (--jobs), or set a smaller batch size", run.key, count, run.expdir / LOGS["train"],
         )  # fmt: skip
 
 
-def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkServer | None = None) -> Result:
+def do_test(run: Run, board: Board, environment: dict[str, str], children: Children | None = None) -> Result:
     """Test a trained run on its best checkpoint and score it, unless that is done; returns its result.
 
     Raises:
@@ -99,12 +121,7 @@ def do_test(run: Run, board: Board, environment: dict[str, str], server: ForkSer
     if marker.result is not None:
         return marker.result
     checkpoint = chosen_checkpoint(run)
-    with board.phase(run.key, "test") as watch:
-        output, seconds = run_logged(
-            run.evaluate_command(checkpoint), run.expdir / "evaluate.log", watch, environment, server,
-            len(downstream_program()),
-        )  # fmt: skip
-    marker.seconds += seconds
+    output = _native(run, marker, "test", run.evaluate_command(checkpoint), board, environment, children)
     marker.result = _result(run, checkpoint, output, marker.seconds)
     marker.state = "finished"
     write_marker(run.expdir, marker)
@@ -131,7 +148,8 @@ def chosen_checkpoint(run: Run) -> Path:
 def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
     printed = runner_scores(run.task, output, run.task.test_split)
     if not printed:
-        raise EkdError(f"{run.expdir / 'evaluate.log'}: the runner printed no {run.task.test_split} {run.task.metric}")
+        log_file = run.expdir / LOGS["test"]
+        raise EkdError(f"{log_file}: the runner printed no {run.task.test_split} {run.task.metric}")
     again = rescore(run.task, run.expdir, run.fold)
     same = agrees(float(again[run.task.metric]), printed[-1])
     if not same:
@@ -153,7 +171,10 @@ def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
 
 def _trained(run: Run, seconds: float) -> Trained:
     config = run.effective_config()
-    dev = runner_scores(run.task, (run.expdir / "train.log").read_text(), run.task.dev_split)
+    train_log = run.expdir / LOGS["train"]
+    if not train_log.is_file():
+        raise EkdError(f"{train_log}: not found: the dev score is in it; delete {run.expdir} to train again")
+    dev = runner_scores(run.task, train_log.read_text(), run.task.dev_split)
     return {
         "dev": best(run.task, dev),
         "seconds": round(seconds, 1),

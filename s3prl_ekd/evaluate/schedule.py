@@ -17,11 +17,11 @@ from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.grid import Search, searches
 from s3prl_ekd.evaluate.marker import Results, Trained
 from s3prl_ekd.evaluate.plan import Run
-from s3prl_ekd.evaluate.process import stop_all
+from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, clear_other, do_test, do_train
 
-_Action = Callable[[Run, Board, dict[str, str], ForkServer | None], Trained]
+_Action = Callable[[Run, Board, dict[str, str], Children], Trained]
 
 
 def run_all(
@@ -50,7 +50,7 @@ def run_all(
     server = ForkServer(environment, native_device(distinct[0])) if ForkServer.possible(distinct) else None
     free: list[str | None] = [*slots(devices, jobs)] if devices else [None] * max(1, jobs)
     try:
-        _Schedule(runs, board, environment, server, results).carry_out(free)
+        _Schedule(runs, board, environment, Children(server), results).carry_out(free)
     finally:
         if server is not None:
             server.close()
@@ -61,9 +61,9 @@ class _Schedule:
     """The work that is left, and the results so far. Only the main thread touches it."""
 
     def __init__(
-        self, runs: list[Run], board: Board, environment: dict[str, str], server: ForkServer | None, results: Results
+        self, runs: list[Run], board: Board, environment: dict[str, str], children: Children, results: Results
     ) -> None:
-        self.board, self.environment, self.server, self.results = board, environment, server, results
+        self.board, self.environment, self.children, self.results = board, environment, children, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
         self.pending: deque[tuple[_Action, Run]] = deque((do_train, run) for run in runs)
         self.decided: set[str] = set()  # searches whose rate is picked
@@ -90,14 +90,12 @@ class _Schedule:
             except BaseException:
                 # Nothing that has not begun may begin, and what runs must not outlive us.
                 pool.shutdown(wait=False, cancel_futures=True)
-                if self.server is not None:
-                    self.server.stop()
-                stop_all()
+                self.children.stop()
                 raise
 
     def _do(self, action: _Action, run: Run, device: str | None) -> Trained:
         run = run if device is None else replace(run, device=device)
-        return action(run, self.board, {**self.environment, **gpu_environment(run.device)}, self.server)
+        return action(run, self.board, {**self.environment, **gpu_environment(run.device)}, self.children)
 
     def _trained(self, run: Run) -> None:
         """Put a run's test in front of the queue once nothing else can be picked instead."""

@@ -88,10 +88,10 @@ def costs(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
     ]
 
 
-def score_table(records: Sequence[dict[str, Any]], title: str = "") -> Table:
+def score_table(records: Sequence[dict[str, Any]]) -> Table:
     """The rich table of one or several records."""
     columns = columns_of(records)
-    table = plain_table(title, footnote(records))
+    table = plain_table(caption=escape(footnote(records)))
     sizes = costs(records)
     for heading, _ in sizes:
         table.add_column(heading, justify="right", style="dim", no_wrap=True)

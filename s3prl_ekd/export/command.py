@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from pathlib import Path
 
 from rich.console import Console
+
+from s3prl_ekd.errors import EkdError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +59,10 @@ def run(args: argparse.Namespace) -> int:
         from s3prl_ekd.export.superb import export_superb, parse_task_states
 
         path = export_superb(args.ckpt, args.out, args.heads, parse_task_states(args.task_layers))
-        note = f"check it with: s3prl-ekd validate {path}"
+        note = f"check it with: s3prl-ekd validate {shlex.quote(str(path))}"
     elif args.kind == "hf":
+        if args.private and not args.push:
+            raise EkdError("--private: is for --push OWNER/NAME")
         from s3prl_ekd.export.huggingface import export_huggingface, push
 
         path = export_huggingface(
@@ -75,7 +80,6 @@ def run(args: argparse.Namespace) -> int:
 
         path, scores = export_public(args.runs, args.out, args.tasks, args.seed)
         note = "\n".join(score_lines(scores))
-    console.print(f"{path}", highlight=False, soft_wrap=True)
-    if note:
-        console.print(note, highlight=False, soft_wrap=True)
+    for text in filter(None, (str(path), note)):
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
     return 0

@@ -7,6 +7,7 @@ back (such a folder as student or teacher) is ``student_checkpoint.py: load_stud
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,8 @@ def export_huggingface(
         EkdError: a shape that HubertModel does not have, an unreadable file, or an earlier card or .json in ``out``
             that would lose what it says.
     """
+    if licence is not None and re.fullmatch(r"[\w.+-]+", licence) is None:
+        raise EkdError(f"--licence {licence!r}: expected an identifier, such as mit or cc-by-4.0")
     encoder, _, part = load_student(checkpoint)
     section = None if scores is None else cards.scores_section(_student_scores(scores, checkpoint))
     _check(encoder, checkpoint)

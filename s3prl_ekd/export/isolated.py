@@ -105,7 +105,8 @@ def _callers(folder, state):
     if not isinstance(experts[0], torch.nn.Module):
         raise Refused("UpstreamExpert is not a torch.nn.Module")
     imported = {name.split(".")[0] for name in set(sys.modules) - before} - {"expert"}
-    foreign = sorted(name for name in imported if name not in sys.stdlib_module_names and not name.startswith("_"))
+    known = getattr(sys, "stdlib_module_names", imported)  # Python 3.9, which --python may be, has no such list
+    foreign = sorted(name for name in imported if name not in known and not name.startswith("_"))
     state["expert"] = experts[0]
     wavs = [torch.zeros(RATE)]
     with torch.no_grad():

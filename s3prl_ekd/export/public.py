@@ -100,7 +100,8 @@ def export_public(
     if gone:
         log.warning("%s: replaced; the earlier one held %s too", out, ", ".join(gone))
     with whole_file(out) as partial:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        # a zip knows no time before 1980, which some copies of a file have
+        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
             for one in predictions:
                 archive.write(one.source, f"predict/{one.place}")
         size = partial.stat().st_size

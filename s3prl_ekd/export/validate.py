@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.isolated import CLOSING
@@ -97,7 +98,8 @@ def run_isolated(folder: Path, python: Path | None = None) -> list[Check]:
 def run_in_s3prl(folder: Path) -> Check:
     """Two training steps of ER with s3prl's runner, which loads the folder as the organisers' machines do."""
     with tempfile.TemporaryDirectory(prefix="s3prl-ekd-validate-") as work:
-        command = [sys.executable, "-m", "s3prl_ekd.export.runner_trial", str(folder), work]
+        # -P: an expert.py or an s3prl in the current folder must not come before theirs
+        command = [sys.executable, "-P", "-m", "s3prl_ekd.export.runner_trial", str(folder), work]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=_environment())
         trained = any(Path(work, "experiment").glob("states-*.ckpt"))
     title = "s3prl's runner loads it as the organisers do and trains ER"
@@ -127,7 +129,6 @@ def _last_line(text: str) -> str:
 
 def _show(console: Console, check: Check) -> None:
     mark = "[green]ok[/]" if check.passed else "[red]FAILED[/]"
-    detail = (
-        f" [dim]({check.detail})[/]" if check.passed and check.detail else f": {check.detail}" if check.detail else ""
-    )
+    text = escape(check.detail)  # the words of the folder's own code
+    detail = f" [dim]({text})[/]" if check.passed and text else f": {text}" if text else ""
     console.print(f"{mark} {check.title}{detail}", highlight=False, soft_wrap=True)

@@ -7,6 +7,7 @@ import json
 import sys
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         sys.stdout.write(json.dumps(found.to_dict()) + "\n")
         return 0
-    table = Table(title=args.shape or args.model)
+    table = Table(title=escape(args.shape or args.model))
     table.add_column("")
     table.add_column("as counted", justify="right")
     table.add_column("", justify="right")

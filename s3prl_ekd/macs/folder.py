@@ -1,4 +1,4 @@
-"""Counts what a submission folder computes by running it: ``python -B folder.py FOLDER LENGTHS_JSON``.
+"""Counts what a submission folder computes by running it: ``python -P -B folder.py FOLDER LENGTHS_JSON``.
 
 For folders of other people's code, whose arithmetic nobody knows beforehand; run in a process of its own, since it
 imports their ``expert.py``. Tensors without data ("meta") make it fast; code that looks at values is run on the CPU.
@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         counts = count(torch, expert.to("meta"), buckets, "meta")
     except (RuntimeError, NotImplementedError, ValueError):
         counts = count(torch, UpstreamExpert(ckpt=f"{folder}/model.pt").eval(), buckets, "cpu")
-    print(json.dumps({"params": params, "buckets": counts}))  # noqa: T201
+    print("\n" + json.dumps({"params": params, "buckets": counts}))  # noqa: T201
     return 0
 
 

@@ -16,6 +16,9 @@ from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.torch_file import read_torch_file
 
+EXPERT = Path(__file__).parents[1] / "export" / "superb_expert.py"
+"""The code that ``s3prl-ekd export superb`` puts into every folder."""
+
 
 def model_cost(model: str, heads: bool = False) -> Cost:
     """Cost of whatever ``model`` names; no weights are downloaded.
@@ -50,15 +53,16 @@ def model_cost(model: str, heads: bool = False) -> Cost:
 
 
 def submission_cost(folder: Path) -> Cost:
-    """Cost of a submission folder: from the shape in our own model.pt, else by running its expert.py."""
-    saved = _own_model(folder / "model.pt")
+    """Cost of a submission folder: from the shape in model.pt where its code is ours, else by running its expert.py."""
+    saved = _own_model(folder)
     if saved is not None:
         shape = EncoderShape.from_dict(saved["shape"])
         return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
     script = str(Path(__file__).with_name("folder.py"))
-    command = [sys.executable, "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
+    # -P: their `import models` must not find ours beside the script
+    command = [sys.executable, "-P", "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    lines = [line for line in done.stdout.splitlines() if line.startswith('{"params"')]  # the rest is their own
     if done.returncode or not lines:
         reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise EkdError(f"{folder}: its expert.py cannot be run: {reason}")
@@ -66,9 +70,11 @@ def submission_cost(folder: Path) -> Cost:
     return Cost(counted["params"], counted["buckets"])
 
 
-def _own_model(path: Path) -> dict[str, Any] | None:
+def _own_model(folder: Path) -> dict[str, Any] | None:
+    if (folder / "expert.py").read_bytes() != EXPERT.read_bytes():
+        return None  # edited, or another version's: what it computes is seen when it runs
     try:
-        saved = read_torch_file(path)
+        saved = read_torch_file(folder / "model.pt")
     except EkdError:
         return None  # somebody else's file; whether it is readable shows when their code is run
     return saved if {"format", "shape", "head_sets", "task_states"} <= set(saved) else None

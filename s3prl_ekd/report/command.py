@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
     for old in stale_figures(args.out, figures):
         old.unlink()
     page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference, figures)
-    console.print(f"{page} [dim]and {len(figures)} figures in {folder}/[/]", highlight=False)
+    beside = f" [dim]and {len(figures)} PNG files in {escape(str(folder))}/[/]" if figures else ""
+    console.print(f"{escape(str(page))}{beside}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -14,8 +14,7 @@ from s3prl_ekd.report.style import LIGHT, Theme
 def write_pngs(
     folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
 ) -> list[Path]:
-    """Write the figures (light by default) into ``folder``; returns their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the figures (light by default) into ``folder``, which is made where there are any; returns their paths."""
     records = [one.scores for one in evaluations]
     figures: dict[str, bytes | None] = {}
     taken: set[str] = set()
@@ -29,9 +28,9 @@ def write_pngs(
     figures["learning-rates.png"] = grid_png(records, theme)
     figures["macs.png"] = cost_png(records, theme)
     figures["layer-weights.png"] = layer_weights_png(evaluations, theme)
-    written = []
-    for name, data in figures.items():
-        if data is not None:
-            (folder / name).write_bytes(data)
-            written.append(folder / name)
-    return written
+    written = {folder / name: data for name, data in figures.items() if data is not None}
+    if written:
+        folder.mkdir(parents=True, exist_ok=True)
+    for file, data in written.items():
+        file.write_bytes(data)
+    return list(written)

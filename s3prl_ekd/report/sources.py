@@ -76,6 +76,7 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
     evaluations: list[Evaluation] = []
     unusable: list[EkdError] = []
     seen: set[Path] = set()
+    rows: set[tuple[Path, str]] = set()
     for folder in folders:
         if folder.resolve() in seen:
             continue
@@ -86,7 +87,11 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
             unusable.append(error)
             continue
         pretrainings += own_pretrainings
-        evaluations += own_evaluations
+        for one in own_evaluations:  # a table's row has a folder of its own, which may be named too (table/*)
+            row = one.folder.resolve(), one.scores["label"]
+            if row not in rows:
+                rows.add(row)
+                evaluations.append(one)
     if unusable and not pretrainings and not evaluations:
         raise unusable[0]
     for reason in unusable:
@@ -136,7 +141,11 @@ def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
     for name, record in scores["tasks"].items():
         found = []
         for path in _checkpoints(folder, record, scores.get("seed")):
-            row = layer_weights(path)
+            try:
+                row = layer_weights(path)
+            except EkdError as error:  # the scores do not depend on it
+                log.warning("%s: left out of the layer weights", error)
+                continue
             if row:
                 found.append(row)
         if found:

@@ -83,6 +83,8 @@ class Validation:
             for batch in self._shown():
                 self._skipped.tell(batch.skipped)
                 if batch.is_placeholder:
+                    if self.cache is not None:
+                        self.cache.mark_unreadable(batch.unread)
                     continue
                 loss, found = losses(batch)
                 values = [found[head][part] for head in heads for part in _PARTS]

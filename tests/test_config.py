@@ -11,6 +11,7 @@ import yaml
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shape import BASE_CONV
 from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.variants import find_model_config, packaged
 
@@ -192,6 +193,17 @@ def test_a_student_that_cannot_start_from_its_teacher_is_refused_before_any_down
     assert check_teachers(load_model_config(values)).initialiser is None
 
 
+def test_a_student_of_other_frames_than_its_teachers_is_refused() -> None:
+    values = copy.deepcopy(BASE)
+    values["ekd"]["initialise_from"] = None
+    layers = values["student"]["conv_layers"] = [list(layer) for layer in BASE_CONV]
+    layers[-1][1] = 6  # two frames fewer at most
+    check_teachers(load_model_config(values))
+    layers[-1][1] = 8
+    with pytest.raises(EkdError, match=r"student.conv_layers: 9 frames of a clip that has 12 in hubert_base; they may"):
+        check_teachers(load_model_config(values))
+
+
 def test_a_string_means_what_g_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of that name here first, then a variant's name; a path is a file."""
     monkeypatch.chdir(tmp_path)
@@ -226,9 +238,10 @@ def test_paths_of_teachers_become_absolute_and_names_stay_names(
 
 def test_names_that_a_head_set_cannot_have() -> None:
     values = copy.deepcopy(BASE)
-    values["ekd"]["teachers"][1]["name"] = "train"
-    with pytest.raises(EkdError, match=r"ekd.teachers\[1\].name: 'train' is a word of torch's"):
-        check_teachers(load_model_config(values))
+    for name in ("train", "training"):
+        values["ekd"]["teachers"][1]["name"] = name
+        with pytest.raises(EkdError, match=rf"ekd.teachers\[1\].name: '{name}' is a word of torch's"):
+            check_teachers(load_model_config(values))
     first, second, third = (teacher["name"] for teacher in BASE["ekd"]["teachers"])
     values["ekd"]["teachers"][1]["name"] = f"{first}_minus_{third}"
     values["ekd"]["residual_heads"] = [[first, third]]

@@ -68,7 +68,7 @@ def _from_folder(folder: Path, kind: Kind) -> list[Path]:
 def _from_table(table: Path, kind: Kind, key: str) -> list[Path]:
     """Files that a table names, relative to its folder or to the folder above it."""
     try:
-        with open(table, newline="", encoding="utf-8") as file:
+        with open(table, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter=_TABLES[table.suffix.lower()]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EkdError(f"{key}: {table} cannot be read as a table ({error})") from error

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import errno
 
-# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file: the user's to fix
+# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file, a name that is too
+# long: the user's to fix
 UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
 }  # fmt: skip
 
 

@@ -236,6 +236,21 @@ def test_paths_of_teachers_become_absolute_and_names_stay_names(
         assert found == source.replace("models/one", str(tmp_path / "models/one"))
 
 
+def test_a_home_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is looked for as it stands, as shells do; nothing is written to a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: embedded.yaml\nekd: {initialise_from: ~nobody-here/a.pt}\n")
+    config = load_model_config(file)
+    with pytest.raises(EkdError, match="mine.yaml: ekd.initialise_from: no such file or folder: .*/~nobody-here/a.pt"):
+        check_teachers(config, str(file))
+    with pytest.raises(EkdError, match="-g ~nobody-here/a.yaml: no such config file"):
+        find_model_config("~nobody-here/a.yaml", "-g")
+    file.write_text("base: embedded.yaml\nekd: {cache_targets: ~nobody-here/targets}\n")
+    with pytest.raises(EkdError, match="mine.yaml: ekd.cache_targets: ~nobody-here/targets: there is no user"):
+        load_model_config(file)
+
+
 def test_names_that_a_head_set_cannot_have() -> None:
     values = copy.deepcopy(BASE)
     for name in ("train", "training"):

@@ -6,6 +6,7 @@ replace.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from s3prl_ekd.config.model_file import ModelConfig
 from s3prl_ekd.config.runner_file import RunnerConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config, packaged, variant_file
+from s3prl_ekd.writable import absolute_folder
 
 _ELSEWHERE = dict.fromkeys(RunnerConfig.model_fields, "config_runner.yaml (-c)")
 
@@ -45,7 +47,7 @@ def load_model_config(
     if config.distortion is not None:
         _make_sources_absolute(config.distortion)
     if config.ekd.cache_targets is not None:  # it need not exist yet
-        config.ekd.cache_targets = str(Path(config.ekd.cache_targets).expanduser().resolve())
+        config.ekd.cache_targets = absolute_folder(config.ekd.cache_targets, f"{path}: ekd.cache_targets")
     return config
 
 
@@ -56,7 +58,7 @@ def _absolute(source: str) -> str:
     """
     match = re.match(r"random:|s3prl:[^:]+:", source)
     prefix = match.group() if match else ""
-    path = Path(source.removeprefix(prefix)).expanduser()
+    path = Path(os.path.expanduser(source.removeprefix(prefix)))
     return f"{prefix}{path.resolve()}" if path.exists() else source
 
 

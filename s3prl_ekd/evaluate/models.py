@@ -5,6 +5,7 @@ Every one becomes an :class:`Upstream`, which s3prl's ``-u -k -g`` name. Nothing
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -142,15 +143,15 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
     if "teacher" in entry:
         if set(entry) - {"label", "teacher"}:
             raise EkdError(f"{where}: a teacher is one model, and so without a ckpt, upstream or untrained of its own")
-        source = path.parent / Path(entry["teacher"]).expanduser()
+        source = path.parent / Path(os.path.expanduser(entry["teacher"]))
         try:
             return choose_teacher(str(source) if source.exists() else entry["teacher"], entry.get("label"))
         except EkdError as error:
             raise EkdError(f"{where}: {error}") from error
-    ckpt = path.parent / Path(entry["ckpt"]).expanduser() if "ckpt" in entry else None
+    ckpt = path.parent / Path(os.path.expanduser(entry["ckpt"])) if "ckpt" in entry else None
     untrained = entry.get("untrained")
-    if untrained is not None and (path.parent / Path(untrained).expanduser()).is_file():
-        untrained = str(path.parent / Path(untrained).expanduser())
+    if untrained is not None and (path.parent / Path(os.path.expanduser(untrained))).is_file():
+        untrained = str(path.parent / Path(os.path.expanduser(untrained)))
     try:
         return choose_upstream(ckpt, entry.get("upstream"), untrained, entry.get("label"))
     except EkdError as error:
@@ -165,7 +166,7 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     """
     if source.startswith(S3PRL):
         raise EkdError(f"--teacher {source}: is an upstream of s3prl's own; give its name to --upstream instead")
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     source = str(path.resolve()) if path.exists() else source
     check_source(source, "--teacher")
     from s3prl_ekd.teachers import sources  # torch: not needed for --help and the mistakes above
@@ -204,7 +205,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
 
 
 def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text).expanduser()
+    return None if text is None else Path(os.path.expanduser(text))
 
 
 def student_checkpoint(path: Path) -> Path:

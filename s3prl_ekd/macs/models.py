@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
     Raises:
         EkdError: nothing of that name, or nothing whose arithmetic is known.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir() and (path / "expert.py").is_file():
         if heads:
             raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")

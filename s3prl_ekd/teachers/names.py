@@ -38,7 +38,7 @@ def check_source(source: str, where: str = "source") -> None:
     if name.startswith(embedded.PREFIX):
         embedded.folder(name, where)
         return
-    if Path(name).expanduser().exists() or name in HUB:
+    if Path(os.path.expanduser(name)).exists() or name in HUB:
         return
     if name.startswith(S3PRL):
         if name != source:
@@ -66,7 +66,7 @@ def _is_path(source: str) -> bool:
 
 def _absolute(source: str) -> Path:
     """Where it was looked for; a relative one is below the current folder."""
-    return Path(os.path.abspath(Path(source).expanduser()))
+    return Path(os.path.abspath(Path(os.path.expanduser(source))))
 
 
 def _hint(source: str) -> str:

@@ -6,6 +6,7 @@ from its name or header; :func:`load` gives the encoder with its weights. No fil
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         other = describe(source.removeprefix(RANDOM), where)
         return TeacherSource(source, "random", other.family, other.shape, None)
     embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
-    path = embedded_folder or Path(source).expanduser()
+    path = embedded_folder or Path(os.path.expanduser(source))
     if path.exists():
         with _named(where):
             described = _describe_path(source, path)

@@ -47,6 +47,8 @@ def check_source(source: str, where: str = "source") -> None:
         check_upstream_name(upstream, f"{where}:")
         if upstream.endswith(("_local", "_custom")) and not checkpoint:
             raise EkdError(f"{where}: {upstream} needs a checkpoint: {S3PRL}{upstream}:FILE")
+        if upstream.endswith("_local") and not _absolute(checkpoint).exists():
+            raise EkdError(f"{where}: no such file or folder: {_absolute(checkpoint)}")
         return
     if _is_path(name):
         raise EkdError(f"{where}: no such file or folder: {_absolute(name)}")

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 
-from s3prl_ekd.errors import UNWRITABLE, EkdError
+from s3prl_ekd.errors import UNWRITABLE, EkdError, message
 from s3prl_ekd.signals import Signals, end_children, leave
 from s3prl_ekd.version import __version__
 
@@ -66,7 +66,7 @@ def main(argv: list[str], signals: Signals | None = None) -> int:
     try:
         return modules[args.command].run(args) or 0
     except EkdError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {message(error)}\n")
         return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:

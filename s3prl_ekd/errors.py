@@ -18,3 +18,13 @@ UNWRITABLE = {
 
 class EkdError(ValueError):
     """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""
+
+
+def message(error: Exception) -> str:
+    """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return text
+    last = text.splitlines()[-1]
+    head, _, rest = last.partition(": ")
+    return rest if "." in head and " " not in head else last

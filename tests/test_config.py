@@ -11,6 +11,8 @@ import yaml
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.models import choose_teacher
+from s3prl_ekd.macs.models import model_cost
 from s3prl_ekd.shape import BASE_CONV
 from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.variants import find_model_config, packaged
@@ -234,6 +236,23 @@ def test_paths_of_teachers_become_absolute_and_names_stay_names(
         )
         found = load_model_config("mine.yaml").ekd.teachers[0].source
         assert found == source.replace("models/one", str(tmp_path / "models/one"))
+
+
+def test_a_folder_that_is_called_as_a_teacher_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are: evaluate --teacher hubert_base --out hubert_base, called again."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("hubert_base", "wavlm_base_plus"):
+        (tmp_path / name).mkdir()
+    config = load_model_config("hubert_wavlm")
+    assert [teacher.source for teacher in config.ekd.teachers] == ["hubert_base", "wavlm_base_plus"]
+    assert [source.kind for source in check_teachers(config).sources.values()] == ["hub", "hub"]
+    assert choose_teacher("hubert_base", None).checkpoint == "hubert_base"
+    assert model_cost("hubert_base") == model_cost("hubert")
+    (tmp_path / "hubert_base" / "config.json").write_text("{}")  # a transformers model, which is meant
+    config = load_model_config("hubert_wavlm")
+    assert config.ekd.teachers[0].source == str(tmp_path / "hubert_base")
+    with pytest.raises(EkdError, match="hubert_base/config.json: model_type None is not supported"):
+        check_teachers(config)
 
 
 def test_a_home_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

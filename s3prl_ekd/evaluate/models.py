@@ -16,7 +16,7 @@ import yaml
 
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.names import S3PRL, check_source
+from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
 from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
@@ -143,9 +143,9 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
     if "teacher" in entry:
         if set(entry) - {"label", "teacher"}:
             raise EkdError(f"{where}: a teacher is one model, and so without a ckpt, upstream or untrained of its own")
-        source = path.parent / Path(os.path.expanduser(entry["teacher"]))
+        source = model_path(entry["teacher"], path.parent) or entry["teacher"]
         try:
-            return choose_teacher(str(source) if source.exists() else entry["teacher"], entry.get("label"))
+            return choose_teacher(str(source), entry.get("label"))
         except EkdError as error:
             raise EkdError(f"{where}: {error}") from error
     ckpt = path.parent / Path(os.path.expanduser(entry["ckpt"])) if "ckpt" in entry else None
@@ -166,8 +166,8 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     """
     if source.startswith(S3PRL):
         raise EkdError(f"--teacher {source}: is an upstream of s3prl's own; give its name to --upstream instead")
-    path = Path(os.path.expanduser(source))
-    source = str(path.resolve()) if path.exists() else source
+    path = model_path(source)
+    source = source if path is None else str(path.resolve())
     check_source(source, "--teacher")
     from s3prl_ekd.teachers import sources  # torch: not needed for --help and the mistakes above
 

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from s3prl_ekd.errors import UNWRITABLE, EkdError
+from s3prl_ekd.errors import UNWRITABLE, EkdError, message
 from s3prl_ekd.signals import Signals, end_children
 
 
@@ -30,7 +30,7 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
     try:
         return act() or 0
     except EkdError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {message(error)}\n")
         return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:

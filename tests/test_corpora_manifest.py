@@ -35,6 +35,8 @@ def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path: Path) -> 
     assert [row.line for row in read_manifest(file.parent).rows] == [2, 3, 4]
     moved = write(tmp_path / "x" / "y" / "manifest.tsv", ["path"], ["a.flac"])
     assert read_manifest(moved, root=here.parent).rows[0].audio == here
+    odd = tone(tmp_path / "set" / "~a.flac")  # nobody's home
+    assert read_manifest(write(file, ["path"], ["~a.flac"])).rows[0].audio == odd
 
 
 def test_blank_lines_count_as_lines(tmp_path: Path) -> None:

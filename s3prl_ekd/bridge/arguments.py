@@ -199,9 +199,9 @@ def check_file(flag: str, value: str, what: str) -> str:
     Raises:
         EkdError: there is none.
     """
-    if not Path(value).expanduser().exists():
+    if not Path(os.path.expanduser(value)).exists():
         raise EkdError(f"{flag} {value}: no such {what}")
-    return str(Path(value).expanduser().resolve())
+    return str(Path(os.path.expanduser(value)).resolve())
 
 
 def with_argv(argv: list[str]) -> None:

@@ -104,10 +104,12 @@ def check_upstream(args: Namespace) -> None:
         # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
         args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
     elif args.upstream == "ekd_teacher":
+        from s3prl_ekd.teachers.names import model_path
         from s3prl_ekd.teachers.sources import describe
 
-        if Path(args.upstream_ckpt).exists():
-            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
+        path = model_path(args.upstream_ckpt)
+        if path is not None:
+            args.upstream_ckpt = str(path.resolve())
         describe(args.upstream_ckpt, "-k")
     else:
         _check_kind(args)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +19,7 @@ from s3prl_ekd.checked import as_number, check_values
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.writable import absolute_folder
 
 
 class Runner(BaseModel):
@@ -135,7 +135,7 @@ def check_cache(config: dict[str, Any], trainable: bool, source: str) -> None:
         raise EkdError(f"{key}: {folder!r}: expected a folder for the hidden states of a frozen upstream, or null")
     if trainable:
         raise EkdError(f"{key}: an upstream that trains (-f) has other states at every step; use null")
-    config["runner"]["cache_states"] = str(Path(folder).expanduser().resolve())
+    config["runner"]["cache_states"] = absolute_folder(folder, key)
 
 
 def check_spelling(config: dict[str, Any], shipped: str, source: str) -> None:

@@ -61,6 +61,10 @@ def info_or_reason(path: Path) -> AudioInfo | str:
     hours later. (A quarter of a millisecond a file; :func:`probe` decodes all of it.)
     """
     try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"{os.fsencode(path).decode(errors='replace')}: a name that is not UTF-8, as the tables are; rename it"
+    try:
         info = audio_info(path)
         with soundfile.SoundFile(str(path)) as file:
             last = min(file.frames, file.samplerate // 10)

@@ -8,6 +8,7 @@ put there changes these calls alone. What only one of the scripts needs is in ``
 from __future__ import annotations
 
 import copy
+import glob
 import importlib.util
 import logging
 import os
@@ -164,6 +165,7 @@ class ScriptLaunch(ABC):
 
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
+        runner.glob = ModuleProxy(glob, glob=self.keeper.glob)
         runner.SummaryWriter = self._noted(runner.SummaryWriter)
         runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
         runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from s3prl_ekd.bridge.arguments import from_anywhere
 from s3prl_ekd.compat.modules import ours, s3prl_folder
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
@@ -73,7 +74,7 @@ def write_model_as_run(source: Path, file: Path) -> None:
 
 
 def check_ours(config: dict[str, Any], source: str) -> None:
-    """Check the runner configuration of one of this package's tasks, and fill in its defaults in place.
+    """Check the runner configuration of one of this package's tasks; fill in defaults, make paths absolute in place.
 
     The runner reads the dictionary and has no defaults of its own. The data behind the paths are the expert's to check.
 
@@ -87,6 +88,8 @@ def check_ours(config: dict[str, Any], source: str) -> None:
     ):
         for key, value in values.model_dump().items():
             section.setdefault(key, value)
+    data = config["pretrain_expert"]["datarc"]
+    data |= {key: from_anywhere(data[key]) for key in ("libri_root", "file_path")}
 
 
 def check_theirs(config: Any, source: str) -> None:

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, ours
-from s3prl_ekd.config import load_model_config
+from s3prl_ekd.config import ELSEWHERE, load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 
@@ -142,6 +143,9 @@ class PretrainLaunch(ScriptLaunch):
 
     # --------------------------------------------------------------------------------------------------- arguments
 
+    def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
+        return ELSEWHERE if args.upstream is None or args.upstream in self.our_tasks else {}
+
     def _parsed(self, args: Namespace) -> None:
         if args.expname is None and args.expdir is not None:
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
@@ -186,13 +190,6 @@ class PretrainLaunch(ScriptLaunch):
         kept = state.get("Upstream_Config")
         model = kept_config.difference(f"-g {self.args.upstream_config}", read, kept if isinstance(kept, dict) else {})
         return [*said, model] if model else said
-
-    def _find_checkpoint(self, args: Namespace) -> Path | None:
-        past_exp = args.past_exp
-        found = super()._find_checkpoint(args)
-        if found is not None and past_exp is not None and found == Path(past_exp):
-            checkpoints.check_last(found, self._read_runner)
-        return found
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         state = super()._read_runner(path)

@@ -15,7 +15,7 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -188,10 +188,15 @@ class ScriptLaunch(ABC):
     def _take(self, args: Namespace, explicit: set[str]) -> None:
         """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
-        arguments.check_override(args.override)
+        arguments.check_empty(args, explicit)
+        arguments.check_override(args.override, args, self._elsewhere(args))
         if args.expdir is None and args.expname is not None:
             args.expdir = f"{self.results}/{args.expname}"
         self._parsed(args)
+
+    def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
+        """Sections that ``-o`` does not reach, since they are of another file -> that file."""
+        return {}
 
     @abstractmethod
     def _parsed(self, args: Namespace) -> None:
@@ -214,6 +219,10 @@ class ScriptLaunch(ABC):
         if found is not None:
             flag = "-p" if "expdir" in self.explicit else "-n"
             checkpoints.check_folder(found, args.expdir, flag, self.explicit)
+            if args.past_exp is not None and found == Path(args.past_exp) and getattr(args, "mode", "train") == "train":
+                checkpoints.check_last(found, self._read_runner)
+                # to be continued from what comes after it
+                self.current.argv = arguments.with_value(self.current.argv, "-e", "--past_exp", str(found.parent))
             args.past_exp, args.auto_resume = str(found), False
         return found
 

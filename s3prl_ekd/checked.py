@@ -46,7 +46,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, or an error that names the file and line."""
     try:
-        values = yaml.load(path.read_text(), Loader=_UniqueKeys)  # a SafeLoader
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except FileNotFoundError as error:
         raise EkdError(f"{path}: no such configuration file") from error
     except (OSError, ValueError) as error:  # no UTF-8, or no date for all that it looks like one

@@ -166,7 +166,7 @@ class DownstreamLaunch(ScriptLaunch):
                 f"{self.source}: expected a YAML file with the sections runner, optimizer, downstream_expert"
             )
         if self.before is not None and args.mode == "train" and isinstance(config.get("optimizer"), dict):
-            self.changed = optimizers.changes(self.before["optimizer"], config["optimizer"])
+            self.changed = optimizers.changes(self.before, config)
         if args.downstream in downstream_arguments.CONFIGS:
             shipped = downstream_arguments.CONFIGS[args.downstream]
             taskkeys.check_spelling(config, shipped, self.source)

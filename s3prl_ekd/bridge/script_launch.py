@@ -17,12 +17,12 @@ from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
 from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers
-from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
+from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
@@ -65,6 +65,7 @@ class ScriptLaunch(ABC):
         self.s3prl = s3prl_folder()
         self.keeper = checkpoints.AtomicCheckpoints()
         self.folder: ExperimentFolder | None = None  # of a new run
+        self.lock: BinaryIO | None = None  # of that folder
         self.args = Namespace()
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
@@ -224,6 +225,7 @@ class ScriptLaunch(ABC):
                 # to be continued from what comes after it
                 self.current.argv = arguments.with_value(self.current.argv, "-e", "--past_exp", str(found.parent))
             args.past_exp, args.auto_resume = str(found), False
+            self._lock(args, found.parent)
         return found
 
     def _make_folder(self, args: Namespace) -> None:
@@ -232,6 +234,12 @@ class ScriptLaunch(ABC):
             return
         self.folder = ExperimentFolder(args.expdir)
         self.folder.make()
+        self._lock(args, self.folder.path)
+
+    def _lock(self, args: Namespace, folder: Path) -> None:
+        """Keep other trainings out of a folder as long as this one runs."""
+        if self.world.is_rank_zero and getattr(args, "mode", "train") == "train":
+            self.lock = lock_run(folder)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         """A checkpoint of the script's runner, its tensors left on disk."""

@@ -342,7 +342,9 @@ def test_files_that_are_no_yaml(tmp_path: Path) -> None:
                                  ("c.yaml", "base: nothing.yaml", "base: no file 'nothing.yaml'"),
                                  ("d.yaml", "base: d.yaml", "base: 'd.yaml' is this file, or one that starts from it"),
                                  ("e.yaml", "ekd: {mode: a}\nekd: {}", "e.yaml: line 2 .*key 'ekd' stands there twice"),
-                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' stands there twice")):  # fmt: skip
+                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' stands there twice"),
+                                 ("g.yaml", "ekd: {mode: {{ MODE }}}", "g.yaml: line 1 is not valid YAML"),
+                                 ("h.yaml", "ekd: {mode: 2023-02-31}", "h.yaml: cannot be read .day is")):  # fmt: skip
         (tmp_path / name).write_text(text)
         with pytest.raises(EkdError, match=expected):
             load_model_config(tmp_path / name)

@@ -93,6 +93,9 @@ def check_kinds(config: dict[str, Any], task: str, shipped: str, source: str) ->
                 raise EkdError(f"{source}: {key}: {value!r} is no model of s3prl's for this task")
         if key.endswith("valid_ratio") and not 0 < value < 1:
             raise EkdError(f"{source}: {key}: expected more than 0 and less than 1, found {value!r}")
+        least = 0 if key.endswith("num_workers") else 1 if key.endswith(("batch_size", "_dim")) else None
+        if least is not None and value < least:
+            raise EkdError(f"{source}: {key}: expected {least} or more, found {value!r}")
 
 
 def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:

@@ -99,6 +99,8 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
         raise EkdError(f"{file}: a folder; expected a manifest.tsv") from error
     except UnicodeDecodeError as error:
         raise EkdError(f"{file}: not UTF-8 text ({error.reason}); expected a tab-separated manifest") from error
+    except csv.Error as error:  # a cell of more than 128 kB
+        raise EkdError(f"{file}: cannot be read as a tab-separated manifest ({error})") from error
     if not rows:
         raise EkdError(f"{file}: no rows below the header")
     return Manifest(file, columns, rows)

@@ -56,7 +56,7 @@ class CheckedModel:
     """None where nothing is distorted."""
 
 
-def check_model(config: ModelConfig, file: str = FILE) -> CheckedModel:
+def check_model(config: ModelConfig, file: str = FILE, starts: bool = True) -> CheckedModel:
     """All that can be checked of a configuration before a teacher is loaded: for the pretrain task and for doctor.
 
     As with :func:`sources.describe`, a teacher ``s3prl:NAME`` is downloaded and loaded to know its shape.
@@ -64,12 +64,13 @@ def check_model(config: ModelConfig, file: str = FILE) -> CheckedModel:
     Args:
         config: the checked model configuration.
         file: its name, for messages.
+        starts: whether the student takes its first weights from ``initialise_from``; one that goes on has its own.
 
     Raises:
         EkdError: file and key, and what was expected.
     """
     distorter = check_without_teachers(config, file)
-    plan = check_teachers(config, file)
+    plan = check_teachers(config, file, starts)
     return CheckedModel(plan, Objective(config.ekd, plan.target_sets, plan.layers, file), distorter)
 
 
@@ -93,12 +94,13 @@ def _check_start_source(config: ModelConfig, file: str) -> None:
         )
 
 
-def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
+def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -> TeacherPlan:
     """Check every teacher's name, layers and width against what its source has.
 
     Args:
         config: the checked model configuration.
         file: its name, for messages.
+        starts: as of :func:`check_model`.
 
     Raises:
         EkdError: file and key, and what was expected.
@@ -140,7 +142,7 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise EkdError(f"{file}: ekd.residual_heads: a teacher is called {doubled!r}, as the difference would be")
-    start = config.ekd.initialise_from
+    start = config.ekd.initialise_from if starts else None
     where = f"{file}: ekd.initialise_from"
     initialiser = None if start is None else found.get(start) or sources.describe(start, where)
     if initialiser is not None:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Callable
 
-from s3prl_ekd.bridge.interrupts import one_line
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd import ending
+from s3prl_ekd.signals import Signals
 
 
-def carry_out(act: Callable[[argparse.Namespace], object], args: argparse.Namespace) -> int:
-    """Run a command; the exit status (0 done, 2 the user's mistake in one line, 130 interrupted)."""
+def carry_out(act: Callable[[argparse.Namespace], object], args: argparse.Namespace, signals: Signals | None) -> int:
+    """Run a command; the exit status (0 done, 2 the user's mistake in one line, 130 or 143 after a signal)."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    try:
+
+    def run() -> None:
         act(args)
-    except EkdError as error:
-        sys.stderr.write(f"error: {one_line(error)}\n")
-        return 2
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on\n")
-        return 130
-    return 0
+
+    return ending.carry_out(run, signals or Signals(), advice="the same command goes on")

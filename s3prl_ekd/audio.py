@@ -97,7 +97,7 @@ def audio_info(path: str | Path) -> AudioInfo:
         AudioError: the file is missing, empty or not audio.
     """
     try:
-        info = soundfile.info(str(path))
+        info = soundfile.info(os.fsencode(path))  # as bytes: an old corpus may have names that are no UTF-8
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise AudioError(_reason(path, error)) from error
     if info.frames <= 0:
@@ -121,7 +121,7 @@ def read_audio(path: str | Path, start: int = 0, samples: int | None = None, fir
         AudioError: the file is missing, empty, corrupt, or ends before ``start``.
     """
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             rate = file.samplerate
             first = min(start * rate // SAMPLE_RATE, file.frames)
             if first:  # a FLAC decoder also goes through the file for a seek to where it is

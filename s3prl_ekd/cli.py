@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import signal
 import sys
-import threading
 
-from s3prl_ekd.errors import UNWRITABLE, EkdError
-from s3prl_ekd.signals import Signals, end_children, leave
+from s3prl_ekd.ending import carry_out
+from s3prl_ekd.signals import Signals, leave
 from s3prl_ekd.version import __version__
 
 # command -> (module with add_arguments(parser) and run(args) -> int | None, one line for --help)
@@ -61,37 +59,7 @@ def main(argv: list[str], signals: Signals | None = None) -> int:
             modules[name] = importlib.import_module(module_name)
             modules[name].add_arguments(subparser)
     args = parser.parse_args(argv)
-    if threading.current_thread() is threading.main_thread():
-        signals.listen()
-    try:
-        return modules[args.command].run(args) or 0
-    except EkdError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
-        sys.stderr.write(f"error: {where}{error.strerror}\n")
-        return 2
-    except KeyboardInterrupt as error:
-        return _interrupted(signals, error)
-    except RuntimeError as error:
-        signals.end()
-        if not signals.ended_workers(error):
-            raise
-        return _interrupted(signals, error)
-    finally:
-        signals.restore()
-
-
-def _interrupted(signals: Signals, error: BaseException) -> int:
-    signals.end()
-    signals.hold(error)
-    end_children(grace=2.0)
-    number = signals.number or signal.SIGINT
-    sys.stderr.write("interrupted\n" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}\n")
-    return 128 + number
+    return carry_out(lambda: modules[args.command].run(args), signals)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def find_config(flag: str, value: str, folders: Iterable[Path], hint: str = "") 
     bare = "/" not in value and not value.endswith(".yaml")
     for name in [value, f"{value}.yaml"] if bare else [value]:
         for place in places:
-            candidate = place / Path(name).expanduser()
+            candidate = place / Path(os.path.expanduser(name))
             if candidate.is_file():
                 return candidate.resolve()
     raise EkdError(f"{flag} {value}: no such config file{hint}")

@@ -8,11 +8,23 @@ from __future__ import annotations
 
 import errno
 
-# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file: the user's to fix
+# a full or read-only disk, no permission, a file where a folder is meant or a folder for a file, a name that is too
+# long: the user's to fix
 UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
 }  # fmt: skip
 
 
 class EkdError(ValueError):
     """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""
+
+
+def message(error: Exception) -> str:
+    """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it."""
+    text = str(error).strip()
+    if "Original Traceback" not in text:
+        return text
+    last = text.splitlines()[-1]
+    head, _, rest = last.partition(": ")
+    return rest if "." in head and " " not in head else last

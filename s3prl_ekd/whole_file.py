@@ -19,6 +19,7 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
         durable: the bytes are on the disk before the step (fsync), so that losing power loses nothing older either.
     """
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    partial.unlink(missing_ok=True)  # of a killed process with our number, as containers deal them again; maybe a link
     try:
         yield partial
         if durable:

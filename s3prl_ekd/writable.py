@@ -10,6 +10,18 @@ from pathlib import Path
 from s3prl_ekd.errors import EkdError
 
 
+def absolute_folder(text: str, where: str) -> str:
+    """A folder that a configuration names, as an absolute path; it need not exist yet.
+
+    Raises:
+        EkdError: ``~NAME`` of nobody here, for which a folder of that very name would be made.
+    """
+    folder = os.path.expanduser(text)
+    if folder.startswith("~"):
+        raise EkdError(f"{where}: {text}: there is no user {text.partition('/')[0][1:]} here")
+    return str(Path(folder).resolve())
+
+
 def make_writable(folder: Path, where: str, advice: str = "") -> None:
     """Make a folder and see that a file can be made in it.
 

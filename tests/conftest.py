@@ -58,6 +58,14 @@ def hub() -> ModuleType:
 
 
 @pytest.fixture
+def worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that takes a batch's memory as a data worker does."""
+    from s3prl_ekd.data import rows
+
+    monkeypatch.setattr(rows, "get_worker_info", lambda: True)
+
+
+@pytest.fixture
 def own_handlers() -> Iterator[None]:
     """For a test that lets the package listen to signals in this process."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGCHLD)

@@ -13,7 +13,7 @@ REPO = Path(__file__).resolve().parent.parent
 # Names are those below s3prl_ekd.
 LAYERS = """
 errors version spelling signals task_names kernels random_state whole_file writable
-checked config_files environment variants audio device distributed torch_file metrics_file own_scripts shape
+ending checked config_files environment variants audio device distributed torch_file metrics_file own_scripts shape
 compat config corpora
 distill
 data model

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -81,11 +82,41 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch, argv: list) -> None:
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 
-@pytest.mark.parametrize("text", ["config.a", "config.a=b=c", "runner.a=1", "config=1"])
-def test_overrides_that_s3prl_drops_or_crashes_on(text: str) -> None:
-    with pytest.raises(EkdError, match="^-o "):
-        arguments.check_override(text)
-    arguments.check_override("config.a.b=1,,args.c='x'")
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("config.a", "expected KEY=VALUE"),
+        ("config.a=b=c", "expected KEY=VALUE"),
+        ("runner.a=1", "the key must start with config. or args."),
+        ("config=1", "the key must start with config. or args."),
+        ("args.seeed=1", "there is no argument 'seeed'; did you mean seed?"),
+        ("args.seed.x=1", "there is no argument 'seed.x'"),
+        ("args.expdir=/x", "the folder is named by -n or -p"),
+        ("ekd.x=1", "ekd belongs into the other file"),
+        ("config.ekd.x=1", "ekd belongs into the other file"),
+    ],
+)
+def test_overrides_that_s3prl_drops_or_crashes_on(text: str, expected: str) -> None:
+    args = Namespace(seed=1, expdir=None)
+    with pytest.raises(EkdError) as caught:
+        arguments.check_override(f"config.ok=1,,{text}", args, {"ekd": "the other file"})
+    assert str(caught.value).startswith(f"-o {text!r}: {expected}")
+    arguments.check_override("config.a.b=1,,args.c='x',,args.seed=2,,config.ekd.x=1", args)
+
+
+def test_an_empty_argument_is_a_mistake() -> None:
+    args = Namespace(expname="", seed=1, config="")
+    arguments.check_empty(args, {"seed"})
+    with pytest.raises(EkdError, match="^--expname: is empty$"):
+        arguments.check_empty(args, {"seed", "expname"})
+
+
+@pytest.mark.parametrize("given", [["-e", "a/b"], ["-ea/b"], ["-e=a/b"], ["--past_exp", "a/b"], ["--past=a/b"]])
+def test_an_options_value_is_replaced_as_it_was_written(given: list[str]) -> None:
+    argv = ["-u", "a/b", *given, "-o", "x=1"]
+    assert arguments.with_value(argv, "-e", "--past_exp", "c") == [
+        *("-u", "a/b", *(word.replace("a/b", "c") for word in given), "-o", "x=1")
+    ]
 
 
 YAML_ONLY = ["[false]", "true", "null", "[dev, test]", "[1e3, dev]", "[/a/b]", "[a b]", "~", "[.inf]", "010"]
@@ -94,7 +125,7 @@ YAML_ONLY = ["[false]", "true", "null", "[dev, test]", "[1e3, dev]", "[/a/b]", "
 @pytest.mark.parametrize("value", YAML_ONLY)
 def test_an_override_that_only_yaml_understands_would_become_a_string(value: str) -> None:
     with pytest.raises(EkdError) as caught:
-        arguments.check_override(f"config.a.b=1,,config.c={value}")
+        arguments.check_override(f"config.a.b=1,,config.c={value}", Namespace())
     assert str(caught.value).startswith(f"-o 'config.c={value}': s3prl reads values as Python, and this would stay a")
 
 
@@ -104,7 +135,7 @@ AS_MEANT += ["[int(1e3), 2]", "float('inf')", "[i*2 for i in range(3)]", "2001-1
 
 @pytest.mark.parametrize("value", AS_MEANT)
 def test_an_override_that_s3prl_reads_as_it_is_meant(value: str) -> None:
-    arguments.check_override(f"config.a.b={value}")
+    arguments.check_override(f"config.a.b={value}", Namespace())
 
 
 def test_a_proxy_changes_one_name_for_its_holder_alone() -> None:

@@ -156,3 +156,25 @@ def test_the_scaler_takes_up_a_waiting_state(monkeypatch: pytest.MonkeyPatch) ->
     scaler.TrackedGradScaler()
     assert len(taken) == 1
     del made
+
+
+def test_only_checkpoints_that_the_runner_has_named_are_counted_and_deleted(tmp_path: Path) -> None:
+    """s3prl takes every states-*.ckpt for its own and fails at one without a number; in a folder [x] it finds none."""
+    folder = tmp_path / "run [1]"
+    folder.mkdir()
+    keeper = checkpoints.AtomicCheckpoints()
+    for step, name in (
+        (2, "states-2k.ckpt"),
+        (4, "states-4.ckpt"),
+        (8, "states-epoch-2.ckpt"),
+        (2, "states-copy-2.ckpt"),
+    ):
+        keeper.save(state(step), folder / name)
+    assert sorted(keeper.glob(f"{folder}/states-*.ckpt")) == [
+        f"{folder}/states-4.ckpt",
+        f"{folder}/states-epoch-2.ckpt",
+    ]
+    keeper.remove(folder / "states-4.ckpt")
+    keeper.save(state(12), folder / "states-12.ckpt")
+    left = {path.name for path in folder.iterdir()}
+    assert left == {"states-2k.ckpt", "states-copy-2.ckpt", "states-epoch-2.ckpt", "states-12.ckpt"}

@@ -1,7 +1,9 @@
-"""The folder of an experiment whose start was refused: gone, with what the start wrote; nothing else is touched."""
+"""The folder of an experiment: gone with what the start wrote where that was refused, nothing else touched; locked."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ from bridge_corpora import overrides, voxceleb
 from console import check_mistakes, command
 from tensorboardX import SummaryWriter
 
-from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
+from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
+from s3prl_ekd.errors import EkdError
 
 WRITTEN = ("config_runner.yaml", "config_model.yaml", "args_2026-11-27-22-00-01.yaml", "mine_2026-11-27-22-00-01.yaml")
 
@@ -89,3 +92,24 @@ def test_refused_downstream_training_leaves_no_folder(tmp_path: Path) -> None:
         done = command("run_downstream.py", *words, cwd=tmp_path)
         assert done.returncode != 0 and said in done.stderr, done.stderr[-2000:]
         assert [path.name for path in tmp_path.iterdir()] == ["vox"], words
+
+
+HOLD = """
+import sys, time
+from s3prl_ekd.bridge.experiment_folder import lock_run
+lock = lock_run(sys.argv[1])
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+def test_of_two_runs_in_a_folder_the_second_is_refused(tmp_path: Path) -> None:
+    """Each would delete the other's checkpoints and write its lines between the other's."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout is not None and first.stdout.readline() == "held\n"
+        with pytest.raises(EkdError, match=f"^{tmp_path}: another run is training in this folder"):
+            lock_run(tmp_path)
+        first.kill()
+        first.wait()
+    assert lock_run(tmp_path) is not None  # with its process the lock is gone
+    assert lock_run(tmp_path / "none") is None  # a folder that cannot be written to

@@ -9,7 +9,9 @@ import urllib.error
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 from export_student import write_student
@@ -66,6 +68,9 @@ def test_keys_of_ones_own_pass() -> None:
         ("sid", "downstream_expert.datarc.max_timestep", 64_000.0, "expected a whole number, found 64000.0"),
         ("er", "downstream_expert.datarc.valid_ratio", 0, "expected more than 0 and less than 1, found 0"),
         ("er", "downstream_expert.datarc.pre_load", "yes", "expected true or false, found 'yes'"),
+        ("er", "downstream_expert.datarc.train_batch_size", 0, "expected 1 or more, found 0"),
+        ("asr", "downstream_expert.datarc.num_workers", -1, "expected 0 or more, found -1"),
+        ("sid", "downstream_expert.modelrc.projector_dim", 0, "expected 1 or more, found 0"),
         ("asr", "downstream_expert.modelrc.RNNs.dim", [128, "x"], "expected a list, found [128, 'x']"),
         ("pr", "downstream_expert.model.select", "FramLevel", "'FramLevel' is no model of s3prl's for this task"),
         ("sid", "downstream_expert.modelrc.select", "print(1)", "'print(1)' is no model of s3prl's for this task"),
@@ -245,3 +250,16 @@ def test_the_commands_show_our_messages_and_only_ours() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], text=True, capture_output=True, timeout=100)
     assert done.returncode == 0 and done.stderr == "from s3prl_ekd.pretrain.ekd\n"
+
+
+def test_a_clip_that_s3prl_would_transcribe_wrongly_is_refused(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.wav"
+    args = Namespace(evaluate_split=str(clip), downstream="asr")
+    with pytest.raises(EkdError, match="clip.wav: no such audio file"):
+        downstream_arguments.check_clip(args)
+    for rate, channels in ((8000, 1), (16_000, 2)):
+        soundfile.write(clip, np.zeros((8000, channels)), rate)
+        with pytest.raises(EkdError, match=f"clip.wav: {rate} Hz, {channels} channels; expected 16 kHz mono"):
+            downstream_arguments.check_clip(args)
+    soundfile.write(clip, np.zeros(8000), 16_000)
+    downstream_arguments.check_clip(args)

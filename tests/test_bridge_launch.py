@@ -132,6 +132,7 @@ def launch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def run(*words: str) -> Launch:
         one = Launch(monkeypatch)
+        one.current.argv = list(words)
         one.run(list(words))
         return one
 
@@ -152,6 +153,16 @@ def test_a_new_run_and_one_that_goes_on(launch: Any, tmp_path: Path) -> None:
     assert again.seen["args"].expdir == "moved" and again.seen["args"].device == "cpu:0"
     with pytest.raises(EkdError, match="-n: result/some/y is not the folder of moved/states-1.ckpt"):
         launch("--past_exp", "moved", "--expname", "y")
+
+
+def test_a_run_that_goes_on_from_a_file_is_continued_from_its_folder(launch: Any) -> None:
+    """From the file it would begin anew, or be refused: by then there are later checkpoints."""
+    launch("--expname", "x")
+    words = ["--past_exp", "result/some/x/states-1.ckpt", "--device", "cpu:0"]
+    assert launch(*words).current.argv == ["--past_exp", "result/some/x", "--device", "cpu:0"]
+    torch.save({"Args": Namespace(), "Config": {}, "Step": 2}, "result/some/x/states-2.ckpt")
+    with pytest.raises(EkdError, match="states-1.ckpt: is of step 1, and states-2.ckpt of step 2 beside it"):
+        launch(*words)
 
 
 def test_mistakes_in_what_the_script_reads_are_one_line(launch: Any, tmp_path: Path) -> None:
@@ -224,6 +235,8 @@ for line in lines:
                 "-n x": "-u TASK is missing",
                 "-u tera -n x -e none.ckpt": "-e none.ckpt: no such checkpoint",
                 "-u ekd -n x -o runner=1": "-o 'runner=1': the key must start with config.",
+                "-u ekd -n x -o config.ekd.x=1": "-o 'config.ekd.x=1': ekd belongs into config_model.yaml (-g), ",
+                "-u ekd --expname=": "--expname: is empty",
             },
         ),
         (
@@ -232,11 +245,13 @@ for line in lines:
                 "-m train -u fbnk -d ctc -n x": "-u fbnk: s3prl's hub has no such upstream; did you mean fbank",
                 "-m train -u fbank -d emotoin -n x": "-d emotoin: s3prl has no such downstream task",
                 "-m train -u fbank -d ctc -n x -c none.yaml": "-c none.yaml: no such config file",
+                "-m train -u fbank -d ctc -n x -c twice.yaml": "twice.yaml: line 2 is not valid YAML (the key 'runner'",
                 "-m train -u ekd_student -k none.ckpt -d ctc -n x": "-k none.ckpt: no such checkpoint",
                 "-m train -u ekd_student -k text.ckpt -g nono -d ctc -n x": "-g nono: no such config file",
                 "-m train -u fbank -d ctc": "-n NAME is missing",
                 "-m train -d ctc -n x": "-u UPSTREAM is missing",
                 "-m train -u ekd_teacher -d ctc -n x": "-u ekd_teacher: give a teacher with -k",
+                "-m inference -u fbank -d asr -n x": "-m inference -d asr: no trained model; give its checkpoint",
                 "-m evaluate -e none.ckpt": "-e none.ckpt: no such checkpoint or experiment folder",
             },
         ),
@@ -246,6 +261,7 @@ def test_mistakes_in_arguments_are_said_before_the_heavy_imports(
     tmp_path: Path, name: str, mistakes: dict[str, str]
 ) -> None:
     (tmp_path / "text.ckpt").write_text("hello")
+    (tmp_path / "twice.yaml").write_text("runner: {}\nrunner: {}\n")
     used = tmp_path / f"result/{name}/used"
     used.mkdir(parents=True)
     (used / "states-7.ckpt").touch()

@@ -10,7 +10,7 @@ import bridge_corpora
 import pytest
 import yaml
 
-from s3prl_ekd.bridge import taskdata
+from s3prl_ekd.bridge import pretrain_configs, taskdata
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 
@@ -57,3 +57,22 @@ def test_a_placeholder_path_is_named_with_its_key(tmp_path: Path) -> None:
         args = SimpleNamespace(downstream=task, mode="train", evaluate_split="test", expdir=str(tmp_path))
         with pytest.raises(EkdError, match=rf"{name}.yaml: downstream_expert\.\S+: /path/to/\S+: no such .*-o config"):
             taskdata.complete(args, config, source=f"{name}.yaml", s3prl=tmp_path)
+
+
+def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They go into the checkpoint, which is tested or goes on from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    data = bridge_corpora.voxceleb(tmp_path)
+    (tmp_path / "link").symlink_to(data["root"])
+    config = yaml.safe_load((ours("downstream_configs") / "sid.yaml").read_text())
+    section = config["downstream_expert"]["datarc"]
+    section |= {"file_path": str(tmp_path / "link"), "meta_data": str(data["table"].relative_to(tmp_path))}
+    args = SimpleNamespace(downstream="voxceleb1", mode="train", evaluate_split="test", expdir=str(tmp_path / "x"))
+    taskdata.complete(args, config, source="sid.yaml", s3prl=tmp_path)
+    assert section["meta_data"] == str(data["table"].resolve())
+    assert section["file_path"] == str(tmp_path / "link")  # as it was given, so that it can be made to point elsewhere
+    runner = yaml.safe_load((ours("pretrain") / "ekd" / "config_runner.yaml").read_text())
+    runner["pretrain_expert"]["datarc"] |= {"libri_root": "audio", "file_path": "../tables"}
+    pretrain_configs.check_ours(runner, "runner.yaml")
+    found = runner["pretrain_expert"]["datarc"]
+    assert (found["libri_root"], found["file_path"]) == (f"{tmp_path}/audio", f"{tmp_path.parent}/tables")

@@ -11,6 +11,9 @@ import yaml
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.models import choose_teacher
+from s3prl_ekd.macs.models import model_cost
+from s3prl_ekd.shape import BASE_CONV
 from s3prl_ekd.teachers.build import check_teachers
 from s3prl_ekd.variants import find_model_config, packaged
 
@@ -192,6 +195,17 @@ def test_a_student_that_cannot_start_from_its_teacher_is_refused_before_any_down
     assert check_teachers(load_model_config(values)).initialiser is None
 
 
+def test_a_student_of_other_frames_than_its_teachers_is_refused() -> None:
+    values = copy.deepcopy(BASE)
+    values["ekd"]["initialise_from"] = None
+    layers = values["student"]["conv_layers"] = [list(layer) for layer in BASE_CONV]
+    layers[-1][1] = 6  # two frames fewer at most
+    check_teachers(load_model_config(values))
+    layers[-1][1] = 8
+    with pytest.raises(EkdError, match=r"student.conv_layers: 9 frames of a clip that has 12 in hubert_base; they may"):
+        check_teachers(load_model_config(values))
+
+
 def test_a_string_means_what_g_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of that name here first, then a variant's name; a path is a file."""
     monkeypatch.chdir(tmp_path)
@@ -224,11 +238,44 @@ def test_paths_of_teachers_become_absolute_and_names_stay_names(
         assert found == source.replace("models/one", str(tmp_path / "models/one"))
 
 
+def test_a_folder_that_is_called_as_a_teacher_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are: evaluate --teacher hubert_base --out hubert_base, called again."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("hubert_base", "wavlm_base_plus"):
+        (tmp_path / name).mkdir()
+    config = load_model_config("hubert_wavlm")
+    assert [teacher.source for teacher in config.ekd.teachers] == ["hubert_base", "wavlm_base_plus"]
+    assert [source.kind for source in check_teachers(config).sources.values()] == ["hub", "hub"]
+    assert choose_teacher("hubert_base", None).checkpoint == "hubert_base"
+    assert model_cost("hubert_base") == model_cost("hubert")
+    (tmp_path / "hubert_base" / "config.json").write_text("{}")  # a transformers model, which is meant
+    config = load_model_config("hubert_wavlm")
+    assert config.ekd.teachers[0].source == str(tmp_path / "hubert_base")
+    with pytest.raises(EkdError, match="hubert_base/config.json: model_type None is not supported"):
+        check_teachers(config)
+
+
+def test_a_home_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read is looked for as it stands, as shells do; nothing is written to a folder of that name."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: embedded.yaml\nekd: {initialise_from: ~nobody-here/a.pt}\n")
+    config = load_model_config(file)
+    with pytest.raises(EkdError, match="mine.yaml: ekd.initialise_from: no such file or folder: .*/~nobody-here/a.pt"):
+        check_teachers(config, str(file))
+    with pytest.raises(EkdError, match="-g ~nobody-here/a.yaml: no such config file"):
+        find_model_config("~nobody-here/a.yaml", "-g")
+    file.write_text("base: embedded.yaml\nekd: {cache_targets: ~nobody-here/targets}\n")
+    with pytest.raises(EkdError, match="mine.yaml: ekd.cache_targets: ~nobody-here/targets: there is no user"):
+        load_model_config(file)
+
+
 def test_names_that_a_head_set_cannot_have() -> None:
     values = copy.deepcopy(BASE)
-    values["ekd"]["teachers"][1]["name"] = "train"
-    with pytest.raises(EkdError, match=r"ekd.teachers\[1\].name: 'train' is a word of torch's"):
-        check_teachers(load_model_config(values))
+    for name in ("train", "training"):
+        values["ekd"]["teachers"][1]["name"] = name
+        with pytest.raises(EkdError, match=rf"ekd.teachers\[1\].name: '{name}' is a word of torch's"):
+            check_teachers(load_model_config(values))
     first, second, third = (teacher["name"] for teacher in BASE["ekd"]["teachers"])
     values["ekd"]["teachers"][1]["name"] = f"{first}_minus_{third}"
     values["ekd"]["residual_heads"] = [[first, third]]
@@ -295,7 +342,9 @@ def test_files_that_are_no_yaml(tmp_path: Path) -> None:
                                  ("c.yaml", "base: nothing.yaml", "base: no file 'nothing.yaml'"),
                                  ("d.yaml", "base: d.yaml", "base: 'd.yaml' is this file, or one that starts from it"),
                                  ("e.yaml", "ekd: {mode: a}\nekd: {}", "e.yaml: line 2 .*key 'ekd' stands there twice"),
-                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' stands there twice")):  # fmt: skip
+                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' stands there twice"),
+                                 ("g.yaml", "ekd: {mode: {{ MODE }}}", "g.yaml: line 1 is not valid YAML"),
+                                 ("h.yaml", "ekd: {mode: 2023-02-31}", "h.yaml: cannot be read .day is")):  # fmt: skip
         (tmp_path / name).write_text(text)
         with pytest.raises(EkdError, match=expected):
             load_model_config(tmp_path / name)

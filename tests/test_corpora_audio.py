@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,14 @@ def test_a_wav_that_was_cut_short_is_named(tmp_path: Path, subtype: str) -> None
     for said in (b"\xff\xff\xff\xff", b"\0\0\0\0"):
         file.write_bytes(content[:4] + said + content[8:])
         assert samples_or_reason(file) == 16_000
+
+
+def test_a_name_that_is_not_utf_8_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Tables are UTF-8."""
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    for name in (b"a.wav", b"caf\xe9.wav"):
+        soundfile.write(os.fsencode(folder) + b"/" + name, 0.1 * np.ones(16_000), 16_000)
+    assert prepare("audio", folder, "--out", tmp_path / "data") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 files left out, first: " in said and "caf\ufffd.wav: a name that is not UTF-8" in said

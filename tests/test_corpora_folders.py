@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +83,39 @@ def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(
     assert {path.name for path in (out / "pretrain").iterdir()} == {
         *("one.csv", "more.csv", "root.txt", ".s3prl-ekd.json")
     }
+
+
+def test_pretraining_sets_may_lie_on_another_disk(
+    manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, out = tmp_path / "other disk", tmp_path / "data"
+    disk.mkdir()
+    out.mkdir()
+    (out / "pretrain").symlink_to(disk)
+    replace = os.replace
+
+    def on_one_disk(source: Any, target: Any) -> None:
+        if len({disk in Path(path).parent.resolve().joinpath("file").parents for path in (source, target)}) == 2:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", on_one_disk)
+    prepare_manifest(manifests / "pretrain.tsv", out, name="one")
+    assert sorted(path.name for path in out.iterdir()) == ["pretrain", "pretrain.yaml"]
+    assert (disk / "one.csv").is_file()
+
+
+def test_two_calls_at_a_time_write_one_after_the_other(manifests: Path, tmp_path: Path) -> None:
+    """Side by side, of two pretraining sets one was missing from the configuration."""
+    out = tmp_path / "data"
+    with folders.turn_in(out):
+        second = threading.Thread(target=prepare_manifest, args=(manifests / "pretrain.tsv", out))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive()
+        assert not list(out.iterdir())
+    second.join(60)
+    assert sorted(path.name for path in out.iterdir()) == ["pretrain", "pretrain.yaml"]
 
 
 def fill(folder: Path, text: str) -> None:

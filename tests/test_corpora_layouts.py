@@ -194,6 +194,10 @@ def test_sets_are_held_out_for_validation(manifests: Path, tmp_path: Path, capsy
     assert pretraining_sets(out) == (["talks"], ["more", "talks-dev"])
     assert main([*words, "--name", "again", "--held-out"]) == 2  # all of it
     assert "pretraining sets again and talks: the one is held out, the other trained on" in capsys.readouterr().err
+    (tmp_path / "linked").symlink_to(manifests)
+    words = ["prepare", "audio", str(tmp_path / "linked"), "--out", str(out), "--held-out"]
+    assert main(words) == 2  # the same files by a link
+    assert "and talks: the one is held out" in capsys.readouterr().err
     assert pretraining_sets(out) == (["talks"], ["more", "talks-dev"])
     assert main(audio) == 0  # said again without it
     assert pretraining_sets(out) == (["more", "talks"], ["talks-dev"])

@@ -35,6 +35,8 @@ def test_paths_relative_to_the_folder_its_parent_or_absolute(tmp_path: Path) -> 
     assert [row.line for row in read_manifest(file.parent).rows] == [2, 3, 4]
     moved = write(tmp_path / "x" / "y" / "manifest.tsv", ["path"], ["a.flac"])
     assert read_manifest(moved, root=here.parent).rows[0].audio == here
+    odd = tone(tmp_path / "set" / "~a.flac")  # nobody's home
+    assert read_manifest(write(file, ["path"], ["~a.flac"])).rows[0].audio == odd
 
 
 def test_blank_lines_count_as_lines(tmp_path: Path) -> None:
@@ -84,6 +86,11 @@ def test_tasks_follow_from_columns_and_speakers(
         ("path\tsplit\tspeaker\na\ttrain\ts\nb\ttest\ts\n", "sid", "no utterance in split dev"),
         ("path\tsplit\n\ttrain\n", "sid", "manifest.tsv:2: path is empty"),
         ("path\tkind\na.wav\tnoise\n", "pretrain", "list of noises"),
+        (
+            f"path\ttext\na.wav\t{'A' * 200_000}\n",
+            "pretrain",
+            "manifest.tsv: cannot be read as a tab-separated manifest",
+        ),
     ],
 )
 def test_errors_name_the_line(tmp_path: Path, text: str, task: str, message: str) -> None:
@@ -101,19 +108,21 @@ def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(
     cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])  # sound header, half the data
     (tmp_path / "empty.wav").write_bytes(b"")
     tone(tmp_path / "blip.wav", seconds=0.02)
-    names = ["good.flac", "cut.flac", "empty.wav", "gone.wav", "blip.wav", "good.flac"]
+    soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
+    names = ["good.flac", "cut.flac", "empty.wav", "gone.wav", "blip.wav", "nan.wav", "good.flac"]
     file = write(tmp_path / "manifest.tsv", ["path"], *([name] for name in names))
     for bad, reason in [
-        ("cut.flac", "damaged"), ("empty.wav", "empty"), ("gone.wav", "no such"), ("blip.wav", "0.05 s is the least")
+        ("cut.flac", "damaged"), ("empty.wav", "empty"), ("gone.wav", "no such"),
+        ("blip.wav", "0.05 s is the least"), ("nan.wav", "NaN"),
     ]:  # fmt: skip
         one = write(tmp_path / "one.tsv", ["path"], ["good.flac"], [bad])
         with pytest.raises(EkdError, match=rf"one.tsv:3: .*{bad}.*{reason}"):
             probe(read_manifest(one))
-    with pytest.raises(EkdError, match="4 more rows"):
+    with pytest.raises(EkdError, match="5 more rows"):
         probe(read_manifest(file))
     clips = probe(read_manifest(file), skip_bad=True)
     assert [clip.row.path for clip in clips] == ["good.flac"]
-    assert "5 of 6 rows left out" in caplog.text
+    assert "6 of 7 rows left out" in caplog.text
 
 
 def test_one_file_under_two_names_is_no_second_clip(tmp_path: Path) -> None:

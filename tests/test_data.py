@@ -204,6 +204,27 @@ def test_a_workers_rows_are_in_shared_memory_from_the_start() -> None:
         assert shared and torch.equal(tensor, torch.full((1, 50), float(index)))
 
 
+def test_without_room_in_shared_memory_the_key_is_named(
+    tmp_path: Path, worker: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where Docker gives 64 MB. torch would say so in a thread, and the main process would wait for ever."""
+    table = read_lengths(write_corpus(tmp_path))
+    plan = BatchPlan(table.samples, 4)
+    dataset, spec = CropDataset(table, plan), next(iter(plan))
+
+    def full(size: int) -> None:
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: Success (0)")
+
+    for paths in (table.paths, ["gone"] * len(table.paths)):  # clips, and what stands in for them
+        dataset.table = LengthTable(paths, table.samples)
+        assert dataset[spec].wave.is_shared()
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", full)
+    for paths in (table.paths, ["gone"] * len(table.paths)):
+        dataset.table = LengthTable(paths, table.samples)
+        with pytest.raises(EkdError, match=r"datarc.num_workers: no shared memory for 0\.. MiB of a batch.*shm-size"):
+            dataset[spec]
+
+
 def test_unreadable_audio_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.flac").write_bytes(b"")
     (tmp_path / "corrupt.flac").write_bytes(b"fLaC" + b"\0" * 100)

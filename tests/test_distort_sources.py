@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,18 @@ def test_tables_with_and_without_kind(tmp_path: Path, separator: str, name: str)
     (folder / name).write_text(f"path{separator}kind\na.wav{separator}noise\nc.wav{separator}noise\n")
     with pytest.raises(EkdError, match="key: .*line 3: no file 'c.wav'"):
         list_files(str(source), "noise", "key")
+
+
+def test_names_and_tables_of_other_systems(tmp_path: Path) -> None:
+    """A name in Latin-1, as old corpora have; a table with a byte order mark, as Windows' editors make."""
+    file = write(tmp_path / "noise" / "a.wav")
+    name = os.fsencode(file.parent) + b"/caf\xe9.wav"
+    os.rename(file, name)
+    pool = AudioPool("noise", list_files(str(file.parent), "noise", "key")).check()
+    assert len(pool.whole(0)) == len(pool.segment(0, 1_600, 0.0)) == 1_600
+    os.rename(name, file)
+    (file.parent / "manifest.tsv").write_text("path\na.wav\n", encoding="utf-8-sig")
+    assert list_files(str(file.parent), "noise", "key") == [str(file)]
 
 
 def test_one_file_and_order(tmp_path: Path) -> None:

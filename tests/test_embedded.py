@@ -128,6 +128,11 @@ class TestUpstream:
         assert "ekd_teacher" in hub.options()
         assert isinstance(hub.ekd_teacher(ckpt="random:embedded:tiny_hubert"), UpstreamExpert)
 
+    def test_f_tunes_it(self) -> None:
+        expert = UpstreamExpert("embedded:tiny_wavlm")
+        expert([0.1 * torch.randn(8_000)])["last_hidden_state"].square().mean().backward()
+        assert all(parameter.grad is not None for parameter in expert.parameters())
+
     def test_mistakes_are_named(self) -> None:
         with pytest.raises(EkdError, match="-u ekd_teacher needs a teacher: -k SOURCE"):
             UpstreamExpert(None)

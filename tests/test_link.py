@@ -50,10 +50,13 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() for p in root.rglob("*") if p.is_file() and ".git" not in p.parts}
 
 
-def test_twice_is_once_and_unlink_restores(tmp_path: Path) -> None:
-    root = make_checkout(tmp_path)
+def test_twice_is_once_and_unlink_restores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a checkout").mkdir()
+    root = make_checkout(tmp_path / "a checkout")
     before = content(root)
     assert main(["link", str(root)]) == 0
+    shown = capsys.readouterr().out
+    assert f"cd '{root}/s3prl'\n" in shown and f"export PYTHONPATH='{root}' " in shown
     linked = content(root)
     assert (root / "s3prl/hub.py").read_text().startswith(link.BEGIN)
     assert link.link(root) == [] and content(root) == linked

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,10 +12,11 @@ import torch
 import trouble_lab
 import yaml
 from console import check_mistakes
-from pretrain_lab import final_weights, run
+from pretrain_lab import final_weights, make_expert, run
 
-from s3prl_ekd.bridge import optimizers
+from s3prl_ekd.bridge import optimizers, pretrain_configs
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.student_checkpoint import newest_checkpoint
 from s3prl_ekd.torch_file import read_torch_file
@@ -65,12 +68,18 @@ def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:
 def test_another_rate_reaches_groups_and_schedule() -> None:
     schedule = type("Schedule", (), {"warmup": 0.1})()
     state = {"Optimizer": {"param_groups": [{"lr": 1.0, "schedule": schedule}]}, "Scheduler": {"base_lrs": [1.0]}}
-    changed = optimizers.changes({"lr": 1.0, "name": "x"}, {"lr": 0.5, "name": "x", "warmup_proportion": 0.3})
-    optimizers.apply_changes(state, changed)
+    before = {"optimizer": {"lr": 1.0, "name": "x"}, "scheduler": {"name": "y"}}
+    now = {"optimizer": {"lr": 0.5, "name": "x", "warmup_proportion": 0.3}, "scheduler": {"name": "z"}}
+    optimizers.apply_changes(state, optimizers.changes(before, now))
     assert state["Optimizer"]["param_groups"][0]["lr"] == 0.5 and schedule.warmup == 0.3
     assert state["Scheduler"]["base_lrs"] == [0.5]
     with pytest.raises(EkdError, match="betas: this run's optimizer has none"):
         optimizers.apply_changes(state, {"betas": [0.9, 0.9]})
+    for one, other in ((before, now | {"scheduler": None}), ({"optimizer": {}}, now)):
+        with pytest.raises(
+            EkdError, match="^-o config.scheduler: a run that goes on has a scheduler where it began with"
+        ):
+            optimizers.changes(one, other)
 
 
 @pytest.mark.slow
@@ -154,3 +163,37 @@ def test_the_folder_holds_what_was_run(lab: Path, tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1].endswith(f"one/states-epoch-1.ckpt: {end}")
     assert "[ekd] student" not in done.stderr  # no teacher was loaded
     assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "one").iterdir()) == before
+
+
+def test_a_run_goes_on_with_its_teachers_wherever_they_lie_now(lab: Path, tmp_path: Path) -> None:
+    """Their weights must be the same; what the student started from is not needed any more."""
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    sources = {one["name"]: Path(one["source"]) for one in read_yaml(lab / "model.yaml")["ekd"]["teachers"]}
+    old, new, start = tmp_path / "old", tmp_path / "new", tmp_path / "start"
+    for place in (old, start):
+        shutil.copytree(sources["robust_hubert"], place)
+    teacher = {"name": "hubert", "source": str(old), "layers": [2]}
+    expert = make_expert(lab, teachers=[teacher], initialise_from=str(start))
+    state = expert.add_state_to_save({"Step": 3, "Args": Namespace(expdir=str(tmp_path))})
+    kept = state["Upstream_Config"]
+    given = load_model_config(lab / "changed.yaml", changes={"ekd": {"teachers": [teacher | {"source": str(new)}]}})
+    assert pretrain_configs.gone_teacher(kept) is None
+    assert pretrain_configs.follow_teachers(kept, given) == kept  # its file is where it was
+    shutil.rmtree(start)
+    old.rename(new)
+    assert pretrain_configs.gone_teacher(kept) == f"ekd.teachers[0].source: no such file or folder: {old}"
+    moved = pretrain_configs.follow_teachers(kept, given)
+    assert pretrain_configs.gone_teacher(moved) is None
+
+    def go_on() -> None:
+        datarc = read_yaml(lab / "runner.yaml")["pretrain_expert"]["datarc"]
+        UpstreamPretrainExpert(datarc, moved, device="cpu").load_model(state)
+
+    go_on()
+    shutil.rmtree(new)
+    shutil.copytree(sources["wavlm"], new)
+    with pytest.raises(
+        EkdError, match=rf"teachers\[0\].source: {new}: other weights than those of hubert that the run"
+    ):
+        go_on()

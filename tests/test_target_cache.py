@@ -108,6 +108,12 @@ def test_a_worker_sees_what_the_main_process_stores_later(tmp_path: Path) -> Non
     assert worker.stored([0, 1]).all() and torch.equal(worker.read([0, 1]), rows(3_200, 2))
 
 
+def test_a_workers_targets_are_in_shared_memory_from_the_start(tmp_path: Path, worker: None) -> None:
+    cache = new_cache(tmp_path)
+    cache.store((0,), rows(int(cache.windows.samples[0]), 1))
+    assert cache.read((0,)).is_shared()
+
+
 def test_numbers_beyond_the_precision_are_named(tmp_path: Path) -> None:
     large = states(3_200, 1)
     large["a"][4][0, 3, 2] = 70_000

@@ -48,6 +48,15 @@ def test_a_10_ms_upstream_is_pooled_to_20_ms(hub: ModuleType, caplog: pytest.Log
     assert "averaged into one of 20 ms" in caplog.text
 
 
+def test_building_one_leaves_the_runs_own_random_numbers(hub: ModuleType) -> None:
+    """Else the random weights of a student would be others beside such a teacher."""
+    adapter._built.clear()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    sources.describe("s3prl:fbank")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_ensemble_that_is_dropped_frees_its_upstreams(hub: ModuleType) -> None:
     described = sources.describe("s3prl:fbank")
     teachers = FrozenTeachers({"t": sources.load(described)}, {"t": [0]})
@@ -151,7 +160,8 @@ def test_teachers_of_different_kind_width_and_depth_mix(hub: ModuleType, tmp_pat
     [
         ("s3prl:no_such_thing", "source: no_such_thing: s3prl's hub has no such upstream"),
         ("s3prl:hubert_local", "needs a checkpoint"),
-        ("s3prl:hubert_local:/no/file.pt", "could not be built and run"),
+        ("s3prl:hubert_local:/no/file.pt", "source: no such file or folder: /no/file.pt"),
+        ("s3prl:hf_hubert_custom:/no/folder", "could not be built and run"),
     ],
 )
 def test_what_s3prl_cannot_build_is_one_line(hub: ModuleType, source: str, message: str) -> None:
@@ -167,12 +177,13 @@ def test_the_command_lists_and_shows(hub: ModuleType, tmp_path: Path, capsys: py
     assert "s3prl:NAME:CKPT" in listed
 
     encoder = random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0)
-    file = write_converted(encoder, tmp_path / "hubert.pt")
+    file = write_converted(encoder, tmp_path / "[of mine]" / "hubert.pt")  # no markup
     with wave_file.open(str(tmp_path / "clip.wav"), "wb") as out:
         out.setparams((1, 2, 16_000, 0, "NONE", ""))
         out.writeframes((clips()[0] * 20_000).short().numpy().tobytes())
     assert main(["teachers", str(file), "--audio", str(tmp_path / "clip.wav"), "--precision", "bf16"]) == 0
     shown = capsys.readouterr().out
+    assert f"source         {file}\n" in shown
     assert f"{sum(p.numel() for p in encoder.parameters()):,}" in shown
     assert "0.50 s, 24 frames" in shown
     table = [line.split() for line in shown.splitlines() if line.strip()[:1] in {"0", "1", "2"}]

@@ -131,6 +131,14 @@ def test_held_out_speech_of_another_run_costs_no_other_targets(
     make_expert(lab, cache, fewer)
 
 
+def test_a_batch_without_readable_audio_does_not_keep_a_cache_from_being_full(lab: Path, tmp_path: Path) -> None:
+    expert = make_expert(lab, tmp_path / "cache", HELD_OUT | {"train_batch_size": 1})
+    expert.validation.table.paths[2] += ".gone"
+    save(expert, tmp_path / "run")
+    assert expert.valid_cache.complete
+    assert "the audio of 1 could not be read" in expert.valid_cache.progress()
+
+
 def test_targets_can_be_computed_ahead(lab: Path, tmp_path: Path, calls: list[int]) -> None:
     model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache")
     runner = yaml.safe_load((lab / "runner.yaml").read_text())

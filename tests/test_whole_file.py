@@ -44,3 +44,13 @@ def test_a_kill_leaves_a_part_that_does_not_look_like_the_file(tmp_path: Path) -
     (left,) = os.listdir(tmp_path)
     assert left.startswith(".states-1.ckpt.tmp-")
     assert not list(tmp_path.glob("states-*.ckpt"))
+
+
+def test_what_a_kill_left_under_our_number_is_not_written_to(tmp_path: Path) -> None:
+    """It may be a second name of another file: dev-best.ckpt is made by a link."""
+    (tmp_path / "states-1.ckpt").write_text("one")
+    os.link(tmp_path / "states-1.ckpt", tmp_path / f".dev-best.ckpt.tmp-{os.getpid()}")
+    with whole_file(tmp_path / "dev-best.ckpt") as partial:
+        partial.write_text("two")
+    assert (tmp_path / "states-1.ckpt").read_text() == "one"
+    assert sorted(os.listdir(tmp_path)) == ["dev-best.ckpt", "states-1.ckpt"]

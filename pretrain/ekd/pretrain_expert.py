@@ -40,6 +40,7 @@ from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers.build import CheckedModel, check_model, freeze, load_initialiser, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
+from s3prl_ekd.teachers.own_files import check_same, own_files
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class UpstreamPretrainExpert(nn.Module):
 
     Args:
         datarc: ``pretrain_expert.datarc`` of config_runner.yaml.
-        upstream_config: path of config_model.yaml, or its dictionary from a checkpoint.
+        upstream_config: path of config_model.yaml, or its dictionary from the checkpoint that :meth:`load_model` takes.
         device: where the runner puts everything.
         multi_gpu: refused: it is DataParallel, which cuts waveforms along time.
 
@@ -80,8 +81,10 @@ class UpstreamPretrainExpert(nn.Module):
         self.config = load_model_config(upstream_config)
         data = check_data_config(datarc)
         file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
-        checked = check_model(self.config, file)
-        plan, self.objective = checked.plan, checked.objective
+        goes_on = isinstance(upstream_config, Mapping)  # load_model will bring the student's weights
+        checked = check_model(self.config, file, starts=not goes_on)
+        self.plan, self.objective = checked.plan, checked.objective
+        plan = self.plan
         if data.batch_seconds is None and data.train_batch_size < self.ranks.size:
             raise EkdError(
                 f"config_runner.yaml: pretrain_expert.datarc.train_batch_size: {data.train_batch_size} clips in all, "
@@ -90,6 +93,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.device = device
         self._read_data(data, checked)
 
+        self._teacher_files = own_files(plan)
         self.target_sets = plan.target_sets
         self.model = Student(self.config.student, self.target_sets)
         caches = [one for one in (self.cache, self.valid_cache) if one is not None]
@@ -202,6 +206,7 @@ class UpstreamPretrainExpert(nn.Module):
         all_states["EKD_Resume"] = {
             "last_batch": list(self._last_batch),
             "skipped_files": int(self.ranks.sums([self._skipped], self.device)[0]),
+            "teachers": self._teacher_files,
             "objective": self.objective.state_dict(),  # running statistics of targets and gradients
             "random": self.ranks.gather(random_state()),  # one a rank
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -224,6 +229,7 @@ class UpstreamPretrainExpert(nn.Module):
         resume = all_states.get("EKD_Resume")
         if resume is None:
             return
+        check_same(self.plan, resume.get("teachers", {}), self._teacher_files)
         epoch, index = resume["last_batch"]
         self._last_batch, self._skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
         self.batches.resume_after(epoch, index)

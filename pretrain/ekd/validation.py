@@ -21,7 +21,7 @@ from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, message
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +83,8 @@ class Validation:
             for batch in self._shown():
                 self._skipped.tell(batch.skipped)
                 if batch.is_placeholder:
+                    if self.cache is not None:
+                        self.cache.mark_unreadable(batch.unread)
                     continue
                 loss, found = losses(batch)
                 values = [found[head][part] for head in heads for part in _PARTS]
@@ -90,7 +92,7 @@ class Validation:
             if self.cache is not None:
                 self.cache.flush()
         except (EkdError, torch.OutOfMemoryError) as error:
-            failure = " ".join(str(error).split())
+            failure = " ".join(message(error).split())
             logger.warning("[ekd] no validation loss: %s", failure)
         *sums, failures = self.ranks.sums([*total.tolist(), float(bool(failure))], device)
         seconds = sums[0]

@@ -9,7 +9,6 @@ python -m recipes.mini_superb.tables
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -22,13 +21,14 @@ from recipes.mini_superb.tables import HERE, RESULTS
 from s3prl_ekd.device import usable_cpus
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.signals import Signals, leave
 
 SETS = ("pretrain", "asr", "sid", "er")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, signals: Signals | None = None) -> int:
     """Carry the experiment out; returns the exit status."""
-    return carry_out(run, _parser().parse_args(argv))
+    return carry_out(run, _parser().parse_args(argv), signals)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,5 +83,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the commands are to be stopped too
-    sys.exit(main())
+    listening = Signals()
+    sys.exit(leave(main(signals=listening)))

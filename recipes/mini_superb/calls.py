@@ -65,7 +65,7 @@ class Calls:
         try:
             return child.wait()
         except KeyboardInterrupt:  # only the main thread's: prepare
-            _interrupt(child)
+            child.send_signal(signal.SIGINT)
             child.wait()
             raise
         finally:
@@ -77,10 +77,4 @@ class Calls:
         with self._lock:
             self._stopped = True
             for child in self._going:
-                _interrupt(child)
-
-
-def _interrupt(child: subprocess.Popen[bytes]) -> None:
-    """What Ctrl-C does. A script's background job ignores SIGINT, and so do its children: they get SIGTERM."""
-    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    child.send_signal(signal.SIGTERM if ignored else signal.SIGINT)
+                child.send_signal(signal.SIGINT)

@@ -31,6 +31,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import START_FIELDS
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.signals import Signals, leave
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import data_digest, weights_digest
 
@@ -45,9 +46,9 @@ _SAME = (*START_FIELDS, "feature_norm", "layers")
 PRECISIONS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, signals: Signals | None = None) -> int:
     """Train every stage of a teacher and write its folder; returns the exit status."""
-    return carry_out(train_teacher, _parser().parse_args(argv))
+    return carry_out(train_teacher, _parser().parse_args(argv), signals)
 
 
 def train_teacher(args: argparse.Namespace) -> Path:
@@ -207,4 +208,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    listening = Signals()
+    sys.exit(leave(main(signals=listening)))

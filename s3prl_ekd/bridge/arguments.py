@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ import yaml
 
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import did_you_mean
 
 
 class _Answer(BaseException):
@@ -97,6 +98,24 @@ def option(argv: list[str], *names: str) -> str | None:
     return value
 
 
+def with_value(argv: list[str], short: str, long: str, value: str) -> list[str]:
+    """A raw command line with another value of an option, in each of the forms that argparse takes."""
+    words, follows = [], False
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        named = flag == short or (len(flag) > 3 and long.startswith(flag))
+        if follows:
+            words.append(value)
+        elif named and equals:
+            words.append(f"{flag}={value}")
+        elif word.startswith(short) and not named:
+            words.append(f"{short}{value}")
+        else:
+            words.append(word)
+        follows = named and not equals and not follows
+    return words
+
+
 def take_local_rank(argv: list[str]) -> tuple[list[str], int | None]:
     """Remove ``--local-rank N`` (torch >= 2.0's launcher) or ``--local_rank N`` and return the rest and N.
 
@@ -128,26 +147,52 @@ def hide_gpu(argv: list[str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
-def check_override(text: str | None, first_fields: tuple[str, ...] = ("args", "config")) -> None:
-    """Check the form of ``-o "config.a.b=1,,args.c=2"``: s3prl itself drops or crashes on anything else."""
+def check_empty(args: Namespace, explicit: Iterable[str]) -> None:
+    """Refuse ``-n ""``, as of a shell's variable that is not set: s3prl would run in the folder of all experiments.
+
+    Raises:
+        EkdError: an argument that was given is empty.
+    """
+    for name in sorted(explicit):
+        if getattr(args, name) == "":
+            raise EkdError(f"--{name}: is empty")
+
+
+def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, str] | None = None) -> None:
+    """Check the form of ``-o "config.a.b=1,,args.c=2"``: s3prl itself drops or crashes on anything else.
+
+    Args:
+        text: what was given.
+        args: the arguments that there are.
+        elsewhere: sections of other configuration files -> where they belong.
+
+    Raises:
+        EkdError: an item that would have no effect, or end in a traceback.
+    """
     if text is None or text.lower() == "none":
         return
-    for item in text.split(",,"):
+    for item in map(str.strip, text.split(",,")):
         key, equals, value = item.partition("=")
-        fields = key.strip().split(".")
+        first, *fields = key.strip().split(".")
         if not equals or item.count("=") > 1:
-            raise EkdError(f"-o {item.strip()!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
-        if fields[0] not in first_fields or len(fields) < 2:
-            raise EkdError(f"-o {item.strip()!r}: {_where_it_belongs(fields[0])}")
-        check_override_value(f"-o {item.strip()!r}", value)
+            raise EkdError(f"-o {item!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
+        section = fields[0] if first == "config" and fields else first
+        if elsewhere and section in elsewhere:
+            raise EkdError(f"-o {item!r}: {section} belongs into {elsewhere[section]}")
+        if first not in ("args", "config") or not fields:
+            raise EkdError(f"-o {item!r}: the key must start with config. or args.")
+        if first == "args":
+            _check_argument(item, ".".join(fields), args)
+        check_override_value(f"-o {item!r}", value)
 
 
-def _where_it_belongs(section: str) -> str:
-    from s3prl_ekd.config import ModelConfig
-
-    if section in ModelConfig.model_fields:
-        return f"{section} is a section of the model configuration: set it in the file of -g"
-    return "the key must start with config. or args."
+def _check_argument(item: str, name: str, args: Namespace) -> None:
+    """Arguments of one's own are for an expert to read; only one that looks like a known one is taken for a slip."""
+    if name in ("expdir", "expname"):  # which folder it is, is decided before -o is applied
+        raise EkdError(f"-o {item!r}: the folder is named by -n or -p")
+    hint = "" if name in args else did_you_mean(name, vars(args), cutoff=0.8)
+    if hint or "." in name:
+        raise EkdError(f"-o {item!r}: there is no argument {name!r}{hint}")
 
 
 def checked_override(override: Callable[..., None]) -> Callable[..., None]:
@@ -199,9 +244,18 @@ def check_file(flag: str, value: str, what: str) -> str:
     Raises:
         EkdError: there is none.
     """
-    if not Path(value).expanduser().exists():
+    if not Path(os.path.expanduser(value)).exists():
         raise EkdError(f"{flag} {value}: no such {what}")
-    return str(Path(value).expanduser().resolve())
+    return str(Path(os.path.expanduser(value)).resolve())
+
+
+def from_anywhere(value: str) -> str:
+    """A path as a checkpoint may hold it, to be used from any folder: a relative one made absolute.
+
+    An absolute one stays as it is, also where it is a link.
+    """
+    path = Path(value).expanduser()
+    return str(path if path.is_absolute() else path.resolve())
 
 
 def with_argv(argv: list[str]) -> None:

@@ -5,7 +5,6 @@ What a checkpoint means (weights, optimizer, configs) is the runners' and the ex
 
 from __future__ import annotations
 
-import glob
 import logging
 import math
 import os
@@ -20,7 +19,7 @@ from s3prl_ekd.whole_file import whole_file
 log = logging.getLogger(__name__)
 
 STATES, BEST = "states-*.ckpt", "dev-best.ckpt"
-_NAMED = re.compile(r"^states-(\d+)\.ckpt$")
+_NAMED = re.compile(r"states-(epoch-)?(\d+)\.ckpt")  # as the runners name them
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
@@ -29,7 +28,7 @@ class CheckpointError(EkdError):
 
 
 class AtomicCheckpoints:
-    """``torch.save`` and ``os.remove`` for a runner, such that a readable checkpoint exists at every moment.
+    """A runner's ``torch.save``, ``os.remove``, ``glob.glob``, such that a readable checkpoint exists at every moment.
 
     s3prl's runners delete old checkpoints before they write the new one, straight into its final name: a kill in
     between leaves nothing readable under ``max_keep: 1``. Here a file is written under a hidden name and renamed, and
@@ -37,7 +36,8 @@ class AtomicCheckpoints:
 
     They also take the number in a name for the step. That of the last one, ``states-epoch-17.ckpt`` after 200,000
     steps, is an epoch: in a run made longer, the finished student would be the first to go. Here as many go as the
-    runner asks for, but by their steps.
+    runner asks for, but by their steps; and of ``states-*.ckpt`` only those that it has named itself, so that a copy
+    under another name (``states-200k.ckpt``, at which s3prl fails for want of a number) is neither counted nor deleted.
     """
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class AtomicCheckpoints:
             raise EkdError(f"{path}: the checkpoint could not be written ({reason.strerror or reason})") from error
         if path.match(STATES):
             due = len(set(self.pending) - {path})
-            for old in sorted(set(path.parent.glob(STATES)) - {path}, key=_step)[:due]:
+            for old in sorted(set(_named(path.parent)) - {path}, key=_step)[:due]:
                 old.unlink(missing_ok=True)
             self.pending.clear()
 
@@ -77,21 +77,22 @@ class AtomicCheckpoints:
         else:
             os.remove(path)
 
+    @staticmethod
+    def glob(pattern: str) -> list[str]:
+        """``glob.glob("FOLDER/states-*.ckpt")``, whatever characters are in the folder's name."""
+        return [str(path) for path in _named(Path(pattern).parent)]
 
-def find_in_folder(pattern: str) -> list[str]:
-    """``glob.glob("FOLDER/states-*.ckpt")`` for a runner, whatever the folder is called.
 
-    In one whose path has brackets s3prl's runners find no checkpoints, and delete none.
-    """
-    folder, name = os.path.split(pattern)
-    return glob.glob(os.path.join(glob.escape(folder), name))
+def _named(folder: Path) -> list[Path]:
+    """The ``states-*.ckpt`` of a folder that a runner has named."""
+    return [path for path in folder.glob(STATES) if _NAMED.fullmatch(path.name)]
 
 
 def _step(path: Path) -> float:
-    """The step of a ``states-*.ckpt``; of one that must be read for it and cannot be, such that it goes last."""
-    named = _NAMED.match(path.name)
+    """The step of a runner's checkpoint; of one that must be read for it and cannot be, such that it goes last."""
+    named = _NAMED.fullmatch(path.name)
     try:
-        return int(named.group(1) if named else read(path, mmap=True).get("Step") or 0)
+        return int(named[2] if named and not named[1] else read(path, mmap=True).get("Step") or 0)
     except CheckpointError:
         return math.inf
 

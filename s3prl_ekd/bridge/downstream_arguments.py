@@ -10,6 +10,7 @@ import os
 from argparse import Namespace
 from pathlib import Path
 
+from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.compat.modules import ours
@@ -104,10 +105,12 @@ def check_upstream(args: Namespace) -> None:
         # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
         args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
     elif args.upstream == "ekd_teacher":
+        from s3prl_ekd.teachers.names import model_path
         from s3prl_ekd.teachers.sources import describe
 
-        if Path(args.upstream_ckpt).exists():
-            args.upstream_ckpt = str(Path(args.upstream_ckpt).resolve())
+        path = model_path(args.upstream_ckpt)
+        if path is not None:
+            args.upstream_ckpt = str(path.resolve())
         describe(args.upstream_ckpt, "-k")
     else:
         _check_kind(args)
@@ -125,6 +128,15 @@ def _check_kind(args: Namespace) -> None:
                        "use -u ekd_student")  # fmt: skip
     if args.upstream in HUB:
         log.warning("-u %s: downloads its own checkpoint, -k is not read", args.upstream)
+
+
+def check_clip(args: Namespace) -> None:
+    """What ``-m inference -t FILE`` transcribes: s3prl takes samples as they are, one channel behind the other."""
+    clip = arguments.check_file("-t", args.evaluate_split, "audio file")
+    if args.downstream == "asr":
+        info = audio_info(clip)
+        if not info.is_16k_mono:
+            raise EkdError(f"-t {clip}: {info.rate} Hz, {info.channels} channels; expected 16 kHz mono")
 
 
 def find_task_config(value: str | None, task: str, s3prl: Path) -> str:

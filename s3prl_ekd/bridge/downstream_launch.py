@@ -17,6 +17,7 @@ from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downs
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.hub import upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import find_device, use_device
@@ -125,13 +126,15 @@ class DownstreamLaunch(ScriptLaunch):
         downstream_arguments.check_task(args.downstream, self.s3prl)
         if args.mode == "inference" and args.downstream in set(downstream_arguments.CONFIGS) - {"asr"}:
             raise EkdError(f"-m inference: s3prl's {args.downstream} has none, only asr of these tasks (-t FILE.wav)")
-        if args.mode == "evaluate" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
-            raise EkdError(f"-m evaluate -d {args.downstream}: no trained model; give its checkpoint with -e")
+        if args.mode != "train" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
+            raise EkdError(f"-m {args.mode} -d {args.downstream}: no trained model; give its checkpoint with -e")
         if args.expdir is None:
             raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
         args.config = self._find_config(args)
+        if args.downstream in downstream_arguments.CONFIGS:
+            read_yaml(Path(args.config))  # s3prl reads it next, and of a key that stands there twice takes the last
         downstream_arguments.check_upstream(args)
 
     def _find_config(self, args: Namespace) -> str:
@@ -152,6 +155,8 @@ class DownstreamLaunch(ScriptLaunch):
         self.current.expdir = Path(args.expdir)
         if args.mode == "train" and self.before is not None:
             self._check_going_on(config)
+        if args.mode == "inference":
+            downstream_arguments.check_clip(args)
         if args.past_exp:
             downstream_arguments.check_task(args.downstream, self.s3prl)
             downstream_arguments.check_upstream(args)
@@ -161,7 +166,7 @@ class DownstreamLaunch(ScriptLaunch):
                 f"{self.source}: expected a YAML file with the sections runner, optimizer, downstream_expert"
             )
         if self.before is not None and args.mode == "train" and isinstance(config.get("optimizer"), dict):
-            self.changed = optimizers.changes(self.before["optimizer"], config["optimizer"])
+            self.changed = optimizers.changes(self.before, config)
         if args.downstream in downstream_arguments.CONFIGS:
             shipped = downstream_arguments.CONFIGS[args.downstream]
             taskkeys.check_spelling(config, shipped, self.source)

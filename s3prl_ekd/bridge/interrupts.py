@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
-from s3prl_ekd.errors import UNWRITABLE, EkdError
+from s3prl_ekd.errors import UNWRITABLE, EkdError, message
 from s3prl_ekd.signals import Signals, end_children
 
 # words of torch's allocator, of the driver, and of Triton where it loads a kernel
@@ -117,13 +117,8 @@ class Run:
 
 
 def one_line(error: EkdError) -> str:
-    """An error's message on one line, also one that was raised in a data worker."""
-    text = str(error).strip()
-    if "Original Traceback" in text:  # raised in a data worker: torch puts the worker's traceback into the message
-        last = text.splitlines()[-1]
-        head, _, rest = last.partition(": ")
-        text = rest if "." in head and " " not in head else last
-    return " ".join(text.split())
+    """An error's message on one line."""
+    return " ".join(message(error).split())
 
 
 def _close_bars() -> None:

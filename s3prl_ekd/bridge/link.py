@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -119,7 +120,7 @@ def is_linked(root: Path) -> bool:
 
 def _package(checkout: Path) -> Path:
     """CHECKOUT/s3prl of a git checkout."""
-    checkout = Path(checkout).expanduser()
+    checkout = Path(os.path.expanduser(checkout))
     root = checkout / "s3prl"
     needed = [root / name for name in ("run_pretrain.py", "run_downstream.py", "upstream/__init__.py", *BLOCKS)]
     missing = next((path for path in needed if not path.is_file()), None)

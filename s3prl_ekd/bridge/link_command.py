@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -25,17 +27,16 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"wrote {path}")
     if not changed:
         console.print("already linked, nothing to change")
-    root = args.checkout.expanduser().resolve() / "s3prl"
-    console.print(f"\ncd {root}")
+    root = Path(os.path.expanduser(args.checkout)).resolve() / "s3prl"
+    console.print(f"\ncd {shlex.quote(str(root))}")
     try:
         imported = s3prl_folder().resolve()
     except EkdError:
         imported = None
     if imported != root:
         # run_downstream.py imports s3prl by its full name, and a wheel would be found instead of the checkout
-        console.print(
-            f"export PYTHONPATH={root.parent}   # this Python would import s3prl from {imported or 'nowhere'}"
-        )
-    console.print("python3 run_pretrain.py -u ekd -n NAME")
+        home = shlex.quote(str(root.parent))
+        console.print(f"export PYTHONPATH={home}   # this Python would import s3prl from {imported or 'nowhere'}")
+    console.print("python3 run_pretrain.py -u ekd -n NAME -c DATA/pretrain.yaml")
     console.print("python3 run_downstream.py -m train -u ekd_student -k CKPT -d TASK -c CONFIG -n NAME")
     return 0

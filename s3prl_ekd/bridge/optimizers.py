@@ -103,12 +103,17 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
     """What ``-o`` changes of the section ``optimizer`` of a run that goes on.
 
     Args:
-        before, now: the section as the checkpoint holds it, and with ``-o``.
+        before, now: the configuration as the checkpoint holds it, and with ``-o``.
 
     Raises:
-        EkdError: a key that has no effect any more.
+        EkdError: a key that has no effect any more; a scheduler that comes, without a state to go on from, or goes.
     """
-    found = {key: value for key, value in now.items() if before.get(key) != value}
+    if bool(before.get("scheduler")) != bool(now.get("scheduler")):
+        raise EkdError(
+            "-o config.scheduler: a run that goes on has a scheduler where it began with one, and only there"
+        )
+    old, new = before.get("optimizer") or {}, now.get("optimizer") or {}
+    found = {key: value for key, value in new.items() if old.get(key) != value}
     for key in found:
         if key not in CHANGEABLE:
             raise EkdError(

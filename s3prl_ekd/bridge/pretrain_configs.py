@@ -5,6 +5,7 @@ s3prl meets most of these mistakes with a traceback or a bare assertion, some of
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 
 import yaml
 
+from s3prl_ekd.bridge.arguments import from_anywhere
 from s3prl_ekd.compat.modules import ours, s3prl_folder
-from s3prl_ekd.config import check_runner_config, load_model_config
+from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
@@ -73,7 +75,7 @@ def write_model_as_run(source: Path, file: Path) -> None:
 
 
 def check_ours(config: dict[str, Any], source: str) -> None:
-    """Check the runner configuration of one of this package's tasks, and fill in its defaults in place.
+    """Check the runner configuration of one of this package's tasks; fill in defaults, make paths absolute in place.
 
     The runner reads the dictionary and has no defaults of its own. The data behind the paths are the expert's to check.
 
@@ -87,6 +89,8 @@ def check_ours(config: dict[str, Any], source: str) -> None:
     ):
         for key, value in values.model_dump().items():
             section.setdefault(key, value)
+    data = config["pretrain_expert"]["datarc"]
+    data |= {key: from_anywhere(data[key]) for key in ("libri_root", "file_path")}
 
 
 def check_theirs(config: Any, source: str) -> None:
@@ -132,6 +136,32 @@ def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
         if 0 < rules["n_epochs"] and steps <= rules[key]:
             epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
             raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below {epochs}")
+
+
+def follow_teachers(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, Any]:
+    """The model configuration of a checkpoint, teachers whose files have moved at the places that ``given`` names.
+
+    Whether the weights are the same, the expert sees.
+    """
+    places = {teacher.name: teacher.source for teacher in given.ekd.teachers}
+    moved = copy.deepcopy(dict(kept))
+    for teacher in moved["ekd"]["teachers"]:
+        place = places.get(teacher["name"], "")
+        if _is_gone(teacher["source"]) and place.startswith("/") and not _is_gone(place):
+            teacher["source"] = place
+    return moved
+
+
+def gone_teacher(kept: Mapping[str, Any]) -> str | None:
+    """Of the model configuration of a checkpoint, key and path of the first teacher whose file is not there."""
+    for index, teacher in enumerate(kept["ekd"]["teachers"]):
+        if _is_gone(teacher["source"]):
+            return f"ekd.teachers[{index}].source: no such file or folder: {teacher['source']}"
+    return None
+
+
+def _is_gone(source: str) -> bool:
+    return source.startswith("/") and not Path(source).exists()  # paths are absolute there, and nothing else is
 
 
 def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import re
 import shutil
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, ours
-from s3prl_ekd.config import load_model_config
+from s3prl_ekd.config import ELSEWHERE, load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 
@@ -53,6 +54,7 @@ class PretrainLaunch(ScriptLaunch):
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(ours("pretrain"))
         self.config: dict[str, Any] = {}
+        self.model: str | None = None  # what -g says
 
     @property
     def is_ours(self) -> bool:
@@ -142,9 +144,13 @@ class PretrainLaunch(ScriptLaunch):
 
     # --------------------------------------------------------------------------------------------------- arguments
 
+    def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
+        return ELSEWHERE if args.upstream is None or args.upstream in self.our_tasks else {}
+
     def _parsed(self, args: Namespace) -> None:
         if args.expname is None and args.expdir is not None:
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
+        self.model = args.upstream_config
         checkpoint = self._find_checkpoint(args)
         if checkpoint is not None:
             self._note_kept(checkpoint)
@@ -178,21 +184,19 @@ class PretrainLaunch(ScriptLaunch):
         if "upstream_config" not in self.explicit:
             return said
 
+        ours, kept = state["Args"].upstream in self.our_tasks, state.get("Upstream_Config")
+        kept = kept if isinstance(kept, dict) else {}
+
         def read() -> dict[str, Any]:
             file = Path(self._find(state["Args"], "-g", self.args.upstream_config, "config_model.yaml"))
-            ours = state["Args"].upstream in self.our_tasks
-            return load_model_config(file).model_dump(mode="json") if ours else read_yaml(file)
+            if not ours:
+                return read_yaml(file)
+            given = load_model_config(file)
+            kept.update(pretrain_configs.follow_teachers(kept, given))  # that part of it is read
+            return given.model_dump(mode="json")
 
-        kept = state.get("Upstream_Config")
-        model = kept_config.difference(f"-g {self.args.upstream_config}", read, kept if isinstance(kept, dict) else {})
+        model = kept_config.difference(f"-g {self.args.upstream_config}", read, kept)
         return [*said, model] if model else said
-
-    def _find_checkpoint(self, args: Namespace) -> Path | None:
-        past_exp = args.past_exp
-        found = super()._find_checkpoint(args)
-        if found is not None and past_exp is not None and found == Path(past_exp):
-            checkpoints.check_last(found, self._read_runner)
-        return found
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         state = super()._read_runner(path)
@@ -206,17 +210,30 @@ class PretrainLaunch(ScriptLaunch):
             setattr(saved, name, getattr(self.args, name))
 
     def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """As for every runner, with another length of the schedule.
+        """As for every runner, with another length of the schedule, and teachers at the places that ``-g`` names.
 
         The optimizers' schedules hold the number of steps that they were made for, and come back from the checkpoint
         with it: a run made longer with ``-o config.runner.total_steps=N`` would go on at a learning rate of zero.
+
+        Raises:
+            EkdError: a teacher's file has moved, and nothing says where to.
         """
         state = super()._load_state(path)
+        if self.is_ours and pretrain_configs.gone_teacher(state["Upstream_Config"]):
+            self._follow_teachers(path, state)
         for group in state["Optimizer"].get("param_groups", []):
             schedule = group.get("schedule")
             if getattr(schedule, "t_total", -1) > 0:
                 schedule.t_total = float(self.config["runner"]["total_steps"])
         return state
+
+    def _follow_teachers(self, path: str, state: dict[str, Any]) -> None:
+        if self.model is not None:
+            given = load_model_config(Path(self._find(state["Args"], "-g", self.model, "config_model.yaml")))
+            state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], given)
+        gone = pretrain_configs.gone_teacher(state["Upstream_Config"])
+        if gone is not None:
+            raise EkdError(f"{path}: {gone}; name the place where it lies now in a file for -g")
 
     def _make_importable(self, task: str) -> None:
         """Make ``pretrain.<task>.pretrain_expert`` importable, as the runner will ask for it."""
@@ -259,8 +276,7 @@ class PretrainLaunch(ScriptLaunch):
         else:
             pretrain_configs.check_theirs(config, self.source)
         if self.before is not None:
-            sections = (one.get("optimizer") or {} for one in (self.before, config))
-            self.changed = optimizers.changes(*sections)
+            self.changed = optimizers.changes(self.before, config)
 
     def _check_unfinished(self, config: dict[str, Any]) -> None:
         """End here where nothing is left to do: no step, and no validation loss that the last checkpoint lacks.

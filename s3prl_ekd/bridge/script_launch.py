@@ -15,14 +15,14 @@ import os
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
 from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers
-from s3prl_ekd.bridge.experiment_folder import ExperimentFolder
+from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
@@ -65,6 +65,7 @@ class ScriptLaunch(ABC):
         self.s3prl = s3prl_folder()
         self.keeper = checkpoints.AtomicCheckpoints()
         self.folder: ExperimentFolder | None = None  # of a new run
+        self.lock: BinaryIO | None = None  # of that folder
         self.args = Namespace()
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
@@ -165,7 +166,7 @@ class ScriptLaunch(ABC):
 
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
-        runner.glob = ModuleProxy(glob, glob=checkpoints.find_in_folder)
+        runner.glob = ModuleProxy(glob, glob=self.keeper.glob)
         runner.SummaryWriter = self._noted(runner.SummaryWriter)
         runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
         runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)
@@ -188,10 +189,15 @@ class ScriptLaunch(ABC):
     def _take(self, args: Namespace, explicit: set[str]) -> None:
         """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
-        arguments.check_override(args.override)
+        arguments.check_empty(args, explicit)
+        arguments.check_override(args.override, args, self._elsewhere(args))
         if args.expdir is None and args.expname is not None:
             args.expdir = f"{self.results}/{args.expname}"
         self._parsed(args)
+
+    def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
+        """Sections that ``-o`` does not reach, since they are of another file -> that file."""
+        return {}
 
     @abstractmethod
     def _parsed(self, args: Namespace) -> None:
@@ -214,7 +220,12 @@ class ScriptLaunch(ABC):
         if found is not None:
             flag = "-p" if "expdir" in self.explicit else "-n"
             checkpoints.check_folder(found, args.expdir, flag, self.explicit)
+            if args.past_exp is not None and found == Path(args.past_exp) and getattr(args, "mode", "train") == "train":
+                checkpoints.check_last(found, self._read_runner)
+                # to be continued from what comes after it
+                self.current.argv = arguments.with_value(self.current.argv, "-e", "--past_exp", str(found.parent))
             args.past_exp, args.auto_resume = str(found), False
+            self._lock(args, found.parent)
         return found
 
     def _make_folder(self, args: Namespace) -> None:
@@ -223,6 +234,12 @@ class ScriptLaunch(ABC):
             return
         self.folder = ExperimentFolder(args.expdir)
         self.folder.make()
+        self._lock(args, self.folder.path)
+
+    def _lock(self, args: Namespace, folder: Path) -> None:
+        """Keep other trainings out of a folder as long as this one runs."""
+        if self.world.is_rank_zero and getattr(args, "mode", "train") == "train":
+            self.lock = lock_run(folder)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         """A checkpoint of the script's runner, its tensors left on disk."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from s3prl_ekd.bridge import arguments, pretrain_configs
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.config import check_runner_config, load_model_config
+from s3prl_ekd.config import ELSEWHERE, check_runner_config, load_model_config
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
-    arguments.check_override(args.override)
+    arguments.check_override(args.override, args, ELSEWHERE)
     args.upstream_config = pretrain_configs.find_ours("-g", args.upstream_config)
     args.config = pretrain_configs.find_ours("-c", args.config)
     values = read_yaml(Path(args.config))

@@ -13,6 +13,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.bridge.arguments import from_anywhere
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
@@ -78,11 +79,11 @@ class _Section:
             value = self._found(value)
         if not Path(value).is_dir():
             raise self.wrong(key, f"{value}: no such folder")
-        self.values[key] = value
-        return Path(value)
+        self.values[key] = from_anywhere(value)
+        return Path(self.values[key])
 
     def file(self, key: str) -> Path:
-        self.values[key] = self._found(str(self.get(key)))
+        self.values[key] = from_anywhere(self._found(str(self.get(key))))
         if not Path(self.values[key]).is_file():
             raise self.wrong(key, f"{self.values[key]}: no such file")
         return Path(self.values[key])
@@ -91,7 +92,7 @@ class _Section:
         values = self.get(key)
         if not isinstance(values, list):
             raise self.wrong(key, f"{values!r}: expected a list of files")
-        self.values[key] = [self._found(str(value)) for value in values]
+        self.values[key] = [from_anywhere(self._found(str(value))) for value in values]
         for value in self.values[key]:
             if not Path(value).is_file():
                 raise self.wrong(key, f"{value}: no such file")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -20,6 +19,7 @@ from s3prl_ekd.checked import as_number, check_values
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.writable import absolute_folder
 
 
 class Runner(BaseModel):
@@ -93,6 +93,9 @@ def check_kinds(config: dict[str, Any], task: str, shipped: str, source: str) ->
                 raise EkdError(f"{source}: {key}: {value!r} is no model of s3prl's for this task")
         if key.endswith("valid_ratio") and not 0 < value < 1:
             raise EkdError(f"{source}: {key}: expected more than 0 and less than 1, found {value!r}")
+        least = 0 if key.endswith("num_workers") else 1 if key.endswith(("batch_size", "_dim")) else None
+        if least is not None and value < least:
+            raise EkdError(f"{source}: {key}: expected {least} or more, found {value!r}")
 
 
 def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
@@ -135,7 +138,7 @@ def check_cache(config: dict[str, Any], trainable: bool, source: str) -> None:
         raise EkdError(f"{key}: {folder!r}: expected a folder for the hidden states of a frozen upstream, or null")
     if trainable:
         raise EkdError(f"{key}: an upstream that trains (-f) has other states at every step; use null")
-    config["runner"]["cache_states"] = str(Path(folder).expanduser().resolve())
+    config["runner"]["cache_states"] = absolute_folder(folder, key)
 
 
 def check_spelling(config: dict[str, Any], shipped: str, source: str) -> None:

@@ -6,6 +6,7 @@ replace.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from s3prl_ekd.config.model_file import ModelConfig
 from s3prl_ekd.config.runner_file import RunnerConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import find_model_config, packaged, variant_file
+from s3prl_ekd.writable import absolute_folder
 
 _ELSEWHERE = dict.fromkeys(RunnerConfig.model_fields, "config_runner.yaml (-c)")
 
@@ -39,13 +41,13 @@ def load_model_config(
     path = find_model_config(source, "load_model_config:") if isinstance(source, str) else source
     config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path), elsewhere=_ELSEWHERE)
     for teacher in config.ekd.teachers:
-        teacher.source = _absolute(teacher.source)
+        teacher.source = _absolute_model(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
-        config.ekd.initialise_from = _absolute(config.ekd.initialise_from)
+        config.ekd.initialise_from = _absolute_model(config.ekd.initialise_from)
     if config.distortion is not None:
         _make_sources_absolute(config.distortion)
     if config.ekd.cache_targets is not None:  # it need not exist yet
-        config.ekd.cache_targets = str(Path(config.ekd.cache_targets).expanduser().resolve())
+        config.ekd.cache_targets = absolute_folder(config.ekd.cache_targets, f"{path}: ekd.cache_targets")
     return config
 
 
@@ -56,8 +58,15 @@ def _absolute(source: str) -> str:
     """
     match = re.match(r"random:|s3prl:[^:]+:", source)
     prefix = match.group() if match else ""
-    path = Path(source.removeprefix(prefix)).expanduser()
+    path = Path(os.path.expanduser(source.removeprefix(prefix)))
     return f"{prefix}{path.resolve()}" if path.exists() else source
+
+
+def _absolute_model(source: str) -> str:
+    """:func:`_absolute`, but for a folder beside us that holds no model: it may only be called as a hub name is."""
+    path = Path(source.removeprefix("random:"))
+    bare = len(path.parts) == 1 and path.is_dir() and not (path / "config.json").is_file()
+    return source if bare else _absolute(source)
 
 
 def _make_sources_absolute(distortion: DistortionConfig) -> None:

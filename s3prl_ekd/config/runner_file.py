@@ -83,8 +83,10 @@ class PretrainExpertSection(Checked):
     datarc: DataConfig
 
 
-MODEL_FILE = "config_model.yaml (-g), which -o does not reach"
-TASK_FILE = "a task's configuration (run_downstream.py -c)"
+ELSEWHERE = dict.fromkeys(ModelConfig.model_fields, "config_model.yaml (-g), which -o does not reach") | {
+    "downstream_expert": "a task's configuration (run_downstream.py -c)"
+}
+"""Sections of other files -> where they belong."""
 OPTIMIZER_KEYS = {
     "AdamW_with_schedule": ("warmup_proportion", "betas", "eps"),
     "Lamb_with_schedule": ("warmup_proportion", "betas", "eps"),
@@ -135,8 +137,7 @@ class RunnerConfig(Checked):
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     """Check the runner configuration after s3prl has read it and applied overrides (``-o``)."""
-    elsewhere = dict.fromkeys(ModelConfig.model_fields, MODEL_FILE) | {"downstream_expert": TASK_FILE}
-    return check_values(RunnerConfig, dict(values), file, elsewhere=elsewhere)
+    return check_values(RunnerConfig, dict(values), file, elsewhere=ELSEWHERE)
 
 
 def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:

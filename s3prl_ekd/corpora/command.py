@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s3prl_ekd.audio import count_other_audio, find_audio
-from s3prl_ekd.corpora.folders import Prepared
+from s3prl_ekd.corpora.folders import Prepared, turn_in
 from s3prl_ekd.corpora.iemocap import prepare_iemocap
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.librispeech import prepare_librispeech
@@ -126,8 +126,8 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
     for rows, tasks_of in plans:
         results += lay_out(rows, tasks_of, args.out, args.lexicon, args.skip_bad, args.name, args.held_out)
     if wanted:
-        args.out.mkdir(parents=True, exist_ok=True)
-        results += _real(source, args, wanted)
+        with turn_in(args.out):
+            results += _real(source, args, wanted)
     return results
 
 

@@ -5,8 +5,11 @@ What goes where inside a task's folder is the business of ``layout_*.py``.
 
 from __future__ import annotations
 
+import fcntl
 import importlib.resources
 import json
+import logging
+import os
 import re
 import shutil
 import zlib
@@ -23,6 +26,8 @@ from s3prl_ekd.audio import SAMPLE_RATE, read_audio
 from s3prl_ekd.corpora.probe import Clip, in_parallel
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
+
+logger = logging.getLogger(__name__)
 
 MARKER = ".s3prl-ekd.json"  # says that prepare made this folder, so that prepare may replace it
 
@@ -56,6 +61,28 @@ def check_replaceable(folder: Path) -> None:
 def write_marker(folder: Path, source: Path) -> None:
     text = json.dumps({"made_by": "s3prl-ekd prepare", "source": str(source)})
     (folder / MARKER).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def turn_in(out: Path) -> Iterator[None]:
+    """Make the data folder and keep other calls waiting while the block writes there.
+
+    Two at a time would fill one folder aside, and one of two pretraining sets would be missing from the configuration.
+    Locked is the folder itself, which leaves no file; a file system that locks none (NFS) keeps nobody waiting.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("%s: another call of prepare is at work there; waiting for it", out)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

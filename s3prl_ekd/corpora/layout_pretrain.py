@@ -16,6 +16,7 @@ from s3prl_ekd.corpora.folders import Prepared, config_template, fresh_folder, w
 from s3prl_ekd.corpora.length_csv import read_lengths, write_lengths
 from s3prl_ekd.corpora.probe import in_parallel, samples_or_reason
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,10 @@ def prepare_pretrain(
         check_set_name(name)
     folder, config = out / "pretrain", out / "pretrain.yaml"
     notes = list(notes)
-    with fresh_folder(folder, source) as fresh:
+    out.mkdir(parents=True, exist_ok=True)
+    # the configuration goes last into its place, but is written before the folder goes into its own: a full disk must
+    # not leave the old root beside the new tables
+    with whole_file(config) as written, fresh_folder(folder, source) as fresh:
         new = _measured(sets, source, notes)
         earlier = _earlier(folder, new, derived, notes)
         measured = {**earlier, **new}
@@ -66,9 +70,7 @@ def prepare_pretrain(
         if valid:
             (fresh / HELD_OUT).write_text("".join(f"{name}\n" for name in valid), encoding="utf-8")
         trained = sorted(set(measured) - set(valid))
-        write_pretrain_config(fresh / config.name, root, folder.absolute(), trained, valid)
-    # written above, so that a full disk cannot leave the old root beside the new tables
-    (folder / config.name).replace(config)
+        write_pretrain_config(written, root, folder.absolute(), trained, valid)
     order = [*trained, *valid]
     lengths = [[samples for _, samples in measured[name]] for name in order]
     if not trained:
@@ -132,15 +134,18 @@ def _earlier(folder: Path, new: Sets, derived: Collection[str], notes: list[str]
 
 
 def _check_held_out(sets: Sets, held_out: Sequence[str]) -> None:
-    """Raise where a file of a held-out set is in another set too."""
-    trained = {file: name for name, entries in sets.items() if name not in held_out for file, _ in entries}
+    """Raise where a file of a held-out set is in another set too, be it by a link."""
+    if not held_out:
+        return
+    trained = {os.path.realpath(file): name for name in sets if name not in held_out for file, _ in sets[name]}
     for name in held_out:
-        both = next((file for file, _ in sets[name] if file in trained), None)
-        if both is not None:
-            raise EkdError(
-                f"pretraining sets {name} and {trained[both]}: the one is held out, the other trained on, and "
-                f"{both} is in both"
-            )
+        for file, _ in sets[name]:
+            other = trained.get(os.path.realpath(file))
+            if other is not None:
+                raise EkdError(
+                    f"pretraining sets {name} and {other}: the one is held out, the other trained on, and {file} is in "
+                    "both"
+                )
 
 
 def earlier_held_out(folder: Path) -> list[str]:

@@ -9,6 +9,7 @@ s3prl is ``layout_*.py``.
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,8 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
         raise EkdError(f"{file}: a folder; expected a manifest.tsv") from error
     except UnicodeDecodeError as error:
         raise EkdError(f"{file}: not UTF-8 text ({error.reason}); expected a tab-separated manifest") from error
+    except csv.Error as error:  # a cell of more than 128 kB
+        raise EkdError(f"{file}: cannot be read as a tab-separated manifest ({error})") from error
     if not rows:
         raise EkdError(f"{file}: no rows below the header")
     return Manifest(file, columns, rows)
@@ -110,7 +113,7 @@ def _row(file: Path, number: int, cells: dict[str, str], bases: list[Path]) -> R
     path = cell("path")
     if not path:
         raise EkdError(f"{file}:{number}: path is empty")
-    audio = Path(path).expanduser()
+    audio = Path(os.path.expanduser(path))
     if not audio.is_absolute():
         # A missing file is reported under the first base, next to the line it stands in.
         found = next((base / audio for base in bases if (base / audio).is_file()), None)

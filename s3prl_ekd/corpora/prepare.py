@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ekd.corpora.folders import Prepared
+from s3prl_ekd.corpora.folders import Prepared, turn_in
 from s3prl_ekd.corpora.layout_emotion import prepare_emotion
 from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
@@ -85,10 +85,22 @@ def lay_out(
     name: str | None = None,
     held_out: bool = False,
 ) -> list[Prepared]:
-    """The second half: write the tasks of :func:`plan_manifest`."""
+    """The second half: write the tasks of :func:`plan_manifest`, one call after the other where several run."""
     if "pretrain" in tasks:
         check_set_name(name or rows.name)  # its turn comes last
-    out.mkdir(parents=True, exist_ok=True)
+    with turn_in(out):
+        return _write(rows, tasks, out, lexicons, skip_bad, name or rows.name, held_out)
+
+
+def _write(
+    rows: Manifest,
+    tasks: Sequence[str],
+    out: Path,
+    lexicons: Sequence[str | Path],
+    skip_bad: bool,
+    name: str,
+    held_out: bool,
+) -> list[Prepared]:
     results: list[Prepared] = []
     if set(tasks) - {"pretrain"}:
         clips = probe(rows, skip_bad)
@@ -101,7 +113,7 @@ def lay_out(
         if "er" in tasks:
             results.append(prepare_emotion(rows, clips, out))
     if "pretrain" in tasks:
-        results.append(_pretraining(rows, out, name or rows.name, held_out))
+        results.append(_pretraining(rows, out, name, held_out))
     return results
 
 

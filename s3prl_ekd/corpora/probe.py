@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import soundfile
 
 from s3prl_ekd.audio import SAMPLE_RATE, AudioError, AudioInfo, audio_info, decoder_reason
@@ -60,6 +61,10 @@ def info_or_reason(path: Path) -> AudioInfo | str:
     The last tenth of a second is read as well: a copy that was cut short has a sound header, and would end a training
     hours later. (A quarter of a millisecond a file; :func:`probe` decodes all of it.)
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"{os.fsencode(path).decode(errors='replace')}: a name that is not UTF-8, as the tables are; rename it"
     try:
         info = audio_info(path)
         with soundfile.SoundFile(str(path)) as file:
@@ -123,8 +128,8 @@ def probe(manifest: Manifest, skip_bad: bool = False) -> list[Clip]:
         skip_bad: leave bad rows out, with one warning that counts them, instead of raising.
 
     Raises:
-        EkdError: a file is missing, empty, unreadable, shorter than 0.05 s or listed twice (names the first, counts the
-            others), or no row is left.
+        EkdError: a file is missing, empty, unreadable, shorter than 0.05 s, listed twice or holds NaN (names the
+            first, counts the others), or no row is left.
     """
     results = in_parallel(_open, manifest.rows)
     first: dict[str, Row] = {}  # by the file itself: another spelling of its path or a link to it is no other audio
@@ -153,15 +158,18 @@ def _open(row: Row) -> Clip | str:
     try:
         info = audio_info(row.audio)
         with soundfile.SoundFile(str(row.audio)) as file:
-            flac, frames, read = file.format == "FLAC", file.frames, 0
+            flac, frames, read, finite = file.format == "FLAC", file.frames, 0, True
             for block in file.blocks(BLOCK, dtype="float32"):
                 read += len(block)
+                finite = finite and bool(np.isfinite(block).all())
     except AudioError as error:
         return str(error)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         return f"{row.audio}: the audio data is damaged ({decoder_reason(error)})"
     if read < frames:
         return f"{row.audio}: the audio data is damaged ({read} of {frames} samples can be decoded)"
+    if not finite:
+        return f"{row.audio}: the audio file holds NaN or infinite samples"
     short = _too_short(row.audio, info.samples)
     if short is not None:
         return short

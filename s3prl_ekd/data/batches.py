@@ -21,7 +21,7 @@ from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
-from s3prl_ekd.data.rows import Rows
+from s3prl_ekd.data.rows import Rows, batch_memory
 from s3prl_ekd.device import usable_cpus
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ class CropDataset(Dataset[Batch]):
         return self._batches
 
     def __getitem__(self, spec: BatchSpec) -> Batch:
-        """Files that cannot be read are left out and told in ``skipped``; where none can, silence stands in."""
+        """Files that cannot be read are left out and told in ``skipped``; where none can, silence stands in.
+
+        Raises:
+            EkdError: a worker has no shared memory for it, or the target cache cannot be read.
+        """
         waves, heard_by_teachers = (Rows(len(spec.items), spec.samples) for _ in range(2))
         two_hearings = self.distorter is not None and self.distorter.config.setup != "same"
         skipped, kept = [], []
@@ -123,7 +127,7 @@ class CropDataset(Dataset[Batch]):
             if two_hearings:
                 heard_by_teachers.append(teacher_wave)
         if not waves:
-            silence = torch.zeros(1, spec.samples)
+            silence = batch_memory((1, spec.samples)).zero_()
             return Batch(silence, spec.epoch, spec.index, skipped, unread=spec.windows, is_placeholder=True)
         batch = Batch(waves.tensor(), spec.epoch, spec.index, skipped)
         if two_hearings:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,7 +51,7 @@ def read_lengths(
         EkdError: a folder, CSV or column is missing, no utterance is left, or the audio is not where the CSVs say.
     """
     keys = f"{file}: pretrain_expert.datarc"
-    root, folder = Path(config.libri_root).expanduser(), Path(config.file_path).expanduser()
+    root, folder = Path(os.path.expanduser(config.libri_root)), Path(os.path.expanduser(config.file_path))
     if not folder.is_dir():
         raise EkdError(f"{keys}.file_path: no folder {folder} (`s3prl-ekd prepare` writes the length CSVs)")
     if not root.is_dir():

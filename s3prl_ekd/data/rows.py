@@ -7,10 +7,17 @@ is still in the processor's cache.
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
+
+from s3prl_ekd.errors import EkdError
+
+SHARED = "/dev/shm"  # where Linux keeps what processes share
+MIB = 2**20
 
 
 class Rows:
@@ -33,7 +40,7 @@ class Rows:
     def append(self, wave: np.ndarray) -> None:
         """Copy one clip, (samples,) float32, into the next row."""
         if self._rows is None:
-            self._rows = _empty(self._shape)
+            self._rows = batch_memory(self._shape)
         self._rows[self._count] = torch.from_numpy(wave)
         self._count += 1
 
@@ -42,10 +49,33 @@ class Rows:
         return torch.empty(0, self._shape[1]) if self._rows is None else self._rows[: self._count]
 
 
-def _empty(shape: tuple[int, int]) -> Tensor:
-    """Uninitialised float32, in shared memory where a worker asks: sending it to the main process copies nothing."""
+def batch_memory(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
+    """Uninitialised, in shared memory where a worker asks: sending it to the main process copies nothing.
+
+    All tensors of a batch must come from here. Other memory of a worker is copied into shared memory on its way, by a
+    thread whose failure nobody hears of: with no room left the main process would wait for ever.
+
+    Raises:
+        EkdError: there is no room for it.
+    """
     if get_worker_info() is None:
-        return torch.empty(shape)
-    # as torch's own default_collate does; share_memory_() would copy the uninitialised memory
-    storage = torch.UntypedStorage._new_shared(4 * shape[0] * shape[1])
-    return torch.empty(0).set_(storage, 0, shape)  # type: ignore[call-overload]  # as its documentation has it
+        return torch.empty(shape, dtype=dtype)
+    size = shape[0] * shape[1] * dtype.itemsize
+    try:
+        # as torch's own default_collate does; share_memory_() would copy the uninitialised memory
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        raise EkdError(
+            f"pretrain_expert.datarc.num_workers: no shared memory for {size / MIB:.1f} MiB of a batch{_left()}; fewer "
+            "workers need less, 0 none, or make it larger (docker run --shm-size=4g)"
+        ) from error
+    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]  # as documented
+
+
+def _left() -> str:
+    """What is left of it, where the system shows it as a folder."""
+    try:
+        usage = shutil.disk_usage(SHARED)
+    except OSError:
+        return ""
+    return f": {SHARED} has {usage.free / MIB:.1f} of {usage.total / MIB:.1f} MiB left"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,7 @@ def list_files(source: str, kind: Kind, key: str) -> list[str]:
     Raises:
         EkdError: there is no such folder or file, or no audio of this kind in it.
     """
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.is_file():
         files = _from_table(path, kind, key) if path.suffix.lower() in _TABLES else [path]
     elif path.is_dir():
@@ -68,7 +69,7 @@ def _from_folder(folder: Path, kind: Kind) -> list[Path]:
 def _from_table(table: Path, kind: Kind, key: str) -> list[Path]:
     """Files that a table names, relative to its folder or to the folder above it."""
     try:
-        with open(table, newline="", encoding="utf-8") as file:
+        with open(table, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file, delimiter=_TABLES[table.suffix.lower()]))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EkdError(f"{key}: {table} cannot be read as a table ({error})") from error

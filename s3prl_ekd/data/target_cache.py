@@ -23,6 +23,7 @@ from torch import Tensor
 
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch
+from s3prl_ekd.data.rows import batch_memory
 from s3prl_ekd.data.target_folder import (
     MISSING,
     SIZES,
@@ -149,11 +150,11 @@ class TargetCache:
         """(B, R) targets of windows of one length, in the cache's precision; R as in ``wanted``.
 
         Raises:
-            EkdError: the file cannot be read.
+            EkdError: the file cannot be read, or a worker has no room for them.
         """
         samples, each = int(self.windows.samples[windows[0]]), self.layout.dtype.itemsize
         columns = [(each * first, each * last) for first, last in self.layout.columns(self.wanted, samples)]
-        rows = torch.empty(len(windows), self.wanted.bytes(samples), dtype=torch.uint8)
+        rows = batch_memory((len(windows), self.wanted.bytes(samples)), torch.uint8)
         for window, row in zip(windows, rows.numpy(), strict=True):
             rest = memoryview(row)
             for first, last in columns:

@@ -5,6 +5,7 @@ Every one becomes an :class:`Upstream`, which s3prl's ``-u -k -g`` name. Nothing
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ import yaml
 
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.teachers.names import S3PRL, check_source
+from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
 from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
@@ -142,15 +143,15 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
     if "teacher" in entry:
         if set(entry) - {"label", "teacher"}:
             raise EkdError(f"{where}: a teacher is one model, and so without a ckpt, upstream or untrained of its own")
-        source = path.parent / Path(entry["teacher"]).expanduser()
+        source = model_path(entry["teacher"], path.parent) or entry["teacher"]
         try:
-            return choose_teacher(str(source) if source.exists() else entry["teacher"], entry.get("label"))
+            return choose_teacher(str(source), entry.get("label"))
         except EkdError as error:
             raise EkdError(f"{where}: {error}") from error
-    ckpt = path.parent / Path(entry["ckpt"]).expanduser() if "ckpt" in entry else None
+    ckpt = path.parent / Path(os.path.expanduser(entry["ckpt"])) if "ckpt" in entry else None
     untrained = entry.get("untrained")
-    if untrained is not None and (path.parent / Path(untrained).expanduser()).is_file():
-        untrained = str(path.parent / Path(untrained).expanduser())
+    if untrained is not None and (path.parent / Path(os.path.expanduser(untrained))).is_file():
+        untrained = str(path.parent / Path(os.path.expanduser(untrained)))
     try:
         return choose_upstream(ckpt, entry.get("upstream"), untrained, entry.get("label"))
     except EkdError as error:
@@ -165,8 +166,8 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     """
     if source.startswith(S3PRL):
         raise EkdError(f"--teacher {source}: is an upstream of s3prl's own; give its name to --upstream instead")
-    path = Path(source).expanduser()
-    source = str(path.resolve()) if path.exists() else source
+    path = model_path(source)
+    source = source if path is None else str(path.resolve())
     check_source(source, "--teacher")
     from s3prl_ekd.teachers import sources  # torch: not needed for --help and the mistakes above
 
@@ -206,7 +207,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
 
 
 def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text).expanduser()
+    return None if text is None else Path(os.path.expanduser(text))
 
 
 def student_checkpoint(path: Path) -> Path:

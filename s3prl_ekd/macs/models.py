@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
 from s3prl_ekd.teachers import sources
-from s3prl_ekd.teachers.names import S3PRL
+from s3prl_ekd.teachers.names import S3PRL, model_path
 from s3prl_ekd.torch_file import read_torch_file
 
 EXPERT = Path(__file__).parents[1] / "export" / "superb_expert.py"
@@ -26,12 +27,13 @@ def model_cost(model: str, heads: bool = False) -> Cost:
     Raises:
         EkdError: nothing of that name, or nothing whose arithmetic is known.
     """
-    path = Path(model).expanduser()
+    path = Path(os.path.expanduser(model))
     if path.is_dir() and (path / "expert.py").is_file():
         if heads:
             raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")
         return submission_cost(path)
-    if path.is_dir() and not (path / "config.json").is_file():
+    named = model in HUB_SHAPES and model_path(model) is None
+    if path.is_dir() and not (path / "config.json").is_file() and not named:
         path = newest_checkpoint(path)
     if is_student(path):
         part = read_checkpoint(path)
@@ -39,7 +41,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
         return cost(EncoderShape.from_dict(part["shape"]), sets)
     if heads:
         raise EkdError(f"--heads: {model} is no student checkpoint")
-    if not path.exists() and model in HUB_SHAPES:
+    if named:
         preset = HUB_SHAPES[model]
         return cost(preset.shape, preset.heads, preset.unused)
     if not path.exists() and model == "fbank":

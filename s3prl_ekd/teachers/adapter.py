@@ -10,6 +10,7 @@ state. Upstreams with a finer frame (10 ms: 160 samples) are average-pooled to 2
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -108,12 +109,13 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     factory = find_upstream(name)
     if factory is None:
         raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
-    arguments: dict[str, Any] = {"ckpt": checkpoint} if checkpoint else {}
+    arguments: dict[str, Any] = {"ckpt": os.path.expanduser(checkpoint)} if checkpoint else {}
     try:
-        expert = factory(**arguments).eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # the run's own draws do not depend on its teachers
+            expert = factory(**arguments).eval()
             torch.manual_seed(0)
-            states = _hidden_states(expert, [0.1 * torch.randn(_SECOND)])
+            with torch.no_grad():
+                states = _hidden_states(expert, [0.1 * torch.randn(_SECOND)])
             rate = int(expert.get_downsample_rates("hidden_states"))
     except Exception as error:  # an expert is foreign code: it raises what it likes
         reason = " ".join(str(error).split())[:200]

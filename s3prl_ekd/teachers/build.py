@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from s3prl_ekd.config import ModelConfig
+from s3prl_ekd.config import MIN_SAMPLES, ModelConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.residual import plan_residuals
-from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, plan_targets
+from s3prl_ekd.distill.targets import MAX_FRAME_DIFFERENCE, TargetSet, TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
@@ -56,7 +56,7 @@ class CheckedModel:
     """None where nothing is distorted."""
 
 
-def check_model(config: ModelConfig, file: str = FILE) -> CheckedModel:
+def check_model(config: ModelConfig, file: str = FILE, starts: bool = True) -> CheckedModel:
     """All that can be checked of a configuration before a teacher is loaded: for the pretrain task and for doctor.
 
     As with :func:`sources.describe`, a teacher ``s3prl:NAME`` is downloaded and loaded to know its shape.
@@ -64,12 +64,13 @@ def check_model(config: ModelConfig, file: str = FILE) -> CheckedModel:
     Args:
         config: the checked model configuration.
         file: its name, for messages.
+        starts: whether the student takes its first weights from ``initialise_from``; one that goes on has its own.
 
     Raises:
         EkdError: file and key, and what was expected.
     """
     distorter = check_without_teachers(config, file)
-    plan = check_teachers(config, file)
+    plan = check_teachers(config, file, starts)
     return CheckedModel(plan, Objective(config.ekd, plan.target_sets, plan.layers, file), distorter)
 
 
@@ -93,22 +94,23 @@ def _check_start_source(config: ModelConfig, file: str) -> None:
         )
 
 
-def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
+def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -> TeacherPlan:
     """Check every teacher's name, layers and width against what its source has.
 
     Args:
         config: the checked model configuration.
         file: its name, for messages.
+        starts: as of :func:`check_model`.
 
     Raises:
         EkdError: file and key, and what was expected.
     """
-    hop = student_shape(config.student, f"{file}: student").hop
+    student = student_shape(config.student, f"{file}: student")
     _check_start_source(config, file)
     found: dict[str, TeacherSource] = {}
     for index, teacher in enumerate(config.ekd.teachers):
         key = f"{file}: ekd.teachers[{index}]"
-        if hasattr(nn.ModuleDict, teacher.name):
+        if hasattr(nn.ModuleDict(), teacher.name):  # an instance has more words than its class
             raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
         source = sources.describe(teacher.source, f"{key}.source")
         too_deep = [layer for layer in teacher.layers if layer > source.shape.layers]
@@ -116,9 +118,19 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
             raise EkdError(f"{key}.layers: {too_deep[0]} > {source.shape.layers}, the layers of {teacher.source}")
         if config.ekd.targets.tap == "ffn" and source.kind == "s3prl":
             raise EkdError(f"{key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
-        if source.shape.hop != hop:
+        if source.shape.hop != student.hop:
             raise EkdError(
-                f"{key}.source: {teacher.source} has a frame every {source.shape.hop} samples, the student every {hop}"
+                f"{key}.source: {teacher.source} has a frame every {source.shape.hop} samples, the student every "
+                f"{student.hop}"
+            )
+        ours, theirs = max(
+            ((student.frames(n), source.shape.frames(n)) for n in range(MIN_SAMPLES, MIN_SAMPLES + student.hop)),
+            key=lambda pair: abs(pair[0] - pair[1]),
+        )
+        if abs(ours - theirs) > MAX_FRAME_DIFFERENCE:
+            raise EkdError(
+                f"{file}: student.conv_layers: {ours} frames of a clip that has {theirs} in {teacher.source}; they may "
+                f"differ by {MAX_FRAME_DIFFERENCE}"
             )
         found[teacher.name] = source
     layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in config.ekd.teachers]
@@ -130,11 +142,11 @@ def check_teachers(config: ModelConfig, file: str = FILE) -> TeacherPlan:
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
         raise EkdError(f"{file}: ekd.residual_heads: a teacher is called {doubled!r}, as the difference would be")
-    start = config.ekd.initialise_from
+    start = config.ekd.initialise_from if starts else None
     where = f"{file}: ekd.initialise_from"
     initialiser = None if start is None else found.get(start) or sources.describe(start, where)
     if initialiser is not None:
-        check_start(student_shape(config.student), initialiser.encoder_shape, where)
+        check_start(student, initialiser.encoder_shape, where)
         start_layers(config.ekd.initialise_layers, config.student.layers, initialiser.shape.layers, where)
     return TeacherPlan(found, target_sets, layers, initialiser, file)
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the list, or one teacher's facts."""
     # tables keep their columns when piped into a file
-    console = Console(highlight=False, width=None if Console().is_terminal else 120)
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 120)
     if args.source is None:
         if args.audio is not None or args.precision is not None:
             raise EkdError("--audio and --precision need a teacher: s3prl-ekd teachers SOURCE")
@@ -59,7 +59,7 @@ def _list(console: Console) -> None:
     console.print("\nShipped with this package")
     for name in embedded.names():
         record = embedded.record(embedded.folder(name)) or {}
-        console.print(f"  {embedded.PREFIX + name:<28} {record.get('summary', '')}", markup=False, soft_wrap=True)
+        console.print(f"  {embedded.PREFIX + name:<28} {record.get('summary', '')}", soft_wrap=True)
     rows = [
         (
             "FILE",
@@ -72,4 +72,4 @@ def _list(console: Console) -> None:
     ]
     console.print("\nOther sources")
     for kind, meaning in rows:
-        console.print(f"  {kind:<16} {meaning}", markup=False, soft_wrap=True)
+        console.print(f"  {kind:<16} {meaning}", soft_wrap=True)

@@ -65,7 +65,7 @@ def show(
         other = _states(sources.load(described, "teachers"), layers, precision, wave, device)
     console.print(f"{'clip':<14} {heard}, {wave.shape[1] / SAMPLE_RATE:.2f} s, {exact[0].shape[1]} frames\n")
     console.print(_table(exact, other, precision))
-    console.print("[dim]norm: mean over frames of a state's length[/]")
+    console.print("norm: mean over frames of a state's length", style="dim")
 
 
 def facts(described: sources.TeacherSource, encoder: TeacherEncoder) -> list[tuple[str, str]]:

@@ -143,7 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
         EkdError: it is not there, cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise EkdError(f"the folder {path.parent} has no {path.name}, so it is no transformers model") from error
     except OSError as error:  # a folder of that name, no permission

@@ -109,7 +109,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
 
 def data_digest(table: LengthTable, root: str) -> str:
     """SHA-256 over path below ``libri_root`` and length of every utterance."""
-    base = Path(root).expanduser()
+    base = Path(os.path.expanduser(root))
     digest = hashlib.sha256()
     for path, samples in zip(table.paths, table.samples.tolist(), strict=True):
         digest.update(f"{os.path.relpath(path, base)}\t{samples}\n".encode())

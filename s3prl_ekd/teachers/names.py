@@ -38,7 +38,7 @@ def check_source(source: str, where: str = "source") -> None:
     if name.startswith(embedded.PREFIX):
         embedded.folder(name, where)
         return
-    if Path(name).expanduser().exists() or name in HUB:
+    if model_path(name) is not None or name in HUB:
         return
     if name.startswith(S3PRL):
         if name != source:
@@ -47,6 +47,8 @@ def check_source(source: str, where: str = "source") -> None:
         check_upstream_name(upstream, f"{where}:")
         if upstream.endswith(("_local", "_custom")) and not checkpoint:
             raise EkdError(f"{where}: {upstream} needs a checkpoint: {S3PRL}{upstream}:FILE")
+        if upstream.endswith("_local") and not _absolute(checkpoint).exists():
+            raise EkdError(f"{where}: no such file or folder: {_absolute(checkpoint)}")
         return
     if _is_path(name):
         raise EkdError(f"{where}: no such file or folder: {_absolute(name)}")
@@ -54,6 +56,17 @@ def check_source(source: str, where: str = "source") -> None:
         raise EkdError(f"{where}: {name!r} has conformer layers, which have no mapping here; try '{S3PRL}{name}'")
     what = "is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers folder"
     raise EkdError(f"{where}: {name!r} {what}; {_hint(name)}")
+
+
+def model_path(source: str, base: Path = Path()) -> Path | None:
+    """The file or folder that a source is, looked for from ``base``; None where there is none.
+
+    A folder that has no more of a model than a hub name is none: results are called after their teacher.
+    """
+    path = base / os.path.expanduser(source)
+    if source in HUB and path.is_dir() and not (path / "config.json").is_file():
+        return None
+    return path if path.exists() else None
 
 
 def _is_path(source: str) -> bool:
@@ -66,7 +79,7 @@ def _is_path(source: str) -> bool:
 
 def _absolute(source: str) -> Path:
     """Where it was looked for; a relative one is below the current folder."""
-    return Path(os.path.abspath(Path(source).expanduser()))
+    return Path(os.path.abspath(Path(os.path.expanduser(source))))
 
 
 def _hint(source: str) -> str:

@@ -30,7 +30,7 @@ from s3prl_ekd.teachers.files import (
     transformers_weights,
 )
 from s3prl_ekd.teachers.hub import HUB
-from s3prl_ekd.teachers.names import RANDOM, S3PRL, check_source
+from s3prl_ekd.teachers.names import RANDOM, S3PRL, check_source, model_path
 
 __all__ = ["HUB", "TeacherSource", "describe", "load"]
 
@@ -79,8 +79,8 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         other = describe(source.removeprefix(RANDOM), where)
         return TeacherSource(source, "random", other.family, other.shape, None)
     embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
-    path = embedded_folder or Path(source).expanduser()
-    if path.exists():
+    path = embedded_folder or model_path(source)
+    if path is not None:
         with _named(where):
             described = _describe_path(source, path)
         return described if embedded_folder is None else replace(described, kind="embedded")

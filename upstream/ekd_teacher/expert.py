@@ -31,7 +31,7 @@ class UpstreamExpert(nn.Module):
         super().__init__()
         if ckpt is None:
             raise EkdError("-u ekd_teacher needs a teacher: -k SOURCE, as ekd.teachers[].source names it")
-        self.encoder = load_teacher(str(ckpt), "-k")
+        self.encoder = load_teacher(str(ckpt), "-k").requires_grad_()  # -f tunes it; else s3prl asks for no gradients
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame at 16 kHz: 320 (20 ms) for every key."""

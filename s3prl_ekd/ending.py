@@ -1,0 +1,59 @@
+"""How a command ends: a user's mistake, a full disk or a signal is one line on stderr and an exit status.
+
+Any other exception is a bug and keeps its traceback. The launchers end as s3prl's runs do: bridge/interrupts.py.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable
+
+from s3prl_ekd.errors import UNWRITABLE, EkdError, message
+from s3prl_ekd.signals import Signals, end_children
+
+
+def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "") -> int:
+    """Do what a command does, and say in a line why it did not come to its end.
+
+    Args:
+        act: returns an exit status, or None for 0.
+        signals: listens meanwhile, in the main thread; what is kept of an interrupted command lives as long.
+        advice: said after a signal.
+
+    Returns:
+        The exit status: 0 done, 2 the user's mistake, 130 after SIGINT, 143 after SIGTERM.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signals.listen()
+    try:
+        return act() or 0
+    except EkdError as error:
+        sys.stderr.write(f"error: {message(error)}\n")
+        return 2
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
+        sys.stderr.write(f"error: {where}{error.strerror}\n")
+        return 2
+    except KeyboardInterrupt as error:
+        return _interrupted(signals, error, advice)
+    except RuntimeError as error:
+        signals.end()
+        if not signals.ended_workers(error):
+            raise
+        return _interrupted(signals, error, advice)
+    finally:
+        signals.restore()
+
+
+def _interrupted(signals: Signals, error: BaseException, advice: str) -> int:
+    signals.end()
+    signals.hold(error)
+    end_children(grace=2.0)
+    number = signals.number or signal.SIGINT
+    how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
+    sys.stderr.write(f"{how}; {advice}\n" if advice else f"{how}\n")
+    return 128 + number

@@ -1,0 +1,36 @@
+"""Whether the teachers of a run that goes on are those that it began with, wherever their files lie now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.build import TeacherPlan
+from s3prl_ekd.teachers.fingerprint import weights_digest
+
+
+def own_files(plan: TeacherPlan) -> dict[str, str]:
+    """Teacher -> SHA-256 of its file or folder (about a second a gigabyte); hub names mean the same everywhere.
+
+    Raises:
+        EkdError: a file cannot be read.
+    """
+    found = {}
+    for index, (name, source) in enumerate(plan.sources.items()):
+        if source.kind in ("converted", "fairseq", "transformers"):
+            found[name] = weights_digest(source, f"{plan.file}: ekd.teachers[{index}].source", download=False) or ""
+    return found
+
+
+def check_same(plan: TeacherPlan, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Compare the :func:`own_files` of a checkpoint and of the run that goes on from it.
+
+    Raises:
+        EkdError: a teacher has other weights.
+    """
+    for index, (name, source) in enumerate(plan.sources.items()):
+        if name in before and name in now and before[name] != now[name]:
+            raise EkdError(
+                f"{plan.file}: ekd.teachers[{index}].source: {source.source}: other weights than those of {name} that "
+                "the run began with"
+            )

@@ -45,8 +45,16 @@ class _UniqueKeys(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping, or an error that names the file and line."""
+    values = load_yaml(path)
+    if not isinstance(values, dict):
+        raise EkdError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
+    return values
+
+
+def load_yaml(path: Path) -> Any:
+    """What a YAML file holds, or an error that names the file and line."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeys)  # a SafeLoader
     except FileNotFoundError as error:
         raise EkdError(f"{path}: no such configuration file") from error
     except (OSError, ValueError) as error:  # no UTF-8, or no date for all that it looks like one
@@ -55,9 +63,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise EkdError(f"{path}:{line} is not valid YAML ({getattr(error, 'problem', error)})") from error
-    if not isinstance(values, dict):
-        raise EkdError(f"{path}: expected a mapping of keys, found {type(values).__name__}")
-    return values
 
 
 def check_values(

@@ -164,6 +164,8 @@ MISTAKES = {
     "a teacher without one": (["--upstream", "ekd_teacher"], "--upstream ekd_teacher: give --teacher SOURCE instead"),
     "no list of models": (["--models", "DATA/pr.yaml"], "expected a list of models, each with some of label, ckpt"),
     "list with a bad key": (["--models", "bad.yaml"], "bad.yaml: [1]: unknown key 'chkpt'; expected some of label"),
+    "list with a key twice": (["--models", "twice.yaml"], "twice.yaml: line 1 is not valid YAML (the key 'label'"),
+    "list that is not there": (["--models", "none.yaml"], "--models none.yaml: no such configuration file"),
     "list with a lost file": (["--models", "lost.yaml"], "lost.yaml: [0]: --ckpt "),
 }  # fmt: skip
 
@@ -173,6 +175,7 @@ def test_mistakes_are_one_clear_line(data, tmp_path, monkeypatch, capfd, name):
     monkeypatch.chdir(tmp_path)
     Path("bad.yaml").write_text("- {upstream: fbank}\n- {chkpt: x}\n")
     Path("lost.yaml").write_text("- {ckpt: nowhere.ckpt}\n")
+    Path("twice.yaml").write_text("- {upstream: mfcc, label: a, label: b}\n")
     words, message = MISTAKES[name]
     assert evaluate(data, tmp_path, *words) == 2
     printed = capfd.readouterr().err.strip().splitlines()

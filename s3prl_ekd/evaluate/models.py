@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
@@ -125,9 +124,9 @@ def read_listing(path: Path) -> list[Upstream]:
         EkdError: not such a list, or a model that is not there.
     """
     try:
-        entries = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise EkdError(f"--models {path}: not readable as YAML: {' '.join(str(error).split())}") from error
+        entries = load_yaml(path)
+    except EkdError as error:
+        raise EkdError(f"--models {error}") from error
     if not isinstance(entries, list) or not entries:
         raise EkdError(f"--models {path}: expected a list of models, each with some of {', '.join(_KEYS)}")
     return [_entry(path, number, entry) for number, entry in enumerate(entries)]

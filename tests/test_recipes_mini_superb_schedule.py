@@ -310,3 +310,16 @@ def test_a_signal_stops_the_commands(signalled: dict[int, tuple[Path, int]], num
     assert f"{how}; the same command goes on" in (folder / "err").read_text()
     assert status == 128 + number
     assert all("KeyboardInterrupt" in text for text in logs(folder))
+
+
+@pytest.mark.parametrize(("words", "says"), [(("--only", "none"), "no row 'none'"), (("--tasks", "pr,x"), "x")])
+def test_wrong_rows_and_tasks_are_told_before_any_command(
+    fake: FakeCalls,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, str],
+    says: str,
+) -> None:
+    monkeypatch.setattr(command, "prepare", lambda *_: pytest.fail("prepares"))
+    assert fake.main(*words) == 2
+    assert says in capsys.readouterr().err

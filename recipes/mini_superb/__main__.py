@@ -36,10 +36,6 @@ def run(args: argparse.Namespace) -> None:
     if args.parallel < 1 or args.jobs < 1:
         raise EkdError(f"--parallel {args.parallel} --jobs {args.jobs}: expected 1 or more")
     experiment = read_experiment(args.experiment)
-    work = args.work.resolve()
-    cores = usable_cpus()
-    call = Calls(max(1, cores // args.parallel // args.jobs) if args.parallel > 1 else None)
-    data = prepare(args.speech.resolve(), work, call)
     chosen = rows(experiment)
     unknown = set(args.only or []) - {row.name for row in chosen}
     if unknown:
@@ -48,6 +44,10 @@ def run(args: argparse.Namespace) -> None:
     chosen = [row for row in chosen if args.only is None or row.name in args.only]
     seeds = experiment.evaluation.seeds if args.seeds is None else args.seeds
     tasks = [task.name for task in parse_tasks(args.tasks)]
+    work = args.work.resolve()
+    cores = usable_cpus()
+    call = Calls(max(1, cores // args.parallel // args.jobs) if args.parallel > 1 else None)
+    data = prepare(args.speech.resolve(), work, call)
     how = ["--device", args.device, "--jobs", str(args.jobs)]
     students = Students(experiment, work, data, args.device, call)
     make(Rows(students, tasks, how, args.results), chosen, seeds, args.parallel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +25,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"wrote {path}")
     if not changed:
         console.print("already linked, nothing to change")
-    root = Path(os.path.expanduser(args.checkout)).resolve() / "s3prl"
+    root = args.checkout.expanduser().resolve() / "s3prl"
     console.print(f"\ncd {root}")
     try:
         imported = s3prl_folder().resolve()

@@ -183,8 +183,9 @@ def load_student(path: str | Path) -> LoadedStudent:
             {s["name"]: HeadSet(encoder.shape.width, len(s["labels"]), s["width"]) for s in part["head_sets"]}
         )
         heads.load_state_dict(part["heads"])
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise EkdError(f"{path}: damaged student checkpoint ({str(error).splitlines()[0]})") from error
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]  # torch's first line doesn't name the weight
+        raise EkdError(f"{path}: damaged student checkpoint ({reason})") from error
     return LoadedStudent(encoder.eval(), heads.eval(), part)
 
 

@@ -93,7 +93,12 @@ def newest(files: Iterable[Path], read: Callable[[Path], Mapping[str, Any]]) -> 
     problems: list[str] = []
     for file in files:
         try:
-            readable.append((int(read(file).get("Step") or 0), file.stat().st_mtime, file))
+            step = read(file).get("Step") or 0
         except EkdError as error:
             problems.append(str(error))
+            continue
+        if isinstance(step, int):
+            readable.append((step, file.stat().st_mtime, file))
+        else:
+            problems.append(f"{file}: its Step is {step!r}, expected a whole number")
     return (max(readable)[2] if readable else None), problems

@@ -90,8 +90,10 @@ def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, 
     for step, name in ((30, "states-epoch-3.ckpt"), (20, "states-20.ckpt")):
         torch.save(torch.load(checkpoint, weights_only=True) | {"Step": step}, tmp_path / name)
     (tmp_path / "states-40.ckpt").write_bytes(checkpoint.read_bytes()[:1_000])
+    torch.save({"Step": "50"}, tmp_path / "states-50.ckpt")
     assert newest_checkpoint(tmp_path).name == "states-epoch-3.ckpt"
     assert re.search(r"skipped: \S+states-40.ckpt: cannot be read .*; states-epoch-3.ckpt is taken", caplog.text)
+    assert "states-50.ckpt: its Step is '50', expected a whole number" in caplog.text
     for name in ("states-epoch-3.ckpt", "states-20.ckpt"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(EkdError, match="states-20.ckpt: the file is empty"):
@@ -114,6 +116,12 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:
     states = torch.load(checkpoint, weights_only=True)
     states["EKD"]["encoder"].pop("norm.weight")
     torch.save(states, tmp_path / "damaged.ckpt")
-    assert "damaged" in message(tmp_path / "damaged.ckpt")
+    reason = 'Error(s) in loading state_dict for Encoder: Missing key(s) in state_dict: "norm.weight".'
+    assert f"damaged student checkpoint ({reason}" in message(tmp_path / "damaged.ckpt")
+    for section, key, value in (("shape", "heads", 0), ("encoder", 3, 4)):
+        states = torch.load(checkpoint, weights_only=True)
+        states["EKD"][section][key] = value
+        torch.save(states, tmp_path / "damaged.ckpt")
+        assert "damaged.ckpt: damaged student checkpoint (" in message(tmp_path / "damaged.ckpt")
     with pytest.raises(EkdError, match="-k CKPT"):
         UpstreamExpert(None)

@@ -117,6 +117,18 @@ def test_what_cannot_be_a_teacher_is_one_line(tmp_path: Path) -> None:
     named = content | {"cfg": {"model": model, "task": {"normalize": False}}}
     torch.save(named | {"model": content["model"] | {"layer_norm.weight": "text"}}, tmp_path / "text.pt")
     assert "layer_norm.weight is a str, expected a tensor" in message(tmp_path / "text.pt")
+    key = "encoder.layers.0.self_attn.k_proj.bias"
+    for bad, expected in (
+        (
+            torch.ones(96).to(torch.float8_e4m3fn),
+            f"{key} is stored as torch.float8_e4m3fn (torch.strided), expected plain",
+        ),
+        (torch.ones(96, dtype=torch.int8), f"{key} is stored as torch.int8"),
+        (torch.ones(96).to_sparse(), f"{key} is stored as torch.float32 (torch.sparse_coo)"),
+        (torch.ones(96, 1), "queries, keys and values of layers.0.attention have different shapes"),
+    ):
+        torch.save(named | {"model": content["model"] | {key: bad}}, tmp_path / "quantised.pt")
+        assert expected in message(tmp_path / "quantised.pt")
     bias = torch.full_like(content["model"]["post_extract_proj.bias"], float("nan"))
     torch.save(named | {"model": content["model"] | {"post_extract_proj.bias": bias}}, tmp_path / "damaged.pt")
     assert message(tmp_path / "damaged.pt").endswith(

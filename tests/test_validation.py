@@ -139,6 +139,20 @@ def test_a_batch_without_readable_audio_does_not_keep_a_cache_from_being_full(la
     assert "the audio of 1 could not be read" in expert.valid_cache.progress()
 
 
+def test_teachers_of_repaired_held_out_audio_do_not_stay(lab: Path, tmp_path: Path) -> None:
+    expert = make_expert(lab, tmp_path / "cache", HELD_OUT)
+    paths = expert.validation.table.paths
+    paths[2] += ".gone"
+    save(expert, tmp_path / "run")
+    train(expert, batches(expert, 1))
+    paths[2] = paths[2].removesuffix(".gone")
+    reading = make_expert(lab, tmp_path / "cache", HELD_OUT)
+    assert reading.valid_teachers.teachers is None
+    save(reading, tmp_path / "again")
+    assert "6 of 6" in reading.valid_cache.progress()
+    assert reading.valid_teachers.teachers is None
+
+
 def test_targets_can_be_computed_ahead(lab: Path, tmp_path: Path, calls: list[int]) -> None:
     model = write_model(lab, tmp_path / "model.yaml", tmp_path / "cache")
     runner = yaml.safe_load((lab / "runner.yaml").read_text())

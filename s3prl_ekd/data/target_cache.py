@@ -75,6 +75,7 @@ class TargetCache:
         held_out: bool = False,
     ) -> None:
         self.folder, self.layout, self.key, self.paths = folder, layout, key, paths
+        self.held_out = held_out
         self.wanted = wanted or layout
         try:
             columns = np.load(folder / WINDOWS, allow_pickle=False)
@@ -88,7 +89,7 @@ class TargetCache:
         self._offsets = np.cumsum(sizes) - sizes  # first byte of each row
         if len(self.state) != len(columns) or size != sizes.sum() or len(self.sizes) != len(paths):
             raise EkdError(f"{key}: {folder}: damaged (files of the wrong size); delete it to fill it anew")
-        self._check_audio(held_out)
+        self._check_audio()
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
         self._files: dict[str, IO[bytes]] = {}
@@ -202,7 +203,7 @@ class TargetCache:
 
     # ---------------------------------------------------------------------------------------------------- inside
 
-    def _check_audio(self, held_out: bool) -> None:
+    def _check_audio(self) -> None:
         """Refuse audio that was replaced since its targets were stored; what has no targets yet may be repaired."""
         stored = np.unique(self.windows.items[self.state == STORED]).tolist()
         now = {item: audio_size(self.paths[item]) for item in stored if self.sizes[item]}
@@ -212,7 +213,7 @@ class TargetCache:
             raise EkdError(
                 f"{self.key}: {self.folder}: {self.paths[first]} has another size than when its targets were stored "
                 f"({self.sizes[first]} bytes then, {now[first]} now; files like it: {len(others)}); put back what was "
-                f"there, or {other_targets(held_out)}"
+                f"there, or {other_targets(self.held_out)}"
             )
 
     def _file(self, name: str, mode: str = "rb") -> int:

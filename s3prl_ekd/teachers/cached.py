@@ -38,7 +38,8 @@ class CachedTeachers(nn.Module):
 
     A row is stored whole, so where only some of a cache's teachers are wanted nothing is, nor where a full cache can't
     be written to: audio that became readable since it was filled has its targets computed in every epoch, rounded the
-    same way. Teachers that were loaded again for such audio stay to the end of the epoch.
+    same way. Teachers that were loaded again for such audio stay to the end of the epoch, for held-out audio no longer
+    than there is something to store: all its passes are one epoch.
 
     Args:
         cache: open.
@@ -71,7 +72,8 @@ class CachedTeachers(nn.Module):
             return None
         if self.teachers is None:
             logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
-            self.teachers, self._epoch = self.load().to(wave.device), batch.epoch
+            self.teachers = self.load().to(wave.device)
+            self._epoch = None if self.cache.held_out else batch.epoch
         # the whole batch, though some may be stored: results in the last bits depend on the batch's company
         states = self.teachers(wave)
         if not self.cache.stores or not self.cache.writable():

@@ -66,6 +66,7 @@ TRANSFORMERS: tuple[tuple[str, str], ...] = (
     ("encoder.layers.{i}.final_layer_norm.{p}",                         "layers.{i}.ffn_norm.{p}"),
 )  # fmt: skip
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "part": "[qkv]"}
 
 # Parts of training that produce no hidden state: mask vectors, cluster predictors, quantizers, losses, task heads.
@@ -102,6 +103,9 @@ def to_ours(weights: Mapping[str, Tensor], scheme: tuple[tuple[str, str], ...], 
             unknown.append(name)
         elif not isinstance(tensor, Tensor):
             raise EkdError(f"{source}: {name} is a {type(tensor).__name__}, expected a tensor")
+        elif tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:  # quantised, pruned
+            what = f"{tensor.dtype} ({'no values' if tensor.is_meta else tensor.layout})"
+            raise EkdError(f"{source}: {name} is stored as {what}, expected plain floats of 16, 32 or 64 bits")
         else:
             renamed[ours] = tensor
     if unknown:
@@ -109,7 +113,7 @@ def to_ours(weights: Mapping[str, Tensor], scheme: tuple[tuple[str, str], ...], 
             f"{source}: {len(unknown)} weights have no place in a wav2vec2-family encoder, such as {unknown[0]!r}; "
             "this architecture is not supported as a teacher"
         )
-    return _fuse_qkv(renamed)
+    return _fuse_qkv(renamed, source)
 
 
 def check_names(weights: Mapping[Any, Any], source: str) -> None:
@@ -172,7 +176,7 @@ def _prefix(weights: Mapping[str, Tensor], source: str) -> str:
     return prefixes[0]
 
 
-def _fuse_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _fuse_qkv(weights: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     fused = {}
     for name, tensor in weights.items():
         match = re.fullmatch(r"(layers\.\d+\.attention)\.([qkv])\.(weight|bias)", name)
@@ -182,6 +186,8 @@ def _fuse_qkv(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         elif match[2] == "q":
             parts = [f"{match[1]}.{part}.{match[3]}" for part in "qkv"]
             if all(part in weights for part in parts):
+                if len({weights[part].shape for part in parts}) > 1:
+                    raise EkdError(f"{source}: queries, keys and values of {match[1]} have different shapes")
                 fused[f"{match[1]}.qkv.{match[3]}"] = torch.cat([weights[part] for part in parts])
     return fused
 

@@ -254,7 +254,7 @@ def from_anywhere(value: str) -> str:
 
     An absolute one stays as it is, also where it is a link.
     """
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     return str(path if path.is_absolute() else path.resolve())
 
 

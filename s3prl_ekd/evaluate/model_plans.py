@@ -19,6 +19,7 @@ from s3prl_ekd.evaluate.presets import parse_overrides, preset
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
 from s3prl_ekd.evaluate.scores_file import holds_table, own_record
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.writable import absolute_folder
 
 
 def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
@@ -101,10 +102,10 @@ def cache_folder(text: str) -> Path:
     Raises:
         EkdError: no name of a folder, or one that s3prl's ``-o`` cannot carry.
     """
-    folder = Path(text).expanduser().resolve()
-    if not text.strip() or "=" in str(folder) or ",," in str(folder):
+    folder = absolute_folder(text, "--cache-states")
+    if not text.strip() or "=" in folder or ",," in folder:
         raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its path")
-    return folder
+    return Path(folder)
 
 
 def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:

@@ -119,6 +119,7 @@ def test_pretrain_tera_resumes_past_a_broken_checkpoint(corpora: dict, tmp_path:
     assert done.returncode == 0, done.stderr[-2000:]
     folder = work / "result" / "pretrain" / "t"
     assert {path.name for path in folder.iterdir() if path.suffix != ".vm" and "tfevents" not in path.name} == {
+        ".run.lock",
         "config_runner.yaml",
         "config_model.yaml",
         "states-epoch-1.ckpt",

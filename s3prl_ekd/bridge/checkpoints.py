@@ -168,7 +168,6 @@ def resume_from(
         EkdError: ``-e`` names nothing that can be continued; ``hint`` ends the message on an empty folder.
     """
     if auto and expdir is not None and Path(expdir).is_dir():
-        sweep(expdir)
         found = newest(expdir, check)
         if found is not None:
             return found
@@ -183,7 +182,6 @@ def resume_from(
     if past.is_file():
         check(past)
         return past
-    sweep(past)
     found = newest(past, check)
     if found is None:
         raise EkdError(f"-e {past}: the folder holds no states-*.ckpt{hint}")
@@ -242,7 +240,7 @@ def check_folder(path: Path, expdir: str | None, flag: str, explicit: set[str]) 
 
 
 def sweep(folder: str | Path) -> None:
-    """Delete half-written files that a killed run left in ``folder``."""
+    """Delete half-written files that a killed run left in ``folder``; of a run on another host it cannot be told."""
     for path in Path(folder).glob(".*.tmp-*"):
         match = _TEMPORARY.match(path.name)
         if match and not _alive(int(match.group(1))):

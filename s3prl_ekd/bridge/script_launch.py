@@ -237,9 +237,10 @@ class ScriptLaunch(ABC):
         self._lock(args, self.folder.path)
 
     def _lock(self, args: Namespace, folder: Path) -> None:
-        """Keep other trainings out of a folder as long as this one runs."""
+        """Keep other trainings out of a folder as long as this one runs; what a killed one has left there goes."""
         if self.world.is_rank_zero and getattr(args, "mode", "train") == "train":
             self.lock = lock_run(folder)
+            checkpoints.sweep(folder)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         """A checkpoint of the script's runner, its tensors left on disk."""

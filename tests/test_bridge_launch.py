@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -14,7 +15,7 @@ import torch
 import yaml
 from console import environment
 
-from s3prl_ekd.bridge import checkpoints, pretrain_launch
+from s3prl_ekd.bridge import checkpoints, pretrain_launch, script_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import PeerError
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
@@ -49,7 +50,7 @@ def main():
 
 
 RUNNER = """
-import os, torch
+import os, threading, torch
 
 def get_optimizer(*args): pass
 def get_scheduler(*args): pass
@@ -62,6 +63,8 @@ class SummaryWriter:
         writers.append(self)
 
     def close(self):
+        if os.environ.get("STUCK"):
+            threading.Event().wait()
         self.closed = True
 
 class Runner:
@@ -208,6 +211,19 @@ def test_an_error_leaves_no_tensorboard_file_open(launch: Any) -> None:
     with pytest.raises(RuntimeError, match="a fault"):
         launch("--expname", "x", "--override", "config.fault=1")
     assert [writer.closed for writer in sys.modules["its_runner"].writers] == [True]
+
+
+def test_a_signal_that_hit_tensorboard_does_not_keep_the_run(
+    launch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted while it held its queue, tensorboardX waits for ever for a thread that never hears of the end."""
+    monkeypatch.setenv("STUCK", "1")
+    monkeypatch.setattr(script_launch, "_CLOSING", 0.1)
+    one = Launch(monkeypatch)
+    one.current.signals.number = signal.SIGTERM
+    with pytest.raises(RuntimeError, match="a fault"):
+        one.run(["--expname", "x", "--override", "config.fault=1"])
+    assert [writer.closed for writer in sys.modules["its_runner"].writers] == [False]
 
 
 LIGHT = """

@@ -12,6 +12,7 @@ import glob
 import importlib.util
 import logging
 import os
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
@@ -30,6 +31,8 @@ from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
 log = logging.getLogger(__name__)
+
+_CLOSING = 3.0  # seconds for tensorboard's files after a signal
 
 
 class Finished(Exception):
@@ -100,11 +103,28 @@ class ScriptLaunch(ABC):
             self._take(*self._parse())
             self._call_main()
         except BaseException:
-            for writer in self.logs:
-                writer.close()
+            self._close_logs()
             if self.folder is not None:
                 self.folder.take_back()
             raise
+
+    def _close_logs(self) -> None:
+        """Write out and close tensorboard's files.
+
+        A signal can have hit tensorboardX while it held its queue: its thread never hears of the end then, and closing
+        would wait for it for ever.
+        """
+
+        def close() -> None:
+            for writer in self.logs:
+                writer.close()
+
+        if not self.current.signals.number:
+            close()
+            return
+        closing = threading.Thread(target=close, daemon=True)
+        closing.start()
+        closing.join(_CLOSING)
 
     def _call_main(self) -> None:
         warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)

@@ -14,7 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -37,6 +38,7 @@ class Signals:
         self.number = 0
         """Of the signal that arrived; 0: none."""
         self._on_second, self._process, self._is_ending = on_second, os.getpid(), False
+        self._delays = 0
         self._before: dict[int, Any] = {}
         self._hook = sys.unraisablehook
         self._held: BaseException | None = None
@@ -65,6 +67,17 @@ class Signals:
             signal.signal(number, handler)
         sys.unraisablehook = self._hook
 
+    @contextmanager
+    def delayed(self) -> Iterator[None]:
+        """Within the block nothing is raised; what a signal would have raised there, comes at its end."""
+        self._delays += 1
+        try:
+            yield
+        finally:
+            self._delays -= 1
+        if self.number:
+            self._raise()
+
     def awaited(self, seconds: float) -> bool:
         """Whether a signal has come, or comes within this time, after :meth:`end`."""
         for _ in range(round(seconds / 0.05)):
@@ -91,7 +104,7 @@ class Signals:
         self._raise()
 
     def _raise(self) -> None:
-        if not self._is_ending:
+        if not self._is_ending and not self._delays:
             raise Interrupted
 
     def _on_dropped(self, found: sys.UnraisableHookArgs) -> None:
@@ -101,6 +114,18 @@ class Signals:
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
         elif not (self.number and _is_of_data_workers(found.exc_value)):
             self._hook(found)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A block that a signal does not cut, in whatever command it stands; it is raised at the end.
+
+    For C++ that calls Python back, as torch.save does to write into a stream: it cannot let go of a file while an
+    exception of a signal's goes through it, and ends the process ("terminate called after throwing ...").
+    """
+    listening = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
+    with listening.delayed() if isinstance(listening, Signals) else nullcontext():
+        yield
 
 
 def _is_of_data_workers(error: BaseException | None) -> bool:

@@ -1,4 +1,4 @@
-"""Reading PyTorch files that other people made, without ever running code from them.
+"""PyTorch files: those of other people read without ever running code from them, our own written.
 
 ``torch.load(weights_only=True)`` lets tensors, containers and numbers through. s3prl's runners also pickle their
 ``argparse.Namespace`` and, with ``*_with_schedule`` optimizers, schedule objects; these few names are admitted here:
@@ -13,11 +13,12 @@ import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.signals import uninterrupted
 
 _SCHEDULES = ("ConstantLR", "WarmupConstantSchedule", "WarmupLinearSchedule", "WarmupCosineSchedule",
               "WarmupCosineWithHardRestartsSchedule", "WarmupCosineWithWarmupRestartsSchedule")  # fmt: skip
@@ -78,6 +79,17 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
     if not isinstance(content, dict):
         raise EkdError(f"{path}: holds a {type(content).__name__}, not a checkpoint's dictionary")
     return content
+
+
+def write_torch_file(content: Mapping[str, Any], stream: BinaryIO) -> None:
+    """``torch.save``; a signal that comes meanwhile is raised when it is written.
+
+    Raises:
+        OSError: the disk is full, or what else keeps the stream from being written; a RuntimeError of torch's with it
+            as its context where that comes up again as torch closes the archive.
+    """
+    with uninterrupted():
+        torch.save(content, stream)
 
 
 def newest(files: Iterable[Path], read: Callable[[Path], Mapping[str, Any]]) -> tuple[Path | None, list[str]]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from console import code
 
+from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
 from s3prl_ekd.cli import main
 from s3prl_ekd.signals import Interrupted, Signals, end_children
 
@@ -122,6 +123,58 @@ def test_deaf_children_are_waited_for_together() -> None:
     for child in children:
         child.join()
         assert child.exitcode == -signal.SIGKILL
+
+
+SAVED = """
+import io, os, signal, sys
+import torch
+from s3prl_ekd import cli
+from s3prl_ekd.macs import command
+from s3prl_ekd.torch_file import read_torch_file, write_torch_file
+
+class Stream(io.FileIO):
+    def write(self, part):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(part)
+
+def body(*args):
+    with Stream("x.pt", "w") as stream:
+        try:
+            write_torch_file({"x": torch.arange(5)}, stream)
+        except KeyboardInterrupt:
+            assert read_torch_file("x.pt")["x"].tolist() == [0, 1, 2, 3, 4]
+            raise
+
+command.run = body
+sys.argv = ["s3prl-ekd", "macs", "x"]
+sys.exit(cli.command())
+"""
+
+
+def test_what_is_being_saved_is_saved(tmp_path: Path) -> None:
+    """Raised in a stream's write(), a signal's exception would go through torch's C++, which ends the process then."""
+    done = code(SAVED, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, "stopped by SIGTERM\n")
+
+
+def test_a_run_that_is_stopped_while_it_saves_ends_with_that_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper, signals = AtomicCheckpoints(), Signals()
+    keeper.save({"Step": 1}, tmp_path / "states-1.ckpt")
+    keeper.remove(tmp_path / "states-1.ckpt")
+    replace = os.replace
+
+    def interrupted(partial: Path, path: Path) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        replace(partial, path)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    signals.listen()
+    with pytest.raises(Interrupted):
+        keeper.save({"Step": 2}, tmp_path / "states-2.ckpt")
+    signals.restore()
+    assert [path.name for path in tmp_path.iterdir()] == ["states-2.ckpt"]
 
 
 STUCK = """

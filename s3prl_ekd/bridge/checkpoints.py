@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.signals import uninterrupted
 from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
@@ -43,8 +44,9 @@ class AtomicCheckpoints:
     def __init__(self) -> None:
         self.pending: list[Path] = []
 
+    @uninterrupted()
     def save(self, state: Any, target: Any, *args: Any, **kwargs: Any) -> None:
-        """``torch.save(state, target)``.
+        """``torch.save(state, target)``; a run that is stopped meanwhile ends with this checkpoint.
 
         Raises:
             EkdError: the disk is full or not writable.

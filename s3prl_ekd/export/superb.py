@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from s3prl_ekd.errors import EkdError
@@ -19,7 +18,7 @@ from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student, same_weights
-from s3prl_ekd.torch_file import read_torch_file
+from s3prl_ekd.torch_file import read_torch_file, write_torch_file
 from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
@@ -82,7 +81,7 @@ def export_superb(
         log.warning("%s: replaced; it was edited, or another version wrote it", out / "expert.py")
     shutil.copyfile(expert, out / "expert.py")
     with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
-        torch.save(model, stream)
+        write_torch_file(model, stream)
     if requirements.is_file() and requirements.read_text(errors="replace") != REQUIREMENTS:
         log.info("%s: stays as it is: it was edited", requirements)
     else:

@@ -114,7 +114,7 @@ def test_a_kill_leaves_no_card_beside_another_model(checkpoint: Path, tmp_path: 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("s3prl_ekd.export.superb.torch.save", killed)
+    monkeypatch.setattr("s3prl_ekd.export.superb.write_torch_file", killed)
     with pytest.raises(KeyboardInterrupt):
         export_superb(checkpoint, folder, task_states={"PR": [1]})
     assert not (folder / "README.md").exists()

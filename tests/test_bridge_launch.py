@@ -15,7 +15,7 @@ import torch
 import yaml
 from console import environment
 
-from s3prl_ekd.bridge import checkpoints, pretrain_launch, script_launch
+from s3prl_ekd.bridge import checkpoints, event_files, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.ranks import PeerError
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
@@ -218,7 +218,7 @@ def test_a_signal_that_hit_tensorboard_does_not_keep_the_run(
 ) -> None:
     """Interrupted while it held its queue, tensorboardX waits for ever for a thread that never hears of the end."""
     monkeypatch.setenv("STUCK", "1")
-    monkeypatch.setattr(script_launch, "_CLOSING", 0.1)
+    monkeypatch.setattr(event_files, "_CLOSING", 0.1)
     one = Launch(monkeypatch)
     one.current.signals.number = signal.SIGTERM
     with pytest.raises(RuntimeError, match="a fault"):

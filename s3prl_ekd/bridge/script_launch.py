@@ -12,17 +12,17 @@ import glob
 import importlib.util
 import logging
 import os
-import threading
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
 from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers
+from s3prl_ekd.bridge.event_files import EventFiles
 from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
@@ -31,8 +31,6 @@ from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
 log = logging.getLogger(__name__)
-
-_CLOSING = 3.0  # seconds for tensorboard's files after a signal
 
 
 class Finished(Exception):
@@ -74,7 +72,7 @@ class ScriptLaunch(ABC):
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
         self.step = 0  # of that checkpoint
-        self.logs: list[Any] = []  # tensorboard writers that the runner has made
+        self.events = EventFiles()
 
     @property
     def source(self) -> str:
@@ -94,37 +92,15 @@ class ScriptLaunch(ABC):
         self.world.end()
 
     def main(self) -> None:
-        """Parse the arguments, load the script, and call its ``main()``; a start that fails leaves no folder behind.
-
-        Where an error ends the run, its tensorboard files are closed here. tensorboardX does so when Python ends, by a
-        thread that it starts for that, which Python 3.12 refuses: a traceback would follow the line on what was wrong.
-        """
+        """Parse the arguments, load the script, and call its ``main()``; a start that fails leaves no folder behind."""
         try:
             self._take(*self._parse())
             self._call_main()
         except BaseException:
-            self._close_logs()
+            self.events.close(interrupted=bool(self.current.signals.number))
             if self.folder is not None:
                 self.folder.take_back()
             raise
-
-    def _close_logs(self) -> None:
-        """Write out and close tensorboard's files.
-
-        A signal can have hit tensorboardX while it held its queue: its thread never hears of the end then, and closing
-        would wait for it for ever.
-        """
-
-        def close() -> None:
-            for writer in self.logs:
-                writer.close()
-
-        if not self.current.signals.number:
-            close()
-            return
-        closing = threading.Thread(target=close, daemon=True)
-        closing.start()
-        closing.join(_CLOSING)
 
     def _call_main(self) -> None:
         warnings.filterwarnings("ignore", message=r".*torch\.cuda\.amp", category=FutureWarning)
@@ -187,18 +163,9 @@ class ScriptLaunch(ABC):
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.glob = ModuleProxy(glob, glob=self.keeper.glob)
-        runner.SummaryWriter = self._noted(runner.SummaryWriter)
+        runner.SummaryWriter = self.events.noted(runner.SummaryWriter)
         runner.get_optimizer = optimizers.with_clear_errors(runner.get_optimizer, "optimizer", lambda: self.source)
         runner.get_scheduler = optimizers.with_clear_errors(runner.get_scheduler, "scheduler", lambda: self.source)
-
-    def _noted(self, make_writer: Callable[..., Any]) -> Callable[..., Any]:
-        """``SummaryWriter``, whose writers are noted."""
-
-        def make(*args: Any, **kwargs: Any) -> Any:
-            self.logs.append(make_writer(*args, **kwargs))
-            return self.logs[-1]
-
-        return make
 
     @abstractmethod
     def _runner_class(self, original: type) -> type:

@@ -19,6 +19,7 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
 from s3prl_ekd.evaluate.plan import Run
+from s3prl_ekd.file_digest import file_digest
 
 TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv"}
 """Configuration key of a folder of tables -> the tables in it (ER, ASR)."""
@@ -154,19 +155,11 @@ def content(path: Path) -> str | None:
         files = [file for file in files if file.suffix in (".json", ".safetensors", ".bin")]
     digests = []
     for file in files:
-        status = file.stat()
-        digests.append(_digest(file, status.st_size, status.st_mtime_ns))
+        try:
+            digests.append(file_digest(file))
+        except OSError as error:
+            raise EkdError(f"{file}: cannot be read ({error.strerror})") from error
     return digests[0] if files == [path] else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-@cache
-def _digest(file: Path, size: int, changed: int) -> str:
-    """SHA-256 of a file, computed once for all runs: a table has hundreds, and a checkpoint half a gigabyte."""
-    try:
-        with open(file, "rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise EkdError(f"{file}: cannot be read ({error.strerror})") from error
 
 
 def _tables(section: Any, key: str = "") -> Iterator[Path]:

@@ -18,6 +18,7 @@ from torch import nn
 from s3prl_ekd.config import DataConfig, ModelConfig
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.teachers import adapter, embedded, sources
 from s3prl_ekd.teachers.build import TeacherPlan
 
@@ -100,8 +101,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
     files = [file for file in folder if file.name != embedded.RECORD] if path.is_dir() else [path]
     for file in files:
         try:
-            with open(file, "rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            digest.update(bytes.fromhex(file_digest(file)))
         except OSError as error:
             raise EkdError(f"{where}: {file}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()

@@ -60,6 +60,16 @@ def test_runs_are_compared_by_what_they_came_to(runs):
     assert heads["wavlm.4, training"] == ["0.0650 + 0.5000"] * 2 + ["–"]
 
 
+def test_a_validation_of_nan_is_not_the_lowest(runs):
+    run = runs[0]
+    nan = {**run.validation[0], "step": 10, "loss": float("nan")}
+    shown = [
+        dict(comparison.results([replace(run, validation=lines)])).get("lowest (at step)")
+        for lines in ([nan, *run.validation], [*run.validation, {**nan, "step": 50}], [nan])
+    ]
+    assert shown == [["2.5000 (20)"], ["2.5000 (20)"], None]
+
+
 @pytest.mark.parametrize(
     ("targets", "accumulate", "told"),
     [

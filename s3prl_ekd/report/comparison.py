@@ -5,6 +5,7 @@ Rows are ``(heading, a text for each run)``; ``page.py`` and ``command.py`` show
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -52,7 +53,7 @@ def results(runs: Sequence[Pretraining]) -> list[Row]:
         ("steps", [_steps(run) for run in runs]),
         ("training loss", [_number(_last_tenth(logged(run.metrics, "loss")[1])) for run in runs]),
         ("validation loss", [_number(_last(logged(run.validation, "loss")[1])) for run in runs]),
-        ("lowest (at step)", [_lowest(*logged(run.validation, "loss")) for run in runs]),
+        ("lowest (at step)", [_lowest_text(run) for run in runs]),
         ("s of audio a second", [MISSING if run.speed is None else f"{run.speed:,.0f}" for run in runs]),
     ]
     return [(name, values) for name, values in rows if any(value != MISSING for value in values)]
@@ -127,15 +128,18 @@ def _last_tenth(values: Sequence[float]) -> float | None:
     return sum(part) / len(part) if part else None
 
 
-def _lowest(steps: Sequence[int], values: Sequence[float]) -> str:
-    """The lowest value and its step, where that is not the last."""
-    step = _lowest_step(steps, values)
-    return MISSING if step is None else f"{min(values):.4f} ({step:,})"
+def _lowest(run: Pretraining) -> tuple[float, int] | None:
+    """The lowest validation loss and its step; None where that is the last, or none is a number."""
+    steps, values = logged(run.validation, "loss")
+    lowest = min(
+        ((value, step) for value, step in zip(values, steps, strict=True) if not math.isnan(value)), default=None
+    )
+    return None if lowest is None or lowest[0] == values[-1] else lowest
 
 
-def _lowest_step(steps: Sequence[int], values: Sequence[float]) -> int | None:
-    lowest = min(values, default=None)
-    return None if lowest is None or lowest == values[-1] else steps[values.index(lowest)]
+def _lowest_text(run: Pretraining) -> str:
+    lowest = _lowest(run)
+    return MISSING if lowest is None else f"{lowest[0]:.4f} ({lowest[1]:,})"
 
 
 def _scale_moved(run: Pretraining) -> bool:
@@ -143,12 +147,12 @@ def _scale_moved(run: Pretraining) -> bool:
 
     Running statistics never end to adapt; those of phi_s are fitted on the first batches and kept.
     """
-    step = _lowest_step(*logged(run.validation, "loss"))
+    lowest = _lowest(run)
     settings = dict(_settings(run))
     kind = settings.get("ekd.targets.normalise")
-    if step is None or kind != "phi_s":
-        return step is not None and kind == "standardise"
-    batches = step * int(settings.get("runner.gradient_accumulate_steps", "1"))
+    if lowest is None or kind != "phi_s":
+        return lowest is not None and kind == "standardise"
+    batches = lowest[1] * int(settings.get("runner.gradient_accumulate_steps", "1"))
     return batches < int(settings["ekd.targets.fit_batches"])
 
 

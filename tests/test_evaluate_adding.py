@@ -275,3 +275,16 @@ def test_what_rows_do_not_share_is_said_below_them():
         ({"versions": {"s3prl": "0.4.19"}}, "Made with s3prl 0.4.18 (a); s3prl 0.4.19 (b): comparable only if these"),
     ):
         assert sentence in footnote([row("a"), row("b", **other)])
+
+
+def test_of_a_large_table_a_sentence_names_the_first_rows():
+    def row(number, **more):
+        pr = {"per": 50.0, "rescored": {"agrees": False}, "seed": 1}
+        return {"label": f"m{number}", "tasks": {"pr": pr}} | more
+
+    few = footnote([row(number, normalize=number == 3) for number in range(70)])
+    assert "Features were taken as they are (all others); normalized (m3): NOT comparable." in few
+    assert few.endswith("m4, pr; m5, pr; and 64 more: the prediction files do not give the runner's number.")
+    many = footnote([row(number, normalize=number < 30, data=f"/{number}") for number in range(70)])
+    assert "normalized (m0, m1, m2, m3, m4, m5 and 24 more); as they are (m30, m31, m32, m33, m34, m35 and 34" in many
+    assert "Data of /0 (m0); /1 (m1); /2 (m2); /3 (m3); /4 (m4); /5 (m5); and 64 more: comparable" in many

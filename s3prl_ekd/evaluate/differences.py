@@ -12,8 +12,11 @@ from typing import Any
 
 from s3prl_ekd.evaluate.conditions import folds, overrides_of, rates
 from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.spelling import listed
 
 Record = Mapping[str, Any]
+NAMED = 6
+"""So many rows of a group, and groups, are named in a sentence, and the others counted: a table may have 70 rows."""
 _NOT, _UNEQUAL = "NOT comparable", "unequal"
 
 
@@ -44,15 +47,28 @@ def _if_unlike(
 
 
 def _sentences(start: str, by_label: Mapping[str, str | None], verdict: str = _NOT) -> list[str]:
-    """One sentence about all rows, which names the groups where rows were made under different conditions."""
+    """One sentence about all rows, which names the groups where rows were made under different conditions.
+
+    Where all groups but one are named whole, that one is all others.
+    """
     groups: dict[str, list[str]] = {}
     for label, condition in by_label.items():
         if condition is not None:
             groups.setdefault(condition, []).append(label)
     if len(groups) < 2:
         return [f"{start}{condition}." for condition in groups]
-    told = "; ".join(f"{condition} ({', '.join(labels)})" for condition, labels in groups.items())
-    return [f"{start}{told}: {verdict}."]
+    large = [condition for condition, labels in groups.items() if len(labels) > NAMED]
+    told = [
+        f"{condition} ({'all others' if large == [condition] else listed(labels, NAMED)})"
+        for condition, labels in groups.items()
+    ]
+    return [f"{start}{first_of(told)}: {verdict}."]
+
+
+def first_of(parts: Sequence[str]) -> str:
+    """``a; b; and 3 more``: the first :data:`NAMED`."""
+    rest = [f"and {len(parts) - NAMED} more"] if len(parts) > NAMED else []
+    return "; ".join([*parts[:NAMED], *rest])
 
 
 def _clips(record: Record) -> str:

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.evaluate.differences import differences
+from s3prl_ekd.evaluate.differences import differences, first_of
 
 MISSING = "–"
 
@@ -156,10 +156,14 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
             levels.append(f"{name.upper()} {found.pop()} ({what})")
     if levels:
         parts.append(f"Chance: {', '.join(levels)}.")
-    for record in records:
-        for name, scores in record["tasks"].items():
-            if not scores["rescored"].get("agrees", True):
-                parts.append(f"{record['label']}, {name}: the prediction files do not give the runner's number.")
+    unlike = [
+        f"{record['label']}, {name}"
+        for record in records
+        for name, scores in record["tasks"].items()
+        if not scores["rescored"].get("agrees", True)
+    ]
+    if unlike:
+        parts.append(f"{first_of(unlike)}: the prediction files do not give the runner's number.")
     return " ".join(parts)
 
 

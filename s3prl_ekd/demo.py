@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rich.markup import escape
 from rich.rule import Rule
 
 from s3prl_ekd.device import find_device
+from s3prl_ekd.ending import STOPPED
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
@@ -49,13 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.device != "cpu":  # torch takes a while, and the stage that needs it comes late
         find_device(args.device)
     demo = Demo(args.out, args.small, args.device, args.fresh)
-    demo.stage("speech", "speak a small corpus: 12 espeak-ng voices, 4 emotions", demo.speak)
-    demo.stage("prepare", "turn it into what pretraining and the four tasks read", demo.prepare)
-    demo.stage("teachers", "choose the three small teachers that ship with the package", demo.teachers)
-    demo.stage("pretrain", "distil them into one student", demo.pretrain)
-    demo.stage("student", "train and test the four tasks on the student", demo.evaluate_student)
-    demo.stage("baselines", "the same on an untrained student and on log-mel, to compare with", demo.baselines)
-    demo.stage("report", "scores and curves on one page", demo.report, again=True)
+    for name, (what, act) in STAGES.items():
+        demo.stage(name, what, partial(act, demo), again=name == "report")
     total = sum(demo.marker["stages"].values())
     page = escape(str(args.out / "report.html"))
     done = f"\n[bold green]done[/] in {total:.0f} s: [bold]{page}[/]"
@@ -90,8 +87,8 @@ class Demo:
 
     def stage(self, name: str, what: str, act: Callable[[], None], again: bool = False) -> None:
         """Do one stage unless an earlier call did it; ``again``: do it every time."""
-        number = list(_STAGES).index(name) + 1
-        self.console.print(Rule(f"[bold]{number}/{len(_STAGES)} {name}[/] [dim]{what}[/]", align="left", style="dim"))
+        number = list(STAGES).index(name) + 1
+        self.console.print(Rule(f"[bold]{number}/{len(STAGES)} {name}[/] [dim]{what}[/]", align="left", style="dim"))
         if name in self.marker["stages"] and not again:
             self.console.print(f"[dim]done before, in {self.marker['stages'][name]:.0f} s[/]", highlight=False)
             return
@@ -144,22 +141,19 @@ class Demo:
             self.console.print(told, highlight=False)
 
     def evaluate_student(self) -> None:
-        self.evaluate("student", "--ckpt", str(self.out / "pretrain"))
+        self.evaluate("student", "student", "--ckpt", str(self.out / "pretrain"))
 
     def baselines(self) -> None:
-        self.evaluate("untrained", "--untrained", VARIANT, "--label", "untrained student")
-        self.evaluate("fbank", "--upstream", "fbank", "--label", "fbank")
+        self.evaluate("untrained", "untrained student", "--untrained", VARIANT)
+        self.evaluate("fbank", "fbank", "--upstream", "fbank")
 
-    def evaluate(self, name: str, *upstream: str) -> None:
+    def evaluate(self, name: str, label: str, *upstream: str) -> None:
         words = ["--data", str(self.out / "data"), "--out", str(self.out / name), "--preset", "tiny"]
         words += ["--folds", "fold1", "--jobs", "2", "--device", self.device]
-        words += ["--cache-states", str(self.out / "states")]
-        if "--label" not in upstream:
-            words += ["--label", name]
+        words += ["--cache-states", str(self.out / "states"), "--label", label]
         if self.small:
-            for task, steps in (("pr", 20), ("sid", 20), ("er", 20), ("asr", 20)):
-                items = ",,".join(f"config.runner.{key}={steps}" for key in ("total_steps", "eval_step", "save_step"))
-                words += ["--override", f"{task}:{items}"]
+            items = (f"config.runner.{key}=20" for key in ("total_steps", "eval_step", "save_step"))
+            words += ["--override", ",,".join(items)]
         self.call("s3prl-ekd", "evaluate", *upstream, *words)
 
     def report(self) -> None:
@@ -171,7 +165,7 @@ class Demo:
         """Run one of our commands on this terminal; its own messages tell what happens."""
         self.say(list(command))
         status = subprocess.run(own_command(command), check=False).returncode
-        if status == 130 or status < 0:
+        if status in STOPPED:
             raise KeyboardInterrupt
         if status != 0:
             raise EkdError(f"the demo stopped in: {shlex.join(command)} (exit {status})")
@@ -197,4 +191,12 @@ def _read_marker(file: Path) -> dict[str, Any]:
     return marker
 
 
-_STAGES = ("speech", "prepare", "teachers", "pretrain", "student", "baselines", "report")
+STAGES: dict[str, tuple[str, Callable[[Demo], None]]] = {
+    "speech": ("speak a small corpus: 12 espeak-ng voices, 4 emotions", Demo.speak),
+    "prepare": ("turn it into what pretraining and the four tasks read", Demo.prepare),
+    "teachers": ("choose the three small teachers that ship with the package", Demo.teachers),
+    "pretrain": ("distil them into one student", Demo.pretrain),
+    "student": ("train and test the four tasks on the student", Demo.evaluate_student),
+    "baselines": ("the same on an untrained student and on log-mel, to compare with", Demo.baselines),
+    "report": ("scores and curves on one page", Demo.report),
+}

@@ -14,6 +14,10 @@ from s3prl_ekd.errors import UNWRITABLE, EkdError, message
 from s3prl_ekd.signals import Signals, end_children
 
 
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+"""Statuses of one of our commands, as ``subprocess`` gives them, that was asked to stop: no failure of its own."""
+
+
 def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "") -> int:
     """Do what a command does, and say in a line why it did not come to its end.
 

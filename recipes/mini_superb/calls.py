@@ -9,10 +9,9 @@ import subprocess
 import threading
 from pathlib import Path
 
+from s3prl_ekd.ending import STOPPED
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.own_scripts import own_command
-
-_INTERRUPTED = (130, 143, -2, -15)  # exit statuses of a command that was asked to stop
 
 
 class Calls:
@@ -41,7 +40,7 @@ class Calls:
             stream.write(f"$ {shlex.join(words)}\n")
             stream.flush()
             status = self._status(own_command(words), stream.fileno())
-        if status in _INTERRUPTED:
+        if status in STOPPED:
             raise KeyboardInterrupt
         if status != 0:
             last = log.read_text().strip().splitlines()[-1]

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from s3prl_ekd.errors import UNWRITABLE, EkdError, message
 from s3prl_ekd.signals import Signals, end_children
 
-
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 """Statuses of one of our commands, as ``subprocess`` gives them, that was asked to stop: no failure of its own."""
 

@@ -118,7 +118,9 @@ def test_a_failed_command_names_itself(tmp_path: Path) -> None:
         one.call("s3prl-ekd", "report", "/nowhere", "--out", str(tmp_path / "r.html"))
 
 
-@pytest.mark.parametrize("end", ["sys.exit(130)", "sys.exit(143)", "os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 9)"])
+@pytest.mark.parametrize(
+    "end", ["sys.exit(130)", "sys.exit(143)", "os.kill(os.getpid(), 15)", "os.kill(os.getpid(), 9)"]
+)
 def test_a_command_that_was_stopped_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     one = demo.Demo(tmp_path / "out", small=True, device="cpu")
     monkeypatch.setattr(demo, "own_command", lambda words: [sys.executable, "-c", f"import os, sys; {end}"])

@@ -20,7 +20,7 @@ from recipes.mini_superb.settings import Experiment, Row
 from recipes.mini_superb.students import DISTILLATION
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.score import edit_counts, read_predictions
-from s3prl_ekd.evaluate.scores_file import read_scores
+from s3prl_ekd.evaluate.scores_file import read_scores, runs_of
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 
 ITEMS, SCORES = "items.json", "scores.json"
@@ -104,7 +104,7 @@ def keep(folder: Path, student: Path, work: Path, target: Path) -> None:
 def items(task: Task, record: dict[str, Any], runs: Path) -> dict[str, list[int]]:
     """utterance -> [errors, tokens] of a tested run; behind them ER's fold, or ASR's [errors, tokens] of characters."""
     found: dict[str, list[int]] = {}
-    for number, (fold, part) in enumerate(record.get("folds", {None: record}).items(), 1):
+    for number, (fold, part) in enumerate(runs_of(record).items(), 1):
         folder = runs / part["folder"]
         hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
         for name, reference in read_predictions(folder / task.reference.format(fold=fold)).items():

@@ -63,13 +63,3 @@ def other_override(part: Mapping[str, Any], than: Mapping[str, str]) -> str | No
         return None
     key = next(key for key in {**than, **before} if before.get(key) != than.get(key))
     return f"{key}={before.get(key, 'its own')}, now {than.get(key, 'its own')}"
-
-
-def rates(part: Mapping[str, Any]) -> list[Any]:
-    """The learning rates that one seed's part of a task has tried, in the order they were given."""
-    return [one["lr"] for one in part["grid"]] if "grid" in part else [part.get("lr")]
-
-
-def folds(part: Mapping[str, Any]) -> list[str]:
-    """The folds of one seed's part of a task; none where the task has no folds."""
-    return list(part.get("folds", ()))

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from s3prl_ekd.evaluate.conditions import folds, overrides_of, rates
-from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.evaluate.conditions import overrides_of
+from s3prl_ekd.evaluate.scores_file import by_seed, first_part, folds, rates, runs_of
 from s3prl_ekd.spelling import listed
 
 Record = Mapping[str, Any]
@@ -81,17 +81,14 @@ def _features(record: Record) -> str:
 
 def _er_folds(records: Sequence[Record]) -> dict[str, str | None]:
     """The folds behind each row's ER: how many, or, where rows have as many but others, which."""
-    tested = {
-        record["label"]: sorted(folds(next(iter(by_seed(record["tasks"].get("er", {})).values()))))
-        for record in records
-    }
-    distinct = {tuple(found) for found in tested.values() if found}
+    by_label = {record["label"]: sorted(folds(first_part(record["tasks"].get("er", {})))) for record in records}
+    distinct = {tuple(found) for found in by_label.values() if found}
     named = len({len(found) for found in distinct}) < len(distinct)
     return {
         label: None if not found
         else f"{found[0]} alone" if len(found) == 1
         else f"mean of {', '.join(found) if named else f'{len(found)} folds'}"
-        for label, found in tested.items()
+        for label, found in by_label.items()
     }  # fmt: skip
 
 
@@ -107,7 +104,7 @@ def _contents(records: Sequence[Record]) -> list[str]:
 
 
 def _content(record: Record, task: str) -> str | None:
-    digest = next(iter(by_seed(record["tasks"][task]).values())).get("data_sha256")
+    digest = first_part(record["tasks"][task]).get("data_sha256")
     return None if digest is None else str(digest)[:8]
 
 
@@ -116,7 +113,7 @@ def seeds_text(record: Record) -> str | None:
     by_task = {
         name: ", ".join(map(str, seeds))
         for name, task in record["tasks"].items()
-        if None not in (seeds := sorted(by_seed(task, record.get("seed")), key=str))
+        if None not in (seeds := sorted(by_seed(task), key=str))
     }
     if len(set(by_task.values())) < 2:
         return next(iter(by_task.values()), None)
@@ -126,7 +123,7 @@ def seeds_text(record: Record) -> str | None:
 def _rates(record: Record, task: str) -> str | None:
     """The rates that each seed tried, seeds with equal ones together."""
     by_rates: dict[str, list[str]] = {}
-    for seed, part in by_seed(record["tasks"][task], record.get("seed")).items():
+    for seed, part in by_seed(record["tasks"][task]).items():
         tried = sorted((rate for rate in rates(part) if isinstance(rate, int | float)), reverse=True)
         if tried:
             by_rates.setdefault(", ".join(f"{rate:g}" for rate in tried), []).append(str(seed))
@@ -140,7 +137,7 @@ def _overrides(records: Sequence[Record]) -> list[str]:
     of_task: dict[str, dict[str, Mapping[str, str]]] = {}
     for record in records:
         for name, task in record["tasks"].items():
-            items = overrides_of(next(iter(by_seed(task).values())))
+            items = overrides_of(first_part(task))
             if items is not None:
                 of_task.setdefault(name, {})[record["label"]] = items
     for name, by_label in of_task.items():
@@ -158,7 +155,7 @@ def _versions(record: Record) -> str | None:
     found: dict[str, dict[str, None]] = {}
     for task in record["tasks"].values():
         for part in by_seed(task).values():
-            for run in part.get("folds", {None: part}).values():
+            for run in runs_of(part).values():
                 for name, version in run.get("versions", {}).items():
                     found.setdefault(name, {})[version] = None
     return ", ".join(f"{name} {' and '.join(versions)}" for name, versions in found.items()) or None

@@ -12,7 +12,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.evaluate.scores_file import by_seed
 from s3prl_ekd.evaluate.table import MISSING, cell, plain_table
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 
@@ -73,7 +73,7 @@ def grids(records: Sequence[dict[str, Any]]) -> list[GridOfTask]:
             )
             for record in records
             if task.name in record["tasks"]
-            for seed, part in by_seed(record["tasks"][task.name], record.get("seed")).items()
+            for seed, part in by_seed(record["tasks"][task.name]).items()
             if "grid" in part
         ]
         if rows:

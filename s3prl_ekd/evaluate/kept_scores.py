@@ -14,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, folds, other, other_override, rates
+from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, other, other_override
 from s3prl_ekd.evaluate.inputs import changed_input
 from s3prl_ekd.evaluate.marker import MARKER, Marker, read_marker
 from s3prl_ekd.evaluate.models import folder_name
-from s3prl_ekd.evaluate.results import by_seed, merge_grids
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, holds_table, own_record, read_models
+from s3prl_ekd.evaluate.results import merge_grids
+from s3prl_ekd.evaluate.scores_file import (
+    FILE_NAME,
+    by_seed,
+    folds,
+    holds_table,
+    own_record,
+    rates,
+    read_models,
+    runs_of,
+)
 
 Part = dict[str, Any]  # one seed's record of a task
 
@@ -45,8 +54,7 @@ def earlier_record(made_by: Mapping[str, Any], out: Path, called: Collection[str
             ", ".join(earlier["tasks"]), key, earlier.get(key),
         )  # fmt: skip
         return None
-    seed = earlier.get("seed")
-    tasks = {name: task for name, task in earlier["tasks"].items() if not outdated(task, seed, out, name in called)}
+    tasks = {name: task for name, task in earlier["tasks"].items() if not outdated(task, out, name in called)}
     return {**earlier, "tasks": tasks} if tasks else None
 
 
@@ -59,11 +67,11 @@ def with_earlier_seeds(name: str, earlier: Mapping[str, Any] | None, new: Mappin
         new: what this call has measured, by seed.
     """
     task = None if earlier is None else earlier["tasks"].get(name)
-    if earlier is None or task is None:
+    if task is None:
         return dict(new)
     first = next(iter(new.values()))
     parts: dict[int, Part] = {}
-    for seed, part in by_seed(task, earlier.get("seed")).items():
+    for seed, part in by_seed(task).items():
         assert seed is not None
         why = other_override(part, first["overrides"]) or (set(folds(part)) != set(folds(first)) and "other folds")
         if seed in new:
@@ -79,26 +87,21 @@ def with_earlier_seeds(name: str, earlier: Mapping[str, Any] | None, new: Mappin
     return {**parts, **{seed: part for seed, part in new.items() if seed not in parts}}
 
 
-def tested_runs(
-    task: Mapping[str, Any], seed: int | None, out: Path
-) -> Iterator[tuple[int | None, Path, Marker | None]]:
+def tested_runs(task: Mapping[str, Any], out: Path) -> Iterator[tuple[int | None, Path, Marker | None]]:
     """Seed, folder and marker of each run that an earlier score is from.
 
     The marker is None where the folder is gone, or another seed's by now.
-
-    Args:
-        seed: of a task that names none.
     """
-    for own, part in by_seed(task, seed).items():
-        for run in part.get("folds", {None: part}).values():
+    for seed, part in by_seed(task).items():
+        for run in runs_of(part).values():
             folder = out / "runs" / run["folder"]
             marker = read_marker(folder)
-            yield own, folder, marker if marker and own in (None, marker.settings.get("seed")) else None
+            yield seed, folder, marker if marker and seed in (None, marker.settings.get("seed")) else None
 
 
-def outdated(task: Mapping[str, Any], seed: int | None, out: Path, called: bool = False) -> bool:
+def outdated(task: Mapping[str, Any], out: Path, called: bool = False) -> bool:
     """Whether an earlier score's run is being done again, or what it read has changed since; logs which."""
-    for _, folder, marker in tested_runs(task, seed, out):
+    for _, folder, marker in tested_runs(task, out):
         if marker is None:
             continue
         if marker.state != "finished":

@@ -24,8 +24,8 @@ from s3prl_ekd.evaluate.kept_scores import (
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
 from s3prl_ekd.evaluate.provenance import machine, made_by, versions
-from s3prl_ekd.evaluate.results import by_seed, chance, merge_seeds, search_record
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, own_record, write_scores
+from s3prl_ekd.evaluate.results import chance, merge_seeds, search_record
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, own_record, write_scores
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -110,8 +110,7 @@ def collect(
             tasks[task.name] = merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
             tasks[task.name]["chance"] = chance(task, mine[0].runs[0], tasks[task.name])
     tasks = {name: tasks[name] for name in TASKS if name in tasks}
-    own = earlier.get("seed") if earlier else None
-    seeds_of_all = list(dict.fromkeys(seed for task in tasks.values() for seed in by_seed(task, own)))
+    seeds_of_all = list(dict.fromkeys(seed for task in tasks.values() for seed in by_seed(task)))
     return {
         **common,
         "cost": dict(cost) if cost else None,

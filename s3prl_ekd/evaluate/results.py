@@ -14,11 +14,12 @@ from typing import Any
 
 from s3prl_ekd.corpora.split_file import read_split_file, speaker_of
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.conditions import folds, overrides, rates
+from s3prl_ekd.evaluate.conditions import overrides
 from s3prl_ekd.evaluate.grid import Search
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.score import read_predictions
+from s3prl_ekd.evaluate.scores_file import first_part, folds, rates
 from s3prl_ekd.evaluate.tasks import Task
 
 
@@ -101,13 +102,6 @@ def _grid(part: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
     return {one["lr"]: one for one in part.get("grid", [alone])}
 
 
-def by_seed(task: Mapping[str, Any], seed: int | None = None) -> dict[int | None, dict[str, Any]]:
-    """A task's record for each seed; one that names none is under ``seed`` (the file's own)."""
-    if "seeds" not in task:
-        return {task.get("seed", seed): dict(task)}
-    return {int(name): part for name, part in task["seeds"].items()}
-
-
 def merge_folds(task: Task, parts_by_fold: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Merge a task's folds into one record: means of the scores, sums of seconds and utterances, every fold kept."""
     parts = list(parts_by_fold.values())
@@ -151,7 +145,7 @@ def _commonest_emotion(task: Task, runs: Path, record: Mapping[str, Any]) -> flo
 
     (``majority`` is what each test fold's own commonest one would: nobody knows that one beforehand.)
     """
-    parts: Mapping[str, Any] = next(iter(by_seed(record).values()))["folds"]
+    parts = first_part(record)["folds"]
     try:
         counts = [
             Counter(read_predictions(runs / part["folder"] / task.reference.format(fold=fold)).values())

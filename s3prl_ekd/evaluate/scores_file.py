@@ -5,6 +5,8 @@ ER's is the mean over its folds, as published ER scores are. With several learni
 dev score of each, and which was picked and so tested. With several seeds a task's numbers are means, ``standard_error``
 holds what the name says, and ``seeds`` a whole record for each. A table: one such file in each model's folder,
 and above them one with the list ``models``. What goes into a record is computed in ``results.py`` and ``records.py``.
+
+Below, a *part* is one seed's record of a task; with folds it holds one of each run, else it is its only run's.
 """
 
 from __future__ import annotations
@@ -77,6 +79,33 @@ def holds_table(folder: Path) -> bool:
     return path.is_file() and _is_table(_read(path))
 
 
+def by_seed(task: Mapping[str, Any]) -> dict[int | None, dict[str, Any]]:
+    """Seed -> part of a task's record; None: a seed that is not known."""
+    if "seeds" not in task:
+        return {task.get("seed"): dict(task)}
+    return {int(name): part for name, part in task["seeds"].items()}
+
+
+def first_part(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a task's first seed, for what all seeds share."""
+    return next(iter(by_seed(task).values()))
+
+
+def runs_of(part: Mapping[str, Any]) -> dict[str | None, Mapping[str, Any]]:
+    """Fold -> what a part says of the run that was tested on it; None: the only run of a task without folds."""
+    return part.get("folds", {None: part})
+
+
+def folds(part: Mapping[str, Any]) -> list[str]:
+    """The folds of a part; none where the task has no folds."""
+    return list(part.get("folds", ()))
+
+
+def rates(part: Mapping[str, Any]) -> list[Any]:
+    """The learning rates that a part has tried, in the order they were given."""
+    return [one["lr"] for one in part["grid"]] if "grid" in part else [part.get("lr")]
+
+
 def _is_table(record: Any) -> bool:
     return isinstance(record, dict) and isinstance(record.get("models"), list)
 
@@ -91,4 +120,7 @@ def _read(path: Path) -> Any:
 def _checked(path: Path, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict) or not isinstance(record.get("tasks"), dict) or "label" not in record:
         raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: expected the keys label and tasks")
+    for task in record["tasks"].values():
+        if "seeds" not in task:
+            task.setdefault("seed", record.get("seed"))  # older versions named it for the whole record alone
     return record

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s3prl_ekd.evaluate.scores_file import first_part, folds
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.files import MADE_WITH
 from s3prl_ekd.shape import EncoderShape
@@ -211,9 +212,8 @@ def scores_section(record: Mapping[str, Any]) -> str:
             rows.append(f"| {title} | {scores[metric]:.2f}{spread} | {scores.get('n_utterances', '')} | {how} |")
     table = "\n".join(rows)
     counts = {len(task.get("seeds", record.get("seeds", []))) for task in tasks.values() if "standard_error" in task}
-    er = tasks.get("er", {})
-    folds = next(iter(er.get("seeds", {"": er}).values())).get("folds", {})
-    some = f" ER is the mean over {', '.join(folds)} alone." if 0 < len(folds) < 5 else ""  # IEMOCAP has five
+    er_folds = folds(first_part(tasks.get("er", {})))
+    some = f" ER is the mean over {', '.join(er_folds)} alone." if 0 < len(er_folds) < 5 else ""  # IEMOCAP has five
     alone = " Clips were encoded alone, not in padded batches." if record.get("cache_states") else ""
     number = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
     means = f" Means over {number} seeds ± their standard error." if counts else ""

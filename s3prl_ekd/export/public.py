@@ -19,8 +19,7 @@ import editdistance
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.marker import MARKER
-from s3prl_ekd.evaluate.results import by_seed
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_scores
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_scores, runs_of
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import output_file
@@ -81,8 +80,9 @@ def export_public(
     if home is None:
         chosen, places = _by_name(runs, named, seed)
     else:
-        chosen = _listed(home, named)
-        tested = _tested(home, chosen, seed)
+        listed = read_scores(home)["tasks"]
+        chosen = _listed(home, listed, named)
+        tested = {task.name: _tested(home, task.name, listed[task.name], seed) for task in chosen}
         places = {task.name: _recorded(home, task, tested[task.name]) for task in chosen}
     predictions = [one for task in chosen for one in _collect(task, places[task.name])]
     scores = {}
@@ -155,12 +155,11 @@ def _evaluation(runs: Path) -> Path | None:
     return next((folder for folder in [runs, *above] if (folder / FILE_NAME).is_file()), None)
 
 
-def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
+def _listed(home: Path, listed: Mapping[str, Any], named: Sequence[Task] | None) -> list[Task]:
     """The tasks to submit, of those in scores.json.
 
     The file leaves out tasks that have a folder below ``runs`` and no valid score: another model's, or outdated ones.
     """
-    listed = read_scores(home)["tasks"]
     for task in named or ():
         if task.name not in listed:
             raise EkdError(
@@ -173,35 +172,31 @@ def _listed(home: Path, named: Sequence[Task] | None) -> list[Task]:
     return chosen
 
 
-def _tested(home: Path, chosen: Sequence[Task], seed: int | None) -> dict[str, dict[str, Any]]:
-    """Task -> the record in scores.json of the run to submit: at one seed, and at the learning rate that was picked."""
-    record = read_scores(home)
-    tested = {}
-    for task in chosen:
-        name = task.name
-        seeds = by_seed(record["tasks"][name], record.get("seed"))
-        if len(seeds) > 1 and seed is None:
-            raise EkdError(
-                f"{home / FILE_NAME}: {name} was tested at the seeds {', '.join(map(str, seeds))}, and the site takes "
-                "one prediction; choose with --seed"
-            )
-        if seed is not None and seed not in seeds:
-            raise EkdError(
-                f"--seed {seed}: {name} was not tested at it; {home / FILE_NAME} has {', '.join(map(str, seeds))}"
-            )
-        tested[name] = next(iter(seeds.values())) if seed is None else seeds[seed]
-    return tested
+def _tested(home: Path, name: str, task: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    """Of a task's record in scores.json the run to submit: at one seed, and at the learning rate that was picked."""
+    seeds = by_seed(task)
+    if seed is None and len(seeds) == 1:
+        return next(iter(seeds.values()))
+    there = ", ".join(map(str, seeds))
+    if seed is None:
+        raise EkdError(
+            f"{home / FILE_NAME}: {name} was tested at the seeds {there}, and the site takes one prediction; choose "
+            "with --seed"
+        )
+    if seed not in seeds:
+        raise EkdError(f"--seed {seed}: {name} was not tested at it; {home / FILE_NAME} has {there}")
+    return seeds[seed]
 
 
 def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | None, Path]:
     """Fold (None without folds) -> the experiment folder that scores.json names."""
-    parts = tested.get("folds", {}) if task.folded else {None: tested}
+    parts = runs_of(tested)
     folders: dict[str | None, Path] = {}
     for fold in FOLDS if task.folded else (None,):
         if fold not in parts:
             raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
         folders[fold] = home / "runs" / parts[fold]["folder"]
-    for seed, folder, marker in tested_runs(tested, None, home):
+    for seed, folder, marker in tested_runs(tested, home):
         if marker is None and (folder / MARKER).is_file():
             raise EkdError(f"{folder}: is not the run of seed {seed} that {home / FILE_NAME} names; that one is gone")
     return folders

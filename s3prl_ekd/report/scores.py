@@ -14,7 +14,7 @@ from typing import Any
 from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
 from s3prl_ekd.evaluate.provenance import versions
-from s3prl_ekd.evaluate.results import by_seed
+from s3prl_ekd.evaluate.scores_file import by_seed
 from s3prl_ekd.evaluate.table import MISSING, best_rows, cell, columns_of, costs, footnote
 from s3prl_ekd.report.curves import layer_weights_png
 from s3prl_ekd.report.html import breakable, figure, fold, note, pre, section, table

@@ -15,9 +15,8 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import read_marker
-from s3prl_ekd.evaluate.results import by_seed
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_models, runs_of
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 
 log = logging.getLogger(__name__)
@@ -140,7 +139,7 @@ def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
     weights: dict[str, list[float]] = {}
     for name, record in scores["tasks"].items():
         found = []
-        for path in _checkpoints(folder, record, scores.get("seed")):
+        for path in _checkpoints(folder, record):
             try:
                 row = layer_weights(path)
             except EkdError as error:  # the scores do not depend on it
@@ -153,19 +152,15 @@ def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
     return Evaluation(folder, scores, weights)
 
 
-def _checkpoints(folder: Path, record: dict[str, Any], seed: int | None) -> Iterator[Path]:
-    """The tested checkpoint of every seed and fold, as far as the files are still there and still theirs.
-
-    Args:
-        seed: of a record that names none.
-    """
-    for own, part in by_seed(record, seed).items():
-        for run in part.get("folds", {None: part}).values():
+def _checkpoints(folder: Path, task: dict[str, Any]) -> Iterator[Path]:
+    """The tested checkpoint of every seed and fold, as far as the files are still there and still theirs."""
+    for seed, part in by_seed(task).items():
+        for run in runs_of(part).values():
             path = Path(run["checkpoint"])
             # The folder may have been moved since: look beside scores.json first.
             here = folder / "runs" / run["folder"] / path.name
             path = here if here.is_file() else path
-            if path.is_file() and _is_still_of(own, path.parent):
+            if path.is_file() and _is_still_of(seed, path.parent):
                 yield path
 
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,10 @@ def measure(options: Any, folder: Path) -> dict[str, dict[str, float]]:
         run = make_plan(
             [TASKS[options.task]], options.data.resolve(), folder / name, model,
             {options.task: {**chosen["tasks"][options.task], **items}}, folds=folds,
-            device=options.device, normalize=chosen["normalize"], cache=cache,
+            normalize=chosen["normalize"], cache=cache,
         )[0]  # fmt: skip
-        wall, processor = spent(run.train_command(), folder / f"{name}.log")
+        command = replace(run, device=options.device).train_command()
+        wall, processor = spent(command, folder / f"{name}.log")
         return {"wall_s": wall, "processor_s": processor}
 
     train("warm-up", min(WARM_UP, options.steps), None)  # else the first run alone pays for compiling and a cold disk

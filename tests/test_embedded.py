@@ -148,7 +148,7 @@ class TestUpstream:
         ]  # fmt: skip
         assert chosen[0].arguments() == ["-u", "ekd_teacher", "-k", "embedded:tiny_hubert"]
         assert chosen[1].checkpoint == str(file)
-        cost = upstream_cost("ekd_teacher", "embedded:tiny_hubert")
+        cost = upstream_cost(chosen[0])
         assert cost is not None and cost["params"] == count_parameters(UpstreamExpert("embedded:tiny_hubert").encoder)
         listing = tmp_path / "models.yaml"
         listing.write_text("- {label: small, teacher: hubert.pt}\n- {teacher: 'embedded:tiny_wavlm'}\n")

@@ -34,7 +34,7 @@ def test_one_run_a_rate_fold_and_seed_each_in_its_own_folder(data, tmp_path):
     assert counts == {"pr": 2 * 2, "sid": 2, "er": 3 * 2 * 2, "asr": 2}
     assert len({run.key for run in runs}) == len({run.expdir for run in runs}) == len(runs)
     for run in runs:
-        words = run.train_command(["x"])
+        words = run.train_command()
         assert words[words.index("--seed") + 1] == str(run.seed)
         lr = run.effective_config().get("optimizer", {}).get("lr")
         assert lr == run.rate  # the stand-in's configuration names no rate

@@ -212,7 +212,7 @@ def test_cost_of_what_is_evaluated(tmp_path):
     config.write_text(yaml.safe_dump({"base": "config_model.yaml", "student": SMALL}))
     counted = model_cost(str(checkpoint))
     expected = {"params": counted.params, "macs": counted.macs}
-    assert upstream_cost("ekd_student", checkpoint=checkpoint) == expected
-    assert upstream_cost("ekd_student", model_config=config) == expected
-    assert upstream_cost("hubert_base")["macs"] == model_cost("hubert_base").macs
-    assert upstream_cost("wav2vec2_local", checkpoint=checkpoint) is None
+    assert upstream_cost(Upstream("ekd_student", "x", checkpoint=checkpoint)) == expected
+    assert upstream_cost(Upstream("ekd_student", "x", model_config=config)) == expected
+    assert upstream_cost(Upstream("hubert_base", "x"))["macs"] == model_cost("hubert_base").macs
+    assert upstream_cost(Upstream("wav2vec2_local", "x", checkpoint=checkpoint)) is None

@@ -12,7 +12,7 @@ import yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.dry_run import commands_text
 from s3prl_ekd.evaluate.models import Upstream, choose_upstream
-from s3prl_ekd.evaluate.plan import make_plan, numbered_checkpoints
+from s3prl_ekd.evaluate.plan import downstream_program, make_plan, numbered_checkpoints
 from s3prl_ekd.evaluate.presets import apply_overrides, literal, parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
@@ -48,7 +48,7 @@ def native(words):
     parser.add_argument("--seed", type=int)
     parser.add_argument("--device")
     parser.add_argument("--upstream_feature_normalize", action="store_true")
-    args = parser.parse_args(words[1:])
+    args = parser.parse_args(words[len(downstream_program()) :])
     pairs = [item.split("=") for item in args.override.split(",,")] if args.override else []
     assert all(len(pair) == 2 for pair in pairs), "s3prl splits each item at every ="
     return args, dict(pairs)
@@ -72,14 +72,14 @@ def test_every_preset_trains_and_chooses_on_dev(data, tmp_path, name):
 
 def test_commands_are_what_s3prl_expects(data, tmp_path):
     overrides = preset("tiny")["tasks"]
-    for run in plan(data, tmp_path, overrides=overrides, device="cpu", seeds=[7], normalize=True):
-        args, pairs = native(run.train_command(["run_downstream.py"]))
+    for run in plan(data, tmp_path, overrides=overrides, seeds=[7], normalize=True):
+        args, pairs = native(run.train_command())
         assert (args.mode, args.a, args.seed, args.device) == ("train", True, 7, "cpu")
         assert (args.downstream, args.upstream) == (run.task.downstream, "fbank")
         assert (args.config, args.expdir) == (str(run.config), str(run.expdir))
         assert args.upstream_feature_normalize
         assert pairs == run.overrides
-        test, again = native(run.evaluate_command(run.expdir / "dev-best.ckpt", ["run_downstream.py"]))
+        test, again = native(run.evaluate_command(run.expdir / "dev-best.ckpt"))
         assert (test.mode, test.split, test.past) == (
             "evaluate",
             run.task.test_split,
@@ -87,7 +87,7 @@ def test_commands_are_what_s3prl_expects(data, tmp_path):
         )
         assert again == {run.task.workers_key: "0"}
     er = [run for run in plan(data, tmp_path) if run.task.name == "er"]
-    assert [native(run.train_command(["x"]))[1] for run in er] == [
+    assert [native(run.train_command())[1] for run in er] == [
         {"config.downstream_expert.datarc.test_fold": f"'fold{k}'"} for k in (1, 2, 3)
     ]
 
@@ -95,7 +95,7 @@ def test_commands_are_what_s3prl_expects(data, tmp_path):
 def test_recipe_is_untouched_by_default(data, tmp_path):
     for run in plan(data, tmp_path, "pr,sid,asr", overrides=preset("superb")["tasks"]):
         assert run.effective_config() == yaml.safe_load(run.config.read_text())
-        assert "-o" not in run.train_command(["x"])
+        assert "-o" not in run.train_command()
 
 
 def test_cached_states_are_part_of_a_run_and_their_place_is_not(data, tmp_path):

@@ -22,7 +22,7 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     runs = plan(data, tmp_path)
     results = run_all(runs, board, jobs=2)
     common = made_by(runs[0].upstream, runs, "tiny")
-    record = read_scores(write_scores(collect(common, runs, results), tmp_path / "out"))
+    record = read_scores(write_scores(collect(common, runs, results, ["cpu"]), tmp_path / "out"))
     tasks = record["tasks"]
     assert tasks["pr"]["per"] == pytest.approx(100 / 3)
     assert tasks["asr"]["wer"] == 50.0
@@ -37,7 +37,7 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     calls = (tmp_path / "out" / "runs" / "calls.txt").read_text().split()
     assert sorted(calls) == ["asr", "er-fold1", "er-fold2", "pr", "sid"]
 
-    assert run_all(plan(data, tmp_path, device="cuda"), board) == results  # finished: not run again, on any device
+    assert run_all(plan(data, tmp_path), board, devices=["cuda"]) == results  # finished: not run again, on any device
     assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == calls
 
     other = {**record, "label": "other", "tasks": {"pr": {**tasks["pr"], "per": 12.5}}}
@@ -54,7 +54,7 @@ def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, capl
         runs = plan(data, tmp_path, tasks)
         common = made_by(runs[0].upstream, runs, "tiny")
         earlier = earlier_record(common, tmp_path / "out")
-        write_scores(collect(common, runs, run_all(runs, board), earlier=earlier), tmp_path / "out")
+        write_scores(collect(common, runs, run_all(runs, board), ["cpu"], earlier=earlier), tmp_path / "out")
         return read_scores(tmp_path / "out")["tasks"]
 
     (data / "er.txt").write_text("ER's own table\n")
@@ -157,7 +157,7 @@ def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, m
 
     monkeypatch.setattr(running, "runner_scores", lambda task, output, split: [99.0])
     runs = plan(data, tmp_path, ["pr"])
-    record = collect(made_by(runs[0].upstream, runs, "tiny"), runs, run_all(runs, board))
+    record = collect(made_by(runs[0].upstream, runs, "tiny"), runs, run_all(runs, board), ["cpu"])
     assert record["tasks"]["pr"]["per"] == 99.0  # the number of record stays the runner's
     assert "fbank, pr: the prediction files do not give the runner's number" in score_markdown([record])
 

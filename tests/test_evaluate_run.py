@@ -46,14 +46,14 @@ def test_a_try_that_fails_has_taken_its_time(data, tmp_path, stand_in, board):
     tries = []
     for _ in range(2):
         with pytest.raises(EkdError, match="boom"):
-            running.do_train(one, board, {})
+            running.do_train(one, board)
         tries.append(read_marker(one.expdir).seconds)
     assert 0 < tries[0] < tries[1]
 
 
 def test_a_log_that_was_cleared_away_is_named(data, tmp_path, stand_in, board):
     [one] = plan(data, tmp_path, ["pr"])
-    running.do_train(one, board, {})
+    running.do_train(one, board)
     (one.expdir / "train.log").unlink()
     with pytest.raises(EkdError, match=f"pr/train.log: not found: .*; delete {one.expdir} to train again"):
         run_all([one], board)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.evaluate.cost import upstream_cost
+from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
@@ -118,7 +119,7 @@ def test_the_leaderboards_fbank(capsys: pytest.CaptureFixture[str]) -> None:
     found = counted(capsys, "fbank")
     assert found["params"] == 0 and found["macs"] == 479_126_160
     assert sum(found[bucket] for bucket in LENGTHS) == found["macs"]
-    assert upstream_cost("fbank") == {"params": 0, "macs": 479_126_160}
+    assert upstream_cost(Upstream("fbank", "fbank")) == {"params": 0, "macs": 479_126_160}
 
 
 @pytest.mark.parametrize("source", ["s3prl:fbank", "s3prl:wav2vec2_conformer_rope"])

@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
     check_devices(devices)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
-    costs = [upstream_cost(one.name, one.checkpoint, one.model_config) for one in models]
+    costs = [upstream_cost(one) for one in models]
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False, soft_wrap=True)

@@ -5,36 +5,34 @@ The counting is in ``macs/counting.py``; here an evaluation's upstream is turned
 
 from __future__ import annotations
 
-from pathlib import Path
+from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
+from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, Cost, cost
 
-from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, cost
 
-
-def upstream_cost(
-    name: str, checkpoint: Path | str | None = None, model_config: Path | None = None
-) -> dict[str, int] | None:
+def upstream_cost(upstream: Upstream) -> dict[str, int] | None:
     """``{"params", "macs"}`` over the challenge's 32 utterances, or ``None`` where the model's shape is not known.
 
     Raises:
         EkdError: our student's checkpoint or configuration is not readable.
     """
-    if name.startswith("ekd_student") and checkpoint is not None:
+    found = _cost(upstream)
+    return None if found is None else {"params": found.params, "macs": found.macs}
+
+
+def _cost(upstream: Upstream) -> Cost | None:
+    name, checkpoint, model_config = upstream.name, upstream.checkpoint, upstream.model_config
+    if name.startswith(STUDENT) and checkpoint is not None:
         from s3prl_ekd.macs.models import model_cost  # torch: not needed for --help
 
-        found = model_cost(str(checkpoint))
-    elif name.startswith("ekd_student") and model_config is not None:
+        return model_cost(str(checkpoint))
+    if name.startswith(STUDENT) and model_config is not None:
         from s3prl_ekd.student_checkpoint import untrained_student
 
-        found = cost(untrained_student(model_config).shape)
-    elif name == "ekd_teacher" and checkpoint is not None:
+        return cost(untrained_student(model_config).shape)
+    if name == TEACHER:
         from s3prl_ekd.teachers.sources import describe
 
-        found = cost(describe(str(checkpoint), "--teacher").encoder_shape)
-    elif name == "fbank":
-        found = FBANK
-    elif checkpoint is None and name in HUB_SHAPES:
-        shape = HUB_SHAPES[name]
-        found = cost(shape.shape, shape.heads, shape.unused)
-    else:
-        return None
-    return {"params": found.params, "macs": found.macs}
+        return cost(describe(str(checkpoint), "--teacher").encoder_shape)
+    if name == "fbank":
+        return FBANK
+    return HUB_SHAPES[name].cost() if checkpoint is None and name in HUB_SHAPES else None

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from s3prl_ekd.evaluate.scores_file import by_seed
 from s3prl_ekd.evaluate.table import MISSING, cell, plain_table
-from s3prl_ekd.evaluate.tasks import TASKS, Task
+from s3prl_ekd.evaluate.tasks import TASKS, Task, shown
 
 NOTE = "Dev scores in %, for ER the mean over folds; the picked rate of each row is marked, and it alone is tested."
 
@@ -44,9 +44,7 @@ class GridOfTask:
     @property
     def title(self) -> str:
         """The table's title, such as ``PR: dev PER ↓ by learning rate``."""
-        arrow = "↓" if self.task.lower_is_better else "↑"
-        metric = self.task.metric if self.task.metric == "acc" else self.task.metric.upper()
-        return f"{self.task.name.upper()}: dev {metric} {arrow} by learning rate"
+        return f"{self.task.name.upper()}: dev {shown(self.task.metric)} by learning rate"
 
     @property
     def rates(self) -> list[float]:

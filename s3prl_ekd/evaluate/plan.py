@@ -44,22 +44,22 @@ class Run:
     fold: str | None = None
     rate: float | None = None  # of a grid; None: the configuration's own
     seed: int = 1337
-    device: str = "cpu"
     normalize: bool = False
     cache: Path | None = None  # folder of hidden states that are computed once (--cache-states)
+    device: str = "cpu"  # which it is shows when it begins (schedule.py)
 
-    def train_command(self, program: list[str] | None = None) -> list[str]:
+    def train_command(self) -> list[str]:
         """The native training command. ``-a`` continues where an earlier try of the same run stopped."""
-        words = [*(program or downstream_program()), "-m", "train", "-a", "-p", str(self.expdir)]
+        words = [*downstream_program(), "-m", "train", "-a", "-p", str(self.expdir)]
         words += [*self.upstream.arguments(), "-d", self.task.downstream, "-c", str(self.config)]
         words += ["--seed", str(self.seed), "--device", native_device(self.device)]
         if self.normalize:
             words.append("--upstream_feature_normalize")
         return words + self._options(self.overrides)
 
-    def evaluate_command(self, checkpoint: Path, program: list[str] | None = None) -> list[str]:
+    def evaluate_command(self, checkpoint: Path) -> list[str]:
         """The native test command for one of the run's checkpoints."""
-        words = [*(program or downstream_program()), "-m", "evaluate", "-t", self.task.test_split]
+        words = [*downstream_program(), "-m", "evaluate", "-t", self.task.test_split]
         words += ["-e", str(checkpoint), "--device", native_device(self.device)]
         workers = self.overrides.get(self.task.workers_key)
         # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint alone
@@ -143,7 +143,6 @@ def make_plan(
     folds: list[str] | None = None,
     seeds: Sequence[int] = (1337,),
     rates: Mapping[str, Sequence[float]] | None = None,
-    device: str = "cpu",
     normalize: bool = False,
     prefix: str = "",
     cache: Path | None = None,
@@ -180,7 +179,7 @@ def make_plan(
             group = f"{prefix}{task.name}" + (f"-seed{seed}" if len(seeds) > 1 else "")
             run = Run(
                 f"{prefix}{names[0]}", group, task, out / "runs" / names[0], config, upstream, items, fold, rate, seed,
-                device, normalize, cache,
+                normalize, cache,
             )  # fmt: skip
             run.effective_config()
             runs.append(_in_earlier_folder(run, base, names, overrides.get(task.name, {}).get(LR_KEY)))

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,20 +45,22 @@ class Children:
 
     Args:
         server: forks them, where that is possible; None for processes of their own.
+        environment: what all of them have besides this process's.
     """
 
-    def __init__(self, server: ForkServer | None = None) -> None:
-        self._server = server
+    def __init__(self, server: ForkServer | None = None, environment: Mapping[str, str] | None = None) -> None:
+        self._server, self._environment = server, environment or {}
         self._running: set[_Process | Child] = set()
         self._lock = threading.Lock()
         self._stopped = False
 
     def start(self, command: list[str], program: int, environment: dict[str, str]) -> _Process | Child:
-        """Start a command, whose first ``program`` words call ``run_downstream.py``.
+        """Start a command, whose first ``program`` words call ``run_downstream.py``; ``environment`` is its own part.
 
         Raises:
             EkdError: it cannot start; or after :meth:`stop`.
         """
+        environment = {**self._environment, **environment}
         forked = None if self._server is None else self._server.start(command[program:], environment)
         with self._lock:  # what stop() does not see does not begin
             if self._stopped:

@@ -72,9 +72,9 @@ class Board:
             self._live.remove_task(line)
         self.say(run, f"{name} done in {time.monotonic() - started:.0f} s")
 
-    def kept(self, run: str, state: str = "tested") -> None:
-        """Print that a run is not run again: it was ``tested``, or only ``trained``, its rate not picked."""
-        self.say(run, "done before, kept" if state == "tested" else "trained before, kept")
+    def kept(self, run: str, tested: bool) -> None:
+        """Print that a run is not run again: it was tested, or only trained, its rate not picked."""
+        self.say(run, "done before, kept" if tested else "trained before, kept")
 
     def finished(self, run: str, result: Result) -> None:
         """Print a run's score."""

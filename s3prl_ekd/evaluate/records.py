@@ -60,7 +60,7 @@ def write_records(
         runs = finished_runs(plan.runs, results)
         record = earlier_record(common, plan.out, {run.task.name for run in plan.runs}) if runs or table else None
         if runs:
-            record = collect(common, runs, results, cost, devices, record)
+            record = collect(common, runs, results, devices, cost, record)
             write_scores(record, plan.out)
             write_markdown([record], plan.out)
             done = True
@@ -87,8 +87,8 @@ def collect(
     common: Mapping[str, Any],
     runs: Sequence[Run],
     results: Results,
+    devices: Sequence[str],
     cost: Mapping[str, int] | None = None,
-    devices: Sequence[str] | None = None,
     earlier: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one model's evaluation: scores by task, and where, when and with what they were made.
@@ -96,8 +96,8 @@ def collect(
     Args:
         common: the model and its settings (``provenance.made_by``).
         runs: this model's runs; ``results`` may hold others' too.
+        devices: where runs went.
         cost: the upstream's ``params`` and ``macs`` (``cost.py``).
-        devices: where runs went, if not each to its own.
         earlier: the record of the same model and settings that this one adds to.
     """
     tasks: dict[str, Any] = dict(earlier["tasks"]) if earlier else {}
@@ -118,7 +118,7 @@ def collect(
         "seeds": seeds_of_all,
         "tasks": tasks,
         "versions": versions(),
-        "machine": machine(devices or [runs[0].device]),
+        "machine": machine(devices),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

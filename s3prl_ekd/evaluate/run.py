@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
 from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
@@ -60,37 +61,28 @@ def _unlike(run: Run, marker: Marker) -> str | None:
     return f"had another {key} ({before.get(key)}, now {now.get(key)})"
 
 
-def do_train(run: Run, board: Board, environment: dict[str, str], children: Children | None = None) -> Trained:
+def do_train(run: Run, board: Board, children: Children | None = None) -> Trained:
     """Train one run, unless that is done; returns what a learning rate is picked by, of a tested run its result."""
     marker = read_marker(run.expdir) or Marker(run.settings(), inputs(run))
     if marker.state == "started":
         run.expdir.mkdir(parents=True, exist_ok=True)
         write_marker(run.expdir, marker)
-        output = _native(run, marker, "train", run.train_command(), board, environment, children)
+        output = _native(run, marker, "train", run.train_command(), board, children)
         _warn_of_batches_left_out(run, output)
         marker.state = "trained"
         write_marker(run.expdir, marker)
     else:
-        board.kept(run.key, "tested" if marker.state == "finished" else "trained")
+        board.kept(run.key, tested=marker.state == "finished")
     return marker.result or _trained(run, marker.seconds)
 
 
-def _native(
-    run: Run,
-    marker: Marker,
-    phase: str,
-    command: list[str],
-    board: Board,
-    environment: dict[str, str],
-    children: Children | None,
-) -> str:
+def _native(run: Run, marker: Marker, phase: str, command: list[str], board: Board, children: Children | None) -> str:
     """Carry out a command of a run; its output. Its time counts, also that of a try which is stopped or fails."""
     started = time.monotonic()
     try:
         with board.phase(run.key, phase) as watch:
-            output, seconds = run_logged(
-                command, run.expdir / LOGS[phase], watch, environment, children, len(downstream_program())
-            )
+            place, program = gpu_environment(run.device), len(downstream_program())
+            output, seconds = run_logged(command, run.expdir / LOGS[phase], watch, place, children, program)
     except EkdError:
         marker.seconds += time.monotonic() - started
         write_marker(run.expdir, marker)
@@ -109,7 +101,7 @@ def _warn_of_batches_left_out(run: Run, output: str) -> None:
         )  # fmt: skip
 
 
-def do_test(run: Run, board: Board, environment: dict[str, str], children: Children | None = None) -> Result:
+def do_test(run: Run, board: Board, children: Children | None = None) -> Result:
     """Test a trained run on its best checkpoint and score it, unless that is done; returns its result.
 
     Raises:
@@ -121,7 +113,7 @@ def do_test(run: Run, board: Board, environment: dict[str, str], children: Child
     if marker.result is not None:
         return marker.result
     checkpoint = chosen_checkpoint(run)
-    output = _native(run, marker, "test", run.evaluate_command(checkpoint), board, environment, children)
+    output = _native(run, marker, "test", run.evaluate_command(checkpoint), board, children)
     marker.result = _result(run, checkpoint, output, marker.seconds)
     marker.state = "finished"
     write_marker(run.expdir, marker)

@@ -12,7 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from s3prl_ekd.device import usable_cpus
-from s3prl_ekd.evaluate.devices import gpu_environment, native_device, slots
+from s3prl_ekd.evaluate.devices import native_device, slots
 from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.grid import Search, searches
 from s3prl_ekd.evaluate.marker import Results, Trained
@@ -21,7 +21,7 @@ from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, clear_other, do_test, do_train
 
-_Action = Callable[[Run, Board, dict[str, str], Children], Trained]
+_Action = Callable[[Run, Board, Children], Trained]
 
 
 def run_all(
@@ -29,13 +29,13 @@ def run_all(
     board: Board,
     jobs: int = 1,
     overwrite: bool = False,
-    devices: Sequence[str] | None = None,
+    devices: Sequence[str] = ("cpu",),
     results: Results | None = None,
 ) -> Results:
     """Carry out all runs; returns their results in the plan's order, of those that were not tested their training's.
 
-    ``jobs`` runs at a time share the machine's cores; each goes to the device that becomes free, or, without
-    ``devices``, to its own. ``results`` is filled on the way, for a caller who wants to keep what an interruption left.
+    ``jobs`` runs at a time share the machine's cores; each goes to the device that becomes free. ``results`` is filled
+    on the way, for a caller who wants to keep what an interruption left.
     """
     results = {} if results is None else results
     for run in runs if not overwrite else ():
@@ -46,11 +46,9 @@ def run_all(
     environment = {"OMP_WAIT_POLICY": "PASSIVE"} if jobs > 1 else {}
     if jobs > 1 and "OMP_NUM_THREADS" not in os.environ:
         environment["OMP_NUM_THREADS"] = str(max(1, usable_cpus() // jobs))
-    distinct = list(devices) if devices else list(dict.fromkeys(run.device for run in runs))
-    server = ForkServer(environment, native_device(distinct[0])) if ForkServer.possible(distinct) else None
-    free: list[str | None] = [*slots(devices, jobs)] if devices else [None] * max(1, jobs)
+    server = ForkServer(environment, native_device(devices[0])) if ForkServer.possible(devices) else None
     try:
-        _Schedule(runs, board, environment, Children(server), results).carry_out(free)
+        _Schedule(runs, board, Children(server, environment), results).carry_out(slots(devices, jobs))
     finally:
         if server is not None:
             server.close()
@@ -60,30 +58,29 @@ def run_all(
 class _Schedule:
     """The work that is left, and the results so far. Only the main thread touches it."""
 
-    def __init__(
-        self, runs: list[Run], board: Board, environment: dict[str, str], children: Children, results: Results
-    ) -> None:
-        self.board, self.environment, self.children, self.results = board, environment, children, results
+    def __init__(self, runs: list[Run], board: Board, children: Children, results: Results) -> None:
+        self.board, self.children, self.results = board, children, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
         self.pending: deque[tuple[_Action, Run]] = deque((do_train, run) for run in runs)
         self.decided: set[str] = set()  # searches whose rate is picked
 
-    def carry_out(self, free: list[str | None]) -> None:
-        """Do all the work, on ``len(free)`` devices at a time; ``None`` in ``free`` leaves a run its own device."""
-        going: dict[Future[Trained], tuple[_Action, Run, str | None]] = {}
+    def carry_out(self, free: list[str]) -> None:
+        """Do all the work, ``len(free)`` runs at a time, each on the device that is free."""
+        going: dict[Future[Trained], tuple[_Action, Run]] = {}
         with ThreadPoolExecutor(max_workers=len(free)) as pool:
             try:
                 while self.pending or going:
                     while self.pending and free:
-                        (action, run), device = self.pending.popleft(), free.pop(0)
-                        going[pool.submit(self._do, action, run, device)] = action, run, device
+                        action, run = self.pending.popleft()
+                        run = replace(run, device=free.pop(0))
+                        going[pool.submit(action, run, self.board, self.children)] = action, run
                     done, _ = wait(going, return_when=FIRST_COMPLETED)
                     ended = [(future, *going.pop(future)) for future in done]
-                    for future, _, run, device in ended:  # all that is done, before a failure among them is raised
-                        free.append(device)
+                    for future, _, run in ended:  # all that is done, before a failure among them is raised
+                        free.append(run.device)
                         if future.exception() is None:
                             self.results[run.key] = future.result()
-                    for future, action, run, _ in ended:
+                    for future, action, run in ended:
                         future.result()
                         if action is do_train:
                             self._trained(run)
@@ -92,10 +89,6 @@ class _Schedule:
                 pool.shutdown(wait=False, cancel_futures=True)
                 self.children.stop()
                 raise
-
-    def _do(self, action: _Action, run: Run, device: str | None) -> Trained:
-        run = run if device is None else replace(run, device=device)
-        return action(run, self.board, {**self.environment, **gpu_environment(run.device)}, self.children)
 
     def _trained(self, run: Run) -> None:
         """Put a run's test in front of the queue once nothing else can be picked instead."""

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.evaluate.differences import differences, first_of
+from s3prl_ekd.evaluate.tasks import TASKS, is_error_rate, shown
 
 MISSING = "–"
 
@@ -26,8 +27,11 @@ class Column:
 
     task: str
     metric: str
-    heading: str
-    lower_is_better: bool
+
+    @property
+    def heading(self) -> str:
+        """``PR PER ↓``."""
+        return f"{self.task.upper()} {shown(self.metric)}"
 
     def value(self, record: dict[str, Any]) -> float | None:
         """The number in percent, or ``None`` where this record has none."""
@@ -48,13 +52,8 @@ class Column:
         return cell(self.value(record)) + ("" if error is None else f"{between}± {error:.2f}")
 
 
-COLUMNS = (
-    Column("pr", "per", "PR PER ↓", True),
-    Column("sid", "acc", "SID acc ↑", False),
-    Column("er", "acc", "ER acc ↑", False),
-    Column("asr", "wer", "ASR WER ↓", True),
-    Column("asr", "cer", "ASR CER ↓", True),
-)
+OF_TASKS = tuple(Column(task.name, task.metric) for task in TASKS.values())
+COLUMNS = (*OF_TASKS, Column("asr", "cer"))
 
 
 def columns_of(records: Sequence[dict[str, Any]]) -> list[Column]:
@@ -68,7 +67,7 @@ def best_rows(records: Sequence[dict[str, Any]], column: Column) -> set[int]:
     known = {row: value for row, value in values.items() if value is not None}
     if len(set(known.values())) < 2:
         return set()
-    winner = (min if column.lower_is_better else max)(known.values())
+    winner = (min if is_error_rate(column.metric) else max)(known.values())
     return {row for row, value in known.items() if value == winner}
 
 

@@ -1,8 +1,7 @@
 """The four SUPERB tasks as one table: what s3prl's runner calls them, what it prints and what it writes.
 
-Everything else in this package reads this table. The names are those of s3prl
-0.4.18 (``downstream/{ctc,voxceleb1,emotion,asr}/expert.py``). Data paths and recipes are not here: they come with
-``DATA/<task>.yaml`` (``s3prl-ekd prepare``) and the presets.
+The names are those of s3prl 0.4.18 (``downstream/{ctc,voxceleb1,emotion,asr}/expert.py``). Data paths and recipes are
+not here: they come with ``DATA/<task>.yaml`` (``s3prl-ekd prepare``) and the presets.
 """
 
 from __future__ import annotations
@@ -15,83 +14,64 @@ from s3prl_ekd.task_names import DOWNSTREAM
 
 @dataclass(frozen=True)
 class Task:
-    """One downstream task of s3prl's runner.
+    """One downstream task of s3prl's runner."""
 
-    ``runner_scale`` turns the number that the runner prints into percent (PR, SID and ER print fractions, ASR prints
-    percent). File names may hold ``{fold}``.
-    """
-
-    name: str  # ours: pr, sid, er, asr
+    name: str
+    """Ours: pr, sid, er, asr."""
     title: str
-    downstream: str  # s3prl's -d
-    metric: str  # the key in the runner's output and in scores.json
-    lower_is_better: bool
-    runner_scale: float
-    dev_split: str
-    test_split: str  # s3prl's -t
-    best_checkpoint: str  # written by the runner when the dev score improves
-    hypothesis: str  # prediction file in the experiment folder after -m evaluate
+    metric: str
+    """The key in the runner's output and in scores.json: per, wer or acc."""
+    hypothesis: str
+    """Prediction file in the experiment folder after ``-m evaluate``; may hold ``{fold}``."""
     reference: str
-    folded: bool = False  # ER: one run a fold, the score is the mean
+    dev_split: str = "dev"
+    test_split: str = "test"
+    """s3prl's ``-t``."""
+    runner_scale: float = 100.0
+    """Turns what the runner prints into percent: ASR's is percent already."""
+    folded: bool = False
+    """ER: one run a fold, the score is the mean."""
     workers_key: str = "config.downstream_expert.datarc.num_workers"
 
+    @property
+    def downstream(self) -> str:
+        """s3prl's ``-d``."""
+        return DOWNSTREAM[self.name]
 
-TASKS: dict[str, Task] = {
-    "pr": Task(
-        name="pr",
-        title="phoneme recognition",
-        downstream=DOWNSTREAM["pr"],
-        metric="per",
-        lower_is_better=True,
-        runner_scale=100.0,
-        dev_split="dev",
-        test_split="test",
-        best_checkpoint="dev-best.ckpt",
-        hypothesis="test-hyp.ark",
-        reference="test-ref.ark",
+    @property
+    def lower_is_better(self) -> bool:
+        """Of the metric: error rates, not accuracies."""
+        return is_error_rate(self.metric)
+
+    @property
+    def best_checkpoint(self) -> str:
+        """The runner writes it when the dev score improves."""
+        return f"{self.dev_split}-best.ckpt"
+
+
+def is_error_rate(metric: str) -> bool:
+    """Whether less is better."""
+    return metric != "acc"
+
+
+def shown(metric: str) -> str:
+    """A metric as columns are headed: ``PER ↓``, ``acc ↑``."""
+    return f"{metric.upper()} ↓" if is_error_rate(metric) else f"{metric} ↑"
+
+
+_ALL = (
+    Task(
+        "pr", "phoneme recognition", "per", "test-hyp.ark", "test-ref.ark",
         workers_key="config.downstream_expert.corpus.num_workers",
     ),
-    "sid": Task(
-        name="sid",
-        title="speaker identification",
-        downstream=DOWNSTREAM["sid"],
-        metric="acc",
-        lower_is_better=False,
-        runner_scale=100.0,
-        dev_split="dev",
-        test_split="test",
-        best_checkpoint="dev-best.ckpt",
-        hypothesis="test_predict.txt",
-        reference="test_truth.txt",
+    Task("sid", "speaker identification", "acc", "test_predict.txt", "test_truth.txt"),
+    Task("er", "emotion recognition", "acc", "test_{fold}_predict.txt", "test_{fold}_truth.txt", folded=True),
+    Task(
+        "asr", "speech recognition", "wer", "test-clean-noLM-hyp.ark", "test-clean-noLM-ref.ark",
+        dev_split="dev-clean", test_split="test-clean", runner_scale=1.0,
     ),
-    "er": Task(
-        name="er",
-        title="emotion recognition",
-        downstream=DOWNSTREAM["er"],
-        metric="acc",
-        lower_is_better=False,
-        runner_scale=100.0,
-        dev_split="dev",
-        test_split="test",
-        best_checkpoint="dev-best.ckpt",
-        hypothesis="test_{fold}_predict.txt",
-        reference="test_{fold}_truth.txt",
-        folded=True,
-    ),
-    "asr": Task(
-        name="asr",
-        title="speech recognition",
-        downstream=DOWNSTREAM["asr"],
-        metric="wer",
-        lower_is_better=True,
-        runner_scale=1.0,
-        dev_split="dev-clean",
-        test_split="test-clean",
-        best_checkpoint="dev-clean-best.ckpt",
-        hypothesis="test-clean-noLM-hyp.ark",
-        reference="test-clean-noLM-ref.ark",
-    ),
-}
+)  # fmt: skip
+TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
 
 def parse_tasks(text: str) -> list[Task]:

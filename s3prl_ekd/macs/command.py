@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.macs.counting import SHAPES, cost
+from s3prl_ekd.macs.counting import SHAPES
 from s3prl_ekd.teachers.names import check_source
 
 
@@ -38,8 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if args.shape is not None:
         if args.heads:
             raise EkdError(f"--heads: --shape {args.shape} is no student checkpoint; its heads are as published")
-        preset = SHAPES[args.shape]
-        found = cost(preset.shape, preset.heads, preset.unused)
+        found = SHAPES[args.shape].cost()
     else:
         if args.model != "fbank":
             check_source(args.model, "macs")

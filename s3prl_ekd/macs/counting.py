@@ -57,6 +57,10 @@ class Preset:
     heads: tuple[tuple[int, int], ...] = ()
     unused: int = 0
 
+    def cost(self) -> Cost:
+        """As the leaderboard counts it."""
+        return cost(self.shape, self.heads, self.unused)
+
 
 def _pretraining(width: int, final: int = 0, units: int = 504) -> int:
     """Mask vector; and in HuBERT the projection to ``final`` channels with one vector for each of its units."""

@@ -42,8 +42,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
     if heads:
         raise EkdError(f"--heads: {model} is no student checkpoint")
     if named:
-        preset = HUB_SHAPES[model]
-        return cost(preset.shape, preset.heads, preset.unused)
+        return HUB_SHAPES[model].cost()
     if not path.exists() and model == "fbank":
         return FBANK
     if not path.exists() and model.startswith(S3PRL):

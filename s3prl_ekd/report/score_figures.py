@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.evaluate.grid_table import GridOfTask, grids
-from s3prl_ekd.evaluate.table import COLUMNS, Column
+from s3prl_ekd.evaluate.table import OF_TASKS, Column
 from s3prl_ekd.report.curves import png
 from s3prl_ekd.report.style import LIGHT, WIDTH, Look, Theme, drawing, legend_below, looks
 
@@ -45,11 +45,7 @@ def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
     shown = [record for record in records if record.get("cost")]
     if len(shown) < 2:
         return None  # a point alone compares nothing
-    columns = [
-        column
-        for column in COLUMNS
-        if column.metric != "cer" and any(column.value(record) is not None for record in shown)
-    ]
+    columns = [column for column in OF_TASKS if any(column.value(record) is not None for record in shown)]
     if not columns:
         return None
     with drawing(theme):

@@ -15,7 +15,8 @@ from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
 from s3prl_ekd.evaluate.provenance import versions
 from s3prl_ekd.evaluate.scores_file import by_seed
-from s3prl_ekd.evaluate.table import MISSING, best_rows, cell, columns_of, costs, footnote
+from s3prl_ekd.evaluate.table import MISSING, OF_TASKS, best_rows, cell, columns_of, costs, footnote
+from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.report.curves import layer_weights_png
 from s3prl_ekd.report.html import breakable, figure, fold, note, pre, section, table
 from s3prl_ekd.report.reference import HIDDEN_SET, PUBLIC_SUPERB, Published
@@ -110,7 +111,7 @@ def settings(records: Records) -> str:
     """How each model was evaluated, and its untrained student's configuration where that file is still there."""
     if not records:
         return ""
-    tasks = [name for name in ("pr", "sid", "er", "asr") if any(name in record["tasks"] for record in records)]
+    tasks = [name for name in TASKS if any(name in record["tasks"] for record in records)]
     head = "".join(f"<th>{name.upper()}</th>" for name in tasks)
     rows, files = [], []
     for record in records:
@@ -169,7 +170,7 @@ def _published(rows: Sequence[Published]) -> str:
         f"<td>{cell(row.er)}</td><td>{cell(row.asr)}</td></tr>"
         for row in rows
     )
-    head = "<th>M params</th><th>PR PER ↓</th><th>SID acc ↑</th><th>ER acc ↑</th><th>ASR WER ↓</th>"
+    head = "<th>M params</th>" + "".join(f"<th>{column.heading}</th>" for column in OF_TASKS)
     return table("scores others", head, lines)
 
 

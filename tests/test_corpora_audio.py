@@ -10,7 +10,7 @@ import pytest
 import soundfile
 from corpora_lab import audio, prepare
 
-from s3prl_ekd.corpora.probe import samples_or_reason
+from s3prl_ekd.corpora.probe import info_or_reason
 
 
 @pytest.mark.parametrize("form", [(44100, 1), (16000, 2)])
@@ -74,14 +74,14 @@ def test_a_wav_that_was_cut_short_is_named(tmp_path: Path, subtype: str) -> None
     file = tmp_path / "clip.wav"
     soundfile.write(file, 0.1 * np.ones(16_000), 16_000, subtype=subtype)
     content = file.read_bytes()
-    assert samples_or_reason(file) == 16_000
+    assert info_or_reason(file).samples == 16_000
     file.write_bytes(content + b"\0" * 50)
-    assert samples_or_reason(file) == 16_000
+    assert info_or_reason(file).samples == 16_000
     file.write_bytes(content[:-9_000])
-    assert samples_or_reason(file) == f"{file}: the audio data is damaged (its end is missing)"
+    assert info_or_reason(file) == f"{file}: the audio data is damaged (its end is missing)"
     for said in (b"\xff\xff\xff\xff", b"\0\0\0\0"):
         file.write_bytes(content[:4] + said + content[8:])
-        assert samples_or_reason(file) == 16_000
+        assert info_or_reason(file).samples == 16_000
 
 
 def test_a_name_that_is_not_utf_8_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,18 +37,24 @@ MARKER = ".s3prl-ekd.json"  # says that prepare made this folder, so that prepar
 class Prepared:
     """What was made for one task, for the closing table.
 
-    ``utterances`` and ``minutes`` are in the order of ``splits``; ``notes``: what the user should know, a line each.
+    ``utterances`` are in the order of ``splits``; ``samples``: of all splits at 16 kHz; ``notes``: what the user should
+    know, a line each.
     """
 
     task: str
     config: Path
     splits: tuple[str, ...]
     utterances: tuple[int, ...]
-    minutes: float
+    samples: int
     speakers: int
     notes: tuple[str, ...] = field(default=())
     ready: bool = True
     """Whether it can be trained on already."""
+
+    @property
+    def minutes(self) -> float:
+        """Of audio, in all."""
+        return self.samples / SAMPLE_RATE / 60
 
 
 def check_replaceable(folder: Path) -> None:
@@ -117,12 +124,17 @@ def _settle(folder: Path, before: Path) -> None:
         before.rename(folder)
 
 
+def converted_note(count: int) -> list[str]:
+    """What there is to say of so many converted files."""
+    return [f"{count} files converted to 16 kHz mono FLAC"] if count else []
+
+
 def place(clips: Sequence[Clip], targets: Sequence[Path], flac_only: bool) -> int:
     """Put each clip at its target: a link where the file can stay as it is, else a 16 kHz mono FLAC file.
 
     Args:
         clips: what to place.
-        targets: where, without the suffix; ``Path.with_name`` adds ``.flac``, or the file's own suffix where linked.
+        targets: where, without the suffix (:func:`placed_suffix`).
         flac_only: link FLAC only (s3prl's PR corpus looks for ``*.flac``).
 
     Returns:
@@ -167,9 +179,7 @@ def safe_name(text: str) -> str:
 
 def unique_names(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     """Names that several paths would share get a hash of their path behind them: stable when rows come or go."""
-    counts: dict[str, int] = {}
-    for name in names:
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(names)
     marked = [
         name if counts[name] == 1 else f"{name}_{zlib.crc32(path.encode()):08x}"
         for name, path in zip(names, paths, strict=True)
@@ -187,18 +197,20 @@ def write_ids(file: Path, ids: Sequence[str], clips: Sequence[Clip]) -> None:
     file.write_text("id\tpath\n" + "".join(lines), encoding="utf-8")
 
 
-def config_template(package: str, name: str) -> dict[str, Any]:
-    """A config shipped with the package, as a dict."""
-    resource = importlib.resources.files(package).joinpath(name)
-    if not resource.is_file():
-        raise EkdError(f"{package}: {name} is missing from this installation")
-    return yaml.safe_load(resource.read_text(encoding="utf-8"))
+@contextmanager
+def filled_config(file: Path, template: str) -> Iterator[dict[str, Any]]:
+    """A configuration of this package's to fill in, which is ``file`` at the end of the block.
 
-
-def write_config(file: Path, config: dict[str, Any], origin: str) -> None:
-    """Write a filled-in config; ``origin`` names the template for the line at its top."""
+    Args:
+        file: what is written.
+        template: such as ``downstream_configs/pr.yaml``.
+    """
+    folder, _, name = template.rpartition("/")  # each folder is a package, which need not lie in ours on the disk
+    resource = importlib.resources.files(f"s3prl_ekd.{folder.replace('/', '.')}").joinpath(name)
+    config = yaml.safe_load(resource.read_text(encoding="utf-8"))
+    yield config
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     with whole_file(file) as partial:
         partial.write_text(
-            f"# {origin} with the paths of this folder, written by s3prl-ekd prepare\n{text}", encoding="utf-8"
+            f"# {template} with the paths of this folder, written by s3prl-ekd prepare\n{text}", encoding="utf-8"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE, find_audio
+from s3prl_ekd.audio import find_audio
 from s3prl_ekd.corpora.folders import Prepared, fresh_folder
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS, emotion_labels, write_er_config, write_sessions
 from s3prl_ekd.corpora.probe import ready_lengths
@@ -44,7 +44,7 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
         config=out / "er.yaml",
         splits=tuple(f"fold{number}" for number in sessions),
         utterances=tuple(map(len, sessions.values())),
-        minutes=sum(samples) / SAMPLE_RATE / 60,
+        samples=sum(samples),
         speakers=len({item["speaker"] for items in sessions.values() for item in items}),
         notes=("emotions: " + ", ".join(f"{name} {emotions.count(name)}" for name in SUPERB_EMOTIONS), *notes),
     )

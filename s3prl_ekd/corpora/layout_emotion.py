@@ -10,16 +10,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import (
     Prepared,
-    config_template,
+    converted_note,
+    filled_config,
     fresh_folder,
     place,
     placed_suffix,
     safe_name,
     unique_names,
-    write_config,
     write_ids,
 )
 from s3prl_ekd.corpora.manifest import Manifest
@@ -95,9 +94,8 @@ def write_sessions(folder: Path, sessions: dict[int, list[dict[str, str]]], labe
 
 
 def write_er_config(file: Path, root: Path, meta_data: Path) -> None:
-    config = config_template("s3prl_ekd.downstream_configs", "er.yaml")
-    config["downstream_expert"]["datarc"].update(root=str(root), meta_data=str(meta_data), test_fold="fold1")
-    write_config(file, config, "downstream_configs/er.yaml")
+    with filled_config(file, "downstream_configs/er.yaml") as config:
+        config["downstream_expert"]["datarc"].update(root=str(root), meta_data=str(meta_data), test_fold="fold1")
 
 
 def _summary(
@@ -105,8 +103,7 @@ def _summary(
 ) -> Prepared:
     counts = {emotion: emotions.count(emotion) for emotion in emotion_labels(emotions)}
     notes = ["emotions: " + ", ".join(f"{emotion} {count}" for emotion, count in counts.items())]
-    if converted:
-        notes.append(f"{converted} files converted to 16 kHz mono FLAC")
+    notes += converted_note(converted)
     folds_of: dict[str, set[str]] = {}
     for clip in clips:
         folds_of.setdefault(clip.row.speaker, set()).add(clip.row.fold)
@@ -118,7 +115,7 @@ def _summary(
         config=config,
         splits=tuple(f"fold{number}" for number in sessions.values()),
         utterances=tuple(sum(clip.row.fold == fold for clip in clips) for fold in sessions),
-        minutes=sum(clip.samples for clip in clips) / SAMPLE_RATE / 60,
+        samples=sum(clip.samples for clip in clips),
         speakers=len(folds_of),
         notes=tuple(notes),
     )

@@ -11,10 +11,10 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.corpora.folders import Prepared, config_template, fresh_folder, write_config
+from s3prl_ekd.audio import AudioInfo
+from s3prl_ekd.corpora.folders import Prepared, filled_config, fresh_folder
 from s3prl_ekd.corpora.length_csv import read_lengths, write_lengths
-from s3prl_ekd.corpora.probe import in_parallel, samples_or_reason
+from s3prl_ekd.corpora.probe import in_parallel, info_or_reason
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
@@ -82,7 +82,7 @@ def prepare_pretrain(
         config=config,
         splits=(*trained, *(f"{name} (validation)" for name in valid)),
         utterances=tuple(map(len, lengths)),
-        minutes=sum(map(sum, lengths)) / SAMPLE_RATE / 60,
+        samples=sum(map(sum, lengths)),
         speakers=speakers if set(sets) == set(measured) else 0,
         notes=tuple(notes),
         ready=bool(trained),
@@ -103,8 +103,8 @@ def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]
     measured: Sets = {}
     for name, files in sets.items():
         files = [Path(os.path.abspath(file)) for file in files]
-        results = in_parallel(samples_or_reason, files)
-        good = [(file, n) for file, n in zip(files, results, strict=True) if isinstance(n, int)]
+        results = in_parallel(info_or_reason, files)
+        good = [(file, info.samples) for file, info in zip(files, results, strict=True) if isinstance(info, AudioInfo)]
         if not good:
             raise EkdError(f"{source}: no readable audio in set {name}")
         if len(good) < len(files):
@@ -157,9 +157,8 @@ def earlier_held_out(folder: Path) -> list[str]:
 def write_pretrain_config(
     file: Path, root: Path, csv_folder: Path, sets: Sequence[str], valid_sets: Sequence[str] = ()
 ) -> None:
-    config = config_template("s3prl_ekd.pretrain.ekd", "config_runner.yaml")
-    data = config["pretrain_expert"]["datarc"]
-    data.update(libri_root=str(root), file_path=str(csv_folder), sets=list(sets))
-    if valid_sets:
-        data["valid_sets"] = list(valid_sets)
-    write_config(file, config, "pretrain/ekd/config_runner.yaml")
+    with filled_config(file, "pretrain/ekd/config_runner.yaml") as config:
+        data = config["pretrain_expert"]["datarc"]
+        data.update(libri_root=str(root), file_path=str(csv_folder), sets=list(sets))
+        if valid_sets:
+            data["valid_sets"] = list(valid_sets)

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import (
     Prepared,
-    config_template,
+    converted_note,
+    filled_config,
     fresh_folder,
     place,
     placed_suffix,
     safe_name,
     unique_names,
-    write_config,
     write_ids,
 )
 from s3prl_ekd.corpora.manifest import SPLITS, Manifest
@@ -57,9 +56,8 @@ def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
 
 
 def write_sid_config(file: Path, root: Path, split_file: Path) -> None:
-    config = config_template("s3prl_ekd.downstream_configs", "sid.yaml")
-    config["downstream_expert"]["datarc"].update(file_path=str(root), meta_data=str(split_file))
-    write_config(file, config, "downstream_configs/sid.yaml")
+    with filled_config(file, "downstream_configs/sid.yaml") as config:
+        config["downstream_expert"]["datarc"].update(file_path=str(root), meta_data=str(split_file))
 
 
 def unheard_notes(speakers: dict[str, set[str]]) -> list[str]:
@@ -75,14 +73,14 @@ def unheard_notes(speakers: dict[str, set[str]]) -> list[str]:
 
 
 def _summary(config: Path, clips: Sequence[Clip], speakers: int, converted: int) -> Prepared:
-    notes = [f"{converted} files converted to 16 kHz mono FLAC"] if converted else []
+    notes = converted_note(converted)
     notes += unheard_notes({split: {c.row.speaker for c in clips if c.row.split == split} for split in SPLITS})
     return Prepared(
         task="sid",
         config=config,
         splits=SPLITS,
         utterances=tuple(sum(clip.row.split == split for clip in clips) for split in SPLITS),
-        minutes=sum(clip.samples for clip in clips) / SAMPLE_RATE / 60,
+        samples=sum(clip.samples for clip in clips),
         speakers=speakers,
         notes=tuple(notes),
     )

@@ -16,17 +16,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import (
     Prepared,
-    config_template,
+    converted_note,
     copy_resource,
+    filled_config,
     fresh_folder,
     must_convert,
     place,
     safe_name,
     unique_names,
-    write_config,
     write_ids,
 )
 from s3prl_ekd.corpora.length_csv import write_lengths
@@ -221,26 +220,24 @@ def write_speech_config(task: str, out: Path, tree: Path, splits: dict[str, list
 
 
 def _write_pr_config(file: Path, tree: Path, lexicon: Path, vocab: Path, splits: dict[str, list[str]]) -> None:
-    config = config_template("s3prl_ekd.downstream_configs", "pr.yaml")
-    expert = config["downstream_expert"]
-    expert["corpus"].update(path=str(tree), lexicon=[str(lexicon)], **splits)
-    expert["text"]["vocab_file"] = str(vocab)
-    write_config(file, config, "downstream_configs/pr.yaml")
+    with filled_config(file, "downstream_configs/pr.yaml") as config:
+        expert = config["downstream_expert"]
+        expert["corpus"].update(path=str(tree), lexicon=[str(lexicon)], **splits)
+        expert["text"]["vocab_file"] = str(vocab)
 
 
 def _write_asr_config(file: Path, tree: Path, buckets: Path, letters: Path, splits: dict[str, list[str]]) -> None:
     """s3prl calls the last two splits dev-clean and test-clean whatever they hold."""
-    config = config_template("s3prl_ekd.downstream_configs", "asr.yaml")
-    data = config["downstream_expert"]["datarc"]
-    for other in ("dev-other", "test-other"):
-        data.pop(other, None)
-    data.update(train=splits["train"], libri_root=str(tree), bucket_file=str(buckets), dict_path=str(letters))
-    data.update({"dev-clean": splits["dev"], "test-clean": splits["test"]})
-    write_config(file, config, "downstream_configs/asr.yaml")
+    with filled_config(file, "downstream_configs/asr.yaml") as config:
+        data = config["downstream_expert"]["datarc"]
+        for other in ("dev-other", "test-other"):
+            data.pop(other, None)
+        data.update(train=splits["train"], libri_root=str(tree), bucket_file=str(buckets), dict_path=str(letters))
+        data.update({"dev-clean": splits["dev"], "test-clean": splits["test"]})
 
 
 def _summary(task: str, config: Path, spoken: Sequence[Utterance], converted: int, lexicon: Lexicon | None) -> Prepared:
-    notes = [f"{converted} files converted to 16 kHz mono FLAC"] if converted else []
+    notes = converted_note(converted)
     respelled = [item for item in spoken if item.text != item.clip.row.text]
     if respelled:
         first = respelled[0]
@@ -259,7 +256,7 @@ def _summary(task: str, config: Path, spoken: Sequence[Utterance], converted: in
         config=config,
         splits=SPLITS,
         utterances=tuple(sum(item.clip.row.split == split for item in spoken) for split in SPLITS),
-        minutes=sum(item.clip.samples for item in spoken) / SAMPLE_RATE / 60,
+        samples=sum(item.clip.samples for item in spoken),
         speakers=len(set().union(*speakers.values())),
         notes=tuple(notes),
     )

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE, find_audio
+from s3prl_ekd.audio import find_audio
 from s3prl_ekd.corpora.folders import Prepared, fresh_folder
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.layout_speech import (
@@ -112,7 +112,7 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
                 config=config,
                 splits=tuple(SPLITS.values()),
                 utterances=tuple(map(len, speech.lengths.values())),
-                minutes=sum(samples for _, samples in utterances) / SAMPLE_RATE / 60,
+                samples=sum(samples for _, samples in utterances),
                 speakers=len({path.split("/")[1] for path, _ in utterances}),
                 notes=tuple(notes[task]),
             )

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
 
-TASKS = ("pr", "asr", "sid", "er", "pretrain")
 REQUIRED = {
     "pr": ("path", "split", "speaker", "text"),
     "asr": ("path", "split", "speaker", "text"),
@@ -24,6 +23,7 @@ REQUIRED = {
     "er": ("path", "fold", "speaker", "emotion"),
     "pretrain": ("path",),
 }
+TASKS = tuple(REQUIRED)
 SPLITS = ("train", "dev", "test")
 SPLIT_ALIASES = {"valid": "dev", "val": "dev", "validation": "dev", "training": "train", "testing": "test"}
 
@@ -62,9 +62,6 @@ class Manifest:
 
     def where(self, row: Row) -> str:
         return f"{self.file}:{row.line}" if row.line else str(row.audio)
-
-    def with_rows(self, rows: Iterable[Row]) -> Manifest:
-        return Manifest(self.file, self.columns, tuple(rows))
 
 
 def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:

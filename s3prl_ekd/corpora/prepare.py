@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from s3prl_ekd.corpora.folders import Prepared, turn_in
@@ -86,34 +87,24 @@ def lay_out(
     held_out: bool = False,
 ) -> list[Prepared]:
     """The second half: write the tasks of :func:`plan_manifest`, one call after the other where several run."""
+    name = name or rows.name
     if "pretrain" in tasks:
-        check_set_name(name or rows.name)  # its turn comes last
-    with turn_in(out):
-        return _write(rows, tasks, out, lexicons, skip_bad, name or rows.name, held_out)
-
-
-def _write(
-    rows: Manifest,
-    tasks: Sequence[str],
-    out: Path,
-    lexicons: Sequence[str | Path],
-    skip_bad: bool,
-    name: str,
-    held_out: bool,
-) -> list[Prepared]:
+        check_set_name(name)  # its turn comes last
     results: list[Prepared] = []
-    if set(tasks) - {"pretrain"}:
-        clips = probe(rows, skip_bad)
-        check_tasks(rows.with_rows(clip.row for clip in clips), tasks)  # skipping may have emptied a split
-        speech = [task for task in ("asr", "pr") if task in tasks]
-        if speech:
-            results.extend(prepare_speech(rows, clips, out, speech, lexicons))
-        if "sid" in tasks:
-            results.append(prepare_speaker(rows, clips, out))
-        if "er" in tasks:
-            results.append(prepare_emotion(rows, clips, out))
-    if "pretrain" in tasks:
-        results.append(_pretraining(rows, out, name, held_out))
+    with turn_in(out):
+        if set(tasks) - {"pretrain"}:
+            clips = probe(rows, skip_bad)
+            kept = replace(rows, rows=tuple(clip.row for clip in clips))
+            check_tasks(kept, tasks)  # skipping may have emptied a split
+            speech = [task for task in ("asr", "pr") if task in tasks]
+            if speech:
+                results.extend(prepare_speech(rows, clips, out, speech, lexicons))
+            if "sid" in tasks:
+                results.append(prepare_speaker(rows, clips, out))
+            if "er" in tasks:
+                results.append(prepare_emotion(rows, clips, out))
+        if "pretrain" in tasks:
+            results.append(_pretraining(rows, out, name, held_out))
     return results
 
 

@@ -49,12 +49,6 @@ def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> li
         return list(pool.map(function, items))
 
 
-def samples_or_reason(path: Path) -> int | str:
-    """A file's length in samples at 16 kHz, or why it cannot be trained on (:func:`info_or_reason`)."""
-    info = info_or_reason(path)
-    return info if isinstance(info, str) else info.samples
-
-
 def info_or_reason(path: Path) -> AudioInfo | str:
     """What a file's header says, or why the file cannot be trained on.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import Prepared, fresh_folder
 from s3prl_ekd.corpora.layout_speaker import unheard_notes, write_sid_config
 from s3prl_ekd.corpora.probe import in_parallel, ready_lengths
@@ -50,7 +49,7 @@ def prepare_voxceleb1(root: Path, out: Path, split_file: Path, allow_missing: bo
         config=out / "sid.yaml",
         splits=("train", "dev", "test"),
         utterances=counts,
-        minutes=sum(samples) / SAMPLE_RATE / 60,
+        samples=sum(samples),
         speakers=len({speaker_of(path) for _, path in kept}),
         notes=tuple(notes),
     )

@@ -11,7 +11,7 @@ import yaml
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.dry_run import commands_text
-from s3prl_ekd.evaluate.models import Upstream, choose_upstream
+from s3prl_ekd.evaluate.models import Upstream, choose
 from s3prl_ekd.evaluate.plan import downstream_program, make_plan, numbered_checkpoints
 from s3prl_ekd.evaluate.presets import apply_overrides, literal, parse_overrides, preset, preset_names
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
@@ -124,9 +124,9 @@ def test_checkpoints_are_ordered_by_their_number(tmp_path):
 def test_upstream_arguments(tmp_path):
     model = tmp_path / "config_model.yaml"
     model.touch()
-    assert choose_upstream(None, None, str(model), "base").arguments() == ["-u", "ekd_student", "-g", str(model)]
-    assert choose_upstream(None, "fbank", None, None).arguments() == ["-u", "fbank"]
-    other = choose_upstream(model, "wav2vec2_local", None, "mine")
+    assert choose({"untrained": str(model)}, "base").arguments() == ["-u", "ekd_student", "-g", str(model)]
+    assert choose({"upstream": "fbank"}).arguments() == ["-u", "fbank"]
+    other = choose({"ckpt": str(model), "upstream": "wav2vec2_local"}, "mine")
     assert (other.arguments(), other.label) == (["-u", "wav2vec2_local", "-k", str(model)], "mine")
 
 
@@ -164,9 +164,9 @@ def test_overrides_by_task():
         (lambda d, t: parse_overrides(["asr:config.a=[false]"]), "config.a=[false]': s3prl reads values as Python"),
         (lambda d, t: parse_overrides(["pr:lr"]), "expected TASK:config.some.key=value"),
         (lambda d, t: literal("config.a", "a=b"), "cannot carry"),
-        (lambda d, t: choose_upstream(t / "no.ckpt", None, None, None), "no.ckpt: not found; expected a"),
-        (lambda d, t: choose_upstream(d, None, None, None), "no states-*.ckpt in this folder"),
-        (lambda d, t: choose_upstream(None, None, None, None), "nothing to evaluate"),
+        (lambda d, t: choose({"ckpt": str(t / "no.ckpt")}), "no.ckpt: not found; expected a"),
+        (lambda d, t: choose({"ckpt": str(d)}), "no states-*.ckpt in this folder"),
+        (lambda d, t: choose({}), "nothing to evaluate"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_clear_line(data, tmp_path, act, message):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from s3prl_ekd.variants import find_model_config
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
 _KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
-_EXCLUSIVE = ("teacher", "untrained")  # kinds that go with no other
+_ALONE = {"teacher": "a teacher", "untrained": "an untrained student"}  # kinds that go with no other
+_NOTHING = "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained MODEL"
 
 
 @dataclass(frozen=True)
@@ -68,18 +69,13 @@ def choose_models(
     """
     models = [] if listing is None else read_listing(listing)
     options = [(kind, *split_label(text)) for kind, text in given]
-    plain = {kind: value for kind, own, value in options if kind not in _EXCLUSIVE and own is None}
-    if len(plain) == 2 and sum(kind not in _EXCLUSIVE for kind, _, _ in options) == 2:
-        models.append(choose_upstream(_path(plain["ckpt"]), plain["upstream"], None, None))
-        options = [option for option in options if option[0] in _EXCLUSIVE]
-    for kind, own, value in options:
-        if kind == "teacher":
-            models.append(choose_teacher(value, own))
-            continue
-        parts = {name: value if kind == name else None for name in ("ckpt", "upstream", "untrained")}
-        models.append(choose_upstream(_path(parts["ckpt"]), parts["upstream"], parts["untrained"], own))
+    pair = [option for option in options if option[0] not in _ALONE]
+    if len(pair) == 2 and {kind: own for kind, own, _ in pair} == {"ckpt": None, "upstream": None}:
+        models.append(choose({kind: value for kind, _, value in pair}))
+        options = [option for option in options if option[0] in _ALONE]
+    models += [choose({kind: value}, own) for kind, own, value in options]
     if not models:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained MODEL")
+        raise EkdError(_NOTHING)
     if label is not None and len(models) > 1:
         raise EkdError(
             f"--label {label}: names one model, and {len(models)} are given; write --ckpt LABEL=PATH instead"
@@ -129,35 +125,58 @@ def read_listing(path: Path) -> list[Upstream]:
         raise EkdError(f"--models {error}") from error
     if not isinstance(entries, list) or not entries:
         raise EkdError(f"--models {path}: expected a list of models, each with some of {', '.join(_KEYS)}")
-    return [_entry(path, number, entry) for number, entry in enumerate(entries)]
+    models = []
+    for number, entry in enumerate(entries):
+        try:
+            models.append(_entry(entry, path.parent))
+        except EkdError as error:
+            raise EkdError(f"--models {path}: [{number}]: {error}") from error
+    return models
 
 
-def _entry(path: Path, number: int, entry: Any) -> Upstream:
-    where = f"--models {path}: [{number}]"
+def _entry(entry: Any, folder: Path) -> Upstream:
     if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise EkdError(f"{where}: expected a mapping of {', '.join(_KEYS)} to text")
+        raise EkdError(f"expected a mapping of {', '.join(_KEYS)} to text")
     unknown = [key for key in entry if key not in _KEYS]
     if unknown:
-        raise EkdError(f"{where}: unknown key {unknown[0]!r}; expected some of {', '.join(_KEYS)}")
-    if "teacher" in entry:
-        if set(entry) - {"label", "teacher"}:
-            raise EkdError(f"{where}: a teacher is one model, and so without a ckpt, upstream or untrained of its own")
-        source = model_path(entry["teacher"], path.parent) or entry["teacher"]
-        try:
-            return choose_teacher(str(source), entry.get("label"))
-        except EkdError as error:
-            raise EkdError(f"{where}: {error}") from error
-    ckpt = path.parent / Path(os.path.expanduser(entry["ckpt"])) if "ckpt" in entry else None
-    untrained = entry.get("untrained")
-    if untrained is not None and (path.parent / Path(os.path.expanduser(untrained))).is_file():
-        untrained = str(path.parent / Path(os.path.expanduser(untrained)))
-    try:
-        return choose_upstream(ckpt, entry.get("upstream"), untrained, entry.get("label"))
-    except EkdError as error:
-        raise EkdError(f"{where}: {error}") from error
+        raise EkdError(f"unknown key {unknown[0]!r}; expected some of {', '.join(_KEYS)}")
+    return choose({key: value for key, value in entry.items() if key != "label"}, entry.get("label"), folder)
 
 
-def choose_teacher(source: str, label: str | None) -> Upstream:
+def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Path()) -> Upstream:
+    """Find the model that options, or keys of ``--models``, name.
+
+    An upstream with a ckpt is s3prl's ``-u NAME -k FILE``.
+
+    Args:
+        given: some of ckpt, teacher, upstream, untrained -> value.
+        label: as the user calls it, or None.
+        folder: where relative paths begin.
+
+    Raises:
+        EkdError: a file that is not there, or values that do not go together.
+    """
+    for kind, what in _ALONE.items():
+        others = [other for other in given if other != kind]
+        if kind in given and others:
+            raise EkdError(f"{what} is one model, and so without {' and '.join(others)} of its own")
+    if "teacher" in given:
+        return choose_teacher(given["teacher"], label, folder)
+    if "untrained" in given:
+        file = folder / Path(os.path.expanduser(given["untrained"]))
+        model_config = find_model_config(str(file) if file.is_file() else given["untrained"], "--untrained")
+        return Upstream(STUDENT, label or "untrained student", model_config=model_config, named=label is not None)
+    name = given.get("upstream")
+    if "ckpt" in given:
+        return _choose_checkpoint(folder / Path(os.path.expanduser(given["ckpt"])), name, label)
+    if name is None:
+        raise EkdError(_NOTHING)
+    if name in (STUDENT, TEACHER):
+        raise EkdError(f"--upstream {name}: give {'--ckpt CKPT' if name == STUDENT else '--teacher SOURCE'} instead")
+    return Upstream(name, label or name, named=label is not None)
+
+
+def choose_teacher(source: str, label: str | None, folder: Path = Path()) -> Upstream:
     """Find a teacher by its source; no weights are read.
 
     Raises:
@@ -165,7 +184,7 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     """
     if source.startswith(S3PRL):
         raise EkdError(f"--teacher {source}: is an upstream of s3prl's own; give its name to --upstream instead")
-    path = model_path(source)
+    path = model_path(source, folder) or model_path(source)
     source = source if path is None else str(path.resolve())
     check_source(source, "--teacher")
     from s3prl_ekd.teachers import sources  # torch: not needed for --help and the mistakes above
@@ -174,39 +193,20 @@ def choose_teacher(source: str, label: str | None) -> Upstream:
     return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source, named=label is not None)
 
 
-def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, label: str | None) -> Upstream:
-    """Find a student or an upstream; a name with a checkpoint is s3prl's ``-u NAME -k FILE``.
+def _choose_checkpoint(ckpt: Path, name: str | None, label: str | None) -> Upstream:
+    if not ckpt.exists():
+        raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
+    from s3prl_ekd.student_checkpoint import is_student  # torch: not needed for --help
 
-    Raises:
-        EkdError: a file that is not there, or values that do not go together.
-    """
-    if untrained is not None and (ckpt is not None or name is not None):
-        raise EkdError("untrained: one model, and so without a ckpt or upstream of its own")
-    if untrained is not None:
-        model_config = find_model_config(untrained, "--untrained")
-        return Upstream(STUDENT, label or "untrained student", model_config=model_config, named=label is not None)
-    if ckpt is not None:
-        if not ckpt.exists():
-            raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
-        from s3prl_ekd.student_checkpoint import is_student  # torch: not needed for --help
-
-        if name is not None and not name.startswith(STUDENT) and is_student(ckpt):
-            raise EkdError(
-                f"--ckpt {ckpt}: a student, which s3prl's {name} does not read; to set the two side by side, give them "
-                f"labels: --ckpt LABEL={ckpt} --upstream {name}"
-            )
-        path = student_checkpoint(ckpt) if name is None or name.startswith(STUDENT) else ckpt.resolve()
-        own = label or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
-        return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
-    if name is None:
-        raise EkdError("nothing to evaluate: give --ckpt CKPT, --upstream NAME or --untrained MODEL")
-    if name in (STUDENT, TEACHER):
-        raise EkdError(f"--upstream {name}: give {'--ckpt CKPT' if name == STUDENT else '--teacher SOURCE'} instead")
-    return Upstream(name, label or name, named=label is not None)
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(os.path.expanduser(text))
+    ours = name is None or name.startswith(STUDENT)
+    if not ours and is_student(ckpt):
+        raise EkdError(
+            f"--ckpt {ckpt}: a student, which s3prl's {name} does not read; to set the two side by side, give them "
+            f"labels: --ckpt LABEL={ckpt} --upstream {name}"
+        )
+    path = student_checkpoint(ckpt) if ours else ckpt.resolve()
+    own = label or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
+    return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
 
 
 def student_checkpoint(path: Path) -> Path:

@@ -7,8 +7,6 @@ make bench BENCH=step BENCH_JSON=step.json
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import common, distort, growth, kernels, memory, models, optimizer, profile, step
-from s3prl_ekd.environment import versions
 
 BENCHES = {
     "step": step.run,
@@ -53,22 +50,13 @@ def main() -> int:
     options.clip_seconds = options.clip_seconds or (15.6 if gpu else 3.0)
     options.precision = options.precision or ("bf16" if gpu else "fp32")
     options.student_precision = options.student_precision or options.precision
-    results: dict[str, object] = {
-        name: bench(options) for name, bench in BENCHES.items() if options.bench in ("all", name)
-    }
+    results = {name: bench(options) for name, bench in BENCHES.items() if options.bench in ("all", name)}
     for name, values in results.items():
         table = Table(title=name, show_header=False)
         for key, value in _flat(values):
             table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
         Console().print(table)
-    results |= {
-        "machine": common.machine(options.device),
-        "versions": versions(),
-        "command": shlex.join([Path(sys.executable).name, "-m", "benchmarks", *sys.argv[1:]]),
-    }
-    Console().print(results["machine"])
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+    Console().print(common.save(results, options.json, options.device, "benchmarks")["machine"])
     return 0
 
 

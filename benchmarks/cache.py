@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,7 +33,6 @@ from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
-from s3prl_ekd.environment import versions
 from s3prl_ekd.shape import HUBERT_BASE
 
 HUB = {"hubert": "hubert_base", "robust_hubert": "hubert_base_robust_mgr", "wavlm": "wavlm_base_plus"}
@@ -167,10 +165,7 @@ def main() -> None:
     result: dict[str, Any] = {"epoch": epochs(options.size, options.clips, options.seconds, options.pairs)}
     if not options.no_reading:
         result["reading"] = reading(clips=48, seconds=15.6, batch=24)
-    result |= {"machine": common.machine("cpu"), "versions": versions(), "command": sys.argv}
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(common.save(result, options.json, "cpu", "benchmarks.cache"), indent=2))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import resource
+import shlex
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from s3prl_ekd.environment import versions
 from s3prl_ekd.model import onednn
 from s3prl_ekd.shape import HUBERT_BASE, EncoderShape
 from s3prl_ekd.teachers.sources import describe
@@ -83,6 +88,21 @@ def machine(device: str) -> dict[str, Any]:
         "load_average": _load(),
     }
     return info
+
+
+def children_seconds() -> float:
+    """Processor time of all child processes that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def save(result: dict[str, Any], file: Path | None, device: str, module: str) -> dict[str, Any]:
+    """The result with where it comes from (machine, versions, the command of ``module``); written, where to a file."""
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
+    result = result | {"machine": machine(device), "versions": versions(), "command": command}
+    if file:
+        file.write_text(json.dumps(result, indent=2) + "\n")
+    return result
 
 
 def _processor() -> str:

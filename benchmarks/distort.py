@@ -1,6 +1,6 @@
 """Speed of the distortions: audio seconds per second for one worker, and for a DataLoader with two.
 
-    python benchmarks/distort.py [--json FILE] [--seconds 15] [--noise FOLDER] [--rooms FOLDER]
+    python -m benchmarks.distort [--json FILE] [--seconds 15] [--noise FOLDER] [--rooms FOLDER]
 
 Without --noise and --rooms it makes its own files: 16-bit WAV noise of 20 s (MUSAN and WHAM! are WAV), room responses
 of 0.5 s. The clips are FLAC, as LibriSpeech is. Each figure is the median of several passes over different files, by
@@ -15,7 +15,6 @@ import gc
 import json
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -27,6 +26,7 @@ import numpy as np
 import soundfile
 import torch
 
+from benchmarks import common
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
 from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.data.batches import make_loader
@@ -90,7 +90,7 @@ def loader_speed(table: LengthTable, distorter: Distorter | None, workers: int) 
     whole = LengthTable(table.paths * BATCHES, np.tile(table.samples, BATCHES))
     config = DataConfig(num_workers=workers, train_batch_size=24, libri_root="-", file_path="-", sets=["-"])
     loader, _ = make_loader(whole, config, 0, distorter)
-    rates, total, used = [], 0.0, children_seconds()
+    rates, total, used = [], 0.0, common.children_seconds()
     for _ in range(4):
         start = time.perf_counter()
         heard = sum(batch.seconds for batch in loader)
@@ -98,13 +98,7 @@ def loader_speed(table: LengthTable, distorter: Distorter | None, workers: int) 
         total += heard
     del loader  # ends the workers, whose time is known when they have ended
     gc.collect()
-    return {"clock": statistics.median(rates[1:]), "processor": workers * total / (children_seconds() - used)}
-
-
-def children_seconds() -> float:
-    """Processor time of all child processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    return {"clock": statistics.median(rates[1:]), "processor": workers * total / (common.children_seconds() - used)}
 
 
 def machine() -> dict[str, object]:
@@ -171,7 +165,7 @@ def measure(seconds: float, noise: str | None = None, rooms: str | None = None) 
 
 
 def run(options: Any) -> dict[str, Any]:
-    """(d) For ``make bench``: clips of ``options.clip_seconds``."""
+    """For ``make bench``: clips of ``options.clip_seconds``."""
     torch.set_num_threads(1)
     return measure(options.clip_seconds)
 

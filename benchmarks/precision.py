@@ -9,10 +9,7 @@ random weights, AdamW, warm-up and decay) in one process; everything but the pre
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ import yaml
 from benchmarks import common
 from benchmarks.step import student_config
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.environment import versions
 from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
 
 WINDOW = 25  # steps whose losses are averaged into one point of a curve
@@ -98,10 +94,7 @@ def main() -> None:
         print(f"{p['step']:5d}  fp32 {p['fp32']:.4f}  bf16 {p['bf16']:.4f}  fp32 over seeds {spread}")
     print(f"largest difference of bf16 {result['largest_bf16_difference']:.4f}, "
           f"median range over seeds {result['median_seed_range']:.4f}")  # fmt: skip
-    command = shlex.join(["python", "-m", "benchmarks.precision", *sys.argv[1:]])
-    result |= {"machine": common.machine(options.device), "versions": versions(), "command": command}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    common.save(result, options.json, options.device, "benchmarks.precision")
 
 
 if __name__ == "__main__":

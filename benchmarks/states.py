@@ -9,11 +9,7 @@ so that a busy machine matters less; about ten of them are imports. A short run 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import shlex
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import replace
@@ -21,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from s3prl_ekd.environment import versions
 from s3prl_ekd.evaluate.models import choose_models
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset
@@ -32,11 +27,10 @@ WARM_UP = 10  # steps
 
 def spent(command: list[str], log: Path) -> tuple[float, float]:
     """Wall-clock and processor seconds of a command."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    before, start = common.children_seconds(), time.perf_counter()
     with log.open("w") as stream:
         subprocess.run(command, stdout=stream, stderr=stream, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.perf_counter() - start, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return time.perf_counter() - start, common.children_seconds() - before
 
 
 def measure(options: Any, folder: Path) -> dict[str, dict[str, float]]:
@@ -82,10 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         result: dict[str, Any] = dict(measure(options, Path(folder)))
-    command = shlex.join(["python", "-m", "benchmarks.states", *sys.argv[1:]])
-    result |= {"machine": common.machine(options.device), "versions": versions(), "command": command}
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+    common.save(result, options.json, options.device, "benchmarks.states")
 
 
 if __name__ == "__main__":

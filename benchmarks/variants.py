@@ -31,6 +31,7 @@ from benchmarks import common
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.environment import versions
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.table import markdown_table
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.stand_ins import TINY, write_stand_ins
@@ -241,9 +242,7 @@ COLUMNS = ("variant", "first", "last", "change", "heads that fell", "audio s / c
 
 def markdown(results: dict[str, dict[str, Any]]) -> str:
     """The table as docs/variants.md has it."""
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|---|" + "---:|" * (len(COLUMNS) - 1)]
-    lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows(results)]
-    return "\n".join(lines) + "\n"
+    return markdown_table([COLUMNS, *([f"`{row[0]}`", *row[1:]] for row in rows(results))])
 
 
 def main() -> int:

@@ -16,6 +16,7 @@ from recipes.mini_superb.settings import Experiment, read_experiment, rows
 from recipes.mini_superb.statistics import METRICS, Items, Metric, difference, mean_and_error
 from recipes.mini_superb.students import DISTILLATION
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.table import markdown_table
 from s3prl_ekd.evaluate.tasks import TASKS
 
 HERE = Path(__file__).parent
@@ -143,7 +144,7 @@ def score_table(results: dict[str, Result]) -> str:
         spent = [facts["seconds"] for facts in result.distillation.values()]
         minutes = f"{sum(spent) / len(spent) / 60:.1f} min" if spent else ""
         lines.append([result.title, str(len(result.scores)), *cells, *size, minutes])
-    return markdown(lines, left=1)
+    return markdown_table(lines, left=1)
 
 
 def claim_table(results: dict[str, Result]) -> str:
@@ -152,7 +153,7 @@ def claim_table(results: dict[str, Result]) -> str:
     for letter, text, first, second in CLAIMS:
         if first in results and second in results:
             lines.append([letter, text, *_gains(results[first], results[second])])
-    return markdown(lines, left=2)
+    return markdown_table(lines, left=2)
 
 
 def teacher_table(results: dict[str, Result]) -> str:
@@ -161,7 +162,7 @@ def teacher_table(results: dict[str, Result]) -> str:
     for first, second in TEACHER_CLAIMS:
         if first in results and second in results:
             lines.append([first, results[second].title, *_gains(results[first], results[second])])
-    return markdown(lines, left=2)
+    return markdown_table(lines, left=2)
 
 
 def _gains(first: Result, second: Result) -> list[str]:
@@ -174,13 +175,6 @@ def _gains(first: Result, second: Result) -> list[str]:
         text = f"{found.gain:+.1f} ± {found.error:.1f}"
         cells.append(f"**{text}**" if found.beyond_noise else text)
     return cells
-
-
-def markdown(lines: list[list[str]], left: int) -> str:
-    """A table; the first ``left`` columns are text, the others numbers."""
-    rule = "|" + "---|" * left + "---:|" * (len(lines[0]) - left)
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    return "\n".join([text[0], rule, *text[1:]]) + "\n"
 
 
 def fill(page: str, tables: dict[str, str]) -> str:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.evaluate.scores_file import by_seed
-from s3prl_ekd.evaluate.table import MISSING, cell, plain_table
+from s3prl_ekd.evaluate.table import MISSING, cell, markdown_table, plain_table
 from s3prl_ekd.evaluate.tasks import TASKS, Task, shown
 
 NOTE = "Dev scores in %, for ER the mean over folds; the picked rate of each row is marked, and it alone is tested."
@@ -105,17 +105,15 @@ def grid_tables(records: Sequence[dict[str, Any]]) -> list[Table]:
 
 def grid_markdown(records: Sequence[dict[str, Any]]) -> str:
     """The grids of :func:`grid_tables` in Markdown; empty where nothing was searched."""
-    lines: list[str] = []
+    tables = []
     for grid in grids(records):
         seed = ["seed"] if grid.several_seeds else []
-        lines += [f"### {grid.title}", ""]
-        lines.append("| " + " | ".join(["upstream", *seed, *(f"{rate:g}" for rate in grid.rates), "test"]) + " |")
-        lines.append("|---|" + "---:|" * (len(seed) + len(grid.rates) + 1))
+        lines = [["upstream", *seed, *(f"{rate:g}" for rate in grid.rates), "test"]]
         for row in grid.rows:
             cells = [
                 f"**{row.cell(rate)}**" if rate == row.picked else row.cell(rate) or MISSING for rate in grid.rates
             ]
             own = [str(row.seed)] if seed else []
-            lines.append("| " + " | ".join([row.label.replace("|", "\\|"), *own, *cells, cell(row.test)]) + " |")
-        lines.append("")
-    return "\n".join([*lines, NOTE, ""]) if lines else ""
+            lines.append([row.label, *own, *cells, cell(row.test)])
+        tables.append(f"### {grid.title}\n\n{markdown_table(lines)}")
+    return "\n".join([*tables, f"{NOTE}\n"]) if tables else ""

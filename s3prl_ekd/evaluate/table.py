@@ -127,15 +127,18 @@ def score_markdown(records: Sequence[dict[str, Any]]) -> str:
     columns = columns_of(records)
     best = {column: best_rows(records, column) for column in columns}
     sizes = costs(records)
-    headings = [heading for heading, _ in sizes] + [column.heading for column in columns]
-    lines = ["| upstream | " + " | ".join(headings) + " |"]
-    lines.append("|---|" + "---:|" * len(headings))
+    lines = [["upstream", *(heading for heading, _ in sizes), *(column.heading for column in columns)]]
     for row, record in enumerate(records):
-        cells = [size[row] for _, size in sizes]
-        cells += [f"**{column.cell(record)}**" if row in best[column] else column.cell(record) for column in columns]
-        lines.append("| " + " | ".join([record["label"].replace("|", "\\|"), *cells]) + " |")
-    lines += ["", footnote(records), ""]
-    return "\n".join(lines)
+        cells = [f"**{column.cell(record)}**" if row in best[column] else column.cell(record) for column in columns]
+        lines.append([record["label"], *(size[row] for _, size in sizes), *cells])
+    return f"{markdown_table(lines)}\n{footnote(records)}\n"
+
+
+def markdown_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Cells, headings first, as a table in Markdown whose first ``left`` columns are text, the others numbers."""
+    rule = "|" + "---|" * left + "---:|" * (len(lines[0]) - left)
+    first, *rest = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join([first, rule, *rest]) + "\n"
 
 
 def footnote(records: Sequence[dict[str, Any]]) -> str:

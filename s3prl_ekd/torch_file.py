@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +34,7 @@ _ADMITTED: list[Any] = [
     (argparse.Namespace, "argparse.Namespace"),
     *((_Inert, f"{module}.{name}") for module in ("optimizers", "s3prl.optimizers") for name in _SCHEDULES),
 ]
+_admitting = threading.Lock()  # torch's list of them is one for the process, and runs of evaluate end side by side
 
 
 def is_zip(path: Path) -> bool:
@@ -62,7 +64,7 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
         raise EkdError(f"{path}: is a folder, expected a file" if path.is_dir() else f"{path}: no such file")
     mmap = mmap and is_zip(path)
     try:
-        with torch.serialization.safe_globals(list(admitted)):
+        with _admitting, torch.serialization.safe_globals(list(admitted)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):

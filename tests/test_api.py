@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +101,12 @@ def test_features_are_state_0_of_the_upstream(tmp_path: Path) -> None:
         hidden_states = UpstreamExpert(str(file)).eval()(clips)["hidden_states"]
     assert torch.equal(out.features, hidden_states[0])
     assert all(torch.equal(out.states[layer], state) for layer, state in enumerate(hidden_states) if layer)
+
+
+def test_threads_may_read_checkpoints_side_by_side(tmp_path: Path) -> None:
+    """Torch's list of the classes that a file may hold is one for the process."""
+    file = tmp_path / "states.ckpt"
+    torch.save({"Args": argparse.Namespace(x=1)}, file)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(s3prl_ekd.read_torch_file, [file] * 2000))
+    assert all(one["Args"].x == 1 for one in found)

@@ -31,7 +31,6 @@ from s3prl_ekd.whole_file import whole_file
 
 DISTILLATION = "distillation.json"
 MADE_BY = "made_by.json"
-_torch = threading.Lock()  # torch's list of safe classes is one for the process, and rows read checkpoints side by side
 
 
 def model_config(experiment: Experiment, row: Row) -> dict[str, Any]:
@@ -226,6 +225,6 @@ def _write_start(config_file: Path, out: Path) -> None:
 def _once(out: Path, make: Any) -> Path:
     """``make(path)`` unless ``out`` is there; whole or not at all."""
     if not out.is_file():
-        with _torch, whole_file(out) as partial:
+        with whole_file(out) as partial:
             make(partial)
     return out

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shlex
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from s3prl_ekd.writable import empty_folder
 LOGS = {"train": "train.log", "test": "evaluate.log"}
 """Phase -> the file in the run's folder that gets the output of its native command."""
 log = logging.getLogger(__name__)
-_loading = threading.Lock()  # torch's list of safe classes is one for the process, and runs may end together
 
 
 def check_marker(run: Run) -> None:
@@ -177,9 +175,8 @@ def _trained(run: Run, seconds: float) -> Trained:
 
 def checkpoint_step(path: Path) -> int | None:
     """The training step at which a downstream checkpoint was saved."""
-    state = load_downstream_checkpoint(path)
-    step = state.get("Step")
-    return int(step) if step is not None else None
+    step = load_downstream_checkpoint(path).get("Step")
+    return None if step is None else int(step)
 
 
 def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
@@ -190,8 +187,7 @@ def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
     """
     from s3prl_ekd.torch_file import read_torch_file  # here: a plan and a table need no torch
 
-    with _loading:
-        state = read_torch_file(path)
+    state = read_torch_file(path)
     if "Featurizer" not in state:
         raise EkdError(f"{path}: not a checkpoint of s3prl's downstream runner: no key 'Featurizer'")
     return state

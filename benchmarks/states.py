@@ -43,8 +43,8 @@ def measure(options: Any, folder: Path) -> dict[str, dict[str, float]]:
         items = {f"config.runner.{key}": str(steps) for key in ("total_steps", "eval_step", "save_step")}
         run = make_plan(
             [TASKS[options.task]], options.data.resolve(), folder / name, model,
-            {options.task: {**chosen["tasks"][options.task], **items}}, folds=folds,
-            normalize=chosen["normalize"], cache=cache,
+            {options.task: {**chosen.tasks[options.task], **items}}, folds=folds,
+            normalize=chosen.normalize, cache=cache,
         )[0]  # fmt: skip
         command = replace(run, device=options.device).train_command()
         wall, processor = spent(command, folder / f"{name}.log")

@@ -50,7 +50,7 @@ def test_the_single_form_names_its_folders_as_ever(data, tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_grids_of_presets_are_rates_of_known_tasks(name):
-    grid = preset(name)["grid"]
+    grid = preset(name).grid
     assert set(grid) <= set(TASKS)
     for task, rates in grid.items():
         assert check_rates(rates, f"{name}.{task}") == rates
@@ -67,8 +67,8 @@ def test_the_hidden_sets_settings(tmp_path):
         text = (resources.files("s3prl_ekd.downstream_configs") / f"{name}.yaml").read_text()
         (folder / f"{name}.yaml").write_text(text)
     chosen = preset("hidden")
-    assert chosen["normalize"]
-    runs = plan(folder, tmp_path, overrides=chosen["tasks"], rates=chosen["grid"], folds=["fold1"])
+    assert chosen.normalize
+    runs = plan(folder, tmp_path, overrides=chosen.tasks, rates=chosen.grid, folds=["fold1"])
     steps = {run.task.name: run.effective_config()["runner"]["total_steps"] for run in runs}
     assert steps == {"pr": 1000, "sid": 5000, "er": 2500, "asr": 10_000}
     rates = {name: {run.rate for run in runs if run.task.name == name} for name in TASKS}

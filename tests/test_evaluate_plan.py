@@ -63,7 +63,7 @@ def test_one_run_a_task_and_a_fold(data, tmp_path):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_trains_and_chooses_on_dev(data, tmp_path, name):
-    for run in plan(data, tmp_path, overrides=preset(name)["tasks"]):
+    for run in plan(data, tmp_path, overrides=preset(name).tasks):
         runner = run.effective_config()["runner"]
         assert runner["total_steps"] % runner["eval_step"] == 0, "the last step is evaluated"
         assert runner["total_steps"] % runner["save_step"] == 0, "the last step is saved"
@@ -71,7 +71,7 @@ def test_every_preset_trains_and_chooses_on_dev(data, tmp_path, name):
 
 
 def test_commands_are_what_s3prl_expects(data, tmp_path):
-    overrides = preset("tiny")["tasks"]
+    overrides = preset("tiny").tasks
     for run in plan(data, tmp_path, overrides=overrides, seeds=[7], normalize=True):
         args, pairs = native(run.train_command())
         assert (args.mode, args.a, args.seed, args.device) == ("train", True, 7, "cpu")
@@ -93,7 +93,7 @@ def test_commands_are_what_s3prl_expects(data, tmp_path):
 
 
 def test_recipe_is_untouched_by_default(data, tmp_path):
-    for run in plan(data, tmp_path, "pr,sid,asr", overrides=preset("superb")["tasks"]):
+    for run in plan(data, tmp_path, "pr,sid,asr", overrides=preset("superb").tasks):
         assert run.effective_config() == yaml.safe_load(run.config.read_text())
         assert "-o" not in run.train_command()
 
@@ -109,7 +109,7 @@ def test_cached_states_are_part_of_a_run_and_their_place_is_not(data, tmp_path):
 
 
 def test_dry_run_is_ready_to_paste(data, tmp_path):
-    text = commands_text(plan(data, tmp_path, overrides=preset("small")["tasks"]))
+    text = commands_text(plan(data, tmp_path, overrides=preset("small").tasks))
     lines = [shlex.split(line) for line in text.splitlines() if not line.startswith("#")]
     assert len(lines) == 12
     assert all(native(words[words.index("-m") - 1 :])[0].mode in ("train", "evaluate") for words in lines)

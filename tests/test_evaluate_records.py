@@ -21,7 +21,7 @@ from s3prl_ekd.evaluate.tasks import TASKS
 def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     runs = plan(data, tmp_path)
     results = run_all(runs, board, jobs=2)
-    common = made_by(runs[0].upstream, runs, "tiny")
+    common = made_by(runs, "tiny")
     record = read_scores(write_scores(collect(common, runs, results, ["cpu"]), tmp_path / "out"))
     tasks = record["tasks"]
     assert tasks["pr"]["per"] == pytest.approx(100 / 3)
@@ -52,7 +52,7 @@ def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, capl
 
     def scores(*tasks):
         runs = plan(data, tmp_path, tasks)
-        common = made_by(runs[0].upstream, runs, "tiny")
+        common = made_by(runs, "tiny")
         earlier = earlier_record(common, tmp_path / "out")
         write_scores(collect(common, runs, run_all(runs, board), ["cpu"], earlier=earlier), tmp_path / "out")
         return read_scores(tmp_path / "out")["tasks"]
@@ -93,7 +93,7 @@ def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp
     assert evaluate(data, tmp_path, tasks="pr") == 0
     out = tmp_path / "out"
     [run] = plan(data, tmp_path, ["pr"])
-    common = made_by(run.upstream, [run], "superb")
+    common = made_by([run], "superb")
     assert list(earlier_record(common, out)["tasks"]) == ["pr"]
     assert len(common) == 9
     for key in set(common) - {"label"}:
@@ -157,7 +157,7 @@ def test_disagreement_with_the_runner_is_said(data, tmp_path, stand_in, board, m
 
     monkeypatch.setattr(running, "runner_scores", lambda task, output, split: [99.0])
     runs = plan(data, tmp_path, ["pr"])
-    record = collect(made_by(runs[0].upstream, runs, "tiny"), runs, run_all(runs, board), ["cpu"])
+    record = collect(made_by(runs, "tiny"), runs, run_all(runs, board), ["cpu"])
     assert record["tasks"]["pr"]["per"] == 99.0  # the number of record stays the runner's
     assert "fbank, pr: the prediction files do not give the runner's number" in score_markdown([record])
 

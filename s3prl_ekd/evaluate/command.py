@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
     parser.add_argument("--tasks", default=",".join(TASKS), metavar="T,T", help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
-    about = "; ".join(f"{name}: {preset(name)['about']}" for name in preset_names())
+    about = "; ".join(f"{name}: {preset(name).about}" for name in preset_names())
     parser.add_argument("--preset", default="superb", metavar="NAME", help=f"{about} (default: %(default)s)")
     parser.add_argument(
         "--lr", action="append", default=[], metavar="[TASK:]RATE,RATE,...",

@@ -67,12 +67,12 @@ def tell_second_rows(plans: Sequence[ModelPlan], out: Path) -> None:
     rows = [row for folder, row in table_rows(out) if folder not in called]
     for plan in plans:
         for row in rows:
-            if other(row, made_by(plan.upstream, plan.runs, ""), MODEL) is None:
+            if other(row, made_by(plan.runs, ""), MODEL) is None:
                 log.warning("%s: the model of the row %s, which is measured again", plan.upstream.label, row["label"])
 
 
 def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> None:
-    key = other(record, made_by(plan.upstream, plan.runs, ""), MODEL)
+    key = other(record, made_by(plan.runs, ""), MODEL)
     if key is None:
         return
     label = record["label"]
@@ -94,7 +94,7 @@ def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> Non
 
 def _check_settings(plan: ModelPlan, records: Sequence[Mapping[str, Any]], preset: str, where: str) -> None:
     """Refuse settings, or overrides of a task, that no record has; of a table that ``--overwrite`` mixed, take any."""
-    now = made_by(plan.upstream, plan.runs, preset)
+    now = made_by(plan.runs, preset)
     unlike = [(record, other(record, now, SETTINGS)) for record in records]
     found = [
         f"{_OPTIONS[key]} {_shown(record.get(key))} ({record['label']}), now {_shown(now[key])}"

@@ -118,7 +118,7 @@ def table_rows(out: Path) -> list[tuple[str, dict[str, Any]]]:
     """Folder and record of each row of the table in ``out``: of all folders that hold a record under their own name.
 
     The table's file says their order, and which are rows under another name. It may lack some: a call may have been
-    killed before it was written. None where ``out`` holds the scores of one model.
+    killed before it was written. Empty where ``out`` holds the scores of one model.
     """
     if own_record(out) is not None or not out.is_dir():
         return []

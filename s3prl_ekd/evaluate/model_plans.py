@@ -33,7 +33,7 @@ def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
     if not args.data.is_dir():
         raise EkdError(f"--data {args.data}: no such folder; s3prl-ekd prepare ... --out {args.data} makes it")
     given = parse_overrides(args.override)
-    rates = choose_rates(chosen["grid"], args.lr, given)
+    rates = choose_rates(chosen.grid, args.lr, given)
     _check_effect(args, [task.name for task in tasks])
     seeds = parse_seeds(args.seeds)
     models = choose_models(args.given or [], args.models, args.label)
@@ -46,12 +46,12 @@ def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
             tasks,
             data=args.data.resolve(),
             upstream=model,
-            overrides={name: {**chosen["tasks"][name], **given[name]} for name in TASKS},
+            overrides={name: {**chosen.tasks[name], **given[name]} for name in TASKS},
             folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
             seeds=seeds,
             rates=rates,
             cache=None if args.cache_states is None else cache_folder(args.cache_states),
-            normalize=chosen["normalize"] if normalize is None else normalize,
+            normalize=chosen.normalize if normalize is None else normalize,
             **where,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import copy
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -25,8 +26,21 @@ def preset_names() -> list[str]:
     return list(_table())
 
 
-def preset(name: str) -> dict[str, Any]:
-    """One preset: ``{"about": str, "normalize": bool, "tasks": {task: Overrides}, "grid": {task: [rate, ...]}}``.
+@dataclass(frozen=True)
+class Preset:
+    """How tasks are trained."""
+
+    about: str
+    """For ``--help``."""
+    normalize: bool
+    """s3prl's ``--upstream_feature_normalize``."""
+    tasks: dict[str, Overrides]
+    grid: dict[str, list[float]]
+    """Task -> learning rates to search; a task that is not there trains at its configuration's."""
+
+
+def preset(name: str) -> Preset:
+    """A preset by its name.
 
     Raises:
         EkdError: a name that is not in the table.
@@ -43,12 +57,8 @@ def preset(name: str) -> dict[str, Any]:
         if workers is not None:
             items[TASKS[task].workers_key] = workers
         tasks[task] = {key: literal(key, value) for key, value in items.items()}
-    return {
-        "about": entry["about"],
-        "normalize": bool(entry.get("upstream_feature_normalize", False)),
-        "tasks": tasks,
-        "grid": {task: [float(rate) for rate in rates] for task, rates in entry.get("lr", {}).items()},
-    }
+    grid = {task: [float(rate) for rate in rates] for task, rates in entry.get("lr", {}).items()}
+    return Preset(entry["about"], bool(entry.get("upstream_feature_normalize", False)), tasks, grid)
 
 
 def literal(key: str, value: Any) -> str:

@@ -9,12 +9,12 @@ from typing import Any
 
 from s3prl_ekd import environment
 from s3prl_ekd.evaluate.inputs import model_digest
-from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import Run
 
 
-def made_by(upstream: Upstream, runs: Sequence[Run], preset: str) -> dict[str, Any]:
-    """The model and the settings that all tasks of one record share (``conditions.py``), and its label."""
+def made_by(runs: Sequence[Run], preset: str) -> dict[str, Any]:
+    """The model and the settings that all runs of one record share (``conditions.py``), and its label."""
+    upstream = runs[0].upstream
     return {
         "label": upstream.label,
         "upstream": upstream.name,

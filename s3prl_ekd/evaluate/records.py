@@ -56,7 +56,7 @@ def write_records(
     called: dict[str, dict[str, Any] | None] = {}
     done = False
     for plan, cost in zip(plans, costs, strict=True):
-        common = made_by(plan.upstream, plan.runs, preset)
+        common = made_by(plan.runs, preset)
         runs = finished_runs(plan.runs, results)
         record = earlier_record(common, plan.out, {run.task.name for run in plan.runs}) if runs or table else None
         if runs:

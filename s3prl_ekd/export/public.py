@@ -16,6 +16,7 @@ from typing import Any
 
 import editdistance
 
+from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.marker import MARKER
@@ -234,9 +235,9 @@ def _collect(task: Task, folders: Mapping[str | None, Path]) -> list[Prediction]
         if unknown:
             raise EkdError(f"{source}: {unknown[0]} is no utterance of the test set; the site would not score the task")
         if task.name == "er":
-            strange = sorted(set(ours.values()) - {"neu", "hap", "ang", "sad"})
+            strange = sorted(set(ours.values()) - {*SUPERB_EMOTIONS})
             if strange:
-                raise EkdError(f"{source}: label {strange[0]!r}; the site knows neu, hap, ang, sad")
+                raise EkdError(f"{source}: label {strange[0]!r}; the site knows {', '.join(SUPERB_EMOTIONS)}")
         place = PLACES[task.name].format(fold=fold)
         predictions.append(Prediction(task, source, place, site_score(task, ours, truth), len(truth)))
     return predictions

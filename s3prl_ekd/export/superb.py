@@ -16,6 +16,7 @@ from torch import Tensor
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import CARD, output_folder, write_license
+from s3prl_ekd.export.isolated import TASKS
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.torch_file import read_torch_file, write_torch_file
@@ -23,8 +24,6 @@ from s3prl_ekd.whole_file import whole_file
 
 log = logging.getLogger(__name__)
 
-# The keys that the organisers' validator asks for (superb-submission template, cli.py)
-TASKS = ("PR", "SID", "ER", "ASR", "QbE", "ASV", "SD", "ST", "SE", "SS", "secret")
 FORMAT = 1
 REQUIREMENTS = "torch>=1.13\n"
 

@@ -15,7 +15,7 @@ from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.table import score_table
 from s3prl_ekd.report import comparison
 from s3prl_ekd.report.earlier import stale_figures
-from s3prl_ekd.report.page import write_page
+from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.sources import Pretraining, read_results
 from s3prl_ekd.writable import output_file
@@ -60,9 +60,10 @@ def run(args: argparse.Namespace) -> int:
     figures = write_pngs(folder, pretrainings, evaluations)
     for old in stale_figures(args.out, figures):
         old.unlink()
-    page = write_page(args.out, pretrainings, evaluations, args.title, args.note, args.reference, figures)
+    text = page(pretrainings, evaluations, args.title, args.note, args.reference, figures)
+    args.out.write_text(text, encoding="utf-8")
     beside = f" [dim]and {len(figures)} PNG files in {escape(str(folder))}/[/]" if figures else ""
-    console.print(f"{escape(str(page))}{beside}", highlight=False, soft_wrap=True)
+    console.print(f"{escape(str(args.out))}{beside}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -22,30 +22,6 @@ from s3prl_ekd.report.stylesheet import STYLESHEET
 from s3prl_ekd.version import __version__
 
 
-def write_page(
-    path: Path,
-    pretrainings: list[Pretraining],
-    evaluations: list[Evaluation],
-    title: str = "Ensemble knowledge distillation: report",
-    notes: Sequence[str] = (),
-    reference: bool = False,
-    figures: Sequence[Path] = (),
-) -> Path:
-    """Write the page.
-
-    Args:
-        path: the file.
-        pretrainings, evaluations: what it shows.
-        title: its heading.
-        notes: plain sentences shown on top.
-        reference: adds other systems' published rows.
-        figures: the PNG files that were written with it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(pretrainings, evaluations, title, notes, reference, figures), encoding="utf-8")
-    return path
-
-
 def page(
     pretrainings: list[Pretraining],
     evaluations: list[Evaluation],
@@ -54,7 +30,15 @@ def page(
     reference: bool = False,
     figures: Sequence[Path] = (),
 ) -> str:
-    """The page's text; the arguments are :func:`write_page`'s."""
+    """The page's text.
+
+    Args:
+        pretrainings, evaluations: what it shows.
+        title: its heading.
+        notes: plain sentences shown on top.
+        reference: adds other systems' published rows.
+        figures: the PNG files that were written with it.
+    """
     date = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y")
     records = [one.scores for one in evaluations]
     sections = [

@@ -8,13 +8,10 @@ from pathlib import Path
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.score_figures import cost_png, grid_png
 from s3prl_ekd.report.sources import Evaluation, Pretraining
-from s3prl_ekd.report.style import LIGHT, Theme
 
 
-def write_pngs(
-    folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation], theme: Theme = LIGHT
-) -> list[Path]:
-    """Write the figures (light by default) into ``folder``, which is made where there are any; returns their paths."""
+def write_pngs(folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> list[Path]:
+    """Write the figures, light ones, into ``folder``, which is made where there are any; returns their paths."""
     records = [one.scores for one in evaluations]
     figures: dict[str, bytes | None] = {}
     taken: set[str] = set()
@@ -22,12 +19,12 @@ def write_pngs(
         choices = itertools.chain([run.name], (f"{run.name}-{number}" for number in itertools.count(2)))
         name = next(choice for choice in choices if choice not in taken)
         taken.add(name)
-        figures[f"{name}-loss-per-head.png"] = head_losses_png(run, theme) if run.heads() else None
-        figures[f"{name}-loss.png"] = overview_png(run, theme)
-    figures["pretraining-runs.png"] = comparison_png(pretrainings, theme) if len(pretrainings) > 1 else None
-    figures["learning-rates.png"] = grid_png(records, theme)
-    figures["macs.png"] = cost_png(records, theme)
-    figures["layer-weights.png"] = layer_weights_png(evaluations, theme)
+        figures[f"{name}-loss-per-head.png"] = head_losses_png(run) if run.heads() else None
+        figures[f"{name}-loss.png"] = overview_png(run)
+    figures["pretraining-runs.png"] = comparison_png(pretrainings) if len(pretrainings) > 1 else None
+    figures["learning-rates.png"] = grid_png(records)
+    figures["macs.png"] = cost_png(records)
+    figures["layer-weights.png"] = layer_weights_png(evaluations)
     written = {folder / name: data for name, data in figures.items() if data is not None}
     if written:
         folder.mkdir(parents=True, exist_ok=True)

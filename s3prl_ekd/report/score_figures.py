@@ -123,29 +123,13 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
 def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: Theme, ring: bool = False) -> None:
     from matplotlib.lines import Line2D
 
-    names = list(dict.fromkeys(labels))
     handles = [
-        Line2D(
-            [],
-            [],
-            color=look[name].colour,
-            marker=look[name].marker,
-            linestyle=look[name].line if ring else "",
-            label=name,
-        )
-        for name in names
+        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.line if ring else "", label=name)
+        for name, one in {name: look[name] for name in labels}.items()
     ]
     if ring:
-        handles.append(
-            Line2D(
-                [],
-                [],
-                marker="o",
-                markersize=10,
-                markerfacecolor="none",
-                markeredgecolor=theme.text,
-                linestyle="",
-                label="picked",
-            )  # fmt: skip
-        )
+        handles.append(Line2D(
+            [], [], marker="o", markersize=10, markerfacecolor="none", markeredgecolor=theme.text, linestyle="",
+            label="picked",
+        ))  # fmt: skip
     legend_below(figure, handles)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluate_stand_in import evaluate, set_dev
+from evaluate_stand_in import calls, evaluate, set_dev, up
 from export_student import write_student
 
 from s3prl_ekd.cli import main
@@ -31,17 +31,9 @@ def runner(stand_in):
     """All calls are of the stand-in."""
 
 
-def calls(out: Path, name: str = "calls.txt") -> list[str]:
-    return (out / "runs" / name).read_text().split()
-
-
 def rows(out: Path) -> dict[str, tuple[str, list[str]]]:
     """Folder -> label and tasks."""
     return {folder.name: (record["label"], list(record["tasks"])) for folder, record in read_models(out)}
-
-
-def up(*models: str) -> list[str]:
-    return [word for model in models for word in ("--upstream", model)]
 
 
 def refused(capfd: pytest.CaptureFixture[str], status: int) -> str:
@@ -115,7 +107,7 @@ def test_a_row_that_was_renamed_in_its_folder_stays_one(data, tmp_path):
     for model in ("fbank", "x=fbank"):  # by the model, by the label
         assert evaluate(data, tmp_path, upstream=up(model), tasks="pr") == 0
         assert rows(out) == {"a": ("x", ["pr", "sid"]), "b": ("b", ["sid"])}
-    assert calls(out / "a") == ["sid", "pr"]
+    assert calls(out / "a") == ["pr", "sid"]
 
 
 def test_a_checkpoint_that_was_moved_is_said_to_be_the_same(data, tmp_path, capfd):
@@ -243,7 +235,7 @@ def test_the_configurations_own_rate_is_a_grids_run_of_that_rate(data, tmp_path)
     assert evaluate(data, tmp_path, "--lr", "0.1,0.01") == 0
     set_dev(tmp_path, (["voxceleb1", None, None, None, "sid"], 0.7))
     assert evaluate(data, tmp_path) == 0
-    assert calls(tmp_path / "out") == ["sid-lr0.1", "sid-lr0.01"]
+    assert calls(tmp_path / "out") == ["sid-lr0.01", "sid-lr0.1"]
     grid = read_scores(tmp_path / "out")["tasks"]["sid"]["grid"]
     assert {one["lr"]: one["picked"] for one in grid} == {0.1: True, 0.01: False}
 

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from evaluate_stand_in import evaluate, install_stand_in, make_data, set_dev
+from evaluate_stand_in import calls, evaluate, files, set_dev, up
 from export_student import write_student
 
 from s3prl_ekd.cli import main
@@ -17,26 +17,13 @@ from s3prl_ekd.evaluate.scores_file import read_models, read_scores
 from s3prl_ekd.evaluate.table import footnote
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    install_stand_in(tmp_path, monkeypatch)
-    return make_data(tmp_path / "DATA")
-
-
-def calls(folder: Path, name: str = "calls.txt") -> list[str]:
-    return sorted((folder / "runs" / name).read_text().split())
+@pytest.fixture(autouse=True)
+def runner(stand_in):
+    """All calls are of the stand-in."""
 
 
 def rows(out: Path) -> dict[str, list[str]]:
     return {record["label"]: list(record["tasks"]) for _, record in read_models(out)}
-
-
-def files(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".evaluate.lock"}
-
-
-def up(*models: str) -> list[str]:
-    return [word for model in models for word in ("--upstream", model)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows

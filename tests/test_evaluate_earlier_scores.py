@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from evaluate_stand_in import evaluate, install_stand_in, make_data, set_dev
+from evaluate_stand_in import calls, evaluate, files, set_dev
 from export_student import write_student
 
 from s3prl_ekd.evaluate import inputs
@@ -13,18 +13,9 @@ from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import weights_digest
 
 
-@pytest.fixture
-def data(tmp_path, monkeypatch):
-    install_stand_in(tmp_path, monkeypatch)
-    return make_data(tmp_path / "DATA")
-
-
-def calls(tmp_path, name="calls.txt") -> list[str]:
-    return sorted((tmp_path / "out" / "runs" / name).read_text().split())
-
-
-def files(folder) -> dict:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+@pytest.fixture(autouse=True)
+def runner(stand_in):
+    """All calls are of the stand-in."""
 
 
 SEVERAL = ("--upstream", "fbank", "--upstream", "mel=fbank")
@@ -52,10 +43,12 @@ def test_a_tested_rate_is_not_replaced_by_another(data, tmp_path, capfd):
     assert (
         "sid was tested there at learning rate 0.003, now 0.01; to pick on dev give all (--lr sid:0.003,0.01)" in told
     )
-    assert calls(tmp_path) == ["sid-lr0.003"] and read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.003
+    assert calls(tmp_path / "out") == ["sid-lr0.003"] and read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.003
 
     assert evaluate(data, tmp_path, "--lr", "0.003,0.01") == 0  # the finished one is not trained anew
-    assert calls(tmp_path) == ["sid-lr0.003", "sid-lr0.01"] and calls(tmp_path, "tests.txt") == ["sid-lr0.003"]
+    assert calls(tmp_path / "out") == ["sid-lr0.003", "sid-lr0.01"] and calls(tmp_path / "out", "tests.txt") == [
+        "sid-lr0.003"
+    ]
     assert evaluate(data, tmp_path, "--lr", "0.003") == 0  # the picked one alone: its score stays
     assert evaluate(data, tmp_path, "--lr", "0.01", tasks="pr") == 0  # another task
     assert evaluate(data, tmp_path, "--overwrite", "--lr", "0.01") == 0
@@ -78,7 +71,7 @@ def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(dat
     assert evaluate(data, tmp_path, "--lr", "0.01") == 2
     assert "give all (--lr sid:0.1,0.01)" in " ".join(capfd.readouterr().err.split())
     assert evaluate(data, tmp_path, "--lr", "0.1,0.01") == 0
-    assert calls(tmp_path) == ["sid", "sid-lr0.01"] and calls(tmp_path, "tests.txt") == ["sid"]
+    assert calls(tmp_path / "out") == ["sid", "sid-lr0.01"] and calls(tmp_path / "out", "tests.txt") == ["sid"]
     (data / "sid.yaml").write_text(config[:-1] + ', "optimizer": {"lr": 0.2}}')
     assert evaluate(data, tmp_path, "--lr", "0.3") == 2  # that score is of other data
     told = " ".join(capfd.readouterr().err.split())

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import wait
-from pathlib import Path
 
 import pytest
-from evaluate_stand_in import evaluate, set_dev
+from evaluate_stand_in import calls, evaluate, set_dev
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores
 from s3prl_ekd.export.public import export_public
-
-
-def calls(folder: Path, name: str = "calls.txt") -> list[str]:
-    return sorted((folder / "runs" / name).read_text().split())
-
 
 # ------------------------------------------------------------------------------------------------------------- running
 

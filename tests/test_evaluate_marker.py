@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from evaluate_stand_in import evaluate, make_data, plan
+from evaluate_stand_in import calls, evaluate, make_data, plan
 from export_student import write_student
 
 from s3prl_ekd.checked import read_yaml
@@ -25,7 +25,7 @@ def test_other_settings_are_refused_then_overwritten(data, tmp_path, stand_in, b
     with pytest.raises(EkdError, match="another normalize .False, now True.*--overwrite"):
         run_all(changed, board)
     run_all(changed, board, overwrite=True)
-    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["pr", "pr"]
+    assert calls(tmp_path / "out") == ["pr", "pr"]
 
 
 @pytest.mark.parametrize("what", ["checkpoint", "configuration", "table"])
@@ -43,7 +43,7 @@ def test_what_lies_under_the_same_path_may_have_changed(what, tmp_path, stand_in
     config.write_text("# the same, prepared again\n" + config.read_text())
     os.utime(student, (1, 1))
     run_all(planned(), board)
-    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["sid"]
+    assert calls(tmp_path / "out") == ["sid"]
     if what == "checkpoint":
         file = write_student(student, seed=2)
     elif what == "table":
@@ -55,7 +55,7 @@ def test_what_lies_under_the_same_path_may_have_changed(what, tmp_path, stand_in
     with pytest.raises(EkdError, match=rf"run.json: an earlier run here read another {file}: it has changed since"):
         run_all(planned(), board)
     run_all(planned(), board, overwrite=True)
-    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == ["sid", "sid"]
+    assert calls(tmp_path / "out") == ["sid", "sid"]
 
 
 @pytest.mark.parametrize("what", ["transcripts", "weights", "base"])
@@ -90,7 +90,7 @@ def test_what_no_path_of_the_call_names_may_have_changed_too(what, tmp_path, sta
     run_all(planned(), board)
     changing.write_text(former)
     run_all(planned(), board)
-    assert (tmp_path / "out" / "runs" / "calls.txt").read_text().split() == [task]
+    assert calls(tmp_path / "out") == [task]
     changing.write_text(latter)
     with pytest.raises(EkdError, match=f"an earlier run here read another {named}"):
         run_all(planned(), board)

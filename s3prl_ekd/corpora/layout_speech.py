@@ -56,6 +56,11 @@ class Utterance:
         speaker, chapter, _ = self.key.split("-")
         return Path(self.clip.row.split, speaker, chapter)
 
+    @property
+    def file(self) -> Path:
+        """Its audio, below the tree."""
+        return self.folder / f"{self.key}.flac"
+
 
 def normalise(text: str) -> str | None:
     """A transcript in the 27 letters of s3prl's ASR dictionary (A-Z and '), or None where it cannot be.
@@ -145,24 +150,21 @@ def prepare_speech(
 
 def _tree(spoken: Sequence[Utterance], tree: Path, other: Path | None) -> int:
     """Audio and transcripts; what the other task's tree already converted is taken from there."""
-    targets = [tree / item.folder / item.key for item in spoken]
-    converted = [must_convert(item.clip, flac_only=True) for item in spoken]
-    fresh = [
-        pair for pair, redo in zip(zip(spoken, targets, strict=True), converted, strict=True) if not (redo and other)
-    ]
-    place([item.clip for item, _ in fresh], [target for _, target in fresh], flac_only=True)
+    converted = [item for item in spoken if must_convert(item.clip, flac_only=True)]
+    there = {item.key for item in converted} if other else set()
+    fresh = [item for item in spoken if item.key not in there]
+    place([item.clip for item in fresh], [tree / item.folder / item.key for item in fresh], flac_only=True)
     if other:
-        for item, target, redo in zip(spoken, targets, converted, strict=True):
-            if redo:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _share(other / item.folder / f"{item.key}.flac", target.with_name(f"{item.key}.flac"))
+        for item in converted:
+            (tree / item.folder).mkdir(parents=True, exist_ok=True)
+            _share(other / item.file, tree / item.file)
     transcripts: dict[Path, list[str]] = {}
     for item in sorted(spoken, key=lambda item: item.key):
         name = "-".join(item.key.split("-")[:2])
         transcripts.setdefault(tree / item.folder / f"{name}.trans.txt", []).append(f"{item.key} {item.text}\n")
     for file, lines in transcripts.items():
         file.write_text("".join(lines), encoding="utf-8")
-    return sum(converted)
+    return len(converted)
 
 
 def _share(source: Path, target: Path) -> None:
@@ -176,8 +178,7 @@ def _lengths(spoken: Sequence[Utterance]) -> dict[str, list[tuple[str, int]]]:
     """Split -> (path below the tree, samples) of each utterance."""
     lengths: dict[str, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for item in spoken:
-        path = (item.folder / f"{item.key}.flac").as_posix()
-        lengths[item.clip.row.split].append((path, item.clip.samples))
+        lengths[item.clip.row.split].append((item.file.as_posix(), item.clip.samples))
     return lengths
 
 
@@ -212,28 +213,20 @@ def write_speech_config(task: str, out: Path, tree: Path, splits: dict[str, list
         splits: for each of train, dev, test the folders of ``tree`` that belong to it.
     """
     file, home = out / f"{task}.yaml", (out / task).absolute()
-    if task == "pr":
-        _write_pr_config(file, tree, home / "lexicon.txt", home / "phoneme.txt", splits)
-    else:
-        _write_asr_config(file, tree, home / "len_for_bucket", home / "char.dict", splits)
-    return file
-
-
-def _write_pr_config(file: Path, tree: Path, lexicon: Path, vocab: Path, splits: dict[str, list[str]]) -> None:
-    with filled_config(file, "downstream_configs/pr.yaml") as config:
+    with filled_config(file, f"downstream_configs/{task}.yaml") as config:
         expert = config["downstream_expert"]
-        expert["corpus"].update(path=str(tree), lexicon=[str(lexicon)], **splits)
-        expert["text"]["vocab_file"] = str(vocab)
-
-
-def _write_asr_config(file: Path, tree: Path, buckets: Path, letters: Path, splits: dict[str, list[str]]) -> None:
-    """s3prl calls the last two splits dev-clean and test-clean whatever they hold."""
-    with filled_config(file, "downstream_configs/asr.yaml") as config:
-        data = config["downstream_expert"]["datarc"]
+        if task == "pr":
+            expert["corpus"].update(path=str(tree), lexicon=[str(home / "lexicon.txt")], **splits)
+            expert["text"]["vocab_file"] = str(home / "phoneme.txt")
+            return file
+        data = expert["datarc"]
         for other in ("dev-other", "test-other"):
             data.pop(other, None)
-        data.update(train=splits["train"], libri_root=str(tree), bucket_file=str(buckets), dict_path=str(letters))
+        data.update(train=splits["train"], libri_root=str(tree))
+        data.update(bucket_file=str(home / "len_for_bucket"), dict_path=str(home / "char.dict"))
+        # s3prl calls the last two splits so whatever they hold
         data.update({"dev-clean": splits["dev"], "test-clean": splits["test"]})
+    return file
 
 
 def _summary(task: str, config: Path, spoken: Sequence[Utterance], converted: int, lexicon: Lexicon | None) -> Prepared:

@@ -97,6 +97,21 @@ def set_dev(folder: Path, *rows: tuple[list[str | None], float]) -> None:
     (folder / "dev.json").write_text(json.dumps([[names, score] for names, score in rows]))
 
 
+def calls(folder: Path, name: str = "calls.txt") -> list[str]:
+    """Folders of the runs that were trained below a model's folder, sorted; ``tests.txt``: tested."""
+    return sorted((folder / "runs" / name).read_text().split())
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Every file below a folder but a call's lock, by its content."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".evaluate.lock"}
+
+
+def up(*models: str) -> list[str]:
+    """``--upstream`` for each."""
+    return [word for model in models for word in ("--upstream", model)]
+
+
 def evaluate(data, tmp_path, *words, upstream=("--upstream", "fbank"), tasks="sid"):
     """The command as a user gives it, in this process; its exit status."""
     where = ["--data", str(data), "--out", str(tmp_path / "out"), "--device", "cpu", "--tasks", tasks]

@@ -67,12 +67,12 @@ def interleaved(first: Callable[[], object], second: Callable[[], object], devic
     }
 
 
-def matmul_ceiling(device: str, dtype: torch.dtype, size: int | None = None) -> float:
+def matmul_ceiling(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of a large square matrix product on random data: the ceiling that a step is measured against.
 
     By the faster of a CPU's two libraries.
     """
-    size = size or (8192 if device.startswith("cuda") else 2048)
+    size = 8192 if device.startswith("cuda") else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     multiply = onednn.product if onednn.supports(a, b) else torch.mm
     multiply(a, b)

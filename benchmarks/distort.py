@@ -35,6 +35,7 @@ from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.environment import versions
 
 CLIPS, PASSES, BATCHES = 24, 7, 24
+NOISES, ROOMS = 300, 50  # files
 
 
 def make_corpus(folder: Path, seconds: float) -> LengthTable:
@@ -49,20 +50,20 @@ def make_corpus(folder: Path, seconds: float) -> LengthTable:
     return LengthTable(paths, np.full(CLIPS, samples, dtype=np.int64))
 
 
-def make_noise(folder: Path, files: int = 300) -> Path:
+def make_noise(folder: Path) -> Path:
     """More than the 35 minutes a worker keeps decoded, so that files are read as with a real noise corpus."""
     rng = np.random.default_rng(1)
     folder.mkdir()
-    for i in range(files):
+    for i in range(NOISES):
         soundfile.write(folder / f"{i}.wav", 0.1 * rng.standard_normal(20 * SAMPLE_RATE), SAMPLE_RATE, subtype="PCM_16")
     return folder
 
 
-def make_rooms(folder: Path, files: int = 50) -> Path:
+def make_rooms(folder: Path) -> Path:
     """Exponential decays of 0.5 s (RT60 0.4 s)."""
     rng, n = np.random.default_rng(2), np.arange(SAMPLE_RATE // 2)
     folder.mkdir()
-    for i in range(files):
+    for i in range(ROOMS):
         tail = 0.2 * rng.standard_normal(len(n)) * 10 ** (-3 * n / (0.4 * SAMPLE_RATE))
         soundfile.write(folder / f"{i}.wav", np.concatenate([np.zeros(50), [0.95], tail.clip(-0.9, 0.9)]), SAMPLE_RATE)
     return folder

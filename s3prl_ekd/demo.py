@@ -100,9 +100,9 @@ class Demo:
         self.console.print(f"[dim]{name}: {seconds:.0f} s[/]", highlight=False)
 
     def speak(self) -> None:
-        from s3prl_ekd.corpora.demo import make_demo_corpus
+        from s3prl_ekd.corpora.demo import FULL, SMALL, make_demo_corpus
 
-        make_demo_corpus(self.out / "speech", small=self.small)
+        make_demo_corpus(self.out / "speech", SMALL if self.small else FULL)
 
     def prepare(self) -> None:
         manifests = [str(self.out / "speech" / name / "manifest.tsv") for name in ("asr", "sid", "er", "pretrain")]

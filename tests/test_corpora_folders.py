@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from manifest_lab import snapshot
+from manifest_lab import prepare_manifest, snapshot
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora import folders, layout_pretrain
-from s3prl_ekd.corpora.prepare import prepare_manifest
 from s3prl_ekd.errors import EkdError
 
 

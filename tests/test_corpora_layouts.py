@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
-from manifest_lab import ids, manifest_rows
+from manifest_lab import ids, manifest_rows, prepare_manifest
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora.layout_emotion import emotion_labels, session_numbers
 from s3prl_ekd.corpora.layout_speech import normalise
-from s3prl_ekd.corpora.prepare import prepare_manifest
 
 
 def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Path) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from manifest_lab import prepare_manifest
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora import command
-from s3prl_ekd.corpora.prepare import prepare_manifest
 
 
 def test_a_task_given_twice_is_refused_before_anything_is_written(

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 import yaml
+from manifest_lab import prepare_manifest
 
 from s3prl_ekd.corpora.command import run as run_command  # noqa: F401 - the command must import without torch
-from s3prl_ekd.corpora.demo import ER_SPEAKERS, make_demo_corpus, split_sentences
+from s3prl_ekd.corpora.demo import ER_SPEAKERS, SMALL, make_demo_corpus, split_sentences
 from s3prl_ekd.corpora.lexicon import phoneme_set
-from s3prl_ekd.corpora.prepare import prepare_manifest
 from s3prl_ekd.corpora.sentences import SENTENCES
 
 needs_voices = pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="no espeakng_loader")
@@ -127,7 +127,7 @@ def test_real_pretraining_speech_is_all_there(speech: Path, tmp_path: Path) -> N
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
-    manifests = make_demo_corpus(folder, small=True)
+    manifests = make_demo_corpus(folder, SMALL)
     assert set(manifests) == {"asr", "sid", "er", "pretrain"}
     return folder
 
@@ -167,11 +167,12 @@ def test_demo_corpus_is_what_its_manifests_say(demo: Path) -> None:
 
 @needs_voices
 @pytest.mark.slow
-def test_same_seed_same_samples_in_another_process(demo: Path, tmp_path: Path) -> None:
+def test_the_samples_are_the_same_in_another_process(demo: Path, tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = f"from s3prl_ekd.corpora.demo import make_demo_corpus; make_demo_corpus({str(tmp_path)!r}, small=True)"
+    code = "from s3prl_ekd.corpora.demo import SMALL, Path, make_demo_corpus as make; make"
+    code += f"(Path({str(tmp_path)!r}), SMALL)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     for file in sorted(demo.rglob("*.*")):
         assert file.read_bytes() == (tmp_path / file.relative_to(demo)).read_bytes(), file

@@ -134,9 +134,9 @@ def test_a_command_that_was_stopped_is_no_failure(tmp_path: Path, monkeypatch: p
 def test_evaluate_with_the_real_runner(tmp_path: Path) -> None:
     """Train, test and score all four tasks on fbank features; a second call runs nothing."""
     pytest.importorskip("espeakng_loader")
-    from s3prl_ekd.corpora.demo import make_demo_corpus
+    from s3prl_ekd.corpora.demo import SMALL, make_demo_corpus
 
-    manifests = make_demo_corpus(tmp_path / "speech", small=True)
+    manifests = make_demo_corpus(tmp_path / "speech", SMALL)
     data, out = tmp_path / "data", tmp_path / "out"
     files = [str(manifests[name]) for name in ("asr", "sid", "er")]
     subprocess.run([COMMAND, "prepare", "--manifest", *files, "--out", data], check=True)

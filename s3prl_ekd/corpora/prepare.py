@@ -1,4 +1,4 @@
-"""From one manifest to the tasks it is for: the library call behind ``s3prl-ekd prepare --manifest``.
+"""From one manifest to the tasks it is for: what ``s3prl-ekd prepare --manifest`` does.
 
 Corpora in their own layout are ``librispeech.py``, ``voxceleb1.py`` and ``iemocap.py``; arguments and tables are
 ``command.py``.
@@ -36,39 +36,19 @@ def parse_tasks(text: str) -> tuple[str, ...]:
     return tasks
 
 
-def prepare_manifest(
-    manifest: str | Path,
-    out: str | Path,
-    tasks: Sequence[str] | None = None,
-    lexicons: Sequence[str | Path] = (),
-    root: str | Path | None = None,
-    skip_bad: bool = False,
-    name: str | None = None,
-    held_out: bool = False,
-) -> list[Prepared]:
-    """Lay out a manifest's audio for s3prl under ``out``, with a ready config beside each task's folder.
+def plan_manifest(
+    manifest: str | Path, tasks: Sequence[str] | None = None, root: str | Path | None = None
+) -> tuple[Manifest, tuple[str, ...]]:
+    """The rows of a manifest and the tasks they are for; writes nothing.
 
     Args:
         manifest: a ``manifest.tsv`` or the folder it lies in; see ``manifest.py`` for its columns.
-        out: the data folder; earlier results for other tasks stay.
         tasks: some of pr, asr, sid, er, pretrain; None decides by the columns and says so.
-        lexicons: ``WORD<TAB>PH PH PH`` files for pr; CMUdict otherwise.
         root: folder that ``path`` is relative to, where that is not the manifest's folder or its parent.
-        skip_bad: leave out rows whose audio is missing or damaged.
-        name: the pretraining set's name; the manifest's folder otherwise.
-        held_out: that set is for the validation loss, whatever its rows' split.
 
     Raises:
         EkdError: anything the user can fix, with the manifest's line.
     """
-    rows, tasks = plan_manifest(manifest, tasks, root)
-    return lay_out(rows, tasks, Path(out), lexicons, skip_bad, name, held_out)
-
-
-def plan_manifest(
-    manifest: str | Path, tasks: Sequence[str] | None = None, root: str | Path | None = None
-) -> tuple[Manifest, tuple[str, ...]]:
-    """The first half of :func:`prepare_manifest`, which writes nothing: the rows, and the tasks they are for."""
     rows = read_manifest(manifest, root)
     if tasks is None:
         tasks, why = choose_tasks(rows)
@@ -86,7 +66,21 @@ def lay_out(
     name: str | None = None,
     held_out: bool = False,
 ) -> list[Prepared]:
-    """The second half: write the tasks of :func:`plan_manifest`, one call after the other where several run."""
+    """Lay out a manifest's audio for s3prl, with a ready config beside each task's folder.
+
+    Where several calls run, one writes after the other.
+
+    Args:
+        rows, tasks: of :func:`plan_manifest`.
+        out: the data folder; earlier results for other tasks stay.
+        lexicons: ``WORD<TAB>PH PH PH`` files for pr; CMUdict otherwise.
+        skip_bad: leave out rows whose audio is missing or damaged.
+        name: the pretraining set's name; the manifest's folder otherwise.
+        held_out: that set is for the validation loss, whatever its rows' split.
+
+    Raises:
+        EkdError: anything the user can fix, with the manifest's line.
+    """
     name = name or rows.name
     if "pretrain" in tasks:
         check_set_name(name)  # its turn comes last

@@ -150,13 +150,13 @@ def _start(command: list[str], environment: dict[str, str]) -> _Process:
         raise EkdError(f"{command[0]}: cannot be run: {error.strerror}") from error
 
 
-def error_summary(lines: list[str], count: int = 3) -> str:
+def error_summary(lines: list[str]) -> str:
     """The last meaningful lines of a failed run in one line: our own one-line error if there is one."""
     for line in reversed(lines):
         if line.startswith("error: "):
             return line.removeprefix("error: ")
     meaningful = [line.strip() for line in lines if not _NOISE.search(line)]
-    return " | ".join(meaningful[-count:]) or "no output"
+    return " | ".join(meaningful[-3:]) or "no output"
 
 
 def _read_line(segment: str, progress: Progress) -> str:

@@ -58,7 +58,7 @@ def export_huggingface(
     # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
     settings = transformers_files(encoder.shape, attention_mask=True)
     settings["config.json"] |= _training_settings(part)
-    files = {name: as_json(content) for name, content in settings.items()}
+    files = {name: as_json(values) for name, values in settings.items()}
     kept = _kept_files(out, files, same, known=part.get("config") is not None)
     facts = _facts(out, same, part, {name: text for name, text in given.items() if text is not None})
     if not same:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from s3prl_ekd.corpora import lexicon
+from s3prl_ekd.corpora.folders import Prepared
+from s3prl_ekd.corpora.prepare import lay_out, plan_manifest
 
 WORDS = {"A": "AH0", "DOG": "D AO1 G", "RUNS": "R AH1 N Z", "HOME": "HH OW1 M", "I'LL": "AY1 L"}
 FORMATS = [("flac", 16000, 1), ("wav", 16000, 1), ("wav", 44100, 2), ("flac", 8000, 1), ("ogg", 16000, 1)]
@@ -71,3 +75,8 @@ def manifest_rows(file: Path) -> dict[str, dict[str, str]]:
     """A manifest's rows by their paths."""
     with file.open(encoding="utf-8") as stream:
         return {row["path"]: row for row in csv.DictReader(stream, delimiter="\t")}
+
+
+def prepare_manifest(manifest: Path, out: Path, tasks: Sequence[str] | None = None, **more: Any) -> list[Prepared]:
+    """What ``s3prl-ekd prepare --manifest`` does with one manifest."""
+    return lay_out(*plan_manifest(manifest, tasks), out, **more)

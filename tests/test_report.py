@@ -18,7 +18,6 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.metrics_file import forget_from, read_metrics
-from s3prl_ekd.report import command
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.earlier import names_of
 from s3prl_ekd.report.html import breakable
@@ -186,17 +185,15 @@ def test_many_models_do_not_bury_what_follows(evaluation):
 
 
 def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     out = tmp_path / "out" / "report.html"
-    assert command.run(parser.parse_args([str(pretraining), str(evaluation), "--out", str(out)])) == 0
+    assert main(["report", str(pretraining), str(evaluation), "--out", str(out)]) == 0
     assert out.read_text().startswith("<!doctype html>")
     assert {file.suffix for file in (tmp_path / "out" / "report").iterdir()} == {".png"}
     assert "student & co" in capsys.readouterr().out
     (tmp_path / "folder.html").mkdir()
     for wrong in ("folder.html", "figures", "report.png"):  # figures/ is where the figures of figures.html go
-        with pytest.raises(EkdError, match=f"--out .*{wrong}: expected a file that ends in .html"):
-            command.run(parser.parse_args([str(pretraining), "--out", str(tmp_path / wrong)]))
+        assert main(["report", str(pretraining), "--out", str(tmp_path / wrong)]) == 2
+        assert f"{wrong}: expected a file that ends in .html" in capsys.readouterr().err
         assert not (tmp_path / wrong).is_file()
 
 
@@ -208,14 +205,12 @@ def test_without_figures_there_is_no_folder_of_them(evaluation, tmp_path, capsys
 
 
 def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretraining, evaluation, tmp_path):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     old = pretraining.rename(pretraining.with_name('old & 50% "run"'))
     new = shutil.copytree(old, old.with_name("new"))
     out, figures = tmp_path / "out" / "my report.html", tmp_path / "out" / "my report"
 
     def report(*folders):
-        assert command.run(parser.parse_args([*map(str, folders), "--out", str(out)])) == 0
+        assert main(["report", *map(str, folders), "--out", str(out)]) == 0
         return {file.name for file in figures.iterdir()}
 
     before = report(old, evaluation)
@@ -276,10 +271,8 @@ def test_runs_and_models_of_one_name_are_told_apart(pretraining, evaluation, tmp
     again, other = tmp_path / "b" / pretraining.name, tmp_path / "other"
     shutil.copytree(pretraining, again)
     shutil.copytree(evaluation, other)
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     words = [str(one) for one in (pretraining, again, evaluation, other)]
-    assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
+    assert main(["report", *words, "--out", str(tmp_path / "r.html")]) == 0
     names = {file.name for file in (tmp_path / "r").iterdir()}
     assert {f"{pretraining.name}-loss.png", f"{pretraining.name}-2-loss.png"} <= names
     assert [run.label for run in read_results([pretraining, again])[0]] == [
@@ -289,7 +282,7 @@ def test_runs_and_models_of_one_name_are_told_apart(pretraining, evaluation, tmp
     assert labels == [f"student & co ({evaluation})", f"student & co ({other})"]
     # the page of one run beside it: its figures do not go into the run's own folder
     before = sorted(again.iterdir())
-    assert command.run(parser.parse_args([str(again), "--out", str(again) + ".html"])) == 0
+    assert main(["report", str(again), "--out", str(again) + ".html"]) == 0
     assert sorted(again.iterdir()) == before and (again.parent / f"{again.name}_figures").is_dir()
 
 

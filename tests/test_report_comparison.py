@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
@@ -12,7 +11,8 @@ from html import escape
 import pytest
 from report_lab import write_pretraining
 
-from s3prl_ekd.report import command, comparison
+from s3prl_ekd.cli import main
+from s3prl_ekd.report import comparison
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, overview_png, smooth
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.sources import read_pretraining
@@ -91,10 +91,8 @@ def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumul
     assert "another scale than its last" not in comparison.comparison([last, other])
     for name, text in changed.items():
         (run.folder / name).write_text(text)
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     words = [str(run.folder), str(other.folder), "--out", str(run.folder.parent / "r.html")]
-    assert command.run(parser.parse_args(words)) == 0
+    assert main(["report", *words]) == 0
     assert (f"lowest validation loss of {run.label} is on another scale" in capsys.readouterr().out) == told
 
 
@@ -144,10 +142,8 @@ def test_several_runs_are_drawn_over_each_other(runs, theme):
 
 
 def test_the_terminal_has_the_runs_too(runs, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     words = [str(run.folder) for run in runs]
-    assert command.run(parser.parse_args([*words, "--out", str(tmp_path / "r.html")])) == 0
+    assert main(["report", *words, "--out", str(tmp_path / "r.html")]) == 0
     assert "2.5000 (20)" in capsys.readouterr().out
     assert (tmp_path / "r" / "pretraining-runs.png").is_file()
 
@@ -160,9 +156,7 @@ def test_run_names_are_whole_in_a_narrow_terminal(runs, tmp_path, capsys, monkey
     ]
     for folder in folders:
         shutil.copytree(runs[0].folder, folder)
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    assert command.run(parser.parse_args([*map(str, folders), "--out", str(tmp_path / "r.html")])) == 0
+    assert main(["report", *map(str, folders), "--out", str(tmp_path / "r.html")]) == 0
     shown = capsys.readouterr().out
     column = "".join(line[2:].split("  ")[0].strip() for line in shown.splitlines() if line.startswith("  "))
     assert all(f"({folder})" in column for folder in folders), shown

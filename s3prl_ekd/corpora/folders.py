@@ -14,7 +14,7 @@ import re
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,6 +51,20 @@ class Prepared:
     ready: bool = True
     """Whether it can be trained on already."""
 
+    @classmethod
+    def of(cls, task: str, config: Path, clips: Mapping[str, Sequence[Clip]], notes: Sequence[str]) -> Prepared:
+        """What was made of ``clips``, which are given by split."""
+        every = [clip for part in clips.values() for clip in part]
+        return cls(
+            task=task,
+            config=config,
+            splits=tuple(clips),
+            utterances=tuple(map(len, clips.values())),
+            samples=sum(clip.samples for clip in every),
+            speakers=len({clip.row.speaker for clip in every}),
+            notes=tuple(notes),
+        )
+
     @property
     def minutes(self) -> float:
         """Of audio, in all."""
@@ -63,11 +77,6 @@ def check_replaceable(folder: Path) -> None:
         raise EkdError(f"{folder}: exists and was not made by prepare; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"{folder}: exists and is not a folder; choose another --out")
-
-
-def write_marker(folder: Path, source: Path) -> None:
-    text = json.dumps({"made_by": "s3prl-ekd prepare", "source": str(source)})
-    (folder / MARKER).write_text(text + "\n", encoding="utf-8")
 
 
 @contextmanager
@@ -106,7 +115,8 @@ def fresh_folder(folder: Path, source: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        write_marker(partial, source)
+        origin = json.dumps({"made_by": "s3prl-ekd prepare", "source": str(source)})
+        (partial / MARKER).write_text(f"{origin}\n", encoding="utf-8")
         yield partial
         if folder.exists():
             folder.rename(before)

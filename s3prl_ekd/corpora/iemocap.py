@@ -6,7 +6,13 @@ from pathlib import Path
 
 from s3prl_ekd.audio import find_audio
 from s3prl_ekd.corpora.folders import Prepared, fresh_folder
-from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS, emotion_labels, write_er_config, write_sessions
+from s3prl_ekd.corpora.layout_emotion import (
+    SUPERB_EMOTIONS,
+    emotion_labels,
+    emotion_note,
+    write_er_config,
+    write_sessions,
+)
 from s3prl_ekd.corpora.probe import ready_lengths
 from s3prl_ekd.errors import EkdError
 
@@ -46,7 +52,7 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
         utterances=tuple(map(len, sessions.values())),
         samples=sum(samples),
         speakers=len({item["speaker"] for items in sessions.values() for item in items}),
-        notes=("emotions: " + ", ".join(f"{name} {emotions.count(name)}" for name in SUPERB_EMOTIONS), *notes),
+        notes=(emotion_note(emotions, SUPERB_EMOTIONS), *notes),
     )
 
 

@@ -7,7 +7,7 @@ IEMOCAP, whose labels are in its dialogue files, is ``iemocap.py``.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from s3prl_ekd.corpora.folders import (
@@ -77,7 +77,9 @@ def prepare_emotion(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
         write_ids(folder / "ids.tsv", names, clips)
     home = (out / "er").absolute()
     write_er_config(out / "er.yaml", home / "audio", home / "meta_data")
-    return _summary(out / "er.yaml", clips, emotions, sessions, converted)
+    folds = {f"fold{number}": [c for c in clips if c.row.fold == fold] for fold, number in sessions.items()}
+    notes = [emotion_note(emotions, labels), *converted_note(converted), *_shared_note(clips)]
+    return Prepared.of("er", out / "er.yaml", folds, notes)
 
 
 def write_sessions(folder: Path, sessions: dict[int, list[dict[str, str]]], labels: dict[str, int]) -> None:
@@ -98,24 +100,15 @@ def write_er_config(file: Path, root: Path, meta_data: Path) -> None:
         config["downstream_expert"]["datarc"].update(root=str(root), meta_data=str(meta_data), test_fold="fold1")
 
 
-def _summary(
-    config: Path, clips: Sequence[Clip], emotions: Sequence[str], sessions: dict[str, int], converted: int
-) -> Prepared:
-    counts = {emotion: emotions.count(emotion) for emotion in emotion_labels(emotions)}
-    notes = ["emotions: " + ", ".join(f"{emotion} {count}" for emotion, count in counts.items())]
-    notes += converted_note(converted)
+def emotion_note(emotions: Sequence[str], names: Iterable[str]) -> str:
+    """How many utterances there are of each emotion."""
+    return "emotions: " + ", ".join(f"{name} {emotions.count(name)}" for name in names)
+
+
+def _shared_note(clips: Sequence[Clip]) -> list[str]:
+    """What to say of speakers who are in several folds."""
     folds_of: dict[str, set[str]] = {}
     for clip in clips:
         folds_of.setdefault(clip.row.speaker, set()).add(clip.row.fold)
     shared = [speaker for speaker, folds in folds_of.items() if len(folds) > 1]
-    if shared:
-        notes.append(f"{len(shared)} speakers are in several folds, first: {min(shared)}")
-    return Prepared(
-        task="er",
-        config=config,
-        splits=tuple(f"fold{number}" for number in sessions.values()),
-        utterances=tuple(sum(clip.row.fold == fold for clip in clips) for fold in sessions),
-        samples=sum(clip.samples for clip in clips),
-        speakers=len(folds_of),
-        notes=tuple(notes),
-    )
+    return [f"{len(shared)} speakers are in several folds, first: {min(shared)}"] if shared else []

@@ -52,7 +52,9 @@ def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
         write_ids(folder / "ids.tsv", entries, clips)
     home = (out / "sid").absolute()
     write_sid_config(out / "sid.yaml", home / "VoxCeleb1", home / "split.txt")
-    return _summary(out / "sid.yaml", clips, len(speakers), converted)
+    parts = {split: [clip for clip in clips if clip.row.split == split] for split in SPLITS}
+    notes = unheard_notes({split: {clip.row.speaker for clip in part} for split, part in parts.items()})
+    return Prepared.of("sid", out / "sid.yaml", parts, [*converted_note(converted), *notes])
 
 
 def write_sid_config(file: Path, root: Path, split_file: Path) -> None:
@@ -70,17 +72,3 @@ def unheard_notes(speakers: dict[str, set[str]]) -> list[str]:
                 f"{len(unheard)} speakers of {split} are not in train and cannot be identified: {min(unheard)}"
             )
     return notes
-
-
-def _summary(config: Path, clips: Sequence[Clip], speakers: int, converted: int) -> Prepared:
-    notes = converted_note(converted)
-    notes += unheard_notes({split: {c.row.speaker for c in clips if c.row.split == split} for split in SPLITS})
-    return Prepared(
-        task="sid",
-        config=config,
-        splits=SPLITS,
-        utterances=tuple(sum(clip.row.split == split for clip in clips) for split in SPLITS),
-        samples=sum(clip.samples for clip in clips),
-        speakers=speakers,
-        notes=tuple(notes),
-    )

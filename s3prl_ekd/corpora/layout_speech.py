@@ -238,21 +238,13 @@ def _summary(task: str, config: Path, spoken: Sequence[Utterance], converted: in
             f"{len(respelled)} of {len(spoken)} transcripts are spelled anew in A-Z and ' under {config.stem}/{TREE}, "
             f"first: {first.clip.row.text!r} as {first.text!r}"
         )
-    speakers = {split: {item.clip.row.speaker for item in spoken if item.clip.row.split == split} for split in SPLITS}
-    shared = speakers["train"] & speakers["test"]
-    if shared:
-        notes.append(f"{len(shared)} of {len(speakers['test'])} test speakers are also in train")
+    parts = {split: [item.clip for item in spoken if item.clip.row.split == split] for split in SPLITS}
+    train, test = ({clip.row.speaker for clip in parts[split]} for split in ("train", "test"))
+    if train & test:
+        notes.append(f"{len(train & test)} of {len(test)} test speakers are also in train")
     if lexicon:
         notes.extend(lexicon_notes(lexicon))
-    return Prepared(
-        task=task,
-        config=config,
-        splits=SPLITS,
-        utterances=tuple(sum(item.clip.row.split == split for item in spoken) for split in SPLITS),
-        samples=sum(item.clip.samples for item in spoken),
-        speakers=len(set().union(*speakers.values())),
-        notes=tuple(notes),
-    )
+    return Prepared.of(task, config, parts, notes)
 
 
 def lexicon_notes(lexicon: Lexicon) -> list[str]:

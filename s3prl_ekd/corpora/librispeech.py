@@ -90,33 +90,22 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
     if any(re.search("[^A-Z' ]", clip.row.text) for clip in clips):
         prepared = prepare_speech(Manifest(root, (), tuple(clip.row for clip in clips)), clips, out, tasks, lexicons)
         return [replace(one, notes=(*common, *one.notes)) for one in prepared]
-    utterances = [entry for entries in speech.lengths.values() for entry in entries]
     lexicon = None
     if "pr" in tasks:
-        lexicon = build_lexicon([(speech.texts[Path(path).stem], "") for path, _ in utterances], lexicons, root)
+        lexicon = build_lexicon([(clip.row.text, "") for clip in clips], lexicons, root)
     notes = {"asr": common, "pr": [*common, *(lexicon_notes(lexicon) if lexicon else ())]}
     if speech.behind_links:
         notes["pr"].append(
             f"{speech.behind_links} files lie behind links to folders: read here, but not by the PR code of a git "
             "checkout of s3prl"
         )
+    parts = {split: [clip for clip in clips if clip.row.split == role] for role, split in SPLITS.items()}
     results = []
     for task in tasks:
         with fresh_folder(out / task, root) as folder:
             write_speech_files(task, folder, lexicon, speech.lengths)
-        splits = {role: [split] for role, split in SPLITS.items()}
-        config = write_speech_config(task, out, root, splits)
-        results.append(
-            Prepared(
-                task=task,
-                config=config,
-                splits=tuple(SPLITS.values()),
-                utterances=tuple(map(len, speech.lengths.values())),
-                samples=sum(samples for _, samples in utterances),
-                speakers=len({path.split("/")[1] for path, _ in utterances}),
-                notes=tuple(notes[task]),
-            )
-        )
+        config = write_speech_config(task, out, root, {role: [split] for role, split in SPLITS.items()})
+        results.append(Prepared.of(task, config, parts, notes[task]))
     return results
 
 

@@ -233,6 +233,13 @@ def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretrainin
     assert theirs.is_file()
 
 
+@pytest.mark.parametrize("text", ["[", "[]", '{"tasks": {}}', '{"label": "x", "tasks": {"pr": 3}}'])
+def test_another_file_of_that_name_is_one_line(tmp_path, capsys, text):
+    (tmp_path / "scores.json").write_text(text)
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "r.html")]) == 2
+    assert f"{tmp_path / 'scores.json'}: not a scores.json of s3prl-ekd evaluate: " in capsys.readouterr().err
+
+
 def test_folders_that_hold_no_results(tmp_path):
     with pytest.raises(EkdError, match="holds neither metrics.jsonl .* nor scores.json"):
         read_results([tmp_path])

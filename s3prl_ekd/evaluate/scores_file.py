@@ -118,9 +118,10 @@ def _read(path: Path) -> Any:
 
 
 def _checked(path: Path, record: Any) -> dict[str, Any]:
-    if not isinstance(record, dict) or not isinstance(record.get("tasks"), dict) or "label" not in record:
+    tasks = record.get("tasks") if isinstance(record, dict) and "label" in record else None
+    if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: expected the keys label and tasks")
-    for task in record["tasks"].values():
+    for task in tasks.values():
         if "seeds" not in task:
             task.setdefault("seed", record.get("seed"))  # older versions named it for the whole record alone
     return record

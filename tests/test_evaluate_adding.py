@@ -274,4 +274,8 @@ def test_of_a_large_table_a_sentence_names_the_first_rows():
     assert few.endswith("m4, pr; m5, pr; and 64 more: the prediction files do not give the runner's number.")
     many = footnote([row(number, normalize=number < 30, data=f"/{number}") for number in range(70)])
     assert "normalized (m0, m1, m2, m3, m4, m5 and 24 more); as they are (m30, m31, m32, m33, m34, m35 and 34" in many
+    scattered = footnote(
+        [row(number, data=f"/{max(number, 9)}" if number > 2 else f"/{number}") for number in range(70)]
+    )
+    assert "(m3, m4, m5, m6, m7, m8 and 1 more)" in scattered and "all others" not in scattered
     assert "Data of /0 (m0); /1 (m1); /2 (m2); /3 (m3); /4 (m4); /5 (m5); and 64 more: comparable" in many

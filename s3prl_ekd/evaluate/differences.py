@@ -49,7 +49,7 @@ def _if_unlike(
 def _sentences(start: str, by_label: Mapping[str, str | None], verdict: str = _NOT) -> list[str]:
     """One sentence about all rows, which names the groups where rows were made under different conditions.
 
-    Where all groups but one are named whole, that one is all others.
+    Where all groups but a large one are named whole, that one is all others.
     """
     groups: dict[str, list[str]] = {}
     for label, condition in by_label.items():
@@ -58,8 +58,9 @@ def _sentences(start: str, by_label: Mapping[str, str | None], verdict: str = _N
     if len(groups) < 2:
         return [f"{start}{condition}." for condition in groups]
     large = [condition for condition, labels in groups.items() if len(labels) > NAMED]
+    rest = large[0] if len(large) == 1 and len(groups) <= NAMED else None
     told = [
-        f"{condition} ({'all others' if large == [condition] else listed(labels, NAMED)})"
+        f"{condition} ({'all others' if condition == rest else listed(labels, NAMED)})"
         for condition, labels in groups.items()
     ]
     return [f"{start}{first_of(told)}: {verdict}."]

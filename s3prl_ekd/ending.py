@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from s3prl_ekd.errors import UNWRITABLE, EkdError, message
-from s3prl_ekd.signals import Signals, end_children
+from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 
 def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "") -> int:
@@ -42,9 +42,13 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         return _interrupted(signals, error, advice)
     except RuntimeError as error:
         signals.end()
-        if not signals.ended_workers(error):
+        if signals.ended_workers(error):
+            return _interrupted(signals, error, advice)
+        line = killed_workers(error)
+        if not line:
             raise
-        return _interrupted(signals, error, advice)
+        sys.stderr.write(f"error: {line}\n")
+        return 2
     finally:
         signals.restore()
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from s3prl_ekd.errors import UNWRITABLE, EkdError, message
-from s3prl_ekd.signals import Signals, end_children
+from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 """Statuses of one of our commands, as ``subprocess`` gives them, that was asked to stop: no failure of its own."""
@@ -45,9 +45,13 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         return _interrupted(signals, error, advice)
     except RuntimeError as error:
         signals.end()
-        if not signals.ended_workers(error):
+        if signals.ended_workers(error):
+            return _interrupted(signals, error, advice)
+        line = killed_workers(error)
+        if not line:
             raise
-        return _interrupted(signals, error, advice)
+        sys.stderr.write(f"error: {line}\n")
+        return 2
     finally:
         signals.restore()
 

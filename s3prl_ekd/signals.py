@@ -133,6 +133,22 @@ def _is_of_data_workers(error: BaseException | None) -> bool:
     return "DataLoader worker" in str(error)
 
 
+def killed_workers(error: BaseException | None) -> str:
+    """The line on data workers that the system has killed, as it does where memory runs out; empty for another error.
+
+    Of torch's errors: one names the signal, another says in place of it that a worker is gone.
+    """
+    while error is not None:
+        words = str(error).strip().partition(".")[0]
+        if _is_of_data_workers(error) and words.endswith((": Killed", ": Bus error")):
+            return (
+                f"{words}, as where the system has no memory left; fewer data workers (num_workers of the "
+                "configuration; 0: none) and smaller batches need less"
+            )
+        error = error.__cause__
+    return ""
+
+
 def _forget_data_workers() -> None:
     """Of a process that is ending: hear no more of how its data workers end."""
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child

@@ -5,6 +5,7 @@ Here torch's error is raised by hand; test_gpu.py lets a GPU run out of memory.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,4 +48,13 @@ def test_out_of_memory_beside_a_step_is_one_line(lab: Path, tmp_path: Path) -> N
     _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:step"), status=2)
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: CUDA out of memory. Tried to allocate 20.00 GiB; set a smaller batch (docs/faq.md")
+    assert "Traceback" not in err and (tmp_path / "x" / "states-4.ckpt").is_file()
+
+
+def test_a_data_worker_that_the_system_kills_is_one_line(lab: Path, tmp_path: Path) -> None:
+    words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
+    words[-1] += ",,config.pretrain_expert.datarc.num_workers=2"
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:worker"), status=2)
+    last = err.strip().splitlines()[-1]
+    assert re.match(r"error: DataLoader worker \(pid \d+\) is killed by signal: Killed, as where .*num_workers", last)
     assert "Traceback" not in err and (tmp_path / "x" / "states-4.ckpt").is_file()

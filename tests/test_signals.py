@@ -17,7 +17,7 @@ from console import code
 
 from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
 from s3prl_ekd.cli import main
-from s3prl_ekd.signals import Interrupted, Signals, end_children
+from s3prl_ekd.signals import Interrupted, Signals, end_children, killed_workers
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 FORK = multiprocessing.get_context("fork")
@@ -101,6 +101,17 @@ def test_after_a_signal_dying_data_workers_are_no_error(monkeypatch: pytest.Monk
     another = RuntimeError("another")
     sys.unraisablehook(SimpleNamespace(exc_value=another))
     assert shown == [another]
+
+
+@pytest.mark.parametrize("name,said", [("Killed", True), ("Bus error", True), ("Segmentation fault", False)])
+def test_data_workers_that_the_system_kills_are_told_from_bugs(name: str, said: bool) -> None:
+    error = RuntimeError(f"DataLoader worker (pid 1) is killed by signal: {name}. It is possible that ...")
+    gone = RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
+    gone.__cause__ = error
+    for found in (error, gone):
+        line = killed_workers(found)
+        assert line.startswith(f"DataLoader worker (pid 1) is killed by signal: {name}, as where") == said == bool(line)
+    assert not killed_workers(RuntimeError("Killed"))
 
 
 def deaf(ready: Any) -> None:
@@ -209,6 +220,17 @@ def test_what_a_signal_has_left_locked_is_not_waited_for(tmp_path: Path, entry: 
     done = code(STUCK.replace("ENTRY", entry), cwd=tmp_path)
     assert done.stderr.strip().startswith(said)
     assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_a_command_whose_data_worker_the_system_kills(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(args: Any) -> None:
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr("s3prl_ekd.macs.command.run", run)
+    assert main(["macs", "x"]) == 2
+    assert capsys.readouterr().err.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed, as where ")
 
 
 @pytest.mark.parametrize("stopped", [True, False])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
 from s3prl_ekd.errors import UNWRITABLE, EkdError, message
-from s3prl_ekd.signals import Signals, end_children
+from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 # words of torch's allocator, of the driver, and of Triton where it loads a kernel
 OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory")
@@ -95,6 +95,9 @@ class Run:
             return 2, self._report(f"{reason}; set a smaller batch (docs/faq.md, Out of memory)")
         if self.signals.ended_workers(error):
             return self._farewell()
+        killed = killed_workers(error)
+        if killed:
+            return 2, self._report(f"{killed}; what was saved is kept")
         if not self.world.distributed or not lost_peer(error):
             return None
         if self.signals.awaited(10):  # the launcher ends all ranks when one has failed

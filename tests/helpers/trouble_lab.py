@@ -9,7 +9,8 @@ A fault strikes the N-th batch of its step, the first without N (``always``: eve
 - ``forward``, ``backward``: the device's memory runs out in that pass. On a GPU it really does, by a batch that is far
   too large, or since all that is free is taken between the passes; on the CPU torch's error is raised there;
 - ``step``: the memory runs out beside the optimizer's step, where s3prl's runner expects no error;
-- ``kill``: SIGKILL.
+- ``kill``: SIGKILL;
+- ``worker``: SIGKILL to a data worker, as by the system where memory runs out.
 
 LOG receives a line of JSON for each batch: ``batch`` (the step), ``graphs`` (earlier batches whose graph is alive) and
 ``allocated`` (bytes on the GPU); and one for each step: ``step``, ``changed`` (a weight), ``finite`` (every weight).
@@ -18,6 +19,7 @@ LOG receives a line of JSON for each batch: ``batch`` (the step), ``graphs`` (ea
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -144,6 +146,8 @@ def main() -> int:
                     fault = None
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "worker":
+                multiprocessing.active_children()[0].kill()
             if fault == "nan":
                 data.wave[0] = float("nan")
             if fault == "inf":

@@ -86,7 +86,7 @@ def test_librispeech_errors_name_what_is_missing(
     (tmp_path / "away").rename(librispeech / "dev-clean")
     audio(librispeech / "dev-clean" / "2" / "7" / "2-7-0009.flac")
     assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon, "--tasks", "asr") == 2
-    assert "2-7-0009.flac: no transcript" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("2-7-0009.flac: no transcript for it in its .trans.txt\n")
     assert prepare("librispeech", lexicon.parent / "nowhere", "--out", out) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
     assert prepare("librispeech", librispeech, "--out", out, "--tasks", "sid") == 2

@@ -15,6 +15,7 @@ from s3prl_ekd.corpora.layout_emotion import (
 )
 from s3prl_ekd.corpora.probe import ready_lengths
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import listed
 
 IEMOCAP_UTTERANCES = 5531  # of the four emotions, in the lists of s3prl's repository
 
@@ -39,8 +40,7 @@ def prepare_iemocap(root: Path, out: Path) -> Prepared:
     if len(files) != IEMOCAP_UTTERANCES:
         notes.append(f"{len(files)} utterances; SUPERB's folds hold {IEMOCAP_UTTERANCES}")
     if absent:
-        others = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
-        notes.append(f"{absent[0]}{others}: labelled, but not in sentences/wav, and left out")
+        notes.append(f"{listed(absent, 1)}: labelled, but not in sentences/wav, and left out")
     emotions = [item["label"] for items in sessions.values() for item in items]
     with fresh_folder(out / "er", root) as folder:
         write_sessions(folder, sessions, emotion_labels(SUPERB_EMOTIONS))

@@ -23,7 +23,7 @@ from s3prl_ekd.corpora.layout_speech import (
 )
 from s3prl_ekd.corpora.lexicon import build_lexicon
 from s3prl_ekd.corpora.manifest import Manifest, Row
-from s3prl_ekd.corpora.probe import Clip, ready_lengths
+from s3prl_ekd.corpora.probe import Clip, others_like, ready_lengths
 from s3prl_ekd.errors import EkdError
 
 SPLITS = {"train": "train-clean-100", "dev": "dev-clean", "test": "test-clean"}  # SUPERB's
@@ -143,7 +143,7 @@ def _read_split(root: Path, split: str, speech: _Speech) -> None:
             speech.texts[key] = text
     silent = [file for file in audio if file.stem not in speech.texts]
     if silent:
-        raise EkdError(f"{silent[0]}: no transcript for it in its .trans.txt (and {len(silent) - 1} more such files)")
+        raise EkdError(f"{silent[0]}: no transcript for it in its .trans.txt{others_like(silent)}")
     samples = ready_lengths(audio)
     speech.lengths[split] = [(file.relative_to(root).as_posix(), n) for file, n in zip(audio, samples, strict=True)]
     speech.upper_case += sum(file.suffix.lower() == ".flac" for file in found) - len(audio)

@@ -83,7 +83,7 @@ def ready_lengths(files: Sequence[Path]) -> list[int]:
     infos = in_parallel(info_or_reason, files)
     bad = [reason for reason in infos if isinstance(reason, str)]
     if bad:
-        raise EkdError(f"{bad[0]} (and {len(bad) - 1} more files like it)")
+        raise EkdError(bad[0] + others_like(bad))
     good = [info for info in infos if isinstance(info, AudioInfo)]
     other = [(file, info) for file, info in zip(files, good, strict=True) if not info.is_16k_mono]
     if other:
@@ -93,6 +93,11 @@ def ready_lengths(files: Sequence[Path]) -> list[int]:
             "files are not 16 kHz mono, and s3prl reads a corpus as it is; give a manifest (--manifest), which converts"
         )
     return [info.samples for info in good]
+
+
+def others_like(files: Sequence[object]) -> str:
+    """Ends a message about the first of the files."""
+    return f" (and {len(files) - 1} more files like it)" if len(files) > 1 else ""
 
 
 def _wav_is_cut(path: Path, file: soundfile.SoundFile) -> bool:

@@ -50,8 +50,7 @@ def inputs(run: Run) -> dict[str, str]:
 def data_digest(run: Run) -> str:
     """One SHA-256 of what a run reads beside its model: configuration, tables, texts."""
     model = _model(run.upstream)
-    data = {name: digest for name, digest in inputs(run).items() if name not in model}
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+    return _of_values({name: digest for name, digest in inputs(run).items() if name not in model})
 
 
 def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | None:
@@ -128,16 +127,16 @@ def _weights(source: str) -> str:
 def _student(file: Path) -> str | None:
     from s3prl_ekd.config import load_model_config
 
-    if not file.is_file():
-        return None
-    text = json.dumps(load_model_config(file).student.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _of_values(load_model_config(file).student.model_dump(mode="json")) if file.is_file() else None
 
 
 def _configuration(path: Path) -> str:
     """The digest of a task's configuration, whose comments and order do not count."""
-    text = json.dumps(read_yaml(path), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _of_values(read_yaml(path))
+
+
+def _of_values(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def content(path: Path) -> str | None:

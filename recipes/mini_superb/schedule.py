@@ -46,9 +46,7 @@ class Rows:
         began = time.monotonic()
         folder = students.work / "scores" / row.name / f"seed{seed}"
         try:
-            scores.evaluate(
-                students.experiment, row, model, seed, folder, students.data, self.tasks, self.how, students.call
-            )
+            scores.evaluate(students, row, model, seed, folder, self.tasks, self.how)
         finally:  # tasks that were done before an interruption count
             if (folder / scores.SCORES).is_file():
                 target = self.results / row.name / f"seed{seed}"

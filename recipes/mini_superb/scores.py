@@ -15,9 +15,8 @@ from typing import Any
 
 import jiwer
 
-from recipes.mini_superb.calls import Calls
-from recipes.mini_superb.settings import Experiment, Row
-from recipes.mini_superb.students import DISTILLATION
+from recipes.mini_superb.settings import Row
+from recipes.mini_superb.students import DISTILLATION, Students
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.score import edit_counts, read_predictions
 from s3prl_ekd.evaluate.scores_file import read_scores, runs_of
@@ -27,15 +26,7 @@ ITEMS, SCORES = "items.json", "scores.json"
 
 
 def evaluate(
-    experiment: Experiment,
-    row: Row,
-    model: list[str],
-    seed: int,
-    folder: Path,
-    data: Path,
-    tasks: list[str],
-    how: list[str],
-    call: Calls,
+    students: Students, row: Row, model: list[str], seed: int, folder: Path, tasks: list[str], how: list[str]
 ) -> None:
     """Evaluate a row at a seed, into ``folder`` (ROW/seedN). What is done is kept, by ``s3prl-ekd evaluate`` itself.
 
@@ -43,16 +34,16 @@ def evaluate(
     searches the learning rates, the others take what it picked.
 
     Args:
+        students: of the experiment.
         model: what names the row's model to ``s3prl-ekd evaluate``.
         tasks: of the four; others' scores that are there stay.
         how: further words of that command (``--device``, ``--jobs``).
-        call: runs it.
 
     Raises:
         EkdError: the first seed of this row has not been evaluated yet, or the evaluation failed.
     """
-    settings = experiment.evaluation
-    words = ["s3prl-ekd", "evaluate", *model, "--label", row.name, "--data", str(data), "--out", str(folder)]
+    settings = students.experiment.evaluation
+    words = ["s3prl-ekd", "evaluate", *model, "--label", row.name, "--data", str(students.data), "--out", str(folder)]
     words += ["--tasks", ",".join(tasks), "--preset", settings.preset, "--seeds", str(seed), *how]
     states = folder / "states"
     words += ["--cache-states", str(states)]
@@ -74,7 +65,7 @@ def evaluate(
         if task not in tasks:
             continue
         words += ["--lr", f"{task}:{','.join(map(repr, choices))}"]
-    call(words, folder / "evaluate.log")
+    students.call(words, folder / "evaluate.log")
     shutil.rmtree(states, ignore_errors=True)
 
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +177,7 @@ class Stage:
         """The checkpoint after ``batch``, whole or not at all."""
         state = {
             "made_by": self.made_by,
-            "step": self.done.step,
-            "seconds": self.done.seconds,
-            "audio_seconds": self.done.audio_seconds,
+            **vars(self.done),
             "epoch": batch.epoch,
             "index": batch.index,
             "model": self.model.state_dict(),
@@ -241,7 +239,7 @@ class _Log:
             name, now.step, self.settings.steps, loss, 100 * masked, 100 * heard, speed,
         )  # fmt: skip
         self.sums, self.count = None, 0
-        self.before = Progress(now.step, now.seconds, now.audio_seconds)
+        self.before = replace(now)
 
     def last(self) -> dict[str, float]:
         """The last line's losses, rounded."""

@@ -12,6 +12,10 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
+FUSED = {"enable_fp_fusion": True}
+"""Of every launch: a product and the sum that it goes into are one instruction. Triton 3.9 warns that 3.10 will have to
+be asked for it."""
+
 
 def can_launch(x: Tensor) -> bool:
     """A kernel may be launched on ``x`` here: it is on a GPU, and nobody records operators to run them later."""

@@ -134,6 +134,16 @@ def wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "500")
 
 
+@pytest.fixture(autouse=True)
+def gpus_of_every_test() -> Iterator[None]:
+    """A launcher with ``--device cpu`` hides the GPUs from its process, which is that of the tests that come after."""
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    yield
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+    if before is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
 def pytest_configure() -> None:
     """A script's background job ignores SIGINT, and so would every command that the tests interrupt."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -54,7 +54,8 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         made.append(ForkServer({}, device))
         return made[-1]
 
-    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
+    for name in ("PYTORCH_NVML_BASED_CUDA_CHECK", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
     yield make
     for one in made:
         one.close()

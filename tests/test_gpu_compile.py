@@ -28,6 +28,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callab
     from triton.runtime.jit import JITFunction
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "0")  # Triton's own from 3.10 on
     run, kernels, now = JITFunction.run, [], SimpleNamespace(capability=0)
     monkeypatch.setattr(
         driver,
@@ -94,6 +95,7 @@ def test_they_compile_fit_and_spill_nothing(
     names = [kernel.metadata.name for kernel in kernels]
     assert len(kernels) == 13 and len(set(names)) == 5, names
     for kernel in kernels:
+        assert kernel.metadata.enable_fp_fusion
         used = resources(kernel, tmp_path / "kernel.cubin")
         assert kernel.metadata.shared <= SHARED[capability] * 1024, (kernel.metadata.name, kernel.metadata.shared)
         assert used["REG"] <= 255 and used["STACK"] == used["LOCAL"] == 0, (kernel.metadata.name, used)

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s3prl_ekd.kernels import FUSED
+
 
 class FusedL1AndCosine(torch.autograd.Function):
     """``mean |p - t|`` and ``cos(p, t)`` over the last dimension, with respect to p only; (B, n, T) fp32 each.
@@ -55,7 +57,7 @@ def _launch(
     with torch.cuda.device_of(prediction):
         kernel[(of_l1.numel(),)](
             prediction, target, of_l1, of_cosine, *more, *prediction.stride()[:3], *target.stride()[:3],
-            heads, frames, width, eps, BLOCK=block, num_warps=warps,
+            heads, frames, width, eps, BLOCK=block, num_warps=warps, **FUSED,
         )  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s3prl_ekd.kernels import FUSED
+
 
 def gated_attention(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, by_distance: Tensor,
@@ -42,6 +44,7 @@ def gated_attention(
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *gate.stride(),
             frames, heads, width**0.5, WIDTH=width, PADDED=padded, ROWS=rows, COLUMNS=columns,
             PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages,
+            **FUSED,
         )  # fmt: skip
     return out
 

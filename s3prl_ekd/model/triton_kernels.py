@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from s3prl_ekd.kernels import FUSED
+
 
 def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm of ``x + y`` over the last dimension; the sum and the norm in fp32, rounded once.
@@ -23,7 +25,9 @@ def add_layer_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: floa
     block = triton.next_power_of_2(width)
     warps = 4 if block <= 2048 else 8
     with torch.cuda.device_of(x):
-        _add_layer_norm[(x.numel() // width,)](x, y, weight, bias, out, width, eps, BLOCK=block, num_warps=warps)
+        _add_layer_norm[(x.numel() // width,)](
+            x, y, weight, bias, out, width, eps, BLOCK=block, num_warps=warps, **FUSED
+        )  # fmt: skip
     return out
 
 
@@ -63,7 +67,7 @@ def first_conv_gelu(
     with torch.cuda.device_of(wave):
         _first_conv_gelu[grid](
             wave.contiguous(), mean, matrix.contiguous(), shift, out, wave.shape[1], frames, channels, kernel, stride,
-            ROWS=rows, COLUMNS=columns, PRECISION="ieee" if dtype == torch.float32 else "tf32", num_warps=8,
+            ROWS=rows, COLUMNS=columns, PRECISION="ieee" if dtype == torch.float32 else "tf32", num_warps=8, **FUSED,
         )  # fmt: skip
     return out
 

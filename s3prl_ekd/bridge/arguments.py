@@ -22,6 +22,7 @@ import yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.user_paths import expanded
 
 
 class _Answer(BaseException):
@@ -244,18 +245,10 @@ def check_file(flag: str, value: str, what: str) -> str:
     Raises:
         EkdError: there is none.
     """
-    if not Path(os.path.expanduser(value)).exists():
+    path = expanded(value)
+    if not path.exists():
         raise EkdError(f"{flag} {value}: no such {what}")
-    return str(Path(os.path.expanduser(value)).resolve())
-
-
-def from_anywhere(value: str) -> str:
-    """A path as a checkpoint may hold it, to be used from any folder: a relative one made absolute.
-
-    An absolute one stays as it is, also where it is a link.
-    """
-    path = Path(os.path.expanduser(value))
-    return str(path if path.is_absolute() else path.resolve())
+    return str(path.resolve())
 
 
 def with_argv(argv: list[str]) -> None:

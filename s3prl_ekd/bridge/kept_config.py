@@ -6,13 +6,13 @@ all the same, so this is said only where they differ from what is kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import listed
+from s3prl_ekd.user_paths import expanded
 
 NAMED = 6
 """How many differing keys a message names."""
@@ -54,4 +54,4 @@ def _same_path(given: Any, kept: Any) -> bool:
     """Whether a checkpoint's absolute path may be the file's relative one, completed."""
     if not (isinstance(given, str) and isinstance(kept, str) and given):
         return False
-    return kept.endswith(f"/{given}") or Path(os.path.expanduser(given)).resolve() == Path(kept)
+    return kept.endswith(f"/{given}") or expanded(given).resolve() == Path(kept)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 from s3prl_ekd.compat.hub import UPSTREAMS
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 BEGIN = "# >>> s3prl-ekd: made by `s3prl-ekd link`, removed by `s3prl-ekd unlink` >>>"
 END = "# <<< s3prl-ekd <<<"
@@ -120,7 +120,7 @@ def is_linked(root: Path) -> bool:
 
 def _package(checkout: Path) -> Path:
     """CHECKOUT/s3prl of a git checkout."""
-    checkout = Path(os.path.expanduser(checkout))
+    checkout = expanded(checkout)
     root = checkout / "s3prl"
     needed = [root / name for name in ("run_pretrain.py", "run_downstream.py", "upstream/__init__.py", *BLOCKS)]
     missing = next((path for path in needed if not path.is_file()), None)

@@ -13,12 +13,12 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.bridge.arguments import from_anywhere
 from s3prl_ekd.compat.modules import ours, s3prl_folder
 from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
+from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.variants import find_model_config
 
 log = logging.getLogger(__name__)

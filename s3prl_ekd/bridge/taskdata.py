@@ -13,10 +13,10 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge.arguments import from_anywhere
 from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.whole_file import whole_file
 
 SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name

@@ -5,7 +5,6 @@ Every one becomes an :class:`Upstream`, which s3prl's ``-u -k -g`` name. Nothing
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
+from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
@@ -147,10 +147,10 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
             return choose_teacher(str(source), entry.get("label"))
         except EkdError as error:
             raise EkdError(f"{where}: {error}") from error
-    ckpt = path.parent / Path(os.path.expanduser(entry["ckpt"])) if "ckpt" in entry else None
+    ckpt = path.parent / expanded(entry["ckpt"]) if "ckpt" in entry else None
     untrained = entry.get("untrained")
-    if untrained is not None and (path.parent / Path(os.path.expanduser(untrained))).is_file():
-        untrained = str(path.parent / Path(os.path.expanduser(untrained)))
+    if untrained is not None and (path.parent / expanded(untrained)).is_file():
+        untrained = str(path.parent / expanded(untrained))
     try:
         return choose_upstream(ckpt, entry.get("upstream"), untrained, entry.get("label"))
     except EkdError as error:
@@ -206,7 +206,7 @@ def choose_upstream(ckpt: Path | None, name: str | None, untrained: str | None, 
 
 
 def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(os.path.expanduser(text))
+    return None if text is None else expanded(text)
 
 
 def student_checkpoint(path: Path) -> Path:

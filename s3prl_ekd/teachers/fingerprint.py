@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.teachers import adapter, embedded, sources
 from s3prl_ekd.teachers.build import TeacherPlan
+from s3prl_ekd.user_paths import expanded
 
 Fingerprint = dict[str, str | None]
 """Name of a part -> value; None where it cannot be known: weights that are not downloaded yet."""
@@ -109,7 +109,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
 
 def data_digest(table: LengthTable, root: str) -> str:
     """SHA-256 over path below ``libri_root`` and length of every utterance."""
-    base = Path(os.path.expanduser(root))
+    base = expanded(root)
     digest = hashlib.sha256()
     for path, samples in zip(table.paths, table.samples.tolist(), strict=True):
         digest.update(f"{os.path.relpath(path, base)}\t{samples}\n".encode())

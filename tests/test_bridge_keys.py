@@ -18,13 +18,13 @@ from export_student import write_student
 
 from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, taskdata, taskkeys
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import DOWNSTREAM
 
 
 def task_config(name: str) -> dict:
-    return yaml.safe_load((ours("downstream_configs") / f"{name}.yaml").read_text())
+    return yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_a_misspelt_key_is_named_with_the_known_one(name: str, path: str, slip: 
     section[slip] = section.get(meant, 1)
     where = re.escape(f"x.yaml: {path}.{slip}: ".replace(": .", ": "))
     with pytest.raises(EkdError, match=f"{where}unknown key; did you mean {meant}"):
-        taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+        taskkeys.check_spelling(config, task_config(name), "x.yaml")
 
 
 def test_keys_of_ones_own_pass() -> None:
     for name in ("pr", "sid", "er", "asr"):
         config = task_config(name)
-        taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+        taskkeys.check_spelling(config, task_config(name), "x.yaml")
         config["runner"]["fp16"], config["scheduler"], config["my_section"] = True, {"name": "x"}, {"anything": 1}
         data = config["downstream_expert"].get("datarc") or config["downstream_expert"]["corpus"]
         data["test-clean2"] = ["test-clean2"]  # a split
-        taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+        taskkeys.check_spelling(config, task_config(name), "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, me
         section = section[part]
     section[last] = value
     with pytest.raises(EkdError, match=re.escape(f"x.yaml: {key}: {message}")):
-        taskkeys.check_kinds(config, DOWNSTREAM[task], f"{task}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, task_config(task), DOWNSTREAM[task], "x.yaml")
 
 
 def test_values_of_the_usual_kinds_pass() -> None:
     for name, task in DOWNSTREAM.items():
         config = task_config(name)
-        taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, task_config(name), task, "x.yaml")
         config["optimizer"]["lr"] = 1  # a whole number is a number
         config["runner"]["cache_states"] = "folder"
         if name == "asr":
             config["downstream_expert"]["datarc"]["decoder_args"]["lm_weight"] = 1.5
-        taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, task_config(name), task, "x.yaml")
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from pathlib import Path
 from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints
 from s3prl_ekd.compat.hub import check_upstream_name
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.variants import find_model_config
@@ -145,7 +145,7 @@ def find_task_config(value: str | None, task: str, s3prl: Path) -> str:
     Raises:
         EkdError: there is no such file.
     """
-    folder = ours("downstream_configs")
+    folder = shipped("downstream_configs")
     name = str(Path(value or f"downstream/{task}/config.yaml"))
     if value is None and task in CONFIGS and not Path(name).is_file():
         return str(folder / CONFIGS[task])

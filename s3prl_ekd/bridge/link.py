@@ -17,8 +17,8 @@ import shutil
 from pathlib import Path
 
 from s3prl_ekd.compat.hub import UPSTREAMS
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.user_paths import expanded
 
 BEGIN = "# >>> s3prl-ekd: made by `s3prl-ekd link`, removed by `s3prl-ekd unlink` >>>"
@@ -133,7 +133,7 @@ def _package(checkout: Path) -> Path:
 
 def _folders() -> dict[str, dict[str, bytes]]:
     """Folder -> file -> content that link writes."""
-    task = ours("pretrain") / "ekd"
+    task = shipped("pretrain/ekd")
     configs = [path for path in task.rglob("*.yaml") if path.is_file()]
     doc = '"""Made by `s3prl-ekd link`; the code is in the installed package s3prl_ekd."""\n'
     expert = "from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert  # noqa: F401\n"

@@ -13,11 +13,12 @@ from typing import Any
 
 import yaml
 
-from s3prl_ekd.compat.modules import ours, s3prl_folder
+from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.variants import find_model_config
 
@@ -43,7 +44,7 @@ def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, 
     Raises:
         EkdError: there is no such file.
     """
-    mine, theirs = ours("pretrain"), s3prl / "pretrain"
+    mine, theirs = shipped("pretrain"), s3prl / "pretrain"
     if value is None:
         for folder in (mine / task, theirs / task):
             if (folder / default).is_file():

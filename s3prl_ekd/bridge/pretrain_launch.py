@@ -23,10 +23,11 @@ from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers, pr
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.compat.modules import ModuleProxy, ours
+from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.config import ELSEWHERE, load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class PretrainLaunch(ScriptLaunch):
     def __init__(self, current: Run) -> None:
         super().__init__(current)
         self.tasks = _tasks(self.s3prl / "pretrain")
-        self.our_tasks = _tasks(ours("pretrain"))
+        self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
         self.model: str | None = None  # what -g says
 

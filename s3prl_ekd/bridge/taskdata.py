@@ -13,9 +13,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.whole_file import whole_file
 
@@ -106,7 +106,7 @@ class _Section:
             if (self.s3prl / path).exists():
                 return str(self.s3prl / path)
             if path.name in SHIPPED:
-                return str(ours("resources") / path.name)
+                return str(shipped(f"resources/{path.name}"))
         return value
 
 

@@ -44,17 +44,6 @@ def s3prl_folder() -> Path:
     return Path(list(spec.submodule_search_locations)[0])
 
 
-def ours(name: str) -> Path:
-    """A folder of this package as installed: "pretrain", "downstream_configs" or "resources".
-
-    In a source checkout pretrain/ and downstream_configs/ lie beside s3prl_ekd/ and are mapped into it by package_dir.
-    """
-    spec = importlib.util.find_spec(f"s3prl_ekd.{name}")
-    if spec is None or not spec.submodule_search_locations:
-        raise EkdError(f"s3prl_ekd.{name} is missing from this installation: reinstall s3prl-ekd")
-    return Path(list(spec.submodule_search_locations)[0])
-
-
 def stand_in(name: str, doc: str, package: bool = False) -> ModuleType:
     """An empty module that imports and ``find_spec`` find under ``name``."""
     module = ModuleType(name, doc)

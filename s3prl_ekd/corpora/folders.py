@@ -6,7 +6,6 @@ What goes where inside a task's folder is the business of ``layout_*.py``.
 from __future__ import annotations
 
 import fcntl
-import importlib.resources
 import json
 import logging
 import os
@@ -155,11 +154,6 @@ def placed_suffix(clip: Clip, flac_only: bool) -> str:
     return ".flac" if clip.flac or must_convert(clip, flac_only) else clip.row.audio.suffix.lower()
 
 
-def copy_resource(name: str, target: Path) -> None:
-    """Copy a file of ``s3prl_ekd/resources`` (phoneme.txt, char.dict)."""
-    target.write_bytes(importlib.resources.files("s3prl_ekd.resources").joinpath(name).read_bytes())
-
-
 def safe_name(text: str) -> str:
     """``text`` with everything but letters, digits and ``_`` turned into ``_``: no ``-``, ``.`` or glob character."""
     return re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
@@ -185,14 +179,6 @@ def write_ids(file: Path, ids: Sequence[str], clips: Sequence[Clip]) -> None:
         f"{key}\t{clip.row.path}\n" for key, clip in sorted(zip(ids, clips, strict=True), key=lambda pair: pair[0])
     ]
     file.write_text("id\tpath\n" + "".join(lines), encoding="utf-8")
-
-
-def config_template(package: str, name: str) -> dict[str, Any]:
-    """A config shipped with the package, as a dict."""
-    resource = importlib.resources.files(package).joinpath(name)
-    if not resource.is_file():
-        raise EkdError(f"{package}: {name} is missing from this installation")
-    return yaml.safe_load(resource.read_text(encoding="utf-8"))
 
 
 def write_config(file: Path, config: dict[str, Any], origin: str) -> None:

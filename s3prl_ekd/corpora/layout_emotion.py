@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.folders import (
     Prepared,
-    config_template,
     fresh_folder,
     place,
     placed_suffix,
@@ -25,6 +25,7 @@ from s3prl_ekd.corpora.folders import (
 from s3prl_ekd.corpora.manifest import Manifest
 from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 SUPERB_EMOTIONS = ("neu", "hap", "ang", "sad")  # in s3prl's order of labels
 ALIASES = {
@@ -95,7 +96,7 @@ def write_sessions(folder: Path, sessions: dict[int, list[dict[str, str]]], labe
 
 
 def write_er_config(file: Path, root: Path, meta_data: Path) -> None:
-    config = config_template("s3prl_ekd.downstream_configs", "er.yaml")
+    config = read_yaml(shipped("downstream_configs/er.yaml"))
     config["downstream_expert"]["datarc"].update(root=str(root), meta_data=str(meta_data), test_fold="fold1")
     write_config(file, config, "downstream_configs/er.yaml")
 

@@ -12,10 +12,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.corpora.folders import Prepared, config_template, fresh_folder, write_config
+from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.corpora.folders import Prepared, fresh_folder, write_config
 from s3prl_ekd.corpora.length_csv import read_lengths, write_lengths
 from s3prl_ekd.corpora.probe import in_parallel, samples_or_reason
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -157,7 +159,7 @@ def earlier_held_out(folder: Path) -> list[str]:
 def write_pretrain_config(
     file: Path, root: Path, csv_folder: Path, sets: Sequence[str], valid_sets: Sequence[str] = ()
 ) -> None:
-    config = config_template("s3prl_ekd.pretrain.ekd", "config_runner.yaml")
+    config = read_yaml(shipped("pretrain/ekd/config_runner.yaml"))
     data = config["pretrain_expert"]["datarc"]
     data.update(libri_root=str(root), file_path=str(csv_folder), sets=list(sets))
     if valid_sets:

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.folders import (
     Prepared,
-    config_template,
     fresh_folder,
     place,
     placed_suffix,
@@ -25,6 +25,7 @@ from s3prl_ekd.corpora.manifest import SPLITS, Manifest
 from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.corpora.split_file import FIRST_ID, MAX_SPEAKERS, PARTS
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 
 def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Prepared:
@@ -57,7 +58,7 @@ def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
 
 
 def write_sid_config(file: Path, root: Path, split_file: Path) -> None:
-    config = config_template("s3prl_ekd.downstream_configs", "sid.yaml")
+    config = read_yaml(shipped("downstream_configs/sid.yaml"))
     config["downstream_expert"]["datarc"].update(file_path=str(root), meta_data=str(split_file))
     write_config(file, config, "downstream_configs/sid.yaml")
 

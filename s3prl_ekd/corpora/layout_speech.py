@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.folders import (
     Prepared,
-    config_template,
-    copy_resource,
     fresh_folder,
     must_convert,
     place,
@@ -34,6 +33,7 @@ from s3prl_ekd.corpora.lexicon import Lexicon, build_lexicon
 from s3prl_ekd.corpora.manifest import SPLITS, Manifest
 from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 logger = logging.getLogger(__name__)
 
@@ -196,9 +196,9 @@ def write_speech_files(
     if task == "pr":
         assert lexicon is not None
         lexicon.write(folder / "lexicon.txt")
-        copy_resource("phoneme.txt", folder / "phoneme.txt")
+        shutil.copyfile(shipped("resources/phoneme.txt"), folder / "phoneme.txt")
         return
-    copy_resource("char.dict", folder / "char.dict")
+    shutil.copyfile(shipped("resources/char.dict"), folder / "char.dict")
     for split, entries in lengths.items():
         write_lengths(folder / "len_for_bucket" / f"{split}.csv", entries)
 
@@ -221,7 +221,7 @@ def write_speech_config(task: str, out: Path, tree: Path, splits: dict[str, list
 
 
 def _write_pr_config(file: Path, tree: Path, lexicon: Path, vocab: Path, splits: dict[str, list[str]]) -> None:
-    config = config_template("s3prl_ekd.downstream_configs", "pr.yaml")
+    config = read_yaml(shipped("downstream_configs/pr.yaml"))
     expert = config["downstream_expert"]
     expert["corpus"].update(path=str(tree), lexicon=[str(lexicon)], **splits)
     expert["text"]["vocab_file"] = str(vocab)
@@ -230,7 +230,7 @@ def _write_pr_config(file: Path, tree: Path, lexicon: Path, vocab: Path, splits:
 
 def _write_asr_config(file: Path, tree: Path, buckets: Path, letters: Path, splits: dict[str, list[str]]) -> None:
     """s3prl calls the last two splits dev-clean and test-clean whatever they hold."""
-    config = config_template("s3prl_ekd.downstream_configs", "asr.yaml")
+    config = read_yaml(shipped("downstream_configs/asr.yaml"))
     data = config["downstream_expert"]["datarc"]
     for other in ("dev-other", "test-other"):
         data.pop(other, None)

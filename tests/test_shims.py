@@ -122,7 +122,8 @@ def test_applying_again_changes_nothing(mended: None) -> None:
     import torchaudio
 
     before, load = active_shims(), torchaudio.load
-    assert apply_shims("all") == before
+    apply_shims("all")
+    assert active_shims() == before
     assert torchaudio.load is load
     assert all(shim.name and shim.reason and shim.removed_by for shim in before)
 

@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,9 +56,13 @@ def stand_in(name: str, doc: str, package: bool = False) -> ModuleType:
 
 
 def lacks(module: str, attribute: str) -> Callable[[], bool]:
-    """A test for :class:`shims.Shim`: the module, which is imported then, has no such attribute."""
+    """A test for :class:`shims.Shim`: the module, imported then, has no such attribute (``NAME``, ``CLASS.METHOD``)."""
 
     def needed() -> bool:
-        return not hasattr(importlib.import_module(module), attribute)
+        try:
+            attrgetter(attribute)(importlib.import_module(module))
+        except AttributeError:
+            return True
+        return False
 
     return needed

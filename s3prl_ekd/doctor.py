@@ -28,7 +28,7 @@ from s3prl_ekd.bridge.pretrain_configs import find_ours
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.version import __version__
@@ -159,7 +159,7 @@ def bridge() -> list[Finding]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def devices() -> list[Finding]:

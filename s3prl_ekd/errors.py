@@ -28,3 +28,8 @@ def message(error: Exception) -> str:
     last = text.splitlines()[-1]
     head, _, rest = last.partition(": ")
     return rest if "." in head and " " not in head else last
+
+
+def one_line(error: Exception, most: int | None = None) -> str:
+    """:func:`message` on one line, of at most so many characters."""
+    return " ".join(message(error).split())[:most]

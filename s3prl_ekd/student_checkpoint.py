@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.distill.targets import TargetSet
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
@@ -184,7 +184,7 @@ def load_student(path: str | Path) -> LoadedStudent:
         )
         heads.load_state_dict(part["heads"])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]  # torch's first line doesn't name the weight
+        reason = one_line(error, 200)  # torch's first line doesn't name the weight
         raise EkdError(f"{path}: damaged student checkpoint ({reason})") from error
     return LoadedStudent(encoder.eval(), heads.eval(), part)
 

@@ -28,7 +28,7 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.device import find_device
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ class ScriptLaunch(ABC):
             if self.world.is_rank_zero:
                 log.info("%s", finished)
         except yaml.YAMLError as error:  # its text names the file
-            raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
+            raise EkdError(f"a config file is not valid YAML: {one_line(error)}") from error
 
     def _parse(self) -> tuple[Namespace, set[str]]:
         """The arguments by the script's parser, and which of them were given."""

@@ -203,7 +203,7 @@ class PretrainLaunch(ScriptLaunch):
         state = super()._read_runner(path)
         made_by = getattr(state["Args"], "upstream", None)
         if self.args.upstream is not None and made_by != self.args.upstream:
-            raise checkpoints.CheckpointError(f"{path}: a checkpoint of -u {made_by}, not of -u {self.args.upstream}")
+            raise EkdError(f"{path}: a checkpoint of -u {made_by}, not of -u {self.args.upstream}")
         return state
 
     def _correct_saved(self, saved: Namespace) -> None:

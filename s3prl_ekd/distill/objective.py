@@ -173,6 +173,3 @@ def _check(config: EkdConfig, target_sets: Sequence[TargetSet], file: str) -> No
             f"{file}: ekd.targets.normalise: phi_s rotates each teacher its own way, so {mixed[0]!r} would mix unlike "
             "channels; use standardise"
         )
-    for index, teacher in enumerate(config.teachers):
-        if config.targets.tap == "ffn" and 0 in teacher.layers:
-            raise EkdError(f"{file}: ekd.teachers[{index}].layers: layer 0 has no feed-forward block (tap: ffn)")

@@ -47,11 +47,11 @@ def fingerprint(
         "the data (length CSVs)": data_digest(table, data.libri_root),
         NAMES: ", ".join(plan.sources),
     }
-    for index, teacher in enumerate(config.ekd.teachers):
-        key = f"{plan.file}: ekd.teachers[{index}].source"
+    for teacher in plan.layers:
+        source = plan.sources[teacher.name]
         parts[LAYERS + teacher.name] = ", ".join(map(str, teacher.layers))
-        parts[SOURCE + teacher.name] = plan.sources[teacher.name].source
-        parts[WEIGHTS + teacher.name] = weights_digest(plan.sources[teacher.name], key, download)
+        parts[SOURCE + teacher.name] = source.source
+        parts[WEIGHTS + teacher.name] = weights_digest(source, plan.where(teacher.name), download)
     return parts
 
 

@@ -24,7 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.bridge import link
-from s3prl_ekd.bridge.pretrain_configs import find_ours
+from s3prl_ekd.bridge.pretrain_configs import find
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         ("devices", devices),
     ]
     if args.upstream_config is not None:
-        sections.append((args.upstream_config, lambda: teachers(Path(find_ours("-g", args.upstream_config)))))
+        sections.append((args.upstream_config, lambda: teachers(find("-g", args.upstream_config))))
     if args.config is not None:
-        sections.append((args.config, lambda: pretraining_data(Path(find_ours("-c", args.config)))))
+        sections.append((args.config, lambda: pretraining_data(find("-c", args.config))))
     if args.data is not None:
         sections.append((str(args.data), lambda: prepared(args.data)))
     broken = 0

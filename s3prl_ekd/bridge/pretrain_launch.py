@@ -170,15 +170,10 @@ class PretrainLaunch(ScriptLaunch):
         args.config = self._find_config(args)
         if self.is_ours:
             read_yaml(Path(args.config))  # s3prl reads it next, and meets what is no mapping with a traceback
-        args.upstream_config = self._find(args, "-g", args.upstream_config, "config_model.yaml")
+        args.upstream_config = str(pretrain_configs.find("-g", args.upstream_config, args.upstream))
 
     def _find_config(self, args: Namespace) -> str:
-        return self._find(args, "-c", args.config, "config_runner.yaml")
-
-    def _find(self, args: Namespace, flag: str, value: str | None, default: str) -> str:
-        return pretrain_configs.find(
-            flag, value, default, task=args.upstream, s3prl=self.s3prl, is_ours=args.upstream in self.our_tasks
-        )
+        return str(pretrain_configs.find("-c", args.config, args.upstream))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
         said = super()._differences(state)
@@ -189,7 +184,7 @@ class PretrainLaunch(ScriptLaunch):
         kept = kept if isinstance(kept, dict) else {}
 
         def read() -> dict[str, Any]:
-            file = Path(self._find(state["Args"], "-g", self.args.upstream_config, "config_model.yaml"))
+            file = pretrain_configs.find("-g", self.args.upstream_config, state["Args"].upstream)
             if not ours:
                 return read_yaml(file)
             given = load_model_config(file)
@@ -230,7 +225,7 @@ class PretrainLaunch(ScriptLaunch):
 
     def _follow_teachers(self, path: str, state: dict[str, Any]) -> None:
         if self.model is not None:
-            given = load_model_config(Path(self._find(state["Args"], "-g", self.model, "config_model.yaml")))
+            given = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
             state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], given)
         gone = pretrain_configs.gone_teacher(state["Upstream_Config"])
         if gone is not None:

@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
     arguments.check_override(args.override, args, ELSEWHERE)
-    args.upstream_config = pretrain_configs.find_ours("-g", args.upstream_config)
-    args.config = pretrain_configs.find_ours("-c", args.config)
+    args.upstream_config = str(pretrain_configs.find("-g", args.upstream_config))
+    args.config = str(pretrain_configs.find("-c", args.config))
     values = read_yaml(Path(args.config))
     if args.override is not None and args.override.lower() != "none":
         _override(args, values)

@@ -244,7 +244,7 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
 
 def test_the_commands_show_our_messages_and_only_ours() -> None:
     script = (
-        "import logging; from s3prl_ekd.bridge.launch import _start; _start(); _start()\n"
+        "import logging; from s3prl_ekd.bridge.launch import _show_messages as show; show(20); show(20)\n"
         "logging.basicConfig(level=logging.WARNING)  # as modules of s3prl do\n"
         "for name in ('s3prl_ekd.pretrain.ekd', 'other'): logging.getLogger(name).info('from %s', name)"
     )

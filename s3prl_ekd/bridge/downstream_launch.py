@@ -118,7 +118,7 @@ class DownstreamLaunch(ScriptLaunch):
         if args.mode == "train":
             checkpoints.check_unused(args.expdir)
         find_device(args.device)
-        self._make_folder(args)
+        self._make_folder()
 
     def _check_new(self, args: Namespace) -> None:
         """The arguments of a run without a checkpoint of ours to go on from."""

@@ -159,7 +159,7 @@ class PretrainLaunch(ScriptLaunch):
         self._check_new(args)
         checkpoints.check_unused(args.expdir)
         find_device(args.device)
-        self._make_folder(args)
+        self._make_folder()
 
     def _check_new(self, args: Namespace) -> None:
         """The arguments of a run without a checkpoint to go on from."""

@@ -79,6 +79,11 @@ class ScriptLaunch(ABC):
         """The file that the configuration comes from, for messages."""
         return str(self.args.past_exp or self.args.config)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training; the downstream script has other modes too."""
+        return getattr(self.args, "mode", "train") == "train"
+
     def run(self, argv: list[str]) -> None:
         """Run the script with these arguments.
 
@@ -207,25 +212,24 @@ class ScriptLaunch(ABC):
         if found is not None:
             flag = "-p" if "expdir" in self.explicit else "-n"
             checkpoints.check_folder(found, args.expdir, flag, self.explicit)
-            if args.past_exp is not None and found == Path(args.past_exp) and getattr(args, "mode", "train") == "train":
+            if args.past_exp is not None and found == Path(args.past_exp) and self.trains:
                 checkpoints.check_last(found, self._read_runner)
                 # to be continued from what comes after it
                 self.current.argv = arguments.with_value(self.current.argv, "-e", "--past_exp", str(found.parent))
             args.past_exp, args.auto_resume = str(found), False
-            self._lock(args, found.parent)
+            self._lock(found.parent)
         return found
 
-    def _make_folder(self, args: Namespace) -> None:
+    def _make_folder(self) -> None:
         """Make the folder of a new run, once its arguments were checked; one rank makes it, and takes it back."""
-        if not self.world.is_rank_zero:
-            return
-        self.folder = ExperimentFolder(args.expdir)
-        self.folder.make()
-        self._lock(args, self.folder.path)
+        if self.world.is_rank_zero:
+            self.folder = ExperimentFolder(self.args.expdir)
+            self.folder.make()
+            self._lock(self.folder.path)
 
-    def _lock(self, args: Namespace, folder: Path) -> None:
+    def _lock(self, folder: Path) -> None:
         """Keep other trainings out of a folder as long as this one runs; what a killed one has left there goes."""
-        if self.world.is_rank_zero and getattr(args, "mode", "train") == "train":
+        if self.world.is_rank_zero and self.trains:
             self.lock = lock_run(folder)
             checkpoints.sweep(folder)
 

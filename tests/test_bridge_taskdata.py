@@ -71,7 +71,11 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
     taskdata.complete(args, config, source="sid.yaml", s3prl=tmp_path)
     assert section["meta_data"] == str(data["table"].resolve())
     assert section["file_path"] == str(tmp_path / "link")  # as it was given, so that it can be made to point elsewhere
-    runner = yaml.safe_load((shipped("pretrain") / "ekd" / "config_runner.yaml").read_text())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    section["file_path"] = "~/link"
+    taskdata.complete(args, config, source="sid.yaml", s3prl=tmp_path)
+    assert section["file_path"] == str(tmp_path / "link")
+    runner = yaml.safe_load(shipped("pretrain/ekd/config_runner.yaml").read_text())
     runner["pretrain_expert"]["datarc"] |= {"libri_root": "audio", "file_path": "../tables"}
     pretrain_configs.check_ours(runner, "runner.yaml")
     found = runner["pretrain_expert"]["datarc"]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.signals import uninterrupted
 from s3prl_ekd.whole_file import whole_file
@@ -109,7 +110,6 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     Raises:
         EkdError: missing, empty, cut short, not a checkpoint, or holding more than tensors and settings.
     """
-    from s3prl_ekd.compat.shims import apply_shims
     from s3prl_ekd.torch_file import read_torch_file
 
     apply_shims("core")  # admits s3prl's own classes

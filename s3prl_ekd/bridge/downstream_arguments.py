@@ -18,6 +18,8 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import DOWNSTREAM
+from s3prl_ekd.teachers.hub import HUB
+from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
 
 CONFIGS = {downstream: f"{task}.yaml" for task, downstream in DOWNSTREAM.items()}
@@ -105,7 +107,6 @@ def check_upstream(args: Namespace) -> None:
         # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
         args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
     elif args.upstream == "ekd_teacher":
-        from s3prl_ekd.teachers.names import model_path
         from s3prl_ekd.teachers.sources import describe
 
         path = model_path(args.upstream_ckpt)
@@ -121,7 +122,6 @@ def _check_kind(args: Namespace) -> None:
     if args.upstream_ckpt is None or args.upstream.startswith("ekd_") or not Path(args.upstream_ckpt).exists():
         return
     from s3prl_ekd.student_checkpoint import is_student
-    from s3prl_ekd.teachers.hub import HUB
 
     if is_student(args.upstream_ckpt):
         raise EkdError(f"-k {args.upstream_ckpt}: an EKD student, which -u {args.upstream} does not read; "

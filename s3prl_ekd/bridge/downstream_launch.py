@@ -18,7 +18,7 @@ from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.compat.hub import upstream_names
+from s3prl_ekd.compat.hub import register, upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
@@ -58,8 +58,6 @@ class DownstreamLaunch(ScriptLaunch):
     # --------------------------------------------------------------------------------------------------- stand-ins
 
     def _load(self) -> tuple[Any, Any]:
-        from s3prl_ekd.compat.hub import register
-
         register()
 
         from s3prl.downstream import runner

@@ -24,6 +24,7 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.config import ELSEWHERE, load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
@@ -78,8 +79,6 @@ class PretrainLaunch(ScriptLaunch):
     # --------------------------------------------------------------------------------------------------- stand-ins
 
     def _load(self) -> tuple[Any, Any]:
-        from s3prl_ekd.compat.shims import apply_shims
-
         apply_shims("core")
         folder = str(self.s3prl)
         if sys.path[:1] != [folder]:
@@ -242,8 +241,6 @@ class PretrainLaunch(ScriptLaunch):
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
         else:
-            from s3prl_ekd.compat.shims import apply_shims
-
             apply_shims("pretrain")
 
     # ----------------------------------------------------------------------------------------------- configuration

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 
@@ -26,8 +27,6 @@ UPSTREAMS = {
 
 def register() -> ModuleType:
     """Patch s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (repeatable); the hub."""
-    from s3prl_ekd.compat.shims import apply_shims
-
     apply_shims()
 
     from s3prl import hub

@@ -10,7 +10,6 @@ import ast
 import builtins
 import os
 import re
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -249,8 +248,3 @@ def check_file(flag: str, value: str, what: str) -> str:
     if not path.exists():
         raise EkdError(f"{flag} {value}: no such {what}")
     return str(path.resolve())
-
-
-def with_argv(argv: list[str]) -> None:
-    """Set the command line that s3prl's parser reads."""
-    sys.argv = [sys.argv[0], *argv]

@@ -19,23 +19,22 @@ NAMED = 6
 
 
 def difference(
-    option: str, read: Callable[[], Mapping[str, Any]], kept: Mapping[str, Any], override: str | None = None
-) -> str:
-    """An option that is not read, with the keys in which it differs; "" where it says what is kept.
+    option: str, read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]], override: str | None = None
+) -> list[str]:
+    """An option that is not read, with the keys in which it differs; nothing where it says what is kept.
 
     Args:
         option: ``-c FILE`` or ``-g FILE``.
-        read: reads what it names; an EkdError means that it cannot be read.
-        kept: the same part of the checkpoint.
+        read: what it names, and the same part of the checkpoint; an EkdError means that it cannot be read.
         override: ``-o``, which acts on what is kept: its keys are not named.
     """
     try:
-        given = read()
+        given, kept = read()
     except EkdError:
-        return option
+        return [option]
     said = {item.partition("=")[0].strip().removeprefix("config.") for item in (override or "").split(",,")}
     keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
-    return f"{option} (differs in {listed(keys, NAMED)})" if keys else ""
+    return [f"{option} (differs in {listed(keys, NAMED)})"] if keys else []
 
 
 def _differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:

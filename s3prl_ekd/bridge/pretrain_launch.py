@@ -179,19 +179,16 @@ class PretrainLaunch(ScriptLaunch):
         if "upstream_config" not in self.explicit:
             return said
 
-        ours, kept = state["Args"].upstream in self.our_tasks, state.get("Upstream_Config")
-        kept = kept if isinstance(kept, dict) else {}
-
-        def read() -> dict[str, Any]:
-            file = pretrain_configs.find("-g", self.args.upstream_config, state["Args"].upstream)
-            if not ours:
-                return read_yaml(file)
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
+            task, kept = state["Args"].upstream, state.get("Upstream_Config")
+            file = pretrain_configs.find("-g", self.args.upstream_config, task)
+            if task not in self.our_tasks:
+                return read_yaml(file), kept if isinstance(kept, dict) else {}
             given = load_model_config(file)
-            kept.update(pretrain_configs.follow_teachers(kept, given))  # that part of it is read
-            return given.model_dump(mode="json")
+            # where its teachers lie, is read
+            return given.model_dump(mode="json"), pretrain_configs.follow_teachers(state["Upstream_Config"], given)
 
-        model = kept_config.difference(f"-g {self.args.upstream_config}", read, kept)
-        return [*said, model] if model else said
+        return said + kept_config.difference(f"-g {self.args.upstream_config}", read)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         state = super()._read_runner(path)

@@ -12,6 +12,7 @@ import glob
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
@@ -91,7 +92,7 @@ class ScriptLaunch(ABC):
             EkdError: whatever the user can fix; see the messages.
         """
         arguments.hide_gpu(argv)
-        arguments.with_argv(argv)
+        sys.argv = [sys.argv[0], *argv]  # which the parser reads
         self.world.connect()
         self.main()
         self.world.end()
@@ -259,11 +260,11 @@ class ScriptLaunch(ABC):
         if "config" not in self.explicit:
             return []
 
-        def read() -> dict[str, Any]:
-            return read_yaml(Path(self._find_config(Namespace(**vars(state["Args"]) | {"config": self.args.config}))))
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
+            args = Namespace(**vars(state["Args"]) | {"config": self.args.config})
+            return read_yaml(Path(self._find_config(args))), state["Config"]
 
-        said = kept_config.difference(f"-c {self.args.config}", read, state["Config"], self.args.override)
-        return [said] if said else []
+        return kept_config.difference(f"-c {self.args.config}", read, self.args.override)
 
     # ------------------------------------------------------------------------------------------- a run that goes on
 

@@ -39,13 +39,8 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
     _require(file, config, "layer_norm_eps", 1e-5)
     for unsupported in ("conv_pos_batch_norm", "add_adapter"):
         _require(file, config, unsupported, False)
-    stable = bool(config.get("do_stable_layer_norm", False)) and not data2vec  # whose model has no such choice
     norm: ConvNorm = "layer" if data2vec else _conv_norm(file, config, "feat_extract_norm", _TRANSFORMERS_NORMS)
-    position = (
-        (_integer(file, config, "conv_pos_kernel_size", 19), _integer(file, config, "num_conv_pos_embeddings", 5))
-        if data2vec
-        else (_integer(file, config, "num_conv_pos_embeddings", 128), 1)
-    )
+    positions = _integer(file, config, "num_conv_pos_embeddings", 5 if data2vec else 128)  # their number, or the kernel
     dims = _integers(file, config, "conv_dim", [channels for channels, _, _ in BASE_CONV])
     kernels = _integers(file, config, "conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
     strides = _integers(file, config, "conv_stride", [stride for _, _, stride in BASE_CONV])
@@ -60,12 +55,11 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
         layers=_integer(file, config, "num_hidden_layers", 12),
         ffn_width=_integer(file, config, "intermediate_size", 3072),
         heads=_integer(file, config, "num_attention_heads", 12),
-        pre_norm=stable,
-        pos_conv_kernel=position[0],
-        pos_conv_depth=position[1],
+        pre_norm=bool(config.get("do_stable_layer_norm", False)) and not data2vec,  # whose model has no such choice
+        pos_conv_kernel=_integer(file, config, "conv_pos_kernel_size", 19) if data2vec else positions,
+        pos_conv_depth=positions if data2vec else 1,
         pos_conv_groups=_integer(file, config, "num_conv_pos_embedding_groups", 16),
         attention="gated_relative" if family == "wavlm" else "plain",
-        padding_rule="conv",
         normalize=norm == "layer" if normalize is None else normalize,
         normalize_eps=1e-7,
         **(_relative(file, config, "max_bucket_distance", 800) if family == "wavlm" else {}),
@@ -168,20 +162,20 @@ def _conv_norm(file: Path, config: Mapping[str, Any], key: str, norms: Mapping[s
 
 def _integer(file: Path, config: Mapping[str, Any], key: str, default: int) -> int:
     value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_count(value):
         raise EkdError(f"{file}: {key} is {value!r}, expected a positive whole number")
     return value
 
 
 def _integers(file: Path, config: Mapping[str, Any], key: str, default: list[int]) -> list[int]:
     values = config.get(key, default)
-    if (
-        not isinstance(values, list)
-        or not values
-        or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in values)
-    ):
+    if not (isinstance(values, list) and values and all(map(_is_count, values))):
         raise EkdError(f"{file}: {key} is {values!r}, expected a list of positive whole numbers")
     return values
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _require(file: Path, config: Mapping[str, Any], key: str, expected: Any) -> None:

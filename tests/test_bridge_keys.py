@@ -200,7 +200,8 @@ def test_a_student_that_another_upstream_is_to_read(tmp_path: Path, caplog: pyte
     torch.save({"model_weight": {}}, other)
 
     def check(upstream: str, file: Path) -> None:
-        downstream_arguments._check_kind(Namespace(upstream=upstream, upstream_ckpt=str(file)))
+        common = {"hub": "huggingface", "upstream_model_config": None}
+        downstream_arguments.check_upstream(Namespace(upstream=upstream, upstream_ckpt=str(file), **common))
 
     check("ekd_student", student)
     check("hubert_local", other)

@@ -57,11 +57,11 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
             built = build(target, total_steps, config)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({one_line(error)})") from error
-        if hasattr(built, "get_lr") and hasattr(built, "param_groups"):
-            after_a_step = built.get_lr
-            built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
-        step_at_once(built)
-        if hasattr(built, "param_groups"):
+        if section == "optimizer":
+            if hasattr(built, "get_lr"):
+                after_a_step = built.get_lr
+                built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
+            step_at_once(built)
             global _current
             _current = weakref.ref(built)
         return built

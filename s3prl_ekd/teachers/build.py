@@ -143,10 +143,10 @@ def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, file
     too_deep = [layer for layer in teacher.layers if layer > shape.layers]
     if too_deep:
         raise EkdError(f"{file}: {key}.layers: {too_deep[0]} > {shape.layers}, the layers of {teacher.source}")
-    if tap == "ffn" and 0 in teacher.layers:
-        raise EkdError(f"{file}: {key}.layers: layer 0 has no feed-forward block (tap: ffn)")
     if tap == "ffn" and source.kind == "s3prl":
         raise EkdError(f"{file}: {key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
+    if tap == "ffn" and 0 in teacher.layers:
+        raise EkdError(f"{file}: {key}.layers: layer 0 has no feed-forward block (tap: ffn)")
     if shape.hop != student.hop:
         raise EkdError(
             f"{file}: {key}.source: {teacher.source} has a frame every {shape.hop} samples, the student every "

@@ -7,6 +7,9 @@ A message names the file and the key (``config_model.yaml: ekd.teachers[1].layer
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # a full or read-only disk, no permission, a file where a folder is meant or a folder for a file, a name that is too
 # long: the user's to fix
@@ -18,6 +21,15 @@ UNWRITABLE = {
 
 class EkdError(ValueError):
     """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""
+
+
+@contextmanager
+def naming(where: str | Path) -> Iterator[None]:
+    """Put a file, a key or an option before the errors of the block."""
+    try:
+        yield
+    except EkdError as error:
+        raise EkdError(f"{where}: {error}") from error
 
 
 def message(error: Exception) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
 from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config
@@ -143,18 +143,14 @@ def _entry(path: Path, number: int, entry: Any) -> Upstream:
         if set(entry) - {"label", "teacher"}:
             raise EkdError(f"{where}: a teacher is one model, and so without a ckpt, upstream or untrained of its own")
         source = model_path(entry["teacher"], path.parent) or entry["teacher"]
-        try:
+        with naming(where):
             return choose_teacher(str(source), entry.get("label"))
-        except EkdError as error:
-            raise EkdError(f"{where}: {error}") from error
     ckpt = path.parent / expanded(entry["ckpt"]) if "ckpt" in entry else None
     untrained = entry.get("untrained")
     if untrained is not None and (path.parent / expanded(untrained)).is_file():
         untrained = str(path.parent / expanded(untrained))
-    try:
+    with naming(where):
         return choose_upstream(ckpt, entry.get("upstream"), untrained, entry.get("label"))
-    except EkdError as error:
-        raise EkdError(f"{where}: {error}") from error
 
 
 def choose_teacher(source: str, label: str | None) -> Upstream:

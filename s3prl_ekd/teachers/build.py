@@ -18,7 +18,7 @@ from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import MAX_FRAME_DIFFERENCE, TargetSet, TeacherLayers, plan_targets
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.shape import EncoderShape
@@ -117,10 +117,8 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
         for index, teacher in enumerate(config.ekd.teachers)
     }
     layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in config.ekd.teachers]
-    try:
+    with naming(file):
         target_sets = plan_targets(config.ekd.mode, layers) + plan_residuals(config.ekd.residual_heads, layers)
-    except EkdError as error:
-        raise EkdError(f"{file}: {error}") from error
     names = [target.name for target in target_sets]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:

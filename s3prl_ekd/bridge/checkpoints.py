@@ -39,7 +39,7 @@ class AtomicCheckpoints:
         self.pending: list[Path] = []
 
     @uninterrupted()
-    def save(self, state: Any, target: Any, *args: Any, **kwargs: Any) -> None:
+    def save(self, state: Any, target: str | os.PathLike[str]) -> None:
         """``torch.save(state, target)``; a run that is stopped meanwhile ends with this checkpoint.
 
         Raises:
@@ -47,13 +47,10 @@ class AtomicCheckpoints:
         """
         import torch
 
-        if not isinstance(target, (str, os.PathLike)):
-            torch.save(state, target, *args, **kwargs)
-            return
         path = Path(target)
         try:
             with whole_file(path, durable=True) as partial, open(partial, "wb") as file:
-                torch.save(state, file, *args, **kwargs)
+                torch.save(state, file)
         except (OSError, RuntimeError) as error:
             reason = _disk_error(error)
             if reason is None:

@@ -91,7 +91,6 @@ class ScriptLaunch(ABC):
         Raises:
             EkdError: whatever the user can fix; see the messages.
         """
-        arguments.hide_gpu(argv)
         sys.argv = [sys.argv[0], *argv]  # which the parser reads
         self.world.connect()
         self.main()
@@ -182,6 +181,7 @@ class ScriptLaunch(ABC):
     def _take(self, args: Namespace, explicit: set[str]) -> None:
         """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
+        arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
         arguments.check_override(args.override, args, self._elsewhere(args))
         if args.expdir is None and args.expname is not None:

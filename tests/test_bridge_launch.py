@@ -95,7 +95,6 @@ class Launch(ScriptLaunch):
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(Run([]))
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # --device cpu sets it: so it is taken back
         self.monkeypatch, self.s3prl = monkeypatch, Path.cwd()
         self.seen: dict[str, Any] = {}
 

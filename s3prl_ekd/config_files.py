@@ -18,11 +18,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 
 def find_config(flag: str, value: str, folders: Iterable[Path], hint: str = "") -> Path:
@@ -41,7 +41,7 @@ def find_config(flag: str, value: str, folders: Iterable[Path], hint: str = "") 
     bare = "/" not in value and not value.endswith(".yaml")
     for name in [value, f"{value}.yaml"] if bare else [value]:
         for place in places:
-            candidate = place / Path(os.path.expanduser(name))
+            candidate = place / expanded(name)
             if candidate.is_file():
                 return candidate.resolve()
     raise EkdError(f"{flag} {value}: no such config file{hint}")

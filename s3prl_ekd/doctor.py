@@ -23,12 +23,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.bridge import link
-from s3prl_ekd.bridge.pretrain_configs import find_ours
+from s3prl_ekd.bridge import link, taskdata
+from s3prl_ekd.bridge.pretrain_configs import find
+from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.compat.hub import register
 from s3prl_ekd.compat.modules import s3prl_folder
+from s3prl_ekd.compat.shims import active_shims, apply_shims
+from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.task_names import DOWNSTREAM
 from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.version import __version__
@@ -69,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
         ("devices", devices),
     ]
     if args.upstream_config is not None:
-        sections.append((args.upstream_config, lambda: teachers(Path(find_ours("-g", args.upstream_config)))))
+        sections.append((args.upstream_config, lambda: teachers(find("-g", args.upstream_config))))
     if args.config is not None:
-        sections.append((args.config, lambda: pretraining_data(Path(find_ours("-c", args.config)))))
+        sections.append((args.config, lambda: pretraining_data(find("-c", args.config))))
     if args.data is not None:
         sections.append((str(args.data), lambda: prepared(args.data)))
     broken = 0
@@ -90,17 +94,13 @@ def software() -> list[Finding]:
     """Versions, and the readers of audio."""
     rows = [Finding("python", "ok", platform.python_version()), Finding("s3prl-ekd", "ok", __version__)]
     for name in PACKAGES:
-        try:
-            # pip may know a wheel of s3prl while a checkout on PYTHONPATH is what gets imported
-            there = name == "s3prl" and importlib.util.find_spec(name) is not None
-            file = s3prl_folder() / "version.txt" if there else None
-            known = file.read_text().strip() if file and file.is_file() else importlib.metadata.version(name)
-            rows.append(Finding(name, "ok", known))
-        except importlib.metadata.PackageNotFoundError:
-            if importlib.util.find_spec(name) is not None:  # a checkout on PYTHONPATH has no metadata
-                rows.append(Finding(name, "ok", "not installed by pip, found on the import path"))
-            else:
-                rows.append(Finding(name, "broken", "not installed", f"pip install {name}"))
+        if importlib.util.find_spec(name) is None:
+            rows.append(_missing(name))
+            continue
+        # pip may know a wheel of s3prl while a checkout on PYTHONPATH is what gets imported
+        file = s3prl_folder() / "version.txt" if name == "s3prl" else None
+        known = file.read_text().strip() if file and file.is_file() else _version(name)
+        rows.append(Finding(name, "ok", known or "not installed by pip, found on the import path"))
     rows += other_packages()
     codec = importlib.util.find_spec("torchcodec") is not None
     program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
@@ -120,19 +120,22 @@ def other_packages() -> list[Finding]:
         return [Finding("other packages", "note", "not checked: s3prl-ekd is not installed by pip", "pip install .")]
     names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required if "extra ==" not in text]
     others = [name for name in names if name not in PACKAGES]
-    missing = [name for name in others if not _is_installed(name)]
-    rows = [Finding(name, "broken", "not installed", f"pip install {name}") for name in missing]
+    missing = [name for name in others if _version(name) is None]
+    rows = [_missing(name) for name in missing]
     if len(missing) < len(others):
         rows.append(Finding("other packages", "ok", f"{len(others) - len(missing)} of {len(others)} installed"))
     return rows
 
 
-def _is_installed(distribution: str) -> bool:
+def _version(distribution: str) -> str | None:
     try:
-        importlib.metadata.version(distribution)
+        return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
+
+
+def _missing(distribution: str) -> Finding:
+    return Finding(distribution, "broken", "not installed", f"pip install {distribution}")
 
 
 def bridge() -> list[Finding]:
@@ -145,9 +148,6 @@ def bridge() -> list[Finding]:
     if checkout and not linked:
         hint = f"for its own scripts: s3prl-ekd link {root.parent}"
         rows.append(Finding("link", "note", "not linked; our run_*.py commands need no link", hint))
-    from s3prl_ekd.compat.hub import register
-    from s3prl_ekd.compat.shims import active_shims, apply_shims
-
     try:
         apply_shims("all")
         register()
@@ -159,7 +159,7 @@ def bridge() -> list[Finding]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def devices() -> list[Finding]:
@@ -185,7 +185,6 @@ def teachers(file: Path) -> list[Finding]:
 
     The last are the checks that run_pretrain.py begins with, one finding where they fail and none where they don't.
     """
-    from s3prl_ekd.config import load_model_config
     from s3prl_ekd.teachers.build import check_model, check_without_teachers
 
     config = load_model_config(file)
@@ -245,8 +244,6 @@ def _size(path: Path) -> str:
 
 def pretraining_data(file: Path) -> list[Finding]:
     """The length CSVs and audio of a config_runner.yaml."""
-    from s3prl_ekd.checked import read_yaml
-    from s3prl_ekd.config import check_runner_config
     from s3prl_ekd.data.lengths import read_held_out, read_lengths
 
     config = check_runner_config(read_yaml(file), str(file))
@@ -305,10 +302,6 @@ def _pretraining_sets(folder: Path) -> Finding:
 
 def _task_data(task: str, file: Path) -> Finding:
     """A task's YAML as run_downstream.py checks it before it trains (all folds of ER) and before it tests."""
-    from s3prl_ekd.bridge import taskdata
-    from s3prl_ekd.checked import read_yaml
-    from s3prl_ekd.compat.shims import apply_shims
-
     downstream, found = DOWNSTREAM[task], str(file)
     try:
         apply_shims()

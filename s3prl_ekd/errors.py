@@ -7,6 +7,9 @@ A message names the file and the key (``config_model.yaml: ekd.teachers[1].layer
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 # a full or read-only disk, no permission, a file where a folder is meant or a folder for a file, a name that is too
 # long: the user's to fix
@@ -20,6 +23,15 @@ class EkdError(ValueError):
     """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""
 
 
+@contextmanager
+def naming(where: str | Path) -> Iterator[None]:
+    """Put a file, a key or an option before the errors of the block."""
+    try:
+        yield
+    except EkdError as error:
+        raise EkdError(f"{where}: {error}") from error
+
+
 def message(error: Exception) -> str:
     """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it."""
     text = str(error).strip()
@@ -28,3 +40,8 @@ def message(error: Exception) -> str:
     last = text.splitlines()[-1]
     head, _, rest = last.partition(": ")
     return rest if "." in head and " " not in head else last
+
+
+def one_line(error: Exception, most: int | None = None) -> str:
+    """:func:`message` on one line, of at most so many characters."""
+    return " ".join(message(error).split())[:most]

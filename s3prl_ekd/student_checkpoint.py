@@ -6,7 +6,6 @@ A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT) is rea
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,15 +16,13 @@ from torch import Tensor, nn
 
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.distill.targets import TargetSet
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.torch_file import newest, read_torch_file
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
@@ -39,14 +36,15 @@ def student_state(student: Student, config: ModelConfig, target_sets: Sequence[T
         "format": CHECKPOINT_FORMAT,
         "config": config.model_dump(mode="json"),
         "shape": student.encoder.shape.to_dict(),
-        "encoder": {name: value.cpu() for name, value in student.encoder.state_dict().items()},
-        "heads": {name: value.cpu() for name, value in student.heads.state_dict().items()},
+        "encoder": _on_cpu(student.encoder),
+        "heads": _on_cpu(student.heads),
         "head_sets": [{"name": t.name, "labels": list(t.labels), "width": t.width} for t in target_sets],
-        # training only, so no part of the encoder
-        "mask": {}
-        if student.mask is None
-        else {name: value.cpu() for name, value in student.mask.state_dict().items()},
+        "mask": {} if student.mask is None else _on_cpu(student.mask),  # training only, so no part of the encoder
     }
+
+
+def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in module.state_dict().items()}
 
 
 def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
@@ -63,18 +61,10 @@ def newest_checkpoint(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("states-*.ckpt"))
-        if not files and (path / "config.json").is_file():
-            return path
-        if not files:
+        found = files[0] if len(files) == 1 else newest(files, partial(read_torch_file, mmap=True))
+        if found is None and not (path / "config.json").is_file():
             raise EkdError(f"{path}: no states-*.ckpt in this folder, and no config.json of a transformers model")
-        if len(files) == 1:
-            return files[0]
-        chosen, problems = newest(files, partial(read_torch_file, mmap=True))
-        if chosen is None:
-            raise EkdError(problems[0])
-        for problem in problems:
-            logger.warning("skipped: %s; %s is taken", problem, chosen.name)
-        return chosen
+        return found or path
     if not path.is_file():
         of_teacher = str(path) in sources.HUB or str(path).startswith(embedded.PREFIX)
         hint = ", but a teacher's name: s3prl_ekd.load_teacher, or -u ekd_teacher" if of_teacher else ""
@@ -184,7 +174,7 @@ def load_student(path: str | Path) -> LoadedStudent:
         )
         heads.load_state_dict(part["heads"])
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split())[:200]  # torch's first line doesn't name the weight
+        reason = one_line(error, 200)  # torch's first line doesn't name the weight
         raise EkdError(f"{path}: damaged student checkpoint ({reason})") from error
     return LoadedStudent(encoder.eval(), heads.eval(), part)
 

@@ -9,6 +9,7 @@ needed to read a student. (A run that goes on needs the real classes: ``bridge/c
 from __future__ import annotations
 
 import argparse
+import logging
 import pickle
 import re
 import threading
@@ -21,6 +22,7 @@ import torch
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.signals import uninterrupted
 
+logger = logging.getLogger(__name__)
 _SCHEDULES = ("ConstantLR", "WarmupConstantSchedule", "WarmupLinearSchedule", "WarmupCosineSchedule",
               "WarmupCosineWithHardRestartsSchedule", "WarmupCosineWithWarmupRestartsSchedule")  # fmt: skip
 
@@ -94,25 +96,34 @@ def write_torch_file(content: Mapping[str, Any], stream: BinaryIO) -> None:
         torch.save(content, stream)
 
 
-def newest(files: Iterable[Path], read: Callable[[Path], Mapping[str, Any]]) -> tuple[Path | None, list[str]]:
-    """The runner's checkpoint with the highest "Step", of two alike the later written, and why others cannot be read.
+def newest(files: Iterable[Path], read: Callable[[Path], Mapping[str, Any]]) -> Path | None:
+    """The runner's checkpoint with the highest "Step", of two alike the later written; None where there are no files.
 
-    Names mislead: s3prl calls its last one ``states-epoch-N.ckpt``, which sorts as step N.
+    Names mislead: s3prl calls its last one ``states-epoch-N.ckpt``, which sorts as step N. What cannot be read is left
+    out with a warning.
 
     Args:
         files: checkpoints.
         read: gives a checkpoint's dictionary; EkdError for one that is not to be chosen.
+
+    Raises:
+        EkdError: none of the files can be read.
     """
     readable: list[tuple[int, float, Path]] = []
-    problems: list[str] = []
+    problems: list[EkdError] = []
     for file in files:
         try:
             step = read(file).get("Step") or 0
-        except EkdError as error:
-            problems.append(str(error))
-            continue
-        if isinstance(step, int):
+            if not isinstance(step, int):
+                raise EkdError(f"{file}: its Step is {step!r}, expected a whole number")
             readable.append((step, file.stat().st_mtime, file))
-        else:
-            problems.append(f"{file}: its Step is {step!r}, expected a whole number")
-    return (max(readable)[2] if readable else None), problems
+        except EkdError as error:
+            problems.append(error)
+    if not readable:
+        if problems:
+            raise problems[0]
+        return None
+    chosen = max(readable)[2]
+    for problem in problems:
+        logger.warning("skipped: %s; %s is taken", problem, chosen.name)
+    return chosen

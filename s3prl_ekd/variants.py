@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from pathlib import Path
 
 from s3prl_ekd.config_files import find_config
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
 
 BASE = "config_model"
@@ -14,7 +14,7 @@ BASE = "config_model"
 
 def packaged(name: str) -> Path:
     """Path of a file of pretrain/ekd as installed (config_model.yaml, variants/average.yaml)."""
-    return Path(str(importlib.resources.files("s3prl_ekd.pretrain.ekd").joinpath(name)))
+    return shipped(f"pretrain/ekd/{name}")
 
 
 def variant_names() -> list[str]:

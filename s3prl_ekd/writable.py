@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 
 def absolute_folder(text: str, where: str) -> str:
@@ -16,10 +17,10 @@ def absolute_folder(text: str, where: str) -> str:
     Raises:
         EkdError: ``~NAME`` of nobody here, for which a folder of that very name would be made.
     """
-    folder = os.path.expanduser(text)
-    if folder.startswith("~"):
+    folder = expanded(text)
+    if str(folder).startswith("~"):
         raise EkdError(f"{where}: {text}: there is no user {text.partition('/')[0][1:]} here")
-    return str(Path(folder).resolve())
+    return str(folder.resolve())
 
 
 def make_writable(folder: Path, where: str, advice: str = "") -> None:

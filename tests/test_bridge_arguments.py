@@ -64,6 +64,7 @@ def test_what_was_parsed_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) ->
         (["--local_rank", "0", "-a"], None, (["-a"], 0)),
         (["-a"], "3", (["-a"], 3)),
         (["-a"], None, (["-a"], None)),
+        (["-o", "a=-1", "--local_rank=2", "x", "-p", "-", "y"], None, (["-o", "a=-1", "x", "-p", "-", "y"], 2)),
     ],
 )
 def test_local_rank(monkeypatch: pytest.MonkeyPatch, argv: list, env: str | None, expected: tuple) -> None:
@@ -73,12 +74,11 @@ def test_local_rank(monkeypatch: pytest.MonkeyPatch, argv: list, env: str | None
     assert arguments.take_local_rank(argv) == expected
 
 
-@pytest.mark.parametrize("argv", [["--device", "cpu"], ["--device=cpu"], ["--dev", "cpu"], ["--de=cpu"]])
-def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch, argv: list) -> None:
+def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    arguments.hide_gpu(["--device", "cuda"])
+    arguments.hide_gpu("cuda")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
-    arguments.hide_gpu(argv)
+    arguments.hide_gpu("cpu")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
 
 

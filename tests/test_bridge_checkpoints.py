@@ -115,7 +115,7 @@ def test_unreadable_checkpoints_are_one_line(tmp_path: Path, content: bytes | No
     path = tmp_path / "states-1.ckpt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(checkpoints.CheckpointError, match=words) as caught:
+    with pytest.raises(EkdError, match=words) as caught:
         checkpoints.read(path)
     assert "\n" not in str(caught.value)
 

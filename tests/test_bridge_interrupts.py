@@ -11,7 +11,7 @@ import pytest
 from console import environment
 
 from s3prl_ekd.bridge import interrupts
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("own_handlers")
 def test_a_workers_error_is_cut_to_its_last_line() -> None:
     text = "Caught AudioError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n  File\n"
     error = EkdError(text + "s3prl_ekd.audio.AudioError: a.flac: the audio file is empty (0 bytes)\n")
-    assert interrupts.one_line(error) == "a.flac: the audio file is empty (0 bytes)"
+    assert one_line(error) == "a.flac: the audio file is empty (0 bytes)"
 
 
 def test_bugs_keep_their_traceback() -> None:
@@ -47,7 +47,7 @@ import os, subprocess, sys, time
 from pathlib import Path
 from torch.utils.data import DataLoader
 from s3prl_ekd.bridge.interrupts import Run
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 class Store:  # what a launch has
     def set(self, key, value): pass

@@ -18,13 +18,13 @@ from export_student import write_student
 
 from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, taskdata, taskkeys
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import DOWNSTREAM
 
 
 def task_config(name: str) -> dict:
-    return yaml.safe_load((ours("downstream_configs") / f"{name}.yaml").read_text())
+    return yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
 
 
 @pytest.mark.parametrize(
@@ -46,17 +46,17 @@ def test_a_misspelt_key_is_named_with_the_known_one(name: str, path: str, slip: 
     section[slip] = section.get(meant, 1)
     where = re.escape(f"x.yaml: {path}.{slip}: ".replace(": .", ": "))
     with pytest.raises(EkdError, match=f"{where}unknown key; did you mean {meant}"):
-        taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+        taskkeys.check_spelling(config, task_config(name), "x.yaml")
 
 
 def test_keys_of_ones_own_pass() -> None:
     for name in ("pr", "sid", "er", "asr"):
         config = task_config(name)
-        taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+        taskkeys.check_spelling(config, task_config(name), "x.yaml")
         config["runner"]["fp16"], config["scheduler"], config["my_section"] = True, {"name": "x"}, {"anything": 1}
         data = config["downstream_expert"].get("datarc") or config["downstream_expert"]["corpus"]
         data["test-clean2"] = ["test-clean2"]  # a split
-        taskkeys.check_spelling(config, f"{name}.yaml", "x.yaml")
+        taskkeys.check_spelling(config, task_config(name), "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, me
         section = section[part]
     section[last] = value
     with pytest.raises(EkdError, match=re.escape(f"x.yaml: {key}: {message}")):
-        taskkeys.check_kinds(config, DOWNSTREAM[task], f"{task}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, task_config(task), DOWNSTREAM[task], "x.yaml")
 
 
 def test_values_of_the_usual_kinds_pass() -> None:
     for name, task in DOWNSTREAM.items():
         config = task_config(name)
-        taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, task_config(name), task, "x.yaml")
         config["optimizer"]["lr"] = 1  # a whole number is a number
         config["runner"]["cache_states"] = "folder"
         if name == "asr":
             config["downstream_expert"]["datarc"]["decoder_args"]["lm_weight"] = 1.5
-        taskkeys.check_kinds(config, task, f"{name}.yaml", "x.yaml")
+        taskkeys.check_kinds(config, task_config(name), task, "x.yaml")
 
 
 @pytest.mark.parametrize(
@@ -200,7 +200,8 @@ def test_a_student_that_another_upstream_is_to_read(tmp_path: Path, caplog: pyte
     torch.save({"model_weight": {}}, other)
 
     def check(upstream: str, file: Path) -> None:
-        downstream_arguments._check_kind(Namespace(upstream=upstream, upstream_ckpt=str(file)))
+        common = {"hub": "huggingface", "upstream_model_config": None}
+        downstream_arguments.check_upstream(Namespace(upstream=upstream, upstream_ckpt=str(file), **common))
 
     check("ekd_student", student)
     check("hubert_local", other)
@@ -244,7 +245,7 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
 
 def test_the_commands_show_our_messages_and_only_ours() -> None:
     script = (
-        "import logging; from s3prl_ekd.bridge.launch import _start; _start(); _start()\n"
+        "import logging; from s3prl_ekd.bridge.launch import _show_messages as show; show(20); show(20)\n"
         "logging.basicConfig(level=logging.WARNING)  # as modules of s3prl do\n"
         "for name in ('s3prl_ekd.pretrain.ekd', 'other'): logging.getLogger(name).info('from %s', name)"
     )

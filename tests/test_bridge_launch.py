@@ -296,7 +296,7 @@ def test_of_several_ranks_the_first_makes_the_folder(launch: Any, monkeypatch: p
 
     class Made(Launch):
         def _parsed(self, args: Namespace) -> None:
-            self._make_folder(args)
+            self._make_folder()
             made.append(Path(args.expdir).exists())
 
         def _checked(self, args: Namespace, config: dict, *rest: Any) -> tuple:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ def s3prl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         file.touch()
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(pretrain_configs, "s3prl_folder", lambda: tmp_path / "s3prl")
     return tmp_path / "s3prl"
 
 
@@ -47,13 +47,8 @@ def test_here_then_the_folders_in_turn_then_with_yaml(tmp_path: Path, monkeypatc
             find_config("-c", wrong, folders, ", said the hint")
 
 
-def pretraining(s3prl: Path, task: str, flag: str) -> Callable[[str | None], str]:
-    default = {"-c": "config_runner.yaml", "-g": "config_model.yaml"}[flag]
-    return lambda value: pretrain_configs.find(flag, value, default, task=task, s3prl=s3prl, is_ours=task == "ekd")
-
-
 def test_pretraining(s3prl: Path) -> None:
-    ours, tera = pretraining(s3prl, "ekd", "-c"), s3prl / "pretrain/tera"
+    find, tera = pretrain_configs.find, s3prl / "pretrain/tera"
     for name in (
         None,
         "config_runner.yaml",
@@ -61,21 +56,19 @@ def test_pretraining(s3prl: Path) -> None:
         "pretrain/ekd/config_runner.yaml",
         "ekd/config_runner.yaml",
     ):
-        assert Path(ours(name)) == packaged("config_runner.yaml"), name
-    model = pretraining(s3prl, "ekd", "-g")
+        assert find("-c", name) == packaged("config_runner.yaml"), name
     for name in ("average", "variants/average.yaml", "./pretrain/ekd/variants/average.yaml"):
-        assert Path(model(name)) == find_model_config(name) == packaged("variants/average.yaml")
-    theirs = pretraining(s3prl, "tera", "-c")
+        assert find("-g", name) == find_model_config(name) == packaged("variants/average.yaml")
     for name in (None, "config_runner.yaml", "pretrain/tera/config_runner.yaml"):
-        assert Path(theirs(name)) == tera / "config_runner.yaml"
-    assert Path(pretraining(s3prl, "tera", "-g")("mine")) == tera / "mine.yaml"
+        assert find("-c", name, "tera") == tera / "config_runner.yaml"
+    assert find("-g", "mine", "tera") == tera / "mine.yaml"
     with pytest.raises(
         EkdError, match="-g FILE is missing: the installed s3prl ships no pretrain/tera/config_model.yaml"
     ):
-        pretraining(s3prl, "tera", "-g")(None)
+        find("-g", None, "tera")
     Path("config_runner.yaml").touch()
-    assert Path(ours("config_runner.yaml")) == Path("config_runner.yaml").resolve()
-    assert Path(ours(None)) == packaged("config_runner.yaml")  # only what is named is looked for here
+    assert find("-c", "config_runner.yaml") == Path("config_runner.yaml").resolve()
+    assert find("-c", None) == packaged("config_runner.yaml")  # only what is named is looked for here
 
 
 def test_the_four_tasks(s3prl: Path) -> None:

@@ -154,11 +154,11 @@ def test_a_small_grid_with_the_real_runner(tmp_path):
     from bridge_corpora import voxceleb
     from console import BIN
 
-    from s3prl_ekd.compat.modules import ours
+    from s3prl_ekd.shipped import shipped
 
     corpus, folder = voxceleb(tmp_path / "vox"), tmp_path / "data"
     folder.mkdir()
-    config = yaml.safe_load((ours("downstream_configs") / "sid.yaml").read_text())
+    config = yaml.safe_load(shipped("downstream_configs/sid.yaml").read_text())
     config["downstream_expert"]["datarc"] |= {"file_path": str(corpus["root"]), "meta_data": str(corpus["table"])}
     (folder / "sid.yaml").write_text(yaml.safe_dump(config))
     steps = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"

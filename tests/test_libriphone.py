@@ -8,8 +8,8 @@ from pathlib import Path
 import bridge_corpora
 import pytest
 
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 
 class Words:
@@ -28,7 +28,7 @@ def libri(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def phones() -> list[str]:
-    return (ours("resources") / "phoneme.txt").read_text().split()
+    return shipped("resources/phoneme.txt").read_text().split()
 
 
 def dataset(libri: dict[str, Path], bucket: int = 1, **changed: object) -> object:

@@ -15,8 +15,9 @@ from export_student import SMALL, write_student
 
 from s3prl_ekd.bridge import link
 from s3prl_ekd.cli import main
-from s3prl_ekd.compat.modules import ours, s3prl_folder
+from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.teachers.stand_ins import write_stand_ins
 
 FILES = ("hub.py", "run_pretrain.py", "run_downstream.py", "upstream/__init__.py", "pretrain/__init__.py")
@@ -129,7 +130,7 @@ def test_the_stock_commands_run(tmp_path: Path) -> None:
     stock("run_pretrain.py", "-e", pre)  # from states-1; s3prl's script lets every argument of the checkpoint win
     assert last.is_file()
 
-    config = ours("downstream_configs") / "er.yaml"
+    config = shipped("downstream_configs") / "er.yaml"
     random = write_student(tmp_path / "states-10.ckpt")
     for name, checkpoint in (("a", random), ("b", last)):
         task = ("-m", "train", "-n", "x", "-p", tmp_path / name, "-d", "emotion", "-c", config)

@@ -122,7 +122,8 @@ def test_applying_again_changes_nothing(mended: None) -> None:
     import torchaudio
 
     before, load = active_shims(), torchaudio.load
-    assert apply_shims("all") == before
+    apply_shims("all")
+    assert active_shims() == before
     assert torchaudio.load is load
     assert all(shim.name and shim.reason and shim.removed_by for shim in before)
 
@@ -208,7 +209,7 @@ def test_other_classes_are_still_refused(mended: None, tmp_path: Path) -> None:
     from s3prl_ekd.bridge import checkpoints
 
     torch.save({"x": Path("a")}, tmp_path / "a.ckpt")
-    with pytest.raises(checkpoints.CheckpointError, match="refused.*it holds pathlib"):
+    with pytest.raises(EkdError, match="refused.*it holds pathlib"):
         checkpoints.read(tmp_path / "a.ckpt")
 
 

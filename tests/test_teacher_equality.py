@@ -9,13 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
+from teacher_oracles import TOLERANCE, check_states, relative, waves
 
-from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.shape import HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
-from s3prl_ekd.teachers import sources
-from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
@@ -32,25 +28,7 @@ FULL_SHAPES = {
     "wavlm-base": WAVLM_BASE,
     "wavlm-large": WAVLM_LARGE,
 }
-LENGTHS = (16_000, 12_345, 7_003, 3_200)
-TOLERANCE = 1e-5  # relative
-
-
-def waves() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [0.1 * torch.randn(length, generator=generator) for length in LENGTHS]
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).norm() / theirs.norm())
-
-
-def our_states(source: Path, wavs: list[Tensor]) -> tuple[dict[int, Tensor], Tensor, EncoderShape]:
-    described = sources.describe(str(source))
-    teachers = FrozenTeachers({"t": sources.load(described)}, {"t": range(described.shape.layers + 1)})
-    wave, lengths = pad_sequence(wavs, batch_first=True), torch.tensor([len(wav) for wav in wavs])
-    states = teachers(wave, lengths)["t"]
-    return states, frame_mask(lengths, wave.shape[1], states[0].shape[1], described.shape), described.shape
+WAVES = waves((16_000, 12_345, 7_003, 3_200))
 
 
 def check_against_s3prl(shape: EncoderShape, folder: Path) -> None:
@@ -61,14 +39,9 @@ def check_against_s3prl(shape: EncoderShape, folder: Path) -> None:
 
     file = write_converted(random_encoder(shape.with_(padding_rule="fairseq"), seed=0), folder / "teacher.pt")
     expert = (hub.wavlm_local if shape.attention == "gated_relative" else hub.hubert_local)(ckpt=str(file)).eval()
-    wavs = waves()
     with torch.no_grad():
-        expected = expert(list(wavs))["hidden_states"]
-    states, mask, described = our_states(file, wavs)
-    assert described == shape.with_(padding_rule="fairseq")
-    assert len(expected) == shape.layers + 1
-    for layer, theirs in enumerate(expected):
-        assert relative(states[layer][mask], theirs[mask]) < TOLERANCE, layer
+        expected = expert(list(WAVES))["hidden_states"]
+    assert check_states(file, WAVES, expected) == shape.with_(padding_rule="fairseq")
 
 
 def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
@@ -77,10 +50,9 @@ def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
     kind = "wavlm" if shape.attention == "gated_relative" else "hubert"
     write_transformers(random_encoder(shape, seed=0), folder, kind)
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
-    wavs = waves()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     inputs = extractor(
-        [wav.numpy() for wav in wavs],
+        [wav.numpy() for wav in WAVES],
         sampling_rate=16_000,
         padding=True,
         return_attention_mask=True,
@@ -88,13 +60,9 @@ def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
     )
     with torch.no_grad():
         output = model(**inputs, output_hidden_states=True)
-    states, mask, described = our_states(folder, wavs)
-    assert described == shape.with_(normalize_eps=1e-7)
     # transformers 5 lists the last state of pre-norm models before their final norm; like s3prl we mean the output
     expected = [*output.hidden_states[:-1], output.last_hidden_state]
-    assert len(expected) == shape.layers + 1
-    for layer, theirs in enumerate(expected):
-        assert relative(states[layer][mask], theirs[mask]) < TOLERANCE, layer
+    assert check_states(folder, WAVES, expected) == shape.with_(normalize_eps=1e-7)
 
 
 @pytest.mark.parametrize("name", SMALL_SHAPES)
@@ -129,18 +97,16 @@ def test_wav2vec2_equals_transformers(tmp_path: Path) -> None:
 
     write_transformers(random_encoder(TINY, seed=0), tmp_path, "wav2vec2")
     model = AutoModel.from_pretrained(tmp_path, attn_implementation="eager").eval()
-    wave = torch.stack([wav[:3_200] for wav in waves()])
+    wave = torch.stack([wav[:3_200] for wav in WAVES])
     with torch.no_grad():
         expected = model(wave, output_hidden_states=True).hidden_states
-    states, _, _ = our_states(tmp_path, list(wave))
-    for layer, theirs in enumerate(expected):
-        assert relative(states[layer], theirs) < TOLERANCE, layer
+    check_states(tmp_path, list(wave), expected)
 
 
 @pytest.mark.parametrize("name", SMALL_SHAPES)
 def test_a_clip_alone_and_in_an_equal_length_batch_gives_the_same(name: str) -> None:
     encoder = random_encoder(SMALL_SHAPES[name], seed=0)
-    wave = torch.stack([wav[:3_200] for wav in waves()])
+    wave = torch.stack([wav[:3_200] for wav in WAVES])
     with torch.no_grad():
         together = encoder(wave).states
         alone = encoder(wave[1:2]).states
@@ -153,7 +119,7 @@ def test_only_the_states_asked_for_are_kept_and_layers_above_are_not_run() -> No
     ran: list[int] = []
     for index, layer in enumerate(encoder.layers, start=1):
         layer.register_forward_hook(lambda *_, index=index: ran.append(index))
-    wave = waves()[3].unsqueeze(0)
+    wave = WAVES[3].unsqueeze(0)
     with torch.no_grad():
         all_states = encoder(wave).states
         ran.clear()

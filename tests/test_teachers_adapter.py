@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 from export_student import SMALL
+from teacher_oracles import LENGTHS, waves
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 
@@ -25,23 +26,16 @@ from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted
 
-LENGTHS = (8_000, 6_123, 3_200)
-
-
-def clips() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [0.1 * torch.randn(length, generator=generator) for length in LENGTHS]
-
 
 def test_a_10_ms_upstream_is_pooled_to_20_ms(hub: ModuleType, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     adapter._built.clear()  # it says what it pools when it builds
     described = sources.describe("s3prl:fbank")
     assert (described.kind, described.shape.layers, described.shape.pool, described.shape.hop) == ("s3prl", 0, 2, 320)
-    wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)
+    wave, lengths = pad_sequence(waves(), batch_first=True), torch.tensor(LENGTHS)
     states = FrozenTeachers({"t": sources.load(described)}, {"t": [0]})(wave, lengths)["t"][0]
     with torch.no_grad():
-        theirs = hub.fbank().eval()(clips())["hidden_states"][0]
+        theirs = hub.fbank().eval()(waves())["hidden_states"][0]
     assert states.shape == (3, 24, theirs.shape[-1])
     whole = theirs.shape[1] // 2
     assert torch.equal(states[:, :whole], ((theirs[:, 0::2][:, :whole] + theirs[:, 1::2]) / 2)[:, :24])
@@ -90,7 +84,7 @@ def test_tera_is_pooled_layer_by_layer(hub: ModuleType, tmp_path: Path) -> None:
     source = f"s3prl:tera_local:{write_tera(tmp_path / 'states-1.ckpt')}"
     described = sources.describe(source)
     assert (described.shape.layers, described.shape.width, described.shape.pool) == (3, 24, 2)
-    wave = torch.stack([clip[:3_200] for clip in clips()])
+    wave = torch.stack([clip[:3_200] for clip in waves()])
     states = FrozenTeachers({"t": sources.load(described)}, {"t": [0, 1, 2, 3]})(wave)["t"]
     with torch.no_grad():
         theirs = hub.tera_local(ckpt=str(tmp_path / "states-1.ckpt")).eval()(list(wave))["hidden_states"]
@@ -102,7 +96,7 @@ def test_tera_is_pooled_layer_by_layer(hub: ModuleType, tmp_path: Path) -> None:
 
 def test_an_experts_states_are_those_of_our_own_reader(hub: ModuleType, tmp_path: Path) -> None:
     file = write_converted(random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0), tmp_path / "hubert.pt")
-    wave, lengths = pad_sequence(clips(), batch_first=True), torch.tensor(LENGTHS)
+    wave, lengths = pad_sequence(waves(), batch_first=True), torch.tensor(LENGTHS)
     states = {}
     for source in (str(file), f"s3prl:hubert_local:{file}"):
         described = sources.describe(source)
@@ -146,7 +140,7 @@ def test_teachers_of_different_kind_width_and_depth_mix(hub: ModuleType, tmp_pat
     config = model_config(tmp_path)
     plan = check_teachers(config)
     teachers = freeze(config, load_teachers(plan))
-    states = teachers(torch.stack([clip[:3_200] for clip in clips()]))
+    states = teachers(torch.stack([clip[:3_200] for clip in waves()]))
     assert {name: sorted(found) for name, found in states.items()} == {"hubert": [1, 2], "fbank": [0]}
     assert states["hubert"][2].shape[:2] == states["fbank"][0].shape[:2]
     with pytest.raises(EkdError, match="student can start from our own encoders only"):
@@ -180,7 +174,7 @@ def test_the_command_lists_and_shows(hub: ModuleType, tmp_path: Path, capsys: py
     file = write_converted(encoder, tmp_path / "[of mine]" / "hubert.pt")  # no markup
     with wave_file.open(str(tmp_path / "clip.wav"), "wb") as out:
         out.setparams((1, 2, 16_000, 0, "NONE", ""))
-        out.writeframes((clips()[0] * 20_000).short().numpy().tobytes())
+        out.writeframes((waves()[0] * 20_000).short().numpy().tobytes())
     assert main(["teachers", str(file), "--audio", str(tmp_path / "clip.wav"), "--precision", "bf16"]) == 0
     shown = capsys.readouterr().out
     assert f"source         {file}\n" in shown
@@ -189,7 +183,7 @@ def test_the_command_lists_and_shows(hub: ModuleType, tmp_path: Path, capsys: py
     table = [line.split() for line in shown.splitlines() if line.strip()[:1] in {"0", "1", "2"}]
     assert [row[0] for row in table] == ["0", "1", "2"]
     with torch.no_grad():
-        wave = (clips()[0] * 20_000).short().float().unsqueeze(0) / 32_768
+        wave = (waves()[0] * 20_000).short().float().unsqueeze(0) / 32_768
         state = encoder(wave).states[2]
     assert float(table[2][1]) == pytest.approx(float(state.norm(dim=-1).mean()), abs=2e-3)
     assert 0.99 < float(table[2][4]) <= 1.0

@@ -13,16 +13,12 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from teacher_oracles import LENGTHS, check_states, waves
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.teachers import sources
-from s3prl_ekd.teachers.ensemble import FrozenTeachers
 
 CONV = "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16, 2, 2)] * 2"
-LENGTHS = (8_000, 6_123, 3_200)
-TOLERANCE = 1e-5  # relative
 SMALL = {
     "conv_feature_layers": CONV,
     "encoder_layers": 3,
@@ -42,11 +38,6 @@ FULL = {
 }
 
 
-def waves() -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [0.1 * torch.randn(length, generator=generator) for length in LENGTHS]
-
-
 def randomised(model: torch.nn.Module) -> torch.nn.Module:
     """Random weights, with norms and gates away from their trivial start."""
     with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -54,20 +45,6 @@ def randomised(model: torch.nn.Module) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.copy_(0.1 * torch.randn_like(parameter) + (0.5 if parameter.dim() == 1 else 0.0))
     return model.eval()
-
-
-def check(source: Path | str, wavs: list[Tensor], expected: list[Tensor], first: int = 0) -> None:
-    """Our states ``first``.. equal the expected ones on every frame that belongs to a clip."""
-    described = sources.describe(str(source))
-    layers = range(first, described.shape.layers + 1)
-    assert len(expected) == len(layers)
-    teachers = FrozenTeachers({"t": sources.load(described)}, {"t": layers})
-    wave, lengths = pad_sequence(wavs, batch_first=True), torch.tensor([len(wav) for wav in wavs])
-    states = teachers(wave, lengths)["t"]
-    mask = frame_mask(lengths, wave.shape[1], states[first].shape[1], described.shape)
-    for layer, theirs in zip(layers, expected, strict=True):
-        difference = (states[layer][mask] - theirs[mask]).norm() / theirs[mask].norm()
-        assert difference < TOLERANCE, (layer, float(difference))
 
 
 def write_wav2vec2(file: Path, **config: object) -> Path:
@@ -88,7 +65,7 @@ def test_wav2vec2_equals_s3prl(hub: ModuleType, config: dict, tmp_path: Path) ->
     with torch.no_grad():
         expected = expert(waves())["hidden_states"]
     assert sources.describe(str(file)).family == "wav2vec2"
-    check(file, waves(), expected)
+    check_states(file, waves(), expected)
 
 
 @pytest.mark.slow
@@ -96,7 +73,7 @@ def test_wav2vec2_large_equals_s3prl(hub: ModuleType, tmp_path: Path) -> None:
     file = write_wav2vec2(tmp_path / "wav2vec2.pt", **LARGE, **FULL, conv_pos=128, conv_pos_groups=16)
     with torch.no_grad():
         expected = hub.wav2vec2_local(ckpt=str(file)).eval()(waves())["hidden_states"]
-    check(file, waves(), expected)
+    check_states(file, waves(), expected)
 
 
 @pytest.mark.parametrize("config", [{}, LARGE], ids=["base", "large"])
@@ -115,7 +92,7 @@ def test_data2vec_equals_s3prl(hub: ModuleType, config: dict, tmp_path: Path) ->
         expected = hub.data2vec_local(ckpt=str(tmp_path / "data2vec.pt")).eval()(waves())["hidden_states"]
     described = sources.describe(str(tmp_path / "data2vec.pt"))
     assert (described.family, described.shape.pos_conv_kernel, described.shape.pos_conv_depth) == ("data2vec", 7, 5)
-    check(tmp_path / "data2vec.pt", waves(), expected)
+    check_states(tmp_path / "data2vec.pt", waves(), expected)
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -128,7 +105,7 @@ def test_unispeech_sat_equals_s3prl(hub: ModuleType, large: bool, tmp_path: Path
     with torch.no_grad():
         expected = hub.unispeech_sat_local(ckpt=str(tmp_path / "sat.pt")).eval()(waves())["hidden_states"]
     assert sources.describe(str(tmp_path / "sat.pt")).family == "unispeech_sat"
-    check(tmp_path / "sat.pt", waves(), expected)
+    check_states(tmp_path / "sat.pt", waves(), expected)
 
 
 def test_distilhubert_equals_s3prl_without_its_heads(hub: ModuleType, tmp_path: Path) -> None:
@@ -144,7 +121,7 @@ def test_distilhubert_equals_s3prl_without_its_heads(hub: ModuleType, tmp_path: 
         theirs = expert(waves())["hidden_states"]  # projected features, layer 1, layer 2, three heads
     described = sources.describe(str(tmp_path / "distiller.ckpt"))
     assert (described.family, described.shape.layers, described.shape.feature_norm) == ("distilhubert", 2, False)
-    check(tmp_path / "distiller.ckpt", waves(), theirs[1:3], first=1)
+    check_states(tmp_path / "distiller.ckpt", waves(), theirs[1:3], first=1)
 
 
 TRANSFORMERS_SMALL = {
@@ -183,7 +160,7 @@ def test_equals_transformers(case: str, tmp_path: Path) -> None:
     with torch.no_grad():
         output = model(wave, attention_mask=mask, output_hidden_states=True)
     # transformers 5 lists the last state of pre-norm models before their final norm; like s3prl we mean the output
-    check(tmp_path, waves(), [*output.hidden_states[:-1], output.last_hidden_state])
+    check_states(tmp_path, waves(), [*output.hidden_states[:-1], output.last_hidden_state])
 
 
 @pytest.mark.slow
@@ -194,4 +171,4 @@ def test_wav2vec2_large_equals_transformers(tmp_path: Path) -> None:
     wave = torch.stack([wav[:3_200] for wav in waves()])
     with torch.no_grad():
         output = model(wave, output_hidden_states=True)
-    check(tmp_path, list(wave), [*output.hidden_states[:-1], output.last_hidden_state])
+    check_states(tmp_path, list(wave), [*output.hidden_states[:-1], output.last_hidden_state])

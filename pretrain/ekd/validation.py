@@ -21,7 +21,7 @@ from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks
-from s3prl_ekd.errors import EkdError, message
+from s3prl_ekd.errors import EkdError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class Validation:
             if self.cache is not None:
                 self.cache.flush()
         except (EkdError, torch.OutOfMemoryError) as error:
-            failure = " ".join(message(error).split())
+            failure = one_line(error)
             logger.warning("[ekd] no validation loss: %s", failure)
         *sums, failures = self.ranks.sums([*total.tolist(), float(bool(failure))], device)
         seconds = sums[0]

@@ -13,8 +13,7 @@ from pathlib import Path
 from recipes.mini_superb import scores
 from recipes.mini_superb.settings import Row
 from recipes.mini_superb.students import Students, model_config, write_config
-from s3prl_ekd.bridge.interrupts import one_line
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from s3prl_ekd.checked import Checked, check_values, read_yaml
 from s3prl_ekd.config import ModelConfig, load_model_config
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.evaluate.presets import parse_overrides, preset
 from s3prl_ekd.evaluate.rates import parse_rates, parse_seeds
 from s3prl_ekd.variants import BASE, variant_file
@@ -130,14 +130,10 @@ def read_experiment(file: Path) -> Experiment:
             raise EkdError(f"{where}.{taken[0]}: is the experiment's, the same for every row")
         if not changes:
             raise EkdError(f"{where}: changes nothing")
-        try:
+        with naming(where):
             Row(name, "student", BASE, changes=changes).read_variant()
-        except EkdError as error:
-            raise EkdError(f"{where}: {error}") from error
-    try:
+    with naming(file):
         rows(experiment)
-    except EkdError as error:
-        raise EkdError(f"{file}: {error}") from error
     _check_evaluation(experiment.evaluation, f"{file}: evaluation")
     return experiment
 
@@ -148,13 +144,11 @@ def _check_evaluation(evaluation: Evaluation, where: str) -> None:
     Raises:
         EkdError: it will not; begins with ``where``.
     """
-    try:
+    with naming(where):
         preset(evaluation.preset)
         parse_overrides(evaluation.override)
         parse_seeds(",".join(map(str, evaluation.seeds)))
         parse_rates([f"{task}:{','.join(map(repr, rates))}" for task, rates in evaluation.lr.items()])
-    except EkdError as error:
-        raise EkdError(f"{where}: {error}") from error
 
 
 def rows(experiment: Experiment) -> list[Row]:

@@ -9,8 +9,6 @@ import argparse
 import ast
 import builtins
 import os
-import re
-import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -22,6 +20,7 @@ import yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.user_paths import expanded
 
 
 class _Answer(BaseException):
@@ -79,25 +78,6 @@ def answering_argparse(args: Namespace) -> ModuleType:
     return ModuleProxy(argparse, ArgumentParser=Parser)
 
 
-def option(argv: list[str], *names: str) -> str | None:
-    """The last value of an option in a raw command line (``--name value`` or ``--name=value``); None if absent.
-
-    A long name may be cut short, as argparse takes it: from its second letter on, which is enough for ``--device``.
-    """
-    value = None
-    for index, word in enumerate(argv):
-        flag, equals, rest = word.partition("=")
-        for name in names:
-            long = name.startswith("--")
-            if flag != name and not (long and len(flag) >= 4 and name.startswith(flag)):
-                continue
-            if equals and long:
-                value = rest
-            elif not equals and index + 1 < len(argv):
-                value = argv[index + 1]
-    return value
-
-
 def with_value(argv: list[str], short: str, long: str, value: str) -> list[str]:
     """A raw command line with another value of an option, in each of the forms that argparse takes."""
     words, follows = [], False
@@ -121,16 +101,10 @@ def take_local_rank(argv: list[str]) -> tuple[list[str], int | None]:
 
     Without the option, N is torchrun's $LOCAL_RANK where that is set.
     """
-    rest: list[str] = []
-    rank: str | None = None
-    words = iter(argv)
-    for word in words:
-        match = re.fullmatch(r"--local[-_]rank(?:=(.*))?", word)
-        if match is None:
-            rest.append(word)
-        else:
-            rank = match.group(1) if match.group(1) is not None else next(words, "")
-    rank = rank if rank is not None else os.environ.get("LOCAL_RANK")
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--local_rank", "--local-rank", default=os.environ.get("LOCAL_RANK"))
+    known, rest = parser.parse_known_args(argv)
+    rank = known.local_rank
     if rank is None:
         return rest, None
     if not rank.isdigit():
@@ -138,12 +112,12 @@ def take_local_rank(argv: list[str]) -> tuple[list[str], int | None]:
     return rest, int(rank)
 
 
-def hide_gpu(argv: list[str]) -> None:
+def hide_gpu(device: str) -> None:
     """Under ``--device cpu`` make torch see no GPU: with one, s3prl's evaluation enters ``torch.cuda.device("cpu")``.
 
     To be called before torch is imported.
     """
-    if (option(argv, "--device") or "").startswith("cpu"):
+    if device.startswith("cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
@@ -244,20 +218,7 @@ def check_file(flag: str, value: str, what: str) -> str:
     Raises:
         EkdError: there is none.
     """
-    if not Path(os.path.expanduser(value)).exists():
+    path = expanded(value)
+    if not path.exists():
         raise EkdError(f"{flag} {value}: no such {what}")
-    return str(Path(os.path.expanduser(value)).resolve())
-
-
-def from_anywhere(value: str) -> str:
-    """A path as a checkpoint may hold it, to be used from any folder: a relative one made absolute.
-
-    An absolute one stays as it is, also where it is a link.
-    """
-    path = Path(os.path.expanduser(value))
-    return str(path if path.is_absolute() else path.resolve())
-
-
-def with_argv(argv: list[str]) -> None:
-    """Set the command line that s3prl's parser reads."""
-    sys.argv = [sys.argv[0], *argv]
+    return str(path.resolve())

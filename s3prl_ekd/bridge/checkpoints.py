@@ -5,7 +5,6 @@ What a checkpoint means (weights, optimizer, configs) is the runners' and the ex
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import re
@@ -13,19 +12,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.signals import uninterrupted
 from s3prl_ekd.whole_file import whole_file
 
-log = logging.getLogger(__name__)
-
 STATES, BEST = "states-*.ckpt", "dev-best.ckpt"
 _NAMED = re.compile(r"states-(epoch-)?(\d+)\.ckpt")  # as the runners name them
 _TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
-
-
-class CheckpointError(EkdError):
-    """A checkpoint that is missing, cut short, or of another kind than the command needs."""
 
 
 class AtomicCheckpoints:
@@ -45,7 +39,7 @@ class AtomicCheckpoints:
         self.pending: list[Path] = []
 
     @uninterrupted()
-    def save(self, state: Any, target: Any, *args: Any, **kwargs: Any) -> None:
+    def save(self, state: Any, target: str | os.PathLike[str]) -> None:
         """``torch.save(state, target)``; a run that is stopped meanwhile ends with this checkpoint.
 
         Raises:
@@ -53,13 +47,10 @@ class AtomicCheckpoints:
         """
         import torch
 
-        if not isinstance(target, (str, os.PathLike)):
-            torch.save(state, target, *args, **kwargs)
-            return
         path = Path(target)
         try:
             with whole_file(path, durable=True) as partial, open(partial, "wb") as file:
-                torch.save(state, file, *args, **kwargs)
+                torch.save(state, file)
         except (OSError, RuntimeError) as error:
             reason = _disk_error(error)
             if reason is None:
@@ -95,7 +86,7 @@ def _step(path: Path) -> float:
     named = _NAMED.fullmatch(path.name)
     try:
         return int(named[2] if named and not named[1] else read(path, mmap=True).get("Step") or 0)
-    except CheckpointError:
+    except EkdError:
         return math.inf
 
 
@@ -114,51 +105,34 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
         mmap: leave the tensors on disk until they are touched: a cheap way to look at "Step" and "Args".
 
     Raises:
-        CheckpointError: missing, empty, cut short, not a checkpoint, or holding more than tensors and settings.
+        EkdError: missing, empty, cut short, not a checkpoint, or holding more than tensors and settings.
     """
-    from s3prl_ekd.compat.shims import apply_shims
     from s3prl_ekd.torch_file import read_torch_file
 
     apply_shims("core")  # admits s3prl's own classes
     if not Path(path).is_file():
-        raise CheckpointError(f"{path}: no such checkpoint")
-    try:
-        return read_torch_file(path, mmap, admitted=())
-    except EkdError as error:
-        raise CheckpointError(str(error)) from error
+        raise EkdError(f"{path}: no such checkpoint")
+    return read_torch_file(path, mmap, admitted=())
 
 
 def read_runner(path: str | Path, keys: tuple[str, ...], what: str, mmap: bool = False) -> dict[str, Any]:
     """:func:`read`, and check that the runner's own ``keys`` are there.
 
     Raises:
-        CheckpointError: also where a key is missing; the message says which and what kind was expected (``what``).
+        EkdError: also where a key is missing; the message says which and what kind was expected (``what``).
     """
     state = read(path, mmap)
     for key in keys:
         if key not in state:
-            raise CheckpointError(f"{path}: not a checkpoint of {what}: it has no {key!r}")
+            raise EkdError(f"{path}: not a checkpoint of {what}: it has no {key!r}")
     return state
 
 
 def newest(folder: str | Path, check: Callable[[Path], dict[str, Any]]) -> Path | None:
-    """The checkpoint of ``folder`` with the highest "Step" that ``check`` can read; None where there is no checkpoint.
-
-    Unreadable files are skipped with a warning.
-
-    Raises:
-        CheckpointError: there are checkpoints, but none can be read.
-    """
+    """The checkpoint of ``folder`` with the highest "Step" that ``check`` can read, as :func:`torch_file.newest`."""
     from s3prl_ekd import torch_file
 
-    chosen, problems = torch_file.newest(sorted(Path(folder).glob(STATES)), check)
-    if chosen is None:
-        if problems:
-            raise CheckpointError(problems[0])
-        return None
-    for problem in problems:
-        log.warning("skipped: %s; going on with %s", problem, chosen.name)
-    return chosen
+    return torch_file.newest(sorted(Path(folder).glob(STATES)), check)
 
 
 def resume_from(

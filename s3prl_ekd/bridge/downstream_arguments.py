@@ -13,11 +13,13 @@ from pathlib import Path
 from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints
 from s3prl_ekd.compat.hub import check_upstream_name
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import DOWNSTREAM
+from s3prl_ekd.teachers.hub import HUB
+from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
 
 CONFIGS = {downstream: f"{task}.yaml" for task, downstream in DOWNSTREAM.items()}
@@ -86,42 +88,55 @@ def check_upstream(args: Namespace) -> None:
     """
     if args.hub == "torch" and not getattr(args, "from_hf_hub", False):
         check_upstream_name(args.upstream, "-u")
-    student, local = args.upstream.startswith("ekd_student"), args.upstream.endswith("_local")
-    if args.upstream_ckpt is None and args.upstream == "ekd_student" and args.upstream_model_config is None:
-        raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
-    if args.upstream_ckpt is None and args.upstream == "ekd_teacher":
+    if args.upstream == "ekd_teacher":
+        _check_teacher(args)
+    elif args.upstream.startswith("ekd_student"):
+        _check_student(args)
+    else:
+        _check_theirs(args)
+
+
+def _check_teacher(args: Namespace) -> None:
+    if args.upstream_ckpt is None:
         raise EkdError("-u ekd_teacher: give a teacher with -k, as ekd.teachers[].source names it")
-    is_file = args.upstream_ckpt is not None and "://" not in args.upstream_ckpt
-    is_file = is_file and (local or args.upstream == "ekd_student")
-    if is_file:
-        args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
-    if args.upstream_model_config is not None and student:
+    from s3prl_ekd.teachers.sources import describe
+
+    path = model_path(args.upstream_ckpt)
+    if path is not None:
+        args.upstream_ckpt = str(path.resolve())
+    describe(args.upstream_ckpt, "-k")
+
+
+def _check_student(args: Namespace) -> None:
+    if args.upstream == "ekd_student" and args.upstream_ckpt is None and args.upstream_model_config is None:
+        raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
+    is_file = args.upstream != "ekd_student_url" and _make_absolute(args)
+    if args.upstream_model_config is not None:
         args.upstream_model_config = str(find_model_config(args.upstream_model_config))
-    elif args.upstream_model_config is not None and local:
-        args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
-    if is_file and student:
+    if is_file:
         from s3prl_ekd.student_checkpoint import newest_checkpoint
 
         # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
         args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
-    elif args.upstream == "ekd_teacher":
-        from s3prl_ekd.teachers.names import model_path
-        from s3prl_ekd.teachers.sources import describe
-
-        path = model_path(args.upstream_ckpt)
-        if path is not None:
-            args.upstream_ckpt = str(path.resolve())
-        describe(args.upstream_ckpt, "-k")
-    else:
-        _check_kind(args)
 
 
-def _check_kind(args: Namespace) -> None:
-    """``-k`` is no student's where another upstream is to read it."""
-    if args.upstream_ckpt is None or args.upstream.startswith("ekd_") or not Path(args.upstream_ckpt).exists():
+def _make_absolute(args: Namespace) -> bool:
+    """Make the path of -k absolute; False where it is none, but a URL."""
+    is_file = args.upstream_ckpt is not None and "://" not in args.upstream_ckpt
+    if is_file:
+        args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "checkpoint")
+    return is_file
+
+
+def _check_theirs(args: Namespace) -> None:
+    """An upstream of s3prl's own; its -k is no student's."""
+    if args.upstream.endswith("_local"):
+        _make_absolute(args)
+        if args.upstream_model_config is not None:
+            args.upstream_model_config = arguments.check_file("-g", args.upstream_model_config, "config file")
+    if args.upstream_ckpt is None or not Path(args.upstream_ckpt).exists():
         return
     from s3prl_ekd.student_checkpoint import is_student
-    from s3prl_ekd.teachers.hub import HUB
 
     if is_student(args.upstream_ckpt):
         raise EkdError(f"-k {args.upstream_ckpt}: an EKD student, which -u {args.upstream} does not read; "
@@ -145,7 +160,7 @@ def find_task_config(value: str | None, task: str, s3prl: Path) -> str:
     Raises:
         EkdError: there is no such file.
     """
-    folder = ours("downstream_configs")
+    folder = shipped("downstream_configs")
     name = str(Path(value or f"downstream/{task}/config.yaml"))
     if value is None and task in CONFIGS and not Path(name).is_file():
         return str(folder / CONFIGS[task])

@@ -18,10 +18,11 @@ from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.compat.hub import upstream_names
+from s3prl_ekd.compat.hub import register, upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 
 def run(argv: list[str], current: Run) -> None:
@@ -57,8 +58,6 @@ class DownstreamLaunch(ScriptLaunch):
     # --------------------------------------------------------------------------------------------------- stand-ins
 
     def _load(self) -> tuple[Any, Any]:
-        from s3prl_ekd.compat.hub import register
-
         register()
 
         from s3prl.downstream import runner
@@ -117,7 +116,7 @@ class DownstreamLaunch(ScriptLaunch):
         if args.mode == "train":
             checkpoints.check_unused(args.expdir)
         find_device(args.device)
-        self._make_folder(args)
+        self._make_folder()
 
     def _check_new(self, args: Namespace) -> None:
         """The arguments of a run without a checkpoint of ours to go on from."""
@@ -168,9 +167,9 @@ class DownstreamLaunch(ScriptLaunch):
         if self.before is not None and args.mode == "train" and isinstance(config.get("optimizer"), dict):
             self.changed = optimizers.changes(self.before, config)
         if args.downstream in downstream_arguments.CONFIGS:
-            shipped = downstream_arguments.CONFIGS[args.downstream]
-            taskkeys.check_spelling(config, shipped, self.source)
-            taskkeys.check_kinds(config, args.downstream, shipped, self.source)
+            known = read_yaml(shipped(f"downstream_configs/{downstream_arguments.CONFIGS[args.downstream]}"))
+            taskkeys.check_spelling(config, known, self.source)
+            taskkeys.check_kinds(config, known, args.downstream, self.source)
         use_device(args.device)
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)

@@ -12,7 +12,7 @@ from typing import Any
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, message
 from s3prl_ekd.bridge.interrupts import is_out_of_memory
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 
 def on_device(device: Any) -> Any:
@@ -50,10 +50,9 @@ def runner_class(original: type, memory: EvaluationMemory) -> type:
             except OSError as error:  # which the downloaders of urllib, requests and huggingface_hub raise
                 if type(error).__module__ == "builtins":
                     raise
-                reason = " ".join(str(error).split())[:200]
                 raise EkdError(
-                    f"-u {self.args.upstream}: its checkpoint could not be downloaded ({reason}); without a network: "
-                    "docs/faq.md"
+                    f"-u {self.args.upstream}: its checkpoint could not be downloaded ({one_line(error, 200)}); "
+                    "without a network: docs/faq.md"
                 ) from error
             folder = self.config["runner"].get("cache_states")
             if folder:

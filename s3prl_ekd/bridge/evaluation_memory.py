@@ -50,17 +50,17 @@ class EvaluationMemory:
         self._stopped = message(split, config, step)
         return [f"states-{step - 1}.ckpt"]
 
-    def save(self, state: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+    def save(self, state: Any, path: str) -> None:
         """``torch.save``; after an evaluation that did not fit, the last one.
 
         Raises:
             EkdError: there was such an evaluation; says what to do.
         """
         if not self._stopped:
-            self._save(state, path, *args, **kwargs)
+            self._save(state, path)
             return
         if not Path(path).exists():  # else the step before was saved as it was
-            self._save({**state, "Step": state["Step"] - 1}, path, *args, **kwargs)
+            self._save({**state, "Step": state["Step"] - 1}, path)
         raise EkdError(f"{self._stopped}; then go on with -a, from {path}")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
-from s3prl_ekd.errors import UNWRITABLE, EkdError, message
+from s3prl_ekd.errors import UNWRITABLE, EkdError, one_line
 from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 # words of torch's allocator, of the driver, and of Triton where it loads a kernel
@@ -117,11 +117,6 @@ class Run:
         if not saved:
             return 128 + number, f"stopped by {name} before the first checkpoint; start again with: {command}"
         return 128 + number, f"stopped by {name}; continue with: {command}"
-
-
-def one_line(error: EkdError) -> str:
-    """An error's message on one line."""
-    return " ".join(message(error).split())
 
 
 def _close_bars() -> None:

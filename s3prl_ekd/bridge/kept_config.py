@@ -6,36 +6,35 @@ all the same, so this is said only where they differ from what is kept.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import listed
+from s3prl_ekd.user_paths import expanded
 
 NAMED = 6
 """How many differing keys a message names."""
 
 
 def difference(
-    option: str, read: Callable[[], Mapping[str, Any]], kept: Mapping[str, Any], override: str | None = None
-) -> str:
-    """An option that is not read, with the keys in which it differs; "" where it says what is kept.
+    option: str, read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]], override: str | None = None
+) -> list[str]:
+    """An option that is not read, with the keys in which it differs; nothing where it says what is kept.
 
     Args:
         option: ``-c FILE`` or ``-g FILE``.
-        read: reads what it names; an EkdError means that it cannot be read.
-        kept: the same part of the checkpoint.
+        read: what it names, and the same part of the checkpoint; an EkdError means that it cannot be read.
         override: ``-o``, which acts on what is kept: its keys are not named.
     """
     try:
-        given = read()
+        given, kept = read()
     except EkdError:
-        return option
+        return [option]
     said = {item.partition("=")[0].strip().removeprefix("config.") for item in (override or "").split(",,")}
     keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
-    return f"{option} (differs in {listed(keys, NAMED)})" if keys else ""
+    return [f"{option} (differs in {listed(keys, NAMED)})"] if keys else []
 
 
 def _differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:
@@ -54,4 +53,4 @@ def _same_path(given: Any, kept: Any) -> bool:
     """Whether a checkpoint's absolute path may be the file's relative one, completed."""
     if not (isinstance(given, str) and isinstance(kept, str) and given):
         return False
-    return kept.endswith(f"/{given}") or Path(os.path.expanduser(given)).resolve() == Path(kept)
+    return kept.endswith(f"/{given}") or expanded(given).resolve() == Path(kept)

@@ -5,6 +5,7 @@ Here are only the two entry points; what each does is in ``pretrain_launch.py`` 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -13,14 +14,28 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.signals import leave
 
 
-def _start() -> tuple[list[str], Run]:
+def run_pretrain() -> int:
+    """Entry point of ``run_pretrain.py``; returns the exit status."""
+    return _run("pretrain_launch")
+
+
+def run_downstream() -> int:
+    """Entry point of ``run_downstream.py``; returns the exit status."""
+    return _run("downstream_launch")
+
+
+def _run(launcher: str) -> int:
     # s3prl's runners count their steps in the progress bar: a disabled one stays at step 0, and training never ends.
     # tqdm reads the variable when it is imported, which is later than this.
     os.environ.pop("TQDM_DISABLE", None)
     argv = sys.argv[1:]
     current = Run(argv)
     _show_messages(logging.INFO if current.world.is_rank_zero else logging.WARNING)
-    return argv, current
+
+    def body() -> None:
+        importlib.import_module(f"s3prl_ekd.bridge.{launcher}").run(argv, current)
+
+    return leave(current.execute(body), hard=current.world.distributed)
 
 
 def _show_messages(level: int) -> None:
@@ -35,30 +50,6 @@ def _show_messages(level: int) -> None:
         ours.addHandler(handler)
         ours.setLevel(level)
         ours.propagate = False  # some of s3prl's modules give the root logger a handler: each line would come twice
-
-
-def run_pretrain() -> int:
-    """Entry point of ``run_pretrain.py``; returns the exit status."""
-    argv, current = _start()
-
-    def body() -> None:
-        from s3prl_ekd.bridge import pretrain_launch
-
-        pretrain_launch.run(argv, current)
-
-    return leave(current.execute(body), hard=current.world.distributed)
-
-
-def run_downstream() -> int:
-    """Entry point of ``run_downstream.py``; returns the exit status."""
-    argv, current = _start()
-
-    def body() -> None:
-        from s3prl_ekd.bridge import downstream_launch
-
-        downstream_launch.run(argv, current)
-
-    return leave(current.execute(body), hard=current.world.distributed)
 
 
 if __name__ == "__main__":  # python -m s3prl_ekd.bridge.launch run_downstream ..., where the scripts' folder is unknown

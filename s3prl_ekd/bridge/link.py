@@ -12,14 +12,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from s3prl_ekd.compat.hub import UPSTREAMS
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
+from s3prl_ekd.user_paths import expanded
 
 BEGIN = "# >>> s3prl-ekd: made by `s3prl-ekd link`, removed by `s3prl-ekd unlink` >>>"
 END = "# <<< s3prl-ekd <<<"
@@ -66,11 +67,8 @@ def link(checkout: Path) -> list[str]:
                 changed.append(folder / name)
         hashes = {name: _hash(content) for name, content in files.items()}
         (folder / RECORD).write_text(json.dumps(records[folder] | hashes, indent=1) + "\n")
-    for name, text in texts.items():  # last: the blocks import what the folders hold
-        if text != (root / name).read_bytes():
-            (root / name).write_bytes(text)
-            changed.append(root / name)
-    return [str(path.relative_to(root.parent)) for path in changed]
+    changed += _rewrite(root, texts)  # last: the blocks import what the folders hold
+    return _names(changed, root)
 
 
 def unlink(checkout: Path) -> tuple[list[str], list[str]]:
@@ -86,31 +84,38 @@ def unlink(checkout: Path) -> tuple[list[str], list[str]]:
     root = _package(checkout)
     texts = {name: _without_block(root / name) for name in BLOCKS}
     records = {root / name: _record(root / name) for name in _folders()}
-    changed, kept = [], []
-    for name, text in texts.items():
-        if text != (root / name).read_bytes():
-            (root / name).write_bytes(text)
-            changed.append(root / name)
+    changed, kept = _rewrite(root, texts), []
     for folder, record in records.items():
-        if not record:
-            continue
-        for name, written in record.items():
-            if (folder / name).is_file() and _hash((folder / name).read_bytes()) == written:
-                (folder / name).unlink()
-        (folder / RECORD).unlink()
-        for cache in list(folder.rglob("__pycache__")):
-            shutil.rmtree(cache)
-        for path in sorted((path for path in folder.rglob("*") if path.is_dir()), reverse=True):
-            if not any(path.iterdir()):
-                path.rmdir()
-        left = sorted(path for path in folder.rglob("*") if path.is_file())
-        kept += left
-        if not left:
-            folder.rmdir()
-        changed.append(folder)
-    return [str(path.relative_to(root.parent)) for path in changed], [
-        str(path.relative_to(root.parent)) for path in kept
-    ]
+        if record:
+            kept += _remove(folder, record)
+            changed.append(folder)
+    return _names(changed, root), _names(kept, root)
+
+
+def _names(paths: list[Path], root: Path) -> list[str]:
+    return [str(path.relative_to(root.parent)) for path in paths]
+
+
+def _rewrite(root: Path, texts: Mapping[str, bytes]) -> list[Path]:
+    """Give files below ``root`` these contents; those that had others."""
+    changed = [root / name for name, text in texts.items() if text != (root / name).read_bytes()]
+    for file in changed:
+        file.write_bytes(texts[file.relative_to(root).as_posix()])
+    return changed
+
+
+def _remove(folder: Path, record: Mapping[str, str]) -> list[Path]:
+    """Take away what link wrote, and the folders that are empty then; the files that stay."""
+    for name, written in record.items():
+        if (folder / name).is_file() and _hash((folder / name).read_bytes()) == written:
+            (folder / name).unlink()
+    (folder / RECORD).unlink()
+    for cache in list(folder.rglob("__pycache__")):
+        shutil.rmtree(cache)
+    for path in sorted((path for path in (folder, *folder.rglob("*")) if path.is_dir()), reverse=True):
+        if not any(path.iterdir()):
+            path.rmdir()
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def is_linked(root: Path) -> bool:
@@ -120,7 +125,7 @@ def is_linked(root: Path) -> bool:
 
 def _package(checkout: Path) -> Path:
     """CHECKOUT/s3prl of a git checkout."""
-    checkout = Path(os.path.expanduser(checkout))
+    checkout = expanded(checkout)
     root = checkout / "s3prl"
     needed = [root / name for name in ("run_pretrain.py", "run_downstream.py", "upstream/__init__.py", *BLOCKS)]
     missing = next((path for path in needed if not path.is_file()), None)
@@ -133,8 +138,7 @@ def _package(checkout: Path) -> Path:
 
 def _folders() -> dict[str, dict[str, bytes]]:
     """Folder -> file -> content that link writes."""
-    task = ours("pretrain") / "ekd"
-    configs = [path for path in task.rglob("*.yaml") if path.is_file()]
+    task = shipped("pretrain/ekd")
     doc = '"""Made by `s3prl-ekd link`; the code is in the installed package s3prl_ekd."""\n'
     expert = "from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert  # noqa: F401\n"
     upstreams = {}
@@ -148,7 +152,7 @@ def _folders() -> dict[str, dict[str, bytes]]:
         "pretrain/ekd": {
             "__init__.py": doc.encode(),
             "pretrain_expert.py": f"{doc}\n{expert}".encode(),
-            **{path.relative_to(task).as_posix(): path.read_bytes() for path in sorted(configs)},
+            **{path.relative_to(task).as_posix(): path.read_bytes() for path in sorted(task.rglob("*.yaml"))},
         },
         **upstreams,
     }

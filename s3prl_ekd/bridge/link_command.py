@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from s3prl_ekd.bridge import link
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"wrote {path}")
     if not changed:
         console.print("already linked, nothing to change")
-    root = Path(os.path.expanduser(args.checkout)).resolve() / "s3prl"
+    root = expanded(args.checkout).resolve() / "s3prl"
     console.print(f"\ncd {shlex.quote(str(root))}")
     try:
         imported = s3prl_folder().resolve()

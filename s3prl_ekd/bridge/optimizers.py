@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.spelling import did_you_mean
 
 _current: weakref.ref[Any] | None = None
@@ -56,13 +56,12 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
         try:
             built = build(target, total_steps, config)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({reason})") from error
-        if hasattr(built, "get_lr") and hasattr(built, "param_groups"):
-            after_a_step = built.get_lr
-            built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
-        step_at_once(built)
-        if hasattr(built, "param_groups"):
+            raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({one_line(error)})") from error
+        if section == "optimizer":
+            if hasattr(built, "get_lr"):
+                after_a_step = built.get_lr
+                built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
+            step_at_once(built)
             global _current
             _current = weakref.ref(built)
         return built

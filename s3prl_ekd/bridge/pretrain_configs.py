@@ -9,16 +9,17 @@ import copy
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from s3prl_ekd.bridge.arguments import from_anywhere
-from s3prl_ekd.compat.modules import ours, s3prl_folder
+from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
+from s3prl_ekd.shipped import shipped
+from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.variants import find_model_config
 
 log = logging.getLogger(__name__)
@@ -29,34 +30,22 @@ UNCOUNTED_KEYS = ("num_workers", "libri_root", "valid_sets", "valid_minutes")
 """Those that leave the number of batches of an epoch as it is."""
 
 
-def find(flag: str, value: str | None, default: str, *, task: str, s3prl: Path, is_ours: bool) -> str:
-    """An absolute path for -c or -g; without one, the task's own file (ours or s3prl's).
-
-    Args:
-        flag: "-c" or "-g".
-        value: what was given; None for the task's own file.
-        default: the name of the task's own file.
-        task: s3prl's -u.
-        s3prl: the folder of the installed s3prl.
-        is_ours: whether the task is one of this package.
+def find(flag: Literal["-c", "-g"], value: str | None, task: str = "ekd") -> Path:
+    """The absolute path of what ``flag`` of ``run_pretrain.py -u TASK`` means; without a value, of the task's own file.
 
     Raises:
         EkdError: there is no such file.
     """
-    mine, theirs = ours("pretrain"), s3prl / "pretrain"
+    mine, s3prl = shipped("pretrain"), s3prl_folder()
     if value is None:
-        for folder in (mine / task, theirs / task):
-            if (folder / default).is_file():
-                return str(folder / default)
-        raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{default}")
-    if flag == "-g" and is_ours:
-        return str(find_model_config(value))
-    return str(find_config(flag, value, (s3prl, theirs / task, mine.parent, mine, mine / task)))
-
-
-def find_ours(flag: str, value: str) -> str:
-    """What ``flag`` of ``run_pretrain.py -u ekd`` means, for the other commands that take it."""
-    return find(flag, value, "", task="ekd", s3prl=s3prl_folder(), is_ours=True)
+        name = {"-c": "config_runner.yaml", "-g": "config_model.yaml"}[flag]
+        for folder in (mine / task, s3prl / "pretrain" / task):
+            if (folder / name).is_file():
+                return folder / name
+        raise EkdError(f"{flag} FILE is missing: the installed s3prl ships no pretrain/{task}/{name}")
+    if flag == "-g" and (mine / task).is_dir():
+        return find_model_config(value)
+    return find_config(flag, value, (s3prl, s3prl / "pretrain" / task, mine.parent, mine, mine / task))
 
 
 def write_as_run(config: Mapping[str, Any], file: Path) -> None:

@@ -23,10 +23,12 @@ from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers, pr
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.compat.modules import ModuleProxy, ours
+from s3prl_ekd.compat.modules import ModuleProxy
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.config import ELSEWHERE, load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ class PretrainLaunch(ScriptLaunch):
     def __init__(self, current: Run) -> None:
         super().__init__(current)
         self.tasks = _tasks(self.s3prl / "pretrain")
-        self.our_tasks = _tasks(ours("pretrain"))
+        self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
         self.model: str | None = None  # what -g says
 
@@ -77,8 +79,6 @@ class PretrainLaunch(ScriptLaunch):
     # --------------------------------------------------------------------------------------------------- stand-ins
 
     def _load(self) -> tuple[Any, Any]:
-        from s3prl_ekd.compat.shims import apply_shims
-
         apply_shims("core")
         folder = str(self.s3prl)
         if sys.path[:1] != [folder]:
@@ -158,7 +158,7 @@ class PretrainLaunch(ScriptLaunch):
         self._check_new(args)
         checkpoints.check_unused(args.expdir)
         find_device(args.device)
-        self._make_folder(args)
+        self._make_folder()
 
     def _check_new(self, args: Namespace) -> None:
         """The arguments of a run without a checkpoint to go on from."""
@@ -169,40 +169,32 @@ class PretrainLaunch(ScriptLaunch):
         args.config = self._find_config(args)
         if self.is_ours:
             read_yaml(Path(args.config))  # s3prl reads it next, and meets what is no mapping with a traceback
-        args.upstream_config = self._find(args, "-g", args.upstream_config, "config_model.yaml")
+        args.upstream_config = str(pretrain_configs.find("-g", args.upstream_config, args.upstream))
 
     def _find_config(self, args: Namespace) -> str:
-        return self._find(args, "-c", args.config, "config_runner.yaml")
-
-    def _find(self, args: Namespace, flag: str, value: str | None, default: str) -> str:
-        return pretrain_configs.find(
-            flag, value, default, task=args.upstream, s3prl=self.s3prl, is_ours=args.upstream in self.our_tasks
-        )
+        return str(pretrain_configs.find("-c", args.config, args.upstream))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
         said = super()._differences(state)
         if "upstream_config" not in self.explicit:
             return said
 
-        ours, kept = state["Args"].upstream in self.our_tasks, state.get("Upstream_Config")
-        kept = kept if isinstance(kept, dict) else {}
-
-        def read() -> dict[str, Any]:
-            file = Path(self._find(state["Args"], "-g", self.args.upstream_config, "config_model.yaml"))
-            if not ours:
-                return read_yaml(file)
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
+            task, kept = state["Args"].upstream, state.get("Upstream_Config")
+            file = pretrain_configs.find("-g", self.args.upstream_config, task)
+            if task not in self.our_tasks:
+                return read_yaml(file), kept if isinstance(kept, dict) else {}
             given = load_model_config(file)
-            kept.update(pretrain_configs.follow_teachers(kept, given))  # that part of it is read
-            return given.model_dump(mode="json")
+            # where its teachers lie, is read
+            return given.model_dump(mode="json"), pretrain_configs.follow_teachers(state["Upstream_Config"], given)
 
-        model = kept_config.difference(f"-g {self.args.upstream_config}", read, kept)
-        return [*said, model] if model else said
+        return said + kept_config.difference(f"-g {self.args.upstream_config}", read)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         state = super()._read_runner(path)
         made_by = getattr(state["Args"], "upstream", None)
         if self.args.upstream is not None and made_by != self.args.upstream:
-            raise checkpoints.CheckpointError(f"{path}: a checkpoint of -u {made_by}, not of -u {self.args.upstream}")
+            raise EkdError(f"{path}: a checkpoint of -u {made_by}, not of -u {self.args.upstream}")
         return state
 
     def _correct_saved(self, saved: Namespace) -> None:
@@ -229,7 +221,7 @@ class PretrainLaunch(ScriptLaunch):
 
     def _follow_teachers(self, path: str, state: dict[str, Any]) -> None:
         if self.model is not None:
-            given = load_model_config(Path(self._find(state["Args"], "-g", self.model, "config_model.yaml")))
+            given = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
             state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], given)
         gone = pretrain_configs.gone_teacher(state["Upstream_Config"])
         if gone is not None:
@@ -246,8 +238,6 @@ class PretrainLaunch(ScriptLaunch):
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
         else:
-            from s3prl_ekd.compat.shims import apply_shims
-
             apply_shims("pretrain")
 
     # ----------------------------------------------------------------------------------------------- configuration

@@ -194,16 +194,12 @@ class PeerError(EkdError):
     """Another rank's error, in its own words."""
 
 
-def lost_peer(error: BaseException) -> bool:
+def lost_peer(error: RuntimeError) -> bool:
     """Whether an exchange failed since a peer is gone: not this rank's own error."""
     import torch.distributed as dist
 
-    if isinstance(error, getattr(dist, "DistError", ())):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        name in text for name in ("gloo", "NCCL", "Connection closed by peer")
-    )
+    words = ("gloo", "NCCL", "Connection closed by peer")
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
 class NoWriter:

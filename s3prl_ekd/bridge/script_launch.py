@@ -12,6 +12,7 @@ import glob
 import importlib.util
 import logging
 import os
+import sys
 import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
@@ -28,7 +29,7 @@ from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.device import find_device
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 log = logging.getLogger(__name__)
 
@@ -79,14 +80,18 @@ class ScriptLaunch(ABC):
         """The file that the configuration comes from, for messages."""
         return str(self.args.past_exp or self.args.config)
 
+    @property
+    def trains(self) -> bool:
+        """Whether it is a training; the downstream script has other modes too."""
+        return getattr(self.args, "mode", "train") == "train"
+
     def run(self, argv: list[str]) -> None:
         """Run the script with these arguments.
 
         Raises:
             EkdError: whatever the user can fix; see the messages.
         """
-        arguments.hide_gpu(argv)
-        arguments.with_argv(argv)
+        sys.argv = [sys.argv[0], *argv]  # which the parser reads
         self.world.connect()
         self.main()
         self.world.end()
@@ -114,7 +119,7 @@ class ScriptLaunch(ABC):
             if self.world.is_rank_zero:
                 log.info("%s", finished)
         except yaml.YAMLError as error:  # its text names the file
-            raise EkdError(f"a config file is not valid YAML: {' '.join(str(error).split())}") from error
+            raise EkdError(f"a config file is not valid YAML: {one_line(error)}") from error
 
     def _parse(self) -> tuple[Namespace, set[str]]:
         """The arguments by the script's parser, and which of them were given."""
@@ -176,6 +181,7 @@ class ScriptLaunch(ABC):
     def _take(self, args: Namespace, explicit: set[str]) -> None:
         """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
+        arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
         arguments.check_override(args.override, args, self._elsewhere(args))
         if args.expdir is None and args.expname is not None:
@@ -207,25 +213,24 @@ class ScriptLaunch(ABC):
         if found is not None:
             flag = "-p" if "expdir" in self.explicit else "-n"
             checkpoints.check_folder(found, args.expdir, flag, self.explicit)
-            if args.past_exp is not None and found == Path(args.past_exp) and getattr(args, "mode", "train") == "train":
+            if args.past_exp is not None and found == Path(args.past_exp) and self.trains:
                 checkpoints.check_last(found, self._read_runner)
                 # to be continued from what comes after it
                 self.current.argv = arguments.with_value(self.current.argv, "-e", "--past_exp", str(found.parent))
             args.past_exp, args.auto_resume = str(found), False
-            self._lock(args, found.parent)
+            self._lock(found.parent)
         return found
 
-    def _make_folder(self, args: Namespace) -> None:
+    def _make_folder(self) -> None:
         """Make the folder of a new run, once its arguments were checked; one rank makes it, and takes it back."""
-        if not self.world.is_rank_zero:
-            return
-        self.folder = ExperimentFolder(args.expdir)
-        self.folder.make()
-        self._lock(args, self.folder.path)
+        if self.world.is_rank_zero:
+            self.folder = ExperimentFolder(self.args.expdir)
+            self.folder.make()
+            self._lock(self.folder.path)
 
-    def _lock(self, args: Namespace, folder: Path) -> None:
+    def _lock(self, folder: Path) -> None:
         """Keep other trainings out of a folder as long as this one runs; what a killed one has left there goes."""
-        if self.world.is_rank_zero and getattr(args, "mode", "train") == "train":
+        if self.world.is_rank_zero and self.trains:
             self.lock = lock_run(folder)
             checkpoints.sweep(folder)
 
@@ -255,11 +260,11 @@ class ScriptLaunch(ABC):
         if "config" not in self.explicit:
             return []
 
-        def read() -> dict[str, Any]:
-            return read_yaml(Path(self._find_config(Namespace(**vars(state["Args"]) | {"config": self.args.config}))))
+        def read() -> tuple[dict[str, Any], dict[str, Any]]:
+            args = Namespace(**vars(state["Args"]) | {"config": self.args.config})
+            return read_yaml(Path(self._find_config(args))), state["Config"]
 
-        said = kept_config.difference(f"-c {self.args.config}", read, state["Config"], self.args.override)
-        return [said] if said else []
+        return kept_config.difference(f"-c {self.args.config}", read, self.args.override)
 
     # ------------------------------------------------------------------------------------------- a run that goes on
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from s3prl_ekd.bridge import arguments, pretrain_configs
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.config import ELSEWHERE, check_runner_config, load_model_config
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
@@ -31,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
     arguments.check_override(args.override, args, ELSEWHERE)
-    args.upstream_config = pretrain_configs.find_ours("-g", args.upstream_config)
-    args.config = pretrain_configs.find_ours("-c", args.config)
+    args.upstream_config = str(pretrain_configs.find("-g", args.upstream_config))
+    args.config = str(pretrain_configs.find("-c", args.config))
     values = read_yaml(Path(args.config))
     if args.override is not None and args.override.lower() != "none":
         _override(args, values)
@@ -48,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _override(args: argparse.Namespace, values: dict[str, Any]) -> None:
     """Let s3prl apply ``-o``, as its script does: to the runner's configuration, and to arguments (``args.device``)."""
-    from s3prl_ekd.compat.shims import apply_shims
-
     apply_shims("core")
 
     from s3prl.utility.helper import override

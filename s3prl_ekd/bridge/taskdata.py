@@ -10,13 +10,14 @@ import importlib
 import json
 import pickle
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge.arguments import from_anywhere
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
+from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.whole_file import whole_file
 
 SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
@@ -74,40 +75,30 @@ class _Section:
         return self.values[key]
 
     def folder(self, key: str) -> Path:
-        value = str(self.get(key))
-        if not Path(value).is_dir():
-            value = self._found(value)
-        if not Path(value).is_dir():
-            raise self.wrong(key, f"{value}: no such folder")
-        self.values[key] = from_anywhere(value)
+        self.values[key] = self._there(key, self.get(key), Path.is_dir, "folder")
         return Path(self.values[key])
 
     def file(self, key: str) -> Path:
-        self.values[key] = from_anywhere(self._found(str(self.get(key))))
-        if not Path(self.values[key]).is_file():
-            raise self.wrong(key, f"{self.values[key]}: no such file")
+        self.values[key] = self._there(key, self.get(key), Path.is_file, "file")
         return Path(self.values[key])
 
     def files(self, key: str) -> None:
         values = self.get(key)
         if not isinstance(values, list):
             raise self.wrong(key, f"{values!r}: expected a list of files")
-        self.values[key] = [from_anywhere(self._found(str(value))) for value in values]
-        for value in self.values[key]:
-            if not Path(value).is_file():
-                raise self.wrong(key, f"{value}: no such file")
+        self.values[key] = [self._there(key, value, Path.is_file, "file") for value in values]
 
-    def _found(self, value: str) -> str:
-        """The path as it is, as s3prl's own folder has it, or the file that we ship under this name."""
-        path = Path(value)
-        if path.exists():
-            return value
-        if not path.is_absolute():
-            if (self.s3prl / path).exists():
-                return str(self.s3prl / path)
-            if path.name in SHIPPED:
-                return str(ours("resources") / path.name)
-        return value
+    def _there(self, key: str, value: Any, is_one: Callable[[Path], bool], kind: str) -> str:
+        """Absolute: the path as it is, as s3prl's own folder has it, or the file that we ship under this name."""
+        name = str(value)
+        path = from_anywhere(name)
+        places = [path, from_anywhere(str(self.s3prl / name))]
+        if name != path and Path(name).name in SHIPPED:
+            places.append(str(shipped(f"resources/{Path(name).name}")))
+        found = next((place for place in places if is_one(Path(place))), None)
+        if found is None:
+            raise self.wrong(key, f"{path}: no such {kind}")
+        return found
 
 
 def _splits(section: _Section, key: str) -> list[str]:

@@ -11,12 +11,10 @@ import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from s3prl_ekd.checked import as_number, check_values
-from s3prl_ekd.compat.modules import ours
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.writable import absolute_folder
@@ -71,15 +69,14 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
                 raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
 
 
-def check_kinds(config: dict[str, Any], task: str, shipped: str, source: str) -> None:
-    """Every value is of the kind that our config of the same task has there, and ``select`` is a model of s3prl's.
+def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source: str) -> None:
+    """Every value is of the kind that ``known``, our config of the task, has there; ``select`` is a model of s3prl's.
 
     s3prl evaluates ``select`` as an expression, whatever it says, from a checkpoint too.
 
     Raises:
         EkdError: the key, what was expected and what was found.
     """
-    known = yaml.safe_load((ours("downstream_configs") / shipped).read_text())
     for key, value, usual in _pairs(config, known, ""):
         kind = _unlike(value, usual)
         if kind is not None:
@@ -141,15 +138,14 @@ def check_cache(config: dict[str, Any], trainable: bool, source: str) -> None:
     config["runner"]["cache_states"] = absolute_folder(folder, key)
 
 
-def check_spelling(config: dict[str, Any], shipped: str, source: str) -> None:
-    """Compare ``config`` with our config of the same task, the file ``shipped`` of downstream_configs/.
+def check_spelling(config: dict[str, Any], known: dict[str, Any], source: str) -> None:
+    """Compare ``config`` with our config of the same task, ``known``.
 
     Keys of one's own are s3prl's custom and stay allowed; only one that looks like a known key is taken for a slip.
 
     Raises:
         EkdError: a key that is a known one misspelt.
     """
-    known = yaml.safe_load((ours("downstream_configs") / shipped).read_text())
     for path, key, siblings in _unknown(config, known, ""):
         hint = did_you_mean(key, siblings, cutoff=0.8)
         if hint:

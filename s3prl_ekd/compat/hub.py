@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 
@@ -24,10 +25,8 @@ UPSTREAMS = {
 """Folder of ``upstream/`` -> the hub names that its ``hubconf.py`` defines."""
 
 
-def register() -> None:
-    """Patch s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (safe to call again)."""
-    from s3prl_ekd.compat.shims import apply_shims
-
+def register() -> ModuleType:
+    """Patch s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (repeatable); the hub."""
     apply_shims()
 
     from s3prl import hub
@@ -36,18 +35,12 @@ def register() -> None:
         hubconf = importlib.import_module(f"s3prl_ekd.upstream.{folder}.hubconf")
         for name in names:
             setattr(hub, name, getattr(hubconf, name))
-
-
-def _registered() -> ModuleType:
-    register()
-    from s3prl import hub
-
     return hub
 
 
 def find_upstream(name: str) -> Callable[..., Any] | None:
     """The hub's entry of this name, which builds the upstream's expert; None where there is none."""
-    hub = _registered()
+    hub = register()
     return getattr(hub, name) if name in hub.options() else None
 
 
@@ -62,7 +55,7 @@ def check_upstream_name(name: str, flag: str) -> None:
     if name in known:
         return
     if not files or any(re.search(rf"\b{re.escape(name)}\b|\bglobals\(", text) for text in files):
-        known = set(_registered().options())
+        known = set(register().options())
     if name not in known:
         raise EkdError(f"{flag} {name}: s3prl's hub has no such upstream{did_you_mean(name, known, count=3)}")
 

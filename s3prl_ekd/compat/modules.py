@@ -11,6 +11,7 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,17 +45,6 @@ def s3prl_folder() -> Path:
     return Path(list(spec.submodule_search_locations)[0])
 
 
-def ours(name: str) -> Path:
-    """A folder of this package as installed: "pretrain", "downstream_configs" or "resources".
-
-    In a source checkout pretrain/ and downstream_configs/ lie beside s3prl_ekd/ and are mapped into it by package_dir.
-    """
-    spec = importlib.util.find_spec(f"s3prl_ekd.{name}")
-    if spec is None or not spec.submodule_search_locations:
-        raise EkdError(f"s3prl_ekd.{name} is missing from this installation: reinstall s3prl-ekd")
-    return Path(list(spec.submodule_search_locations)[0])
-
-
 def stand_in(name: str, doc: str, package: bool = False) -> ModuleType:
     """An empty module that imports and ``find_spec`` find under ``name``."""
     module = ModuleType(name, doc)
@@ -66,9 +56,13 @@ def stand_in(name: str, doc: str, package: bool = False) -> ModuleType:
 
 
 def lacks(module: str, attribute: str) -> Callable[[], bool]:
-    """A test for :class:`shims.Shim`: the module, which is imported then, has no such attribute."""
+    """A test for :class:`shims.Shim`: the module, imported then, has no such attribute (``NAME``, ``CLASS.METHOD``)."""
 
     def needed() -> bool:
-        return not hasattr(importlib.import_module(module), attribute)
+        try:
+            attrgetter(attribute)(importlib.import_module(module))
+        except AttributeError:
+            return True
+        return False
 
     return needed

@@ -39,32 +39,20 @@ class Shim:
     scope: str = "core"
 
 
-@dataclass(frozen=True)
-class ActiveShim:
-    """A shim in force in this process."""
-
-    name: str
-    removed_by: str
-    reason: str
+_applied: list[Shim] = []
 
 
-_applied: dict[str, ActiveShim] = {}
-
-
-def apply_shims(scope: str = "core") -> list[ActiveShim]:
-    """Apply every needed shim of ``scope`` ("core", "pretrain" or "all") and return those in force (repeatable)."""
+def apply_shims(scope: str = "core") -> None:
+    """Apply every needed shim of ``scope``: "core", "pretrain" or "all" (repeatable)."""
     for shim in SHIMS:
-        if shim.name in _applied or scope not in (shim.scope, "all"):
-            continue
-        if shim.needed():
+        if shim not in _applied and scope in (shim.scope, "all") and shim.needed():
             shim.apply()
-            _applied[shim.name] = ActiveShim(shim.name, shim.removed_by, shim.reason)
-    return active_shims()
+            _applied.append(shim)
 
 
-def active_shims() -> list[ActiveShim]:
+def active_shims() -> list[Shim]:
     """The shims in force in this process, in the order of application."""
-    return list(_applied.values())
+    return list(_applied)
 
 
 # ---------------------------------------------------------------------------------------------------- torch.load
@@ -126,12 +114,6 @@ def _apply_distutils() -> None:
     package: Any = stand_in("distutils", "Holds the one module that s3prl asks of distutils.", package=True)
     package.util = stand_in("distutils.util", "The one function that s3prl asks of distutils.")
     package.util.strtobool = strtobool
-
-
-def _tostring_rgb_needed() -> bool:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    return not hasattr(FigureCanvasAgg, "tostring_rgb")
 
 
 def _apply_tostring_rgb() -> None:
@@ -244,7 +226,7 @@ SHIMS: tuple[Shim, ...] = (
         "huggingface_hub.HfApi.login",
         "huggingface_hub 0.9",
         "run_downstream --hub huggingface calls it",
-        shims_huggingface.login_needed,
+        lacks("huggingface_hub", "HfApi.login"),
         shims_huggingface.apply_login,
     ),
     Shim(
@@ -279,7 +261,7 @@ SHIMS: tuple[Shim, ...] = (
         "FigureCanvasAgg.tostring_rgb",
         "matplotlib 3.10",
         "s3prl's spectrogram plots (log step of tera, mockingjay, apc, npc)",
-        _tostring_rgb_needed,
+        lacks("matplotlib.backends.backend_agg", "FigureCanvasAgg.tostring_rgb"),
         _apply_tostring_rgb,
         scope="pretrain",
     ),

@@ -46,13 +46,6 @@ def apply_repository() -> None:
     huggingface_hub.Repository = Repository
 
 
-def login_needed() -> bool:
-    """Whether ``HfApi`` has no ``login``."""
-    import huggingface_hub
-
-    return not hasattr(huggingface_hub.HfApi, "login")
-
-
 def apply_login() -> None:
     """An ``HfApi.login`` that answers with the stored token."""
     import huggingface_hub

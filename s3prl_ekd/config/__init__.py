@@ -4,7 +4,7 @@ Unknown keys, wrong types and impossible values are errors of one line that name
 layers asked for, and whether the audio is there, is checked where teachers and audio are read.
 """
 
-from s3prl_ekd.config.distillation import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
+from s3prl_ekd.config.distillation import MaskConfig, TargetsConfig
 from s3prl_ekd.config.distortion import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.config.loading import load_model_config
 from s3prl_ekd.config.model_file import (
@@ -14,7 +14,6 @@ from s3prl_ekd.config.model_file import (
     Mode,
     ModelConfig,
     StudentConfig,
-    TaskConfig,
     TeacherConfig,
     TeacherPrecision,
 )
@@ -27,10 +26,8 @@ __all__ = [
     "Mode",
     "TeacherPrecision",
     "AdditiveConfig",
-    "BalanceConfig",
     "DataConfig",
     "DistortionConfig",
-    "DroppingConfig",
     "EkdConfig",
     "MaskConfig",
     "ModelConfig",
@@ -38,7 +35,6 @@ __all__ = [
     "RunnerConfig",
     "StudentConfig",
     "TargetsConfig",
-    "TaskConfig",
     "TeacherConfig",
     "check_data_config",
     "check_runner_config",

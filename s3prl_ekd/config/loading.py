@@ -6,7 +6,6 @@ replace.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from s3prl_ekd.config.distortion import DistortionConfig
 from s3prl_ekd.config.model_file import ModelConfig
 from s3prl_ekd.config.runner_file import RunnerConfig
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config, packaged, variant_file
 from s3prl_ekd.writable import absolute_folder
 
@@ -58,7 +58,7 @@ def _absolute(source: str) -> str:
     """
     match = re.match(r"random:|s3prl:[^:]+:", source)
     prefix = match.group() if match else ""
-    path = Path(os.path.expanduser(source.removeprefix(prefix)))
+    path = expanded(source.removeprefix(prefix))
     return f"{prefix}{path.resolve()}" if path.exists() else source
 
 

@@ -147,11 +147,10 @@ class ModelConfig(Checked):
 
     @model_validator(mode="after")
     def _cacheable(self) -> ModelConfig:
-        if self.ekd.cache_targets is not None and self.distortion is not None:
-            setup = self.distortion.setup
-            if setup != "clean_teacher":
-                raise ValueError(
-                    f"ekd.cache_targets: under distortion.setup: {setup} teachers hear other audio in every epoch, so "
-                    "nothing can be kept; use setup: clean_teacher, or null here"
-                )
+        setup = "clean_teacher" if self.distortion is None else self.distortion.setup
+        if self.ekd.cache_targets is not None and setup != "clean_teacher":
+            raise ValueError(
+                f"ekd.cache_targets: under distortion.setup: {setup} teachers hear other audio in every epoch, so "
+                "nothing can be kept; use setup: clean_teacher, or null here"
+            )
         return self

@@ -6,7 +6,6 @@ What goes where inside a task's folder is the business of ``layout_*.py``.
 from __future__ import annotations
 
 import fcntl
-import importlib.resources
 import json
 import logging
 import os
@@ -24,8 +23,10 @@ import soundfile
 import yaml
 
 from s3prl_ekd.audio import SAMPLE_RATE, read_audio
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.probe import Clip, in_parallel
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.whole_file import whole_file
 
 logger = logging.getLogger(__name__)
@@ -177,11 +178,6 @@ def placed_suffix(clip: Clip, flac_only: bool) -> str:
     return ".flac" if clip.flac or must_convert(clip, flac_only) else clip.row.audio.suffix.lower()
 
 
-def copy_resource(name: str, target: Path) -> None:
-    """Copy a file of ``s3prl_ekd/resources`` (phoneme.txt, char.dict)."""
-    target.write_bytes(importlib.resources.files("s3prl_ekd.resources").joinpath(name).read_bytes())
-
-
 def safe_name(text: str) -> str:
     """``text`` with everything but letters, digits and ``_`` turned into ``_``: no ``-``, ``.`` or glob character."""
     return re.sub(r"\W", "_", text, flags=re.ASCII) or "_"
@@ -215,9 +211,7 @@ def filled_config(file: Path, template: str) -> Iterator[dict[str, Any]]:
         file: what is written.
         template: such as ``downstream_configs/pr.yaml``.
     """
-    folder, _, name = template.rpartition("/")  # each folder is a package, which need not lie in ours on the disk
-    resource = importlib.resources.files(f"s3prl_ekd.{folder.replace('/', '.')}").joinpath(name)
-    config = yaml.safe_load(resource.read_text(encoding="utf-8"))
+    config = read_yaml(shipped(template))
     yield config
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
     with whole_file(file) as partial:

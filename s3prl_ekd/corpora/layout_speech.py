@@ -19,7 +19,6 @@ from pathlib import Path
 from s3prl_ekd.corpora.folders import (
     Prepared,
     converted_note,
-    copy_resource,
     filled_config,
     fresh_folder,
     must_convert,
@@ -33,6 +32,7 @@ from s3prl_ekd.corpora.lexicon import Lexicon, build_lexicon
 from s3prl_ekd.corpora.manifest import SPLITS, Manifest
 from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 logger = logging.getLogger(__name__)
 
@@ -196,9 +196,9 @@ def write_speech_files(
     if task == "pr":
         assert lexicon is not None
         lexicon.write(folder / "lexicon.txt")
-        copy_resource("phoneme.txt", folder / "phoneme.txt")
+        shutil.copyfile(shipped("resources/phoneme.txt"), folder / "phoneme.txt")
         return
-    copy_resource("char.dict", folder / "char.dict")
+    shutil.copyfile(shipped("resources/char.dict"), folder / "char.dict")
     for split, entries in lengths.items():
         write_lengths(folder / "len_for_bucket" / f"{split}.csv", entries)
 

@@ -7,7 +7,6 @@ Reading transcripts and laying out the corpus is ``layout_speech.py``.
 
 from __future__ import annotations
 
-import importlib.resources
 import importlib.util
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 
 Phones = tuple[str, ...]
 
@@ -50,7 +50,7 @@ class Lexicon:
 
 def phoneme_set() -> frozenset[str]:
     """The phones of the PR vocabulary (ARPAbet with stress)."""
-    text = importlib.resources.files("s3prl_ekd.resources").joinpath("phoneme.txt").read_text(encoding="utf-8")
+    text = shipped("resources/phoneme.txt").read_text(encoding="utf-8")
     return frozenset(text.split())
 
 

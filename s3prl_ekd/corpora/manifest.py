@@ -9,12 +9,12 @@ s3prl is ``layout_*.py``.
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 REQUIRED = {
     "pr": ("path", "split", "speaker", "text"),
@@ -110,7 +110,7 @@ def _row(file: Path, number: int, cells: dict[str, str], bases: list[Path]) -> R
     path = cell("path")
     if not path:
         raise EkdError(f"{file}:{number}: path is empty")
-    audio = Path(os.path.expanduser(path))
+    audio = expanded(path)
     if not audio.is_absolute():
         # A missing file is reported under the first base, next to the line it stands in.
         found = next((base / audio for base in bases if (base / audio).is_file()), None)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ import pandas as pd
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import MIN_SAMPLES, DataConfig
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def read_lengths(
         EkdError: a folder, CSV or column is missing, no utterance is left, or the audio is not where the CSVs say.
     """
     keys = f"{file}: pretrain_expert.datarc"
-    root, folder = Path(os.path.expanduser(config.libri_root)), Path(os.path.expanduser(config.file_path))
+    root, folder = expanded(config.libri_root), expanded(config.file_path)
     if not folder.is_dir():
         raise EkdError(f"{keys}.file_path: no folder {folder} (`s3prl-ekd prepare` writes the length CSVs)")
     if not root.is_dir():

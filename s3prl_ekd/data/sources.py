@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, SAMPLE_RATE, AudioError, audio_below, audio_info, read_audio
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.user_paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ def list_files(source: str, kind: Kind, key: str) -> list[str]:
     Raises:
         EkdError: there is no such folder or file, or no audio of this kind in it.
     """
-    path = Path(os.path.expanduser(source))
+    path = expanded(source)
     if path.is_file():
         files = _from_table(path, kind, key) if path.suffix.lower() in _TABLES else [path]
     elif path.is_dir():

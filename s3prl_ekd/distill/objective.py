@@ -21,7 +21,7 @@ from s3prl_ekd.distill.losses import HeadLosses, clip_losses, head_losses, mean_
 from s3prl_ekd.distill.normalise import Normaliser
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, TeacherStates, align_frames
 from s3prl_ekd.distributed import Share
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 
 
 class Objective(nn.Module):
@@ -55,10 +55,8 @@ class Objective(nn.Module):
         self.target_sets = list(target_sets)
         self.heads = [f"{target.name}.{label}" for target in target_sets for label in target.labels]
         self.cosine_weight = config.cosine_weight
-        try:
+        with naming(file):
             self.normaliser = Normaliser(config.targets, teachers)
-        except EkdError as error:
-            raise EkdError(f"{file}: {error}") from error
         weights = [config.weights.get(t.name, 1.0) for t in target_sets for _ in t.labels]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)  # (heads of all sets,)
         self.dropping = config.teacher_dropping
@@ -173,6 +171,3 @@ def _check(config: EkdConfig, target_sets: Sequence[TargetSet], file: str) -> No
             f"{file}: ekd.targets.normalise: phi_s rotates each teacher its own way, so {mixed[0]!r} would mix unlike "
             "channels; use standardise"
         )
-    for index, teacher in enumerate(config.teachers):
-        if config.targets.tap == "ffn" and 0 in teacher.layers:
-            raise EkdError(f"{file}: ekd.teachers[{index}].layers: layer 0 has no feed-forward block (tap: ffn)")

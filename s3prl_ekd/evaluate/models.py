@@ -5,7 +5,6 @@ Every one becomes an :class:`Upstream`, which s3prl's ``-u -k -g`` name. Nothing
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,9 @@ from typing import Any
 
 from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
+from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
@@ -127,10 +127,8 @@ def read_listing(path: Path) -> list[Upstream]:
         raise EkdError(f"--models {path}: expected a list of models, each with some of {', '.join(_KEYS)}")
     models = []
     for number, entry in enumerate(entries):
-        try:
+        with naming(f"--models {path}: [{number}]"):
             models.append(_entry(entry, path.parent))
-        except EkdError as error:
-            raise EkdError(f"--models {path}: [{number}]: {error}") from error
     return models
 
 
@@ -163,12 +161,12 @@ def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Pa
     if "teacher" in given:
         return choose_teacher(given["teacher"], label, folder)
     if "untrained" in given:
-        file = folder / Path(os.path.expanduser(given["untrained"]))
+        file = folder / expanded(given["untrained"])
         model_config = find_model_config(str(file) if file.is_file() else given["untrained"], "--untrained")
         return Upstream(STUDENT, label or "untrained student", model_config=model_config, named=label is not None)
     name = given.get("upstream")
     if "ckpt" in given:
-        return _choose_checkpoint(folder / Path(os.path.expanduser(given["ckpt"])), name, label)
+        return _choose_checkpoint(folder / expanded(given["ckpt"]), name, label)
     if name is None:
         raise EkdError(_NOTHING)
     if name in (STUDENT, TEACHER):

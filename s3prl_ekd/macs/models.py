@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_che
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.names import S3PRL, model_path
 from s3prl_ekd.torch_file import read_torch_file
+from s3prl_ekd.user_paths import expanded
 
 EXPERT = Path(__file__).parents[1] / "export" / "superb_expert.py"
 """The code that ``s3prl-ekd export superb`` puts into every folder."""
@@ -27,7 +27,7 @@ def model_cost(model: str, heads: bool = False) -> Cost:
     Raises:
         EkdError: nothing of that name, or nothing whose arithmetic is known.
     """
-    path = Path(os.path.expanduser(model))
+    path = expanded(model)
     if path.is_dir() and (path / "expert.py").is_file():
         if heads:
             raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")

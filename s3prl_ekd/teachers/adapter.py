@@ -10,7 +10,6 @@ state. Upstreams with a finer frame (10 ms: 160 samples) are average-pooled to 2
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.compat.hub import find_upstream
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.names import S3PRL
+from s3prl_ekd.user_paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     factory = find_upstream(name)
     if factory is None:
         raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
-    arguments: dict[str, Any] = {"ckpt": os.path.expanduser(checkpoint)} if checkpoint else {}
+    arguments: dict[str, Any] = {"ckpt": str(expanded(checkpoint))} if checkpoint else {}
     try:
         with torch.random.fork_rng(devices=[]):  # the run's own draws do not depend on its teachers
             expert = factory(**arguments).eval()
@@ -118,9 +118,9 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
                 states = _hidden_states(expert, [0.1 * torch.randn(_SECOND)])
             rate = int(expert.get_downsample_rates("hidden_states"))
     except Exception as error:  # an expert is foreign code: it raises what it likes
-        reason = " ".join(str(error).split())[:200]
         raise EkdError(
-            f"{where}: s3prl's upstream {name!r} could not be built and run ({type(error).__name__}: {reason})"
+            f"{where}: s3prl's upstream {name!r} could not be built and run ({type(error).__name__}: "
+            f"{one_line(error, 200)})"
         ) from error
     if rate < 1 or HOP % rate:
         raise EkdError(f"{where}: {name} has a frame every {rate} samples, which does not divide {HOP} (20 ms)")
@@ -139,9 +139,7 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
 
 
 def _hidden_states(expert: nn.Module, clips: list[Tensor]) -> list[Tensor]:
-    result = expert(clips)
-    states = result["hidden_states"]
-    return [state for state in states]
+    return list(expert(clips)["hidden_states"])
 
 
 def _fit(state: Tensor, pool: int, frames: int) -> Tensor:

@@ -13,14 +13,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from s3prl_ekd.config import MIN_SAMPLES, ModelConfig
+from s3prl_ekd.config import MIN_SAMPLES, ModelConfig, TeacherConfig
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import MAX_FRAME_DIFFERENCE, TargetSet, TeacherLayers, plan_targets
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
 from s3prl_ekd.teachers.names import S3PRL
@@ -44,6 +45,10 @@ class TeacherPlan:
     """Where the student's first weights come from; one of ``sources`` or another one."""
     file: str = FILE
     """The configuration's name, for messages."""
+
+    def where(self, name: str) -> str:
+        """File and key of a teacher's source, for messages."""
+        return f"{self.file}: ekd.teachers[{list(self.sources).index(name)}].source"
 
 
 @dataclass(frozen=True)
@@ -107,37 +112,13 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
     """
     student = student_shape(config.student, f"{file}: student")
     _check_start_source(config, file)
-    found: dict[str, TeacherSource] = {}
-    for index, teacher in enumerate(config.ekd.teachers):
-        key = f"{file}: ekd.teachers[{index}]"
-        if hasattr(nn.ModuleDict(), teacher.name):  # an instance has more words than its class
-            raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
-        source = sources.describe(teacher.source, f"{key}.source")
-        too_deep = [layer for layer in teacher.layers if layer > source.shape.layers]
-        if too_deep:
-            raise EkdError(f"{key}.layers: {too_deep[0]} > {source.shape.layers}, the layers of {teacher.source}")
-        if config.ekd.targets.tap == "ffn" and source.kind == "s3prl":
-            raise EkdError(f"{key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
-        if source.shape.hop != student.hop:
-            raise EkdError(
-                f"{key}.source: {teacher.source} has a frame every {source.shape.hop} samples, the student every "
-                f"{student.hop}"
-            )
-        ours, theirs = max(
-            ((student.frames(n), source.shape.frames(n)) for n in range(MIN_SAMPLES, MIN_SAMPLES + student.hop)),
-            key=lambda pair: abs(pair[0] - pair[1]),
-        )
-        if abs(ours - theirs) > MAX_FRAME_DIFFERENCE:
-            raise EkdError(
-                f"{file}: student.conv_layers: {ours} frames of a clip that has {theirs} in {teacher.source}; they may "
-                f"differ by {MAX_FRAME_DIFFERENCE}"
-            )
-        found[teacher.name] = source
+    found = {
+        teacher.name: _check_teacher(teacher, config.ekd.targets.tap, student, file, f"ekd.teachers[{index}]")
+        for index, teacher in enumerate(config.ekd.teachers)
+    }
     layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in config.ekd.teachers]
-    try:
+    with naming(file):
         target_sets = plan_targets(config.ekd.mode, layers) + plan_residuals(config.ekd.residual_heads, layers)
-    except EkdError as error:
-        raise EkdError(f"{file}: {error}") from error
     names = [target.name for target in target_sets]
     doubled = next((name for name in names if names.count(name) > 1), None)
     if doubled is not None:
@@ -151,11 +132,41 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
     return TeacherPlan(found, target_sets, layers, initialiser, file)
 
 
+def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, file: str, key: str) -> TeacherSource:
+    """What a teacher is, of which a student of this shape can learn all that is asked for; ``key``: of the teacher."""
+    if hasattr(nn.ModuleDict(), teacher.name):  # an instance has more words than its class
+        raise EkdError(f"{file}: {key}.name: {teacher.name!r} is a word of torch's; take another name")
+    source = sources.describe(teacher.source, f"{file}: {key}.source")
+    shape = source.shape
+    too_deep = [layer for layer in teacher.layers if layer > shape.layers]
+    if too_deep:
+        raise EkdError(f"{file}: {key}.layers: {too_deep[0]} > {shape.layers}, the layers of {teacher.source}")
+    if tap == "ffn" and source.kind == "s3prl":
+        raise EkdError(f"{file}: {key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
+    if tap == "ffn" and 0 in teacher.layers:
+        raise EkdError(f"{file}: {key}.layers: layer 0 has no feed-forward block (tap: ffn)")
+    if shape.hop != student.hop:
+        raise EkdError(
+            f"{file}: {key}.source: {teacher.source} has a frame every {shape.hop} samples, the student every "
+            f"{student.hop}"
+        )
+    ours, theirs = max(
+        ((student.frames(n), shape.frames(n)) for n in range(MIN_SAMPLES, MIN_SAMPLES + student.hop)),
+        key=lambda pair: abs(pair[0] - pair[1]),
+    )
+    if abs(ours - theirs) > MAX_FRAME_DIFFERENCE:
+        raise EkdError(
+            f"{file}: student.conv_layers: {ours} frames of a clip that has {theirs} in {teacher.source}; they may "
+            f"differ by {MAX_FRAME_DIFFERENCE}"
+        )
+    return source
+
+
 def load_teachers(plan: TeacherPlan) -> dict[str, TeacherEncoder]:
     """Load every teacher's encoder, in fp32 on the CPU."""
     encoders = {}
-    for index, (name, source) in enumerate(plan.sources.items()):
-        encoders[name] = _load(source, f"{plan.file}: ekd.teachers[{index}].source")
+    for name, source in plan.sources.items():
+        encoders[name] = _load(source, plan.where(name))
         shape = source.shape
         logger.info(
             "[ekd] teacher %s: %s (%s, %d layers of %d)", name, source.source, source.family, shape.layers, shape.width

@@ -7,12 +7,12 @@ on a small machine; no published number is theirs.
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
 
 PREFIX = "embedded:"
@@ -22,8 +22,7 @@ _KEYS = {"name", "summary", "data", "licence", "command", "stages"}
 
 def names() -> list[str]:
     """What can stand after ``embedded:``."""
-    root = _root()
-    return sorted(folder.name for folder in root.iterdir() if (folder / RECORD).is_file()) if root.is_dir() else []
+    return sorted(file.parent.name for file in shipped("resources/teachers").glob(f"*/{RECORD}"))
 
 
 def folder(source: str, where: str = "source") -> Path:
@@ -36,7 +35,7 @@ def folder(source: str, where: str = "source") -> Path:
     if name not in names():
         hint = did_you_mean(name, names())
         raise EkdError(f"{where}: {source!r} is no embedded teacher (there are {', '.join(names())}){hint}")
-    return _root() / name
+    return shipped("resources/teachers") / name
 
 
 def record(path: Path) -> dict[str, Any] | None:
@@ -46,7 +45,3 @@ def record(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) and _KEYS <= found.keys() else None
-
-
-def _root() -> Path:
-    return Path(str(importlib.resources.files("s3prl_ekd.resources").joinpath("teachers")))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -21,6 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.teachers import adapter, embedded, sources
 from s3prl_ekd.teachers.build import TeacherPlan
+from s3prl_ekd.user_paths import expanded
 
 Fingerprint = dict[str, str | None]
 """Name of a part -> value; None where it cannot be known: weights that are not downloaded yet."""
@@ -47,11 +47,11 @@ def fingerprint(
         "the data (length CSVs)": data_digest(table, data.libri_root),
         NAMES: ", ".join(plan.sources),
     }
-    for index, teacher in enumerate(config.ekd.teachers):
-        key = f"{plan.file}: ekd.teachers[{index}].source"
+    for teacher in plan.layers:
+        source = plan.sources[teacher.name]
         parts[LAYERS + teacher.name] = ", ".join(map(str, teacher.layers))
-        parts[SOURCE + teacher.name] = plan.sources[teacher.name].source
-        parts[WEIGHTS + teacher.name] = weights_digest(plan.sources[teacher.name], key, download)
+        parts[SOURCE + teacher.name] = source.source
+        parts[WEIGHTS + teacher.name] = weights_digest(source, plan.where(teacher.name), download)
     return parts
 
 
@@ -109,7 +109,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
 
 def data_digest(table: LengthTable, root: str) -> str:
     """SHA-256 over path below ``libri_root`` and length of every utterance."""
-    base = Path(os.path.expanduser(root))
+    base = expanded(root)
     digest = hashlib.sha256()
     for path, samples in zip(table.paths, table.samples.tolist(), strict=True):
         digest.update(f"{os.path.relpath(path, base)}\t{samples}\n".encode())

@@ -71,9 +71,10 @@ _PLACEHOLDERS = {"i": r"\d+", "p": "weight|bias", "part": "[qkv]"}
 
 # Parts of training that produce no hidden state: mask vectors, cluster predictors, quantizers, losses, task heads.
 PRETRAINING_ONLY = re.compile(
-    r"(mask_emb|masked_spec_embed|label_embs_concat|final_proj|target_glu|output_layer|quantizer|project_q|project_hid|_ema|lm_head"
-    r"|classifier|speaker_proj|dropout_features|label_embeddings_concat|layer_norm_for_extract|projector|layer_weights|untie|logit_scale|encoder\.masked_spec_embed"
-    r"|spk_proj|quant_in_proj|quant_embedding|encoder\.layer_norm_for_extract)(\.|$)"  # UniSpeech's own files
+    r"((encoder\.)?(masked_spec_embed|layer_norm_for_extract)|mask_emb|label_embs_concat|final_proj|target_glu"
+    r"|output_layer|quantizer|project_q|project_hid|_ema|lm_head|classifier|speaker_proj|dropout_features"
+    r"|label_embeddings_concat|projector|layer_weights|untie|logit_scale"
+    r"|spk_proj|quant_in_proj|quant_embedding)(\.|$)"  # UniSpeech's own files
 )
 
 

@@ -14,6 +14,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
+from s3prl_ekd.user_paths import expanded
 
 RANDOM = "random:"
 S3PRL = "s3prl:"
@@ -63,7 +64,7 @@ def model_path(source: str, base: Path = Path()) -> Path | None:
 
     A folder that has no more of a model than a hub name is none: results are called after their teacher.
     """
-    path = base / os.path.expanduser(source)
+    path = base / expanded(source)
     if source in HUB and path.is_dir() and not (path / "config.json").is_file():
         return None
     return path if path.exists() else None
@@ -79,7 +80,7 @@ def _is_path(source: str) -> bool:
 
 def _absolute(source: str) -> Path:
     """Where it was looked for; a relative one is below the current folder."""
-    return Path(os.path.abspath(Path(os.path.expanduser(source))))
+    return Path(os.path.abspath(expanded(source)))
 
 
 def _hint(source: str) -> str:

@@ -16,6 +16,44 @@ _TRANSFORMERS_NORMS: dict[str, ConvNorm] = {"group": "group", "layer": "layer"}
 _FAIRSEQ_NORMS: dict[str, ConvNorm] = {"default": "group", "layer_norm": "layer"}
 
 
+class _Reader:
+    """The values of a configuration, each checked as it is read; its file is for messages."""
+
+    def __init__(self, config: Mapping[str, Any], file: Path) -> None:
+        self.config, self.file = config, file
+
+    def require(self, key: str, expected: Any) -> None:
+        value = self.config.get(key, expected)
+        if value != expected:
+            raise EkdError(f"{self.file}: {key} is {value!r}; teachers need {expected!r}")
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        return bool(self.config.get(key, default))
+
+    def count(self, key: str, default: int) -> int:
+        value = self.config.get(key, default)
+        if not _is_count(value):
+            raise EkdError(f"{self.file}: {key} is {value!r}, expected a positive whole number")
+        return value
+
+    def counts(self, key: str, default: list[int]) -> list[int]:
+        values = self.config.get(key, default)
+        if not (isinstance(values, list) and values and all(map(_is_count, values))):
+            raise EkdError(f"{self.file}: {key} is {values!r}, expected a list of positive whole numbers")
+        return values
+
+    def conv_norm(self, key: str, norms: Mapping[str, ConvNorm]) -> ConvNorm:
+        """The kind that the value names; the first of ``norms`` where there is none."""
+        value = self.config.get(key, next(iter(norms)))
+        if value not in list(norms):  # a list of them: the value may be something that no dictionary can look up
+            raise EkdError(f"{self.file}: {key} is {value!r}, expected one of {', '.join(norms)}")
+        return norms[value]
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | None) -> tuple[str, EncoderShape]:
     """Family and shape of a transformers ``config.json``: one of TRANSFORMERS_FAMILIES, bare or with a task head.
 
@@ -28,54 +66,48 @@ def from_transformers(config: Mapping[str, Any], file: Path, normalize: bool | N
     Raises:
         EkdError: another model type, or a variant that our encoder does not compute.
     """
-    family = config.get("model_type")
+    read, family = _Reader(config, file), config.get("model_type")
     if family not in TRANSFORMERS_FAMILIES:
         raise EkdError(
             f"{file}: model_type {family!r} is not supported as a teacher ({', '.join(TRANSFORMERS_FAMILIES)})"
         )
     data2vec = family == "data2vec-audio"
-    _require(file, config, "hidden_act", "gelu")
-    _require(file, config, "feat_extract_activation", "gelu")
-    _require(file, config, "layer_norm_eps", 1e-5)
+    read.require("hidden_act", "gelu")
+    read.require("feat_extract_activation", "gelu")
+    read.require("layer_norm_eps", 1e-5)
     for unsupported in ("conv_pos_batch_norm", "add_adapter"):
-        _require(file, config, unsupported, False)
-    stable = bool(config.get("do_stable_layer_norm", False)) and not data2vec  # whose model has no such choice
-    norm: ConvNorm = "layer" if data2vec else _conv_norm(file, config, "feat_extract_norm", _TRANSFORMERS_NORMS)
-    position = (
-        (_integer(file, config, "conv_pos_kernel_size", 19), _integer(file, config, "num_conv_pos_embeddings", 5))
-        if data2vec
-        else (_integer(file, config, "num_conv_pos_embeddings", 128), 1)
-    )
-    dims = _integers(file, config, "conv_dim", [channels for channels, _, _ in BASE_CONV])
-    kernels = _integers(file, config, "conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
-    strides = _integers(file, config, "conv_stride", [stride for _, _, stride in BASE_CONV])
-    width = _integer(file, config, "hidden_size", 768)
+        read.require(unsupported, False)
+    norm: ConvNorm = "layer" if data2vec else read.conv_norm("feat_extract_norm", _TRANSFORMERS_NORMS)
+    positions = read.count("num_conv_pos_embeddings", 5 if data2vec else 128)  # their number, or the kernel
+    dims = read.counts("conv_dim", [channels for channels, _, _ in BASE_CONV])
+    kernels = read.counts("conv_kernel", [kernel for _, kernel, _ in BASE_CONV])
+    strides = read.counts("conv_stride", [stride for _, _, stride in BASE_CONV])
+    width = read.count("hidden_size", 768)
     return family, EncoderShape(
         conv_layers=conv_layers(list(zip(dims, kernels, strides, strict=True))),
         conv_norm=norm,
-        conv_bias=bool(config.get("conv_bias", False)),
-        feature_norm=bool(config.get("feat_proj_layer_norm", True)) or family != "hubert",  # nor the others this one
+        conv_bias=read.flag("conv_bias"),
+        feature_norm=read.flag("feat_proj_layer_norm", True) or family != "hubert",  # nor the others this one
         square_projection=dims[-1] == width,
         width=width,
-        layers=_integer(file, config, "num_hidden_layers", 12),
-        ffn_width=_integer(file, config, "intermediate_size", 3072),
-        heads=_integer(file, config, "num_attention_heads", 12),
-        pre_norm=stable,
-        pos_conv_kernel=position[0],
-        pos_conv_depth=position[1],
-        pos_conv_groups=_integer(file, config, "num_conv_pos_embedding_groups", 16),
+        layers=read.count("num_hidden_layers", 12),
+        ffn_width=read.count("intermediate_size", 3072),
+        heads=read.count("num_attention_heads", 12),
+        pre_norm=read.flag("do_stable_layer_norm") and not data2vec,  # whose model has no such choice
+        pos_conv_kernel=read.count("conv_pos_kernel_size", 19) if data2vec else positions,
+        pos_conv_depth=positions if data2vec else 1,
+        pos_conv_groups=read.count("num_conv_pos_embedding_groups", 16),
         attention="gated_relative" if family == "wavlm" else "plain",
-        padding_rule="conv",
         normalize=norm == "layer" if normalize is None else normalize,
         normalize_eps=1e-7,
-        **(_relative(file, config, "max_bucket_distance", 800) if family == "wavlm" else {}),
+        **(_relative(read, "max_bucket_distance", 800) if family == "wavlm" else {}),
     )
 
 
-def _relative(file: Path, config: Mapping[str, Any], distance_key: str, distance: int) -> dict[str, Any]:
+def _relative(read: _Reader, distance_key: str, distance: int) -> dict[str, Any]:
     return {
-        "relative_buckets": _integer(file, config, "num_buckets", 320),
-        "relative_max_distance": _integer(file, config, distance_key, distance),
+        "relative_buckets": read.count("num_buckets", 320),
+        "relative_max_distance": read.count(distance_key, distance),
     }
 
 
@@ -93,32 +125,33 @@ def from_fairseq(
     Raises:
         EkdError: a variant that our encoder does not compute.
     """
-    _require(file, config, "activation_fn", "gelu")
-    _require(file, config, "layer_type", "transformer")
-    _require(file, config, "quantize_input", False)
-    _require(file, config, "crop_seq_to_multiple", 1)
-    depth = _integer(file, config, "pos_conv_depth", 1)
-    position = _integer(file, config, "conv_pos", 128)
-    relative = bool(config.get("relative_position_embedding", False))
+    read = _Reader(config, file)
+    read.require("activation_fn", "gelu")
+    read.require("layer_type", "transformer")
+    read.require("quantize_input", False)
+    read.require("crop_seq_to_multiple", 1)
+    depth = read.count("pos_conv_depth", 1)
+    position = read.count("conv_pos", 128)
+    relative = read.flag("relative_position_embedding")
     if relative:
-        _require(file, config, "gru_rel_pos", True)
+        read.require("gru_rel_pos", True)
     return EncoderShape(
         conv_layers=parse_conv_layers(str(config.get("conv_feature_layers", "")), file),
-        conv_norm=_conv_norm(file, config, "extractor_mode", _FAIRSEQ_NORMS),
-        conv_bias=bool(config.get("conv_bias", False)),
-        width=_integer(file, config, "encoder_embed_dim", 768),
-        layers=_integer(file, config, "encoder_layers", 12),
-        ffn_width=_integer(file, config, "encoder_ffn_embed_dim", 3072),
-        heads=_integer(file, config, "encoder_attention_heads", 12),
-        pre_norm=bool(config.get("layer_norm_first", False)),
+        conv_norm=read.conv_norm("extractor_mode", _FAIRSEQ_NORMS),
+        conv_bias=read.flag("conv_bias"),
+        width=read.count("encoder_embed_dim", 768),
+        layers=read.count("encoder_layers", 12),
+        ffn_width=read.count("encoder_ffn_embed_dim", 3072),
+        heads=read.count("encoder_attention_heads", 12),
+        pre_norm=read.flag("layer_norm_first"),
         pos_conv_kernel=position if depth == 1 else max(3, position // depth),
         pos_conv_depth=depth,
-        pos_conv_groups=_integer(file, config, "conv_pos_groups", 16),
+        pos_conv_groups=read.count("conv_pos_groups", 16),
         attention="gated_relative" if relative else "plain",
         padding_rule=padding_rule,
         normalize=normalize,
         # WavLM.py's default; its checkpoints say 800
-        **(_relative(file, config, "max_distance", 1280) if relative else {}),
+        **(_relative(read, "max_distance", 1280) if relative else {}),
     )
 
 
@@ -128,9 +161,10 @@ def from_distiller(config: Mapping[str, Any], file: Path) -> EncoderShape:
     Raises:
         EkdError: a variant that our encoder does not compute.
     """
-    _require(file, config, "activation_fn", "gelu")
-    _require(file, config, "attention_type", "original")
-    _require(file, config, "layer_norm_first", False)
+    read = _Reader(config, file)
+    read.require("activation_fn", "gelu")
+    read.require("attention_type", "original")
+    read.require("layer_norm_first", False)
     if config.get("task_emb_type", "expand-last") not in {"expand-last", "self-hidden", "none"}:
         raise EkdError(f"{file}: task_emb_type {config['task_emb_type']!r} changes the encoder's input; not supported")
     renamed = {**config, "conv_feature_layers": config.get("extractor_conv_feature_layers", "")}
@@ -156,35 +190,3 @@ def parse_conv_layers(text: str, file: Path | str) -> tuple[tuple[int, int, int]
         triples = list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
         layers += triples * int(match[2] or 1)
     return conv_layers(layers)
-
-
-def _conv_norm(file: Path, config: Mapping[str, Any], key: str, norms: Mapping[str, ConvNorm]) -> ConvNorm:
-    """The kind that ``config[key]`` names; the first of ``norms`` where it names none."""
-    value = config.get(key, next(iter(norms)))
-    if value not in list(norms):  # a list of them: the value may be something that no dictionary can look up
-        raise EkdError(f"{file}: {key} is {value!r}, expected one of {', '.join(norms)}")
-    return norms[value]
-
-
-def _integer(file: Path, config: Mapping[str, Any], key: str, default: int) -> int:
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise EkdError(f"{file}: {key} is {value!r}, expected a positive whole number")
-    return value
-
-
-def _integers(file: Path, config: Mapping[str, Any], key: str, default: list[int]) -> list[int]:
-    values = config.get(key, default)
-    if (
-        not isinstance(values, list)
-        or not values
-        or any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in values)
-    ):
-        raise EkdError(f"{file}: {key} is {values!r}, expected a list of positive whole numbers")
-    return values
-
-
-def _require(file: Path, config: Mapping[str, Any], key: str, expected: Any) -> None:
-    value = config.get(key, expected)
-    if value != expected:
-        raise EkdError(f"{file}: {key} is {value!r}; teachers need {expected!r}")

@@ -7,8 +7,7 @@ from its name or header; :func:`load` gives the encoder with its weights. No fil
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.compat import hub
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
@@ -81,7 +80,7 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
     path = embedded_folder or model_path(source)
     if path is not None:
-        with _named(where):
+        with naming(where):
             described = _describe_path(source, path)
         return described if embedded_folder is None else replace(described, kind="embedded")
     if source.startswith(S3PRL):
@@ -105,7 +104,7 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
             return Encoder(teacher.encoder_shape).eval()
     path = teacher.path or hub_file(teacher.source, where)
     assert path is not None
-    with _named(where):
+    with naming(where):
         return _load_path(teacher, path).eval()
 
 
@@ -139,15 +138,6 @@ def _load_path(teacher: TeacherSource, path: Path) -> Encoder:
     encoder = Encoder(shape)
     mapping.load_into(encoder, mapping.to_ours(weights, scheme, str(path)), str(path))
     return encoder
-
-
-@contextmanager
-def _named(where: str) -> Iterator[None]:
-    """Put who names a teacher before the errors of reading it."""
-    try:
-        yield
-    except EkdError as error:
-        raise EkdError(f"{where}: {error}") from error
 
 
 def hub_file(name: str, where: str, download: bool = True) -> Path | None:

@@ -33,19 +33,18 @@ class UpstreamExpert(nn.Module):
         self, ckpt: str | None = None, model_config: str | None = None, heads: bool = False, **kwargs: Any
     ) -> None:
         super().__init__()
-        if ckpt is None and model_config is None:
-            raise EkdError("-u ekd_student needs a checkpoint (-k CKPT), or -g config_model.yaml for an untrained one")
         self.heads: nn.ModuleDict | None = None
         self.head_labels: list[str] = []
-        if ckpt is None:
-            assert model_config is not None
-            logger.warning("ekd_student: no checkpoint given, so this is an UNTRAINED student (random weights)")
-            self.encoder = untrained_student(model_config)
-        else:
+        if ckpt is not None:
             self.encoder, loaded_heads, part = load_student(ckpt)
             if heads:
                 self.heads = loaded_heads
                 self.head_labels = [f"{s['name']}.{label}" for s in part["head_sets"] for label in s["labels"]]
+        elif model_config is not None:
+            logger.warning("ekd_student: no checkpoint given, so this is an UNTRAINED student (random weights)")
+            self.encoder = untrained_student(model_config)
+        else:
+            raise EkdError("-u ekd_student needs a checkpoint (-k CKPT), or -g config_model.yaml for an untrained one")
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame at 16 kHz: 320 (20 ms) for every key."""

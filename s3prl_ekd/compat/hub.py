@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +29,9 @@ UPSTREAMS = {
 def register() -> ModuleType:
     """Patch s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (repeatable); the hub."""
     apply_shims()
-
-    from s3prl import hub
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its experts' files: escapes that Python, and calls that torch deprecates
+        from s3prl import hub
 
     for folder, names in UPSTREAMS.items():
         hubconf = importlib.import_module(f"s3prl_ekd.upstream.{folder}.hubconf")

@@ -44,6 +44,12 @@ def test_residual_mistakes(pairs: list[list[str]], message: str) -> None:
         plan_residuals(pairs, TEACHERS)
 
 
+@pytest.mark.parametrize("other", [TeacherLayers("b", (1, 2), 6), TeacherLayers("b", (1,), 8)])
+def test_unlike_teachers_have_no_difference(other: TeacherLayers) -> None:
+    with pytest.raises(EkdError, match=r"residual_heads\[0\]: differences need one width and equally many layers"):
+        plan_residuals([["a", "b"]], [TeacherLayers("a", (1, 2), 8), other])
+
+
 @pytest.mark.parametrize("attention", ["plain", "gated_relative"])
 def test_ffn_targets_are_the_feed_forward_output_before_its_residual(attention: str) -> None:
     encoder = random_encoder(TINY.with_(attention=attention, layers=3), seed=4)

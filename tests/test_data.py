@@ -127,7 +127,8 @@ def test_a_file_that_breaks_during_training_is_skipped_and_named(tmp_path: Path)
     (tmp_path / "2.wav").write_bytes(b"not audio")
     plan = BatchPlan(table.samples, 4)
     batch = CropDataset(table, plan)[next(iter(plan))]
-    assert batch.wave.shape[0] == 3
+    assert batch.wave.shape[0] == batch.clips == 3 and batch.teacher_wave is batch.wave
+    assert batch.seconds == 3 * batch.wave.shape[1] / 16_000
     assert len(batch.skipped) == 1 and "2.wav" in batch.skipped[0]
     for i in range(4):
         (tmp_path / f"{i}.wav").write_bytes(b"")
@@ -149,6 +150,8 @@ def test_a_clip_that_its_csv_makes_longer_is_left_out_but_for_a_frame(tmp_path: 
         assert [text.rpartition("/")[2] for text in batch.skipped] == (
             [] if kept else ["0.wav: shorter than its length CSV says"]
         )
+    batch = dataset[BatchSpec(0, 0, (1, 0, 2), (0, 0, 0), 17_000)]  # the others of its batch are there
+    assert batch.clips == 2 and batch.wave[:, 0].tolist() == pytest.approx([0.02, 0.03])
 
 
 def test_stereo_and_other_rates_are_converted(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from evaluate_stand_in import make_data
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.grid import searches
+from s3prl_ekd.evaluate.grid import finished_runs, searches
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset, preset_names
@@ -131,6 +131,8 @@ def test_no_dev_score_at_all(data, tmp_path):
         search.picked({run.key: {"dev": None} for run in search.runs})
     [alone] = searches(plan(data, tmp_path, "asr"))
     assert alone.picked({run.key: {"dev": None} for run in alone.runs}) is None  # nothing to choose: it is tested
+    tested = {run.key: {"dev": None, "wer": 50.0} for run in (*search.runs, *alone.runs)}
+    assert finished_runs(alone.runs, tested) == list(alone.runs) and finished_runs(search.runs, tested) == []
 
 
 def test_standard_error_over_seeds():

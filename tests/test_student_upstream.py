@@ -62,6 +62,7 @@ def test_s3prls_featurizer_takes_it(checkpoint: Path) -> None:
 def test_predictions_when_asked(checkpoint: Path) -> None:
     with torch.no_grad():
         result = UpstreamExpert(str(checkpoint), heads=True).eval()([torch.randn(16_000)])
+        assert "predictions" not in UpstreamExpert(str(checkpoint)).eval()([torch.randn(16_000)])
     expected = [f"{t}.{l}" for t in ("hubert", "robust_hubert", "wavlm") for l in (4, 8, 12)]
     assert list(result["predictions"]) == expected
     assert all(value.shape == (1, 49, 96) for value in result["predictions"].values())

@@ -133,6 +133,9 @@ def test_no_dev_score_at_all(data, tmp_path):
     assert alone.picked({run.key: {"dev": None} for run in alone.runs}) is None  # nothing to choose: it is tested
     tested = {run.key: {"dev": None, "wer": 50.0} for run in (*search.runs, *alone.runs)}
     assert finished_runs(alone.runs, tested) == list(alone.runs) and finished_runs(search.runs, tested) == []
+    tested |= {search.runs[0].key: {"dev": 60.0, "wer": 50.0}}
+    assert finished_runs(search.runs, tested) == list(search.runs)
+    assert finished_runs(search.runs, {search.runs[0].key: tested[search.runs[0].key]}) == []  # a rate to be tried
 
 
 def test_standard_error_over_seeds():

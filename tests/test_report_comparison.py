@@ -221,6 +221,12 @@ def test_a_smoothed_curve_has_its_ends_and_its_mean():
     assert smooth([1.0, 3.0]) == [1.0, 3.0] and smooth([]) == []
 
 
+def test_a_training_loss_is_the_mean_over_the_last_tenth_of_its_log_steps(pretraining):
+    lines = [{"step": step, "loss": float(step), "lr": 1e-4, "heads": {}} for step in range(1, 41)]
+    run = replace(read_pretraining(pretraining), metrics=lines)
+    assert dict(comparison.results([run]))["training loss"] == [f"{(37 + 38 + 39 + 40) / 4:.4f}"]
+
+
 def marked(records, grid: bool) -> dict[str, set[tuple[str, str]]]:
     """(model, first word of the column) of every marked cell of the score table or of the grid, in its three forms."""
     (terminal,) = grid_tables(records) if grid else [score_table(records)]

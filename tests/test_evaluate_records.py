@@ -22,7 +22,9 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     runs = plan(data, tmp_path)
     results = run_all(runs, board, jobs=2)
     common = made_by(runs, "tiny")
-    record = read_scores(write_scores(collect(common, runs, results, ["cpu"]), tmp_path / "out"))
+    cost = {"params": 3, "macs": 4}
+    record = read_scores(write_scores(collect(common, runs, results, ["cpu"], cost), tmp_path / "out"))
+    assert record["cost"] == cost
     tasks = record["tasks"]
     assert tasks["pr"]["per"] == pytest.approx(100 / 3)
     assert tasks["asr"]["wer"] == 50.0
@@ -40,7 +42,7 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     assert len(calls(tmp_path / "out")) == 5
 
     other = {**record, "label": "other", "tasks": {"pr": {**tasks["pr"], "per": 12.5}}}
-    text = score_markdown([record, other])
+    text = score_markdown([record | {"cost": None}, other | {"cost": None}])
     assert "| other | **12.50** | – | – | – | – |" in text
     assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
     assert "SID 50.00 (one speaker in all)" in text

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_ekd.audio import AudioError, audio_info, read_audio
+from s3prl_ekd.audio import AudioError, audio_below, audio_info, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
@@ -242,6 +242,28 @@ def test_unreadable_audio_is_named(tmp_path: Path) -> None:
         for read in (audio_info, read_audio):
             with pytest.raises(AudioError, match=rf"{name}.*{reason}"):
                 read(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_sample_that_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
+    """A float file may hold it; it would make every weight NaN."""
+    for rate in (16_000, 8_000):
+        wave = np.zeros(2_000, dtype=np.float32)
+        wave[1_000] = value
+        soundfile.write(tmp_path / "x.wav", wave, rate, subtype="FLOAT")
+        with pytest.raises(AudioError, match="x.wav: the audio file holds NaN or infinite samples"):
+            read_audio(tmp_path / "x.wav")
+
+
+def test_links_between_folders_are_followed_once(tmp_path: Path) -> None:
+    """Back up, and a second way to a folder: each file once, by the way without a link."""
+    root = tmp_path / "root"
+    for name in ("root/b/1.wav", "root/c/2.wav", "elsewhere/3.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("b/up", root), ("a", root / "b"), ("c/other", tmp_path / "elsewhere")):
+        (root / link).symlink_to(target)
+    assert audio_below(root) == [root / "b" / "1.wav", root / "c" / "2.wav", root / "c" / "other" / "3.wav"]
 
 
 def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> None:

@@ -66,12 +66,6 @@ def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) 
     assert [item.name for item in tmp_path.iterdir()] == ["states-2.ckpt"]
 
 
-def test_what_is_saved_into_no_file_is_there_too() -> None:
-    buffer = io.BytesIO()
-    checkpoints.AtomicCheckpoints().save({"Step": 3}, buffer)
-    assert torch.load(io.BytesIO(buffer.getvalue()), weights_only=True) == {"Step": 3}
-
-
 def test_of_a_run_made_longer_the_oldest_checkpoint_goes_not_the_finished_one(tmp_path: Path) -> None:
     """s3prl sorts names by their number, and the last of a run is states-epoch-N: it would go before states-4."""
     keeper = checkpoints.AtomicCheckpoints()

@@ -192,4 +192,4 @@ def test_a_score_outlives_its_folder_which_another_seed_has_now(tmp_path):
     for seed, state, gone in ((2, "started", False), (1, "finished", False), (1, "started", True)):
         (tmp_path / "runs" / "sid").mkdir(parents=True, exist_ok=True)
         write_marker(tmp_path / "runs" / "sid", Marker({"seed": seed}, {}, state))
-        assert outdated(score, None, tmp_path) is gone
+        assert outdated(score, tmp_path) is gone

@@ -62,6 +62,8 @@ def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) 
     keeper.remove(tmp_path / "states-2.ckpt")  # resumed: the same name is written again
     keeper.save(state(2), tmp_path / "states-2.ckpt")
     assert (tmp_path / "states-2.ckpt").exists()
+    keeper.remove(tmp_path / "dev-best.ckpt")  # what is no states-*.ckpt goes at once
+    assert [item.name for item in tmp_path.iterdir()] == ["states-2.ckpt"]
 
 
 def test_of_a_run_made_longer_the_oldest_checkpoint_goes_not_the_finished_one(tmp_path: Path) -> None:
@@ -133,6 +135,24 @@ def test_a_missing_best_checkpoint_names_what_is_there(tmp_path: Path) -> None:
             torch.save(state(9), tmp_path / name)
         with pytest.raises(EkdError, match=f"-e {missing}: no such checkpoint or .*{end}"):
             checkpoints.resume_from(None, False, str(missing), checkpoints.read)
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    """-a: in its own folder, where there is a checkpoint; else -e, a file or a folder's newest."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder in (own, other):
+        folder.mkdir()
+    torch.save(state(4), other / "states-4.ckpt")
+
+    def found(auto: bool, past: Path | None) -> Path | None:
+        return checkpoints.resume_from(str(own), auto, str(past) if past else None, checkpoints.read, "; a hint")
+
+    assert found(True, None) is None and found(False, None) is None
+    assert found(True, other) == found(False, other) == found(False, other / "states-4.ckpt") == other / "states-4.ckpt"
+    with pytest.raises(EkdError, match=f"^-e {own}: the folder holds no states-\\*.ckpt; a hint$"):
+        found(False, own)
+    torch.save(state(2), own / "states-2.ckpt")
+    assert found(True, None) == found(True, other) == own / "states-2.ckpt" and found(False, None) is None
 
 
 def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 import yaml
 from corpora_lab import prepare
 
+from s3prl_ekd.corpora.iemocap import prepare_iemocap
+
 
 def test_iemocap_copies_are_no_further_utterances(
     iemocap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -42,6 +44,16 @@ def test_iemocap_as_superb_has_it_needs_no_note(
     monkeypatch.setattr("s3prl_ekd.corpora.iemocap.IEMOCAP_UTTERANCES", 25)
     assert prepare("iemocap", iemocap, "--out", tmp_path / "data") == 0
     assert "SUPERB's folds" not in capsys.readouterr().out
+
+
+def test_the_closing_table_counts_what_the_corpus_holds(iemocap: Path, tmp_path: Path) -> None:
+    labels = iemocap / "Session1" / "dialog" / "EmoEvaluation" / "Ses01F_impro01.txt"
+    text = labels.read_text().replace("\tneu", "\t\tneu")  # as other tools write it back
+    labels.write_text(text + "[9.5 - 9.9]\n[10.1 - 10.4]\tSes01F_impro01_F998\n")  # cut short: no labels
+    result = prepare_iemocap(iemocap, tmp_path / "data")
+    assert (result.splits, result.utterances) == (tuple(f"fold{k}" for k in range(1, 6)), (5,) * 5)
+    assert result.minutes == pytest.approx(25 * 4000 / 16_000 / 60) and result.speakers == 5
+    assert result.notes[0] == "emotions: neu 5, hap 10, ang 5, sad 5"
 
 
 def test_iemocap_labels_are_s3prls(iemocap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

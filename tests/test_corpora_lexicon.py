@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
+import editdistance
 import numpy as np
 import pytest
 
@@ -76,13 +77,13 @@ def test_the_majority_of_utterances_decides_between_variants(monkeypatch: pytest
 
 def test_split_is_the_cheapest_of_all_splits() -> None:
     """Against brute force over every way to cut the phones."""
-    candidates = {"A": [("AH0",)], "DOG": [("D", "AO1", "G")], "ATE": [("EY1", "T")]}
+    candidates = {"A": [("EY1",), ("AH0",)], "DOG": [("D", "AO1", "G")], "ATE": [("EY1", "T"), ("EH1", "T")]}
     words = ["A", "DOG", "ATE"]
     phones = ("AH0", "D", "AO1", "K", "EY1", "T")
 
     def cost(pieces: Iterable[tuple[str, ...]]) -> int:
         return sum(
-            min(edit_distance(piece, found) for found in candidates[word])
+            min(editdistance.eval(piece, found) for found in candidates[word])
             for word, piece in zip(words, pieces, strict=True)
         )
 
@@ -90,6 +91,19 @@ def test_split_is_the_cheapest_of_all_splits() -> None:
     every = [(phones[:i], phones[i:j], phones[j:]) for i, j in cuts]
     assert cost(split_phones(words, phones, candidates)) == min(map(cost, every)) == 1
     assert split_phones(words, ("AH0", "D"), candidates) is None
+
+
+def test_unknown_words_side_by_side_get_phones_by_their_letters() -> None:
+    phones = tuple("abcdefghi")
+    assert split_phones(["AB", "ABCDEFGH"], phones, {}) == [phones[:2], phones[2:]]
+    assert split_phones(["ABCDEFGH", "A'B"], phones, {}) == [phones[:7], phones[7:]]
+
+
+def test_edit_distance_is_levenshteins() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        one, other = (tuple(rng.choice(list("ABC"), rng.integers(0, 8))) for _ in range(2))
+        assert edit_distance(one, other) == editdistance.eval(one, other)
 
 
 def test_missing_words_are_named_and_counted(tmp_path: Path, no_cmudict: None) -> None:

@@ -9,6 +9,7 @@ import yaml
 from corpora_lab import audio, prepare
 
 from s3prl_ekd.corpora.length_csv import read_lengths
+from s3prl_ekd.corpora.librispeech import prepare_librispeech
 
 
 def test_librispeech_is_used_in_place(
@@ -65,6 +66,15 @@ def test_transcripts_in_lower_case_and_with_punctuation_are_spelled_anew(
         [text] = (Path(pr["path"]) / name).rglob("*.trans.txt")
         assert {line.partition(" ")[2] for line in text.read_text().splitlines()} == {"HELLO WORLD"}
         assert len(read_lengths(out / "asr" / "len_for_bucket" / f"{name}.csv")) == len(audio_files)
+
+
+def test_the_closing_table_counts_what_the_corpus_holds(librispeech: Path, lexicon: Path, tmp_path: Path) -> None:
+    tasks = ("pr", "asr", "pretrain")
+    for result in prepare_librispeech(librispeech, tmp_path / "data", tasks, [lexicon]):
+        used = len(result.splits)
+        assert used == (2 if result.task == "pretrain" else 3) and result.utterances == (3,) * used  # no test-clean
+        assert result.minutes == pytest.approx(used * (4000 + 4100 + 4200) / 16_000 / 60) and result.speakers == used
+        assert any("lexicon: 2 words" in note for note in result.notes) == (result.task == "pr")
 
 
 def test_librispeech_without_dev_clean_has_no_validation_loss_and_says_so(

@@ -12,6 +12,7 @@ from manifest_lab import prepare_manifest
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora import command
+from s3prl_ekd.errors import EkdError
 
 
 def test_a_task_given_twice_is_refused_before_anything_is_written(
@@ -76,6 +77,36 @@ def test_audio_of_other_types_is_counted_and_hidden_folders_are_not_entered(
     shown = capsys.readouterr().out
     assert "pretrain: 3 files of other types left out (.m4a, .webm)\n" in shown
     assert "talks 2 " in shown
+
+
+def test_the_closing_table_counts_what_the_manifest_holds(manifests: Path, tmp_path: Path) -> None:
+    minutes = sum(soundfile.info(file).duration for file in (manifests / "audio").rglob("clip*")) / 60
+    splits, folds = ("train", "dev", "test"), ("fold1", "fold2", "fold3")
+    for task, names in (("asr", splits), ("sid", splits), ("er", folds), ("pretrain", ("corpus",))):
+        (result,) = prepare_manifest(manifests / f"{task}.tsv", tmp_path / "data", [task])
+        assert (result.splits, result.utterances) == (names, (30,) if task == "pretrain" else (12, 9, 9))
+        assert result.minutes == pytest.approx(minutes, rel=1e-3) and result.speakers == 3
+
+
+def test_what_a_split_asks_for_in_vain_is_said(manifests: Path, tmp_path: Path) -> None:
+    """Speakers whom training does not know, and speakers, emotions and folds that are not kept apart."""
+    rows = (manifests / "sid.tsv").read_text().replace("test\tbob.1", "test\teve")
+    (manifests / "sid.tsv").write_text(rows)
+    (sid,) = prepare_manifest(manifests / "sid.tsv", tmp_path / "data", ["sid"])
+    assert sid.notes[1:] == ("1 speakers of test are not in train and cannot be identified: eve",)
+    (asr,) = prepare_manifest(manifests / "asr.tsv", tmp_path / "data", ["asr"])
+    assert "3 of 3 test speakers are also in train" in asr.notes
+    (er,) = prepare_manifest(manifests / "er.tsv", tmp_path / "data", ["er"])
+    assert "3 speakers are in several folds, first: ann" in er.notes
+    for name in ("fold", "emotion"):
+        header, *rows = (manifests / "er.tsv").read_text().splitlines()
+        column = header.split("\t").index(name)
+        same = ["\t".join([*(cells := row.split("\t"))[:column], "1", *cells[column + 1 :]]) for row in rows]
+        (manifests / "one.tsv").write_text("\n".join([header, *same]))
+        with pytest.raises(
+            EkdError, match="(1 folds and 4|3 folds and 1) emotions; task er needs two of each at least"
+        ):
+            prepare_manifest(manifests / "one.tsv", tmp_path / "data", ["er"])
 
 
 @pytest.mark.parametrize("gpu", [False, True])

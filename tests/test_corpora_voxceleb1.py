@@ -8,6 +8,9 @@ import pytest
 import yaml
 from corpora_lab import prepare
 
+from s3prl_ekd.corpora.voxceleb1 import prepare_voxceleb1
+from s3prl_ekd.errors import EkdError
+
 
 def test_voxceleb1_split_file_is_checked_against_the_wavs(
     voxceleb1: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -45,3 +48,17 @@ def test_voxceleb1_speakers_without_training_clips_are_noted(
     printed = capsys.readouterr().out
     for part in ("dev", "test"):
         assert f"sid: 1 speakers of {part} are not in train and cannot be identified: id10002\n" in printed
+
+
+def test_the_closing_table_counts_what_the_corpus_holds(voxceleb1: tuple[Path, Path], tmp_path: Path) -> None:
+    root, split = voxceleb1
+    split.write_text(split.read_text() + "1 id10003/gone/1.wav\n")
+    result = prepare_voxceleb1(root, tmp_path / "data", split, allow_missing=True)
+    assert (result.splits, result.utterances) == (("train", "dev", "test"), (2, 2, 2))
+    assert result.minutes == pytest.approx(6 * 4000 / 16_000 / 60) and result.speakers == 2
+    assert result.notes == ("1 of 7 files of iden_split.txt left out: not there",)
+    with pytest.raises(EkdError, match="no dev/wav or test/wav folder in it; expected VoxCeleb1"):
+        prepare_voxceleb1(tmp_path, tmp_path / "data", split)
+    split.write_text("".join(line for line in split.read_text().splitlines(True) if line[0] != "2"))
+    with pytest.raises(EkdError, match=r"no file of part 2 \(1 train, 2 dev, 3 test\) is below"):
+        prepare_voxceleb1(root, tmp_path / "data", split, allow_missing=True)

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_ekd.audio import AudioError, audio_info, read_audio
+from s3prl_ekd.audio import AudioError, audio_below, audio_info, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
@@ -73,6 +73,11 @@ def test_a_seconds_budget_is_filled_and_never_exceeded() -> None:
     assert sorted(item for spec in specs for item in spec.items) == list(range(103))
 
 
+def test_a_clip_beyond_the_seconds_budget_is_a_batch_of_its_own() -> None:
+    specs = list(BatchPlan(np.array([160_000, 80_000, 64_000]), batch_size=1, batch_seconds=2.0))
+    assert sorted(spec.items for spec in specs) == [(0,), (1,), (2,)]
+
+
 def test_batches_of_a_length_have_one_size_under_a_seconds_budget() -> None:
     """But the last of an epoch. Every new pair of size and length costs a GPU its choice of kernels."""
     samples = np.random.default_rng(0).integers(16_000, 250_000, 5_000)
@@ -122,7 +127,8 @@ def test_a_file_that_breaks_during_training_is_skipped_and_named(tmp_path: Path)
     (tmp_path / "2.wav").write_bytes(b"not audio")
     plan = BatchPlan(table.samples, 4)
     batch = CropDataset(table, plan)[next(iter(plan))]
-    assert batch.wave.shape[0] == 3
+    assert batch.wave.shape[0] == batch.clips == 3 and batch.teacher_wave is batch.wave
+    assert batch.seconds == 3 * batch.wave.shape[1] / 16_000
     assert len(batch.skipped) == 1 and "2.wav" in batch.skipped[0]
     for i in range(4):
         (tmp_path / f"{i}.wav").write_bytes(b"")
@@ -144,6 +150,8 @@ def test_a_clip_that_its_csv_makes_longer_is_left_out_but_for_a_frame(tmp_path: 
         assert [text.rpartition("/")[2] for text in batch.skipped] == (
             [] if kept else ["0.wav: shorter than its length CSV says"]
         )
+    batch = dataset[BatchSpec(0, 0, (1, 0, 2), (0, 0, 0), 17_000)]  # the others of its batch are there
+    assert batch.clips == 2 and batch.wave[:, 0].tolist() == pytest.approx([0.02, 0.03])
 
 
 def test_stereo_and_other_rates_are_converted(tmp_path: Path) -> None:
@@ -234,6 +242,28 @@ def test_unreadable_audio_is_named(tmp_path: Path) -> None:
         for read in (audio_info, read_audio):
             with pytest.raises(AudioError, match=rf"{name}.*{reason}"):
                 read(tmp_path / name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_one_sample_that_is_no_number_is_refused(tmp_path: Path, value: float) -> None:
+    """A float file may hold it; it would make every weight NaN."""
+    for rate in (16_000, 8_000):
+        wave = np.zeros(2_000, dtype=np.float32)
+        wave[1_000] = value
+        soundfile.write(tmp_path / "x.wav", wave, rate, subtype="FLOAT")
+        with pytest.raises(AudioError, match="x.wav: the audio file holds NaN or infinite samples"):
+            read_audio(tmp_path / "x.wav")
+
+
+def test_links_between_folders_are_followed_once(tmp_path: Path) -> None:
+    """Back up, and a second way to a folder: each file once, by the way without a link."""
+    root = tmp_path / "root"
+    for name in ("root/b/1.wav", "root/c/2.wav", "elsewhere/3.wav"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for link, target in (("b/up", root), ("a", root / "b"), ("c/other", tmp_path / "elsewhere")):
+        (root / link).symlink_to(target)
+    assert audio_below(root) == [root / "b" / "1.wav", root / "c" / "2.wav", root / "c" / "other" / "3.wav"]
 
 
 def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from distill_lab import TEACHERS, WIDTH, objective, skewed_batches, states
+from distill_lab import TEACHERS, WIDTH, ekd, objective, skewed_batches, states
 from pretrain_lab import make_expert
 
 from s3prl_ekd.config import TargetsConfig
 from s3prl_ekd.distill.balance import Balancer
 from s3prl_ekd.distill.normalise import Normaliser, Standardiser
+from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.phi_s import PhiS, hadamard
+from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.student_checkpoint import load_student
@@ -157,9 +159,36 @@ def test_phi_s_gives_every_channel_variance_1_and_can_be_undone() -> None:
     assert torch.equal(frozen["covariance"], subject.covariance) and torch.equal(frozen["mean"], subject.mean)
 
 
+def test_phi_s_of_small_numbers_has_variance_1_too() -> None:
+    seen = 1e-3 * torch.cat([batch.flatten(0, 1) for batch in skewed_batches(width=12)]) / 50
+    out = PhiS(12, fit_batches=1).train()(seen)
+    assert (out.var(0, correction=0) - 1).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("normaliser", [Standardiser(WIDTH, momentum=0.1), PhiS(WIDTH, fit_batches=9)])
+def test_half_precision_is_taken_in_as_fp32_and_eval_mode_takes_in_nothing(normaliser: torch.nn.Module) -> None:
+    subject, other = normaliser.train(), copy.deepcopy(normaliser).train()
+    halves = [batch.bfloat16() for batch in skewed_batches()]
+    for half in halves:
+        assert torch.equal(subject(half), other(half.float()))
+    before = copy.deepcopy(subject.state_dict())
+    assert subject.eval()(halves[0]).dtype == torch.float32
+    assert all(torch.equal(before[name], value) for name, value in subject.state_dict().items() if "_" not in name)
+    assert before.get("_extra_state") == subject.state_dict().get("_extra_state")
+
+
+@pytest.mark.parametrize("normaliser", [Standardiser(WIDTH, momentum=0.0), PhiS(WIDTH, fit_batches=9)])
+def test_no_frame_goes_uncounted_after_a_hundred_hours(normaliser: torch.nn.Module) -> None:
+    normaliser.frames.fill_(2**24)  # 93 h; fp32 counts no further
+    normaliser.train()(torch.randn(1, 1, WIDTH))
+    assert int(normaliser.frames) == 2**24 + 1
+
+
 def test_phi_s_where_it_makes_no_sense_is_refused() -> None:
-    with pytest.raises(EkdError, match="no Hadamard matrix of 6 channels"):
-        hadamard(6)
+    with pytest.raises(EkdError, match=r"config_model.yaml: .*no Hadamard matrix of 6 channels"):
+        six = [TeacherLayers("a", (1,), 6)]
+        config = ekd(targets={"normalise": "phi_s"})
+        Objective(config, plan_targets("multi_head", six), six)
     for changes in ({"mode": "layerwise_average"}, {"residual_heads": [["a", "b"]]}):
         with pytest.raises(EkdError, match="phi_s rotates each teacher its own way"):
             objective(targets={"normalise": "phi_s"}, **changes)

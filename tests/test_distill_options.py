@@ -29,7 +29,7 @@ from s3prl_ekd.teachers.stand_ins import TINY
 from s3prl_ekd.variants import packaged
 
 
-def test_everything_off_is_the_papers_loss_bit_for_bit() -> None:
+def test_everything_off_is_the_papers_loss_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, hidden = objective(), hidden_state()
     predictions = heads(hidden, subject.target_sets)
     loss, values = subject(predictions, hidden, states())
@@ -39,6 +39,11 @@ def test_everything_off_is_the_papers_loss_bit_for_bit() -> None:
     logged, values = subject(predictions, hidden, states(), log=True)
     assert torch.equal(logged, expected) and len(values) == 6
     assert not subject.state_dict()
+    monkeypatch.setattr("s3prl_ekd.distill.objective.gradient_norms", None)  # its passes are for log steps only
+    for seed in range(20):  # a sum in another order is equal to the last bit now and then
+        predictions = heads(hidden, subject.target_sets, seed)
+        losses = {t.name: head_losses(predictions[t.name], t.gather(states())) for t in subject.target_sets}
+        assert torch.equal(subject(predictions, hidden, states())[0], mean_over_heads(losses, 1.0))
 
 
 def test_logging_leaves_the_gradients_bit_for_bit(lab: Path) -> None:
@@ -116,6 +121,11 @@ def test_the_balanced_loss_itself_sends_these_shares() -> None:
 def test_the_balancers_average_is_corrected_for_its_start_and_rests_in_eval() -> None:
     balancer = Balancer(torch.ones(2), decay=0.99).train()
     assert torch.allclose(balancer(torch.tensor([1.0, 3.0])), torch.tensor([2.0, 2.0 / 3.0]))
+    norms = torch.tensor([[1.0, 3.0], [0.2, 0.1], [0.5, 4.0]])  # a mean weighted 0.99^2, 0.99, 1
+    balancer(norms[1])
+    ages = 0.99 ** torch.tensor([2.0, 1.0, 0.0])
+    average = (ages[:, None] * norms).sum(0) / ages.sum()
+    assert torch.allclose(balancer(norms[2]), average.sum() / 2 / average)
     before = copy.deepcopy(balancer.state_dict())
     balancer.eval()(torch.tensor([5.0, 5.0]))
     assert all(torch.equal(before[name], value) for name, value in balancer.state_dict().items())
@@ -162,15 +172,20 @@ def test_what_a_clip_kept_makes_a_weighted_mean() -> None:
 
 @pytest.mark.parametrize(("probability", "reduce"), [(0.0, "mean"), (1.0, "max")])
 def test_the_loss_under_dropping(probability: float, reduce: str) -> None:
-    """p = 0: the paper's loss; p = 1: the mean over clips of the worst teacher's loss."""
-    hidden, subject = hidden_state(), objective(teacher_dropping={"probability": probability})
+    """p = 0: the paper's loss; p = 1: the mean over clips of the worst teacher's. What is logged is never dropped."""
+    hidden = hidden_state()
+    subject = objective(teacher_dropping={"probability": probability}, cosine_weight=0.5)
     predictions = heads(hidden, subject.target_sets)
     by_clip = torch.stack([
-        torch.stack([sum(head_losses(predictions[t.name][i : i + 1], t.gather(states())[i : i + 1]).total(1.0)) / 2
+        torch.stack([sum(head_losses(predictions[t.name][i : i + 1], t.gather(states())[i : i + 1]).total(0.5)) / 2
                      for i in range(CLIPS)]) for t in subject.target_sets
     ])  # fmt: skip
     expected = by_clip.mean() if reduce == "mean" else by_clip.max(0).values.mean()
-    assert subject(predictions, hidden, states())[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    loss, logged = subject(predictions, hidden, states(), log=True)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = objective(cosine_weight=0.5)(predictions, hidden, states(), log=True)[1]
+    for name, values in plain.items():
+        assert [logged[name][key] for key in ("l1", "cosine")] == pytest.approx([values["l1"], values["cosine"]])
     subject.eval()  # nothing is dropped outside training
     assert subject(predictions, hidden, states())[0].item() == pytest.approx(by_clip.mean().item(), rel=1e-5)
 
@@ -182,6 +197,19 @@ def test_a_set_without_weight_is_nobodys_worst() -> None:
     loss, _ = subject(heads(hidden, subject.target_sets), hidden, states())  # of c the largest targets
     loss.backward()
     assert hidden.grad is not None and (hidden.grad.flatten(1).norm(dim=1) > 1e-3).all()
+
+
+def test_the_worst_set_is_the_one_whose_heads_are_worst_on_average() -> None:
+    """Not in sum: with more layers, a teacher would be kept for their number."""
+    teachers = [TeacherLayers("a", (1, 2, 3), WIDTH), TeacherLayers("b", (1,), WIDTH)]
+    config = ekd(teacher_dropping={"probability": 1.0})
+    subject, hidden = Objective(config, plan_targets("multi_head", teachers), teachers).train(), hidden_state()
+    given = {
+        t.name: {l: s * torch.randn(CLIPS, 20, WIDTH) for l in t.layers} for t, s in zip(teachers, (1, 2), strict=True)
+    }
+    predictions = {t.name: torch.zeros(CLIPS, len(t.layers), 20, WIDTH) for t in teachers}
+    expected = head_losses(predictions["b"], given["b"][1].unsqueeze(1)).total(1.0)
+    assert subject(predictions, hidden, given)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def every_option() -> Iterator[dict[str, object]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,9 @@ def test_wham_gives_its_training_part(tmp_path: Path) -> None:
         write(tmp_path / part / f"{part}.wav")
     assert found(tmp_path, "noise") == {"tr/tr.wav"}
     assert found(tmp_path / "cv", "noise") == {"cv.wav"}
+    write(tmp_path / "songs" / "tr" / "a.wav")  # a folder that happens to be called so
+    write(tmp_path / "songs" / "b.wav")
+    assert found(tmp_path / "songs", "noise") == {"tr/a.wav", "b.wav"}
 
 
 def test_rirs_noises_gives_rooms_or_noise(tmp_path: Path) -> None:
@@ -51,6 +55,9 @@ def test_rirs_noises_gives_rooms_or_noise(tmp_path: Path) -> None:
     assert found(tmp_path, "rir") == rooms
     assert found(tmp_path, "noise") == noises
     assert found(tmp_path / "simulated_rirs", "rir") == {"smallroom/Room001/Room001-00001.wav"}
+    shutil.rmtree(tmp_path / "simulated_rirs")  # not unpacked
+    assert found(tmp_path, "rir") == {"real_rirs_isotropic_noises/RVB2014_type1_rir_a.wav"}
+    assert found(tmp_path, "noise") == noises
 
 
 @pytest.mark.parametrize("separator, name", [("\t", "manifest.tsv"), (",", "list.csv")])
@@ -144,6 +151,10 @@ def test_mistakes_are_one_line_with_key_and_file(tmp_path: Path) -> None:
 
     key = "config_model.yaml: distortion.additive.noise"
     assert noise(good, tmp_path / "none") == f"{key}[1]: no folder, table or audio file {tmp_path / 'none'}"
+    for text in ("file,kind\na.wav,noise\n", "path\n", ""):
+        (tmp_path / "table.csv").write_text(text)
+        expected = f"{key}[0]: {tmp_path / 'table.csv'} has no rows with a column path or file_path"
+        assert noise(tmp_path / "table.csv") == expected
     assert noise(tmp_path / "empty").startswith(f"{key}[0]: not one noise in {tmp_path / 'empty'}")
     assert noise(tmp_path / "broken") == f"{key}: {broken}: cannot be read as audio (Format not recognised)" or (
         noise(tmp_path / "broken").startswith(f"{key}: {broken}: cannot be read as audio")

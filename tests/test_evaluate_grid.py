@@ -9,12 +9,12 @@ import pytest
 from evaluate_stand_in import make_data
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.grid import searches
+from s3prl_ekd.evaluate.grid import finished_runs, searches
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.rates import check_rates, choose_rates
-from s3prl_ekd.evaluate.results import standard_error
+from s3prl_ekd.evaluate.results import merge_seeds, standard_error
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 FBANK = Upstream("fbank", "fbank")
@@ -131,8 +131,30 @@ def test_no_dev_score_at_all(data, tmp_path):
         search.picked({run.key: {"dev": None} for run in search.runs})
     [alone] = searches(plan(data, tmp_path, "asr"))
     assert alone.picked({run.key: {"dev": None} for run in alone.runs}) is None  # nothing to choose: it is tested
+    tested = {run.key: {"dev": None, "wer": 50.0} for run in (*search.runs, *alone.runs)}
+    assert finished_runs(alone.runs, tested) == list(alone.runs) and finished_runs(search.runs, tested) == []
+    tested |= {search.runs[0].key: {"dev": 60.0, "wer": 50.0}}
+    assert finished_runs(search.runs, tested) == list(search.runs)
+    assert finished_runs(search.runs, {search.runs[0].key: tested[search.runs[0].key]}) == []  # a rate to be tried
 
 
 def test_standard_error_over_seeds():
     values = [3.0, 4.0, 8.0]
     assert standard_error(values) == pytest.approx(stdev(values) / 3**0.5)
+
+
+def test_seeds_are_merged_into_means_of_the_runners_and_of_our_scores():
+    def part(wer, cer, dev, lr, agrees):
+        ours = {"wer": wer + 1, "cer": cer, "agrees": agrees}
+        return {"wer": wer, "rescored": ours, "dev": dev, "lr": lr, "seconds": 1.5, "steps": 8, "n_utterances": 5} | {
+            "commands": [f"seed of {wer}"]
+        }
+
+    parts = {"1": part(20.0, 4.0, 30.0, 0.1, True), "2": part(40.0, 10.0, None, 0.01, False)}
+    merged = merge_seeds(TASKS["asr"], parts)
+    assert (merged["wer"], merged["dev"], merged["lr"], merged["seconds"], merged["seeds"]) == (30, 30, None, 3, parts)
+    assert merged["rescored"] == {"wer": 31.0, "cer": 7.0, "agrees": False}
+    assert merged["standard_error"] == {"wer": pytest.approx(10.0), "cer": pytest.approx(3.0)}
+    assert (merged["steps"], merged["n_utterances"]) == (8, 5)
+    assert merged["commands"] == ["seed of 20.0", "seed of 40.0"]
+    assert merge_seeds(TASKS["asr"], {"1": parts["1"], "2": parts["1"]})["lr"] == 0.1

@@ -8,7 +8,8 @@ import pytest
 from evaluate_stand_in import calls, evaluate, make_data, plan
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.kept_scores import earlier_record
+from s3prl_ekd.evaluate.kept_scores import earlier_record, outdated
+from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.evaluate.provenance import made_by
 from s3prl_ekd.evaluate.records import collect
 from s3prl_ekd.evaluate.results import chance
@@ -22,7 +23,9 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     runs = plan(data, tmp_path)
     results = run_all(runs, board, jobs=2)
     common = made_by(runs, "tiny")
-    record = read_scores(write_scores(collect(common, runs, results, ["cpu"]), tmp_path / "out"))
+    cost = {"params": 3, "macs": 4}
+    record = read_scores(write_scores(collect(common, runs, results, ["cpu"], cost), tmp_path / "out"))
+    assert record["cost"] == cost
     tasks = record["tasks"]
     assert tasks["pr"]["per"] == pytest.approx(100 / 3)
     assert tasks["asr"]["wer"] == 50.0
@@ -40,7 +43,7 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     assert len(calls(tmp_path / "out")) == 5
 
     other = {**record, "label": "other", "tasks": {"pr": {**tasks["pr"], "per": 12.5}}}
-    text = score_markdown([record, other])
+    text = score_markdown([record | {"cost": None}, other | {"cost": None}])
     assert "| other | **12.50** | – | – | – | – |" in text
     assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
     assert "SID 50.00 (one speaker in all)" in text
@@ -181,3 +184,12 @@ def test_the_chance_of_sid_is_that_of_the_split_file_the_run_reads(data, tmp_pat
     [plain] = plan(data, tmp_path, ["sid"])
     [overridden] = plan(data, tmp_path, ["sid"], overrides={"sid": override})
     assert (chance(TASKS["sid"], plain, {}), chance(TASKS["sid"], overridden, {})) == (50.0, 25.0)
+
+
+def test_a_score_outlives_its_folder_which_another_seed_has_now(tmp_path):
+    """Only what its own run has become since speaks against it."""
+    score = {"seed": 1, "folder": "sid"}
+    for seed, state, gone in ((2, "started", False), (1, "finished", False), (1, "started", True)):
+        (tmp_path / "runs" / "sid").mkdir(parents=True, exist_ok=True)
+        write_marker(tmp_path / "runs" / "sid", Marker({"seed": seed}, {}, state))
+        assert outdated(score, tmp_path) is gone

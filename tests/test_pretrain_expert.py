@@ -81,6 +81,16 @@ def test_precisions_agree(lab: Path, precision: str) -> None:
     assert values[1] == pytest.approx(values[0], rel=1e-2)
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("auto", "float32"), ("fp32", "float32"), ("bf16", "bfloat16")])
+def test_the_student_computes_in_the_precision_asked_for(lab: Path, precision: str, dtype: str) -> None:
+    """``auto`` is fp32 on a CPU, where bf16 may be emulated."""
+    expert, seen = make_expert(lab, precision=precision), set()
+    for part in (expert.model.encoder.layers[0].ffn_out, *expert.model.heads.values()):
+        part.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    loss, _ = expert(next(iter(expert.loader)), records={}, global_step=1, log_step=10)
+    assert seen == {getattr(torch, dtype)} and loss.dtype == torch.float32
+
+
 def test_the_runners_autocast_reaches_neither_teachers_nor_loss(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 of s3prl's runner is for the student; the teachers' precision is their own, and the loss is fp32."""
     expert = make_expert(lab).eval()

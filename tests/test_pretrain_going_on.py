@@ -72,7 +72,8 @@ def test_another_rate_reaches_groups_and_schedule() -> None:
     now = {"optimizer": {"lr": 0.5, "name": "x", "warmup_proportion": 0.3}, "scheduler": {"name": "z"}}
     optimizers.apply_changes(state, optimizers.changes(before, now))
     assert state["Optimizer"]["param_groups"][0]["lr"] == 0.5 and schedule.warmup == 0.3
-    assert state["Scheduler"]["base_lrs"] == [0.5]
+    optimizers.apply_changes(state, {"warmup_proportion": 0.2})  # without the rate: the schedule's stays
+    assert state["Scheduler"]["base_lrs"] == [0.5] and schedule.warmup == 0.2
     with pytest.raises(EkdError, match="betas: this run's optimizer has none"):
         optimizers.apply_changes(state, {"betas": [0.9, 0.9]})
     for one, other in ((before, now | {"scheduler": None}), ({"optimizer": {}}, now)):

@@ -1,4 +1,7 @@
-"""Several pretraining runs in one report: what they came to, in what they differ, how they are drawn and named."""
+"""Several pretraining runs in one report: what they came to, in what they differ, how they are drawn and named.
+
+And several models in one table: what is marked.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,12 @@ import pytest
 from report_lab import write_pretraining
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.evaluate.grid_table import grid_markdown, grid_tables
+from s3prl_ekd.evaluate.table import score_markdown, score_table
 from s3prl_ekd.report import comparison
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, overview_png, smooth
 from s3prl_ekd.report.page import page
+from s3prl_ekd.report.scores import learning_rates, scores
 from s3prl_ekd.report.sources import read_pretraining
 from s3prl_ekd.report.style import DARK, LIGHT
 
@@ -213,3 +219,52 @@ def test_a_smoothed_curve_has_its_ends_and_its_mean():
     smoothed = smooth(values)
     assert len(smoothed) == 400 and max(abs(value - 0.5) for value in smoothed) < 0.1
     assert smooth([1.0, 3.0]) == [1.0, 3.0] and smooth([]) == []
+
+
+def test_a_training_loss_is_the_mean_over_the_last_tenth_of_its_log_steps(pretraining):
+    lines = [{"step": step, "loss": float(step), "lr": 1e-4, "heads": {}} for step in range(1, 41)]
+    run = replace(read_pretraining(pretraining), metrics=lines)
+    assert dict(comparison.results([run]))["training loss"] == [f"{(37 + 38 + 39 + 40) / 4:.4f}"]
+
+
+def marked(records, grid: bool) -> dict[str, set[tuple[str, str]]]:
+    """(model, first word of the column) of every marked cell of the score table or of the grid, in its three forms."""
+    (terminal,) = grid_tables(records) if grid else [score_table(records)]
+    names, *columns = terminal.columns
+    rich = {
+        (name, str(column.header).split()[0])
+        for column in columns for name, cell in zip(names.cells, column.cells, strict=True) if "[bold green]" in cell
+    }  # fmt: skip
+    lines = [line.split("|")[1:-1] for line in (grid_markdown if grid else score_markdown)(records).splitlines()]
+    head, _, *rows = [[cell.strip() for cell in line] for line in lines if line]
+    bold = {(row[0], name.split()[0]) for row in rows for name, cell in zip(head, row, strict=True) if "**" in cell}
+    html = learning_rates(records) if grid else scores(records)
+    rows = [re.findall(r"<t[hd]([^>]*)>(.*?)</t[hd]>", row) for row in re.findall("<tr>.*?</tr>", html)]
+    head, *rows = rows
+    head = ["", *(text for _, text in head)][-len(rows[0]) :]
+    classes = {
+        (re.sub("<.*", "", row[0][1]), name.split()[0])
+        for row in rows for name, (mark, _) in zip(head, row, strict=True) if re.search("best|picked", mark)
+    }  # fmt: skip
+    return {"terminal": rich, "markdown": bold, "page": classes}
+
+
+def test_every_table_marks_the_best_of_each_column_and_the_picked_rate():
+    def record(label, **tasks):
+        found = {
+            name: {metric: value, "rescored": {"agrees": True}, "lr": 0.01} for name, (metric, value) in tasks.items()
+        }
+        rates = ((0.1, 30.0), (0.01, 20.0))
+        found["pr"]["grid"] = [{"lr": lr, "dev": dev, "picked": lr == 0.01} for lr, dev in rates]
+        return {"label": label, "upstream": "fbank", "preset": "tiny", "seed": 1, "tasks": found}
+
+    records = [
+        record("a", pr=("per", 10.0), sid=("acc", 50.0)),
+        record("b", pr=("per", 20.0), sid=("acc", 50.0)),
+        record("c", pr=("per", 10.0), sid=("acc", 40.0), er=("acc", 60.0)),  # er: nothing to compare with
+    ]
+    best = {("a", "PR"), ("c", "PR"), ("a", "SID"), ("b", "SID")}
+    for form, cells in marked(records, grid=False).items():
+        assert cells == best, form
+    for form, cells in marked(records, grid=True).items():
+        assert cells == {(name, "0.01") for name in "abc"}, form

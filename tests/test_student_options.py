@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 from distill_lab import TEACHERS
 from pretrain_lab import STUDENT, make_expert
+from torch import nn
 
 from s3prl_ekd.config import MaskConfig, load_model_config
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TeacherLayers
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.encoder import count_parameters
+from s3prl_ekd.model.encoder import Dropout, TransformerLayer, count_parameters
+from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
 from s3prl_ekd.model.student import Student, start_layers, student_shape
 from s3prl_ekd.student_checkpoint import load_student, student_state
@@ -42,6 +44,12 @@ def test_residual_heads_predict_the_difference_of_two_teachers() -> None:
 def test_residual_mistakes(pairs: list[list[str]], message: str) -> None:
     with pytest.raises(EkdError, match=message):
         plan_residuals(pairs, TEACHERS)
+
+
+@pytest.mark.parametrize("other", [TeacherLayers("b", (1, 2), 6), TeacherLayers("b", (1,), 8)])
+def test_unlike_teachers_have_no_difference(other: TeacherLayers) -> None:
+    with pytest.raises(EkdError, match=r"residual_heads\[0\]: differences need one width and equally many layers"):
+        plan_residuals([["a", "b"]], [TeacherLayers("a", (1, 2), 8), other])
 
 
 @pytest.mark.parametrize("attention", ["plain", "gated_relative"])
@@ -72,6 +80,11 @@ def test_layers_that_start_the_student(choice: str | list[int], count: int, expe
     assert start_layers(choice, count, 12) == expected
 
 
+def test_a_student_deeper_than_the_teacher_cannot_start_from_it() -> None:
+    with pytest.raises(EkdError, match="^ekd.initialise_from: the student has 13 layers, the teacher only 12$"):
+        start_layers("spread", 13, 12)
+
+
 def test_a_student_starts_from_the_chosen_layers(lab: Path) -> None:
     source = read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
     for choice, layers in (("spread", [1, 4]), ([6, 2], [6, 2])):
@@ -80,6 +93,32 @@ def test_a_student_starts_from_the_chosen_layers(lab: Path) -> None:
             assert torch.equal(ours.ffn_in.weight, source[f"encoder.layers.{theirs - 1}.fc1.weight"])
     with pytest.raises(EkdError, match=r"ekd.initialise_layers: \[7, 1\]: expected 2 layers .* from 1 to 6"):
         make_expert(lab, initialise_layers=[7, 1])
+
+
+def test_each_dropout_is_where_its_name_says() -> None:
+    values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
+    values["student"] |= STUDENT | {"dropout": 0.1, "attention_dropout": 0.2, "activation_dropout": 0.3}
+    encoder = Student(load_model_config(values).student).encoder
+    assert encoder.hidden_dropout == 0.1 and [layer.attention.dropout for layer in encoder.layers] == [0.2, 0.2]
+    assert {layer.dropout for layer in encoder.layers} == {Dropout(hidden=0.1, attention=0.2, activation=0.3)}
+    x = torch.randn(2, 7, TINY.width)
+    hidden, activation = (TransformerLayer(TINY, Dropout(**{name: 1.0})).train() for name in ("hidden", "activation"))
+    with torch.no_grad():
+        hidden.ffn_out.bias.fill_(0.5)
+        activation.ffn_out.bias.copy_(torch.randn(TINY.width))
+    assert torch.allclose(hidden(x, None, None), hidden.ffn_norm(hidden.attention_norm(x)), atol=1e-5)
+    attended = activation.attention_norm(x + activation.attention(x))
+    expected = activation.ffn_norm(attended + activation.ffn_out.bias)
+    assert torch.allclose(activation(x, None, None), expected, atol=1e-5)
+    assert not torch.allclose(activation.eval()(x, None, None), expected, atol=1e-2)
+
+
+def test_heads_start_as_torchs_linear_layers_do() -> None:
+    torch.manual_seed(0)
+    heads, layer = HeadSet(64, 3, 96), nn.Linear(64, 3 * 96)
+    for ours, theirs in ((heads.weight.data, layer.weight.data), (heads.bias.data, layer.bias.data)):
+        assert ours.std() == pytest.approx(theirs.std().item(), rel=0.1) and ours.mean().abs() < 0.1 * ours.std()
+        assert ours.abs().max() == pytest.approx(theirs.abs().max().item(), rel=0.02)
 
 
 def test_the_deep_thin_student_has_the_papers_size() -> None:

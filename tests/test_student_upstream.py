@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from export_student import SMALL
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkpoint, untrained_student
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 
@@ -60,6 +62,7 @@ def test_s3prls_featurizer_takes_it(checkpoint: Path) -> None:
 def test_predictions_when_asked(checkpoint: Path) -> None:
     with torch.no_grad():
         result = UpstreamExpert(str(checkpoint), heads=True).eval()([torch.randn(16_000)])
+        assert "predictions" not in UpstreamExpert(str(checkpoint)).eval()([torch.randn(16_000)])
     expected = [f"{t}.{l}" for t in ("hubert", "robust_hubert", "wavlm") for l in (4, 8, 12)]
     assert list(result["predictions"]) == expected
     assert all(value.shape == (1, 49, 96) for value in result["predictions"].values())
@@ -75,18 +78,37 @@ def test_the_untrained_student_is_always_the_same(tmp_path: Path) -> None:
         with torch.no_grad():
             outputs.append(UpstreamExpert(None, model_config=str(config)).eval()(wave)["hidden_states"][-1])
     assert torch.equal(*outputs)
+    state = torch.get_rng_state()
+    assert not untrained_student(config).training  # it has dropout, as one that is to be trained
+    assert torch.equal(state, torch.get_rng_state())  # and takes nothing from the caller's random numbers
+
+
+def test_a_loaded_student_is_in_eval_mode(checkpoint: Path) -> None:
+    student = load_student(checkpoint)
+    assert not student.encoder.training and not student.heads.training
+
+
+def test_another_model_that_was_fine_tuned_downstream_is_no_student(checkpoint: Path, tmp_path: Path) -> None:
+    """The student's own weights under its name are one (test_fine_tuned.py)."""
+    weights = {f"encoder.{name}": value for name, value in load_student(checkpoint).encoder.state_dict().items()}
+    for upstream in ("ekd_student", "hubert_base"):
+        args = Namespace(upstream=upstream, upstream_ckpt=str(checkpoint))
+        torch.save({"Args": args, "Upstream": weights, "Downstream": {}}, tmp_path / f"{upstream}.ckpt")
+    assert is_student(tmp_path / "ekd_student.ckpt") and not is_student(tmp_path / "hubert_base.ckpt")
+    with pytest.raises(EkdError, match="hubert_base.ckpt: not a checkpoint of `run_pretrain.py -u ekd`"):
+        load_student(tmp_path / "hubert_base.ckpt")
 
 
 def test_a_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
     folder = UpstreamExpert(str(checkpoint.parent)).encoder.state_dict()
     file = UpstreamExpert(str(checkpoint)).encoder.state_dict()
     assert all(torch.equal(value, folder[name]) for name, value in file.items())
+    (checkpoint.parent / "config.json").write_text("{}")  # of whatever tool: where there is a checkpoint, it counts
+    assert newest_checkpoint(checkpoint.parent) == checkpoint
 
 
 def test_the_newest_checkpoint_is_the_one_of_the_highest_step(checkpoint: Path, tmp_path: Path, caplog) -> None:
     """Not the youngest file (copying a folder shuffles times), nor the highest number (the last is states-epoch-N)."""
-    from s3prl_ekd.student_checkpoint import newest_checkpoint
-
     for step, name in ((30, "states-epoch-3.ckpt"), (20, "states-20.ckpt")):
         torch.save(torch.load(checkpoint, weights_only=True) | {"Step": step}, tmp_path / name)
     (tmp_path / "states-40.ckpt").write_bytes(checkpoint.read_bytes()[:1_000])

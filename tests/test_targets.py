@@ -40,13 +40,14 @@ def test_multi_head_predicts_each_teachers_own_state() -> None:
 
 def test_layerwise_average_averages_the_same_layer_of_every_teacher() -> None:
     (target_set,) = plan("layerwise_average")
+    assert target_set.labels == ("4", "8", "12")
     target = target_set.gather(labelled_states())
     assert [target[:, i].unique().tolist() for i in range(3)] == [[100.0 + l] for l in (4, 8, 12)]
 
 
 def test_layerwise_concat_joins_the_same_layer_of_every_teacher() -> None:
     (target_set,) = plan("layerwise_concat", widths=(4, 4, 4))
-    assert target_set.width == 12
+    assert target_set.width == 12 and target_set.labels == ("4", "8", "12")
     target = target_set.gather(labelled_states())
     for i, l in enumerate((4, 8, 12)):
         assert target[0, i, 0].tolist() == [l] * 4 + [100.0 + l] * 4 + [200.0 + l] * 4

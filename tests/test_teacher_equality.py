@@ -127,6 +127,9 @@ def test_only_the_states_asked_for_are_kept_and_layers_above_are_not_run() -> No
     assert ran == [1, 2, 3]
     assert sorted(some) == [0, 3]
     assert torch.equal(some[3], all_states[3])
+    for wrong in ([2, encoder.shape.layers + 1], [-1]):
+        with pytest.raises(ValueError, match=r"asked of an encoder with states 0\.\."):
+            encoder(torch.zeros(1, 4_000), states=wrong)
 
 
 @pytest.mark.parametrize("shape", [HUBERT_BASE, HUBERT_LARGE])

@@ -16,7 +16,8 @@ import torch
 from teacher_oracles import LENGTHS, check_states, waves
 from torch.nn.utils.rnn import pad_sequence
 
-from s3prl_ekd.teachers import sources
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers import shapes, sources
 
 CONV = "[(16, 10, 5)] + [(16, 3, 2)] * 4 + [(16, 2, 2)] * 2"
 SMALL = {
@@ -172,3 +173,54 @@ def test_wav2vec2_large_equals_transformers(tmp_path: Path) -> None:
     with torch.no_grad():
         output = model(wave, output_hidden_states=True)
     check_states(tmp_path, list(wave), [*output.hidden_states[:-1], output.last_hidden_state])
+
+
+# What a configuration leaves out is what its own implementation takes for it: a config.json of transformers holds only
+# what differs from the defaults, and fairseq files of old versions lack keys that came later.
+FILE = Path("config.json")
+
+
+@pytest.mark.parametrize("family", shapes.TRANSFORMERS_FAMILIES)
+def test_what_a_transformers_folder_leaves_out_is_transformers_own(family: str) -> None:
+    from transformers import AutoConfig
+
+    whole = AutoConfig.for_model(family).to_dict()
+    assert shapes.from_transformers({"model_type": family}, FILE, None) == shapes.from_transformers(whole, FILE, None)
+
+
+def test_what_a_fairseq_file_leaves_out_is_its_models_own(hub: ModuleType) -> None:
+    from s3prl.upstream.distiller.model import DistillerConfig
+    from s3prl.upstream.hubert.hubert_model import HubertConfig
+    from s3prl.upstream.wav2vec2.wav2vec2_model import Wav2Vec2Config
+    from s3prl.upstream.wavlm.WavLM import WavLMConfig
+
+    gated = {"relative_position_embedding": True, "gru_rel_pos": True}
+    for config, given in ((HubertConfig(label_rate=50.0), {}), (Wav2Vec2Config(), {}), (WavLMConfig(), gated)):
+        whole = {key: getattr(value, "value", value) for key, value in vars(config).items()}  # an enum's
+        assert shapes.from_fairseq(given, FILE, False) == shapes.from_fairseq(whole | given, FILE, False)
+    assert shapes.from_distiller({}, FILE) == shapes.from_distiller(vars(DistillerConfig({})), FILE)
+
+
+@pytest.mark.parametrize("bad", [
+    {"hidden_act": "relu"}, {"feat_extract_activation": "relu"}, {"layer_norm_eps": 1e-6}, {"add_adapter": True},
+    {"conv_pos_batch_norm": True}, {"hidden_size": 0}, {"hidden_size": True}, {"hidden_size": 768.0},
+    {"conv_stride": []}, {"conv_stride": [5, 2, 2, 2, 2, 2, 0]}, {"conv_stride": [5, 2, 2, 2, 2, 2, True]},
+])  # fmt: skip
+def test_what_the_encoder_does_not_compute_of_transformers_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(EkdError, match=f"^config.json: {next(iter(bad))} is "):
+        shapes.from_transformers({"model_type": "hubert", **bad}, FILE, None)
+
+
+@pytest.mark.parametrize("bad", [
+    {"activation_fn": "relu"}, {"layer_type": "conformer"}, {"quantize_input": True}, {"crop_seq_to_multiple": 2},
+    {"gru_rel_pos": False, "relative_position_embedding": True}, {"extractor_mode": "none"}, {"encoder_layers": "12"},
+])  # fmt: skip
+def test_what_the_encoder_does_not_compute_of_fairseq_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(EkdError, match=f"^config.json: {next(iter(bad))} is "):
+        shapes.from_fairseq(bad, FILE, False)
+
+
+@pytest.mark.parametrize("bad", [{"attention_type": "sparse"}, {"layer_norm_first": True}, {"task_emb_type": "add"}])
+def test_what_the_encoder_does_not_compute_of_the_distiller_is_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(EkdError, match=f"^config.json: {next(iter(bad))} "):
+        shapes.from_distiller(bad, FILE)

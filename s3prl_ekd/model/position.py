@@ -74,8 +74,7 @@ class PositionalConvStack(nn.Module):
         super().__init__()
         width, kernel = shape.width, shape.pos_conv_kernel
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=shape.pos_conv_groups)
-            for _ in range(shape.pos_conv_depth)
+            nn.Conv1d(width, width, kernel, groups=shape.pos_conv_groups) for _ in range(shape.pos_conv_depth)
         )
 
     def forward(self, x: Tensor) -> Tensor:

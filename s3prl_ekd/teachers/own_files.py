@@ -16,9 +16,9 @@ def own_files(plan: TeacherPlan) -> dict[str, str]:
         EkdError: a file cannot be read.
     """
     found = {}
-    for index, (name, source) in enumerate(plan.sources.items()):
+    for name, source in plan.sources.items():
         if source.kind in ("converted", "fairseq", "transformers"):
-            found[name] = weights_digest(source, f"{plan.file}: ekd.teachers[{index}].source", download=False) or ""
+            found[name] = weights_digest(source, plan.where(name), download=False) or ""
     return found
 
 
@@ -28,9 +28,8 @@ def check_same(plan: TeacherPlan, before: Mapping[str, str], now: Mapping[str, s
     Raises:
         EkdError: a teacher has other weights.
     """
-    for index, (name, source) in enumerate(plan.sources.items()):
+    for name, source in plan.sources.items():
         if name in before and name in now and before[name] != now[name]:
             raise EkdError(
-                f"{plan.file}: ekd.teachers[{index}].source: {source.source}: other weights than those of {name} that "
-                "the run began with"
+                f"{plan.where(name)}: {source.source}: other weights than those of {name} that the run began with"
             )

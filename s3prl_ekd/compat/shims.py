@@ -176,7 +176,7 @@ SHIMS: tuple[Shim, ...] = (
     Shim(  # the first: the others import torchaudio
         "import torchaudio",
         "torch 2.15",
-        "s3prl imports it everywhere; torchaudio 2.11, its last, refuses a torch of another CUDA version",
+        "s3prl imports it everywhere; torchaudio 2.11.0 refuses a torch of another CUDA version",
         shims_torchaudio.import_refused,
         shims_torchaudio.apply_import,
     ),

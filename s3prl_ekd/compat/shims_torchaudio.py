@@ -20,8 +20,8 @@ from s3prl_ekd.errors import EkdError
 def import_refused() -> bool:
     """Whether ``import torchaudio`` fails because torch was built with another CUDA version than torchaudio.
 
-    torchaudio 2.11 is its last release and takes any later torch, but asks for the same minor version of CUDA (13.0),
-    which torch has left with 2.15 (13.2).
+    torchaudio 2.11.0 takes any later torch, but asks for the same minor version of CUDA (13.0), which torch has left
+    with 2.15 (13.2); 2.11.1 asks for the same major version.
     """
     return _refusal() is not None
 
@@ -31,7 +31,7 @@ def _refusal() -> list[str] | None:
     try:
         import torchaudio  # noqa: F401
     except RuntimeError as error:
-        if "different CUDA versions" in str(error):
+        if re.search("different CUDA (major )?versions", str(error)):
             return re.findall(r"has CUDA version ([\d.]+\d)", str(error))
     return None
 

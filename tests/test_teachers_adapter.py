@@ -42,6 +42,17 @@ def test_a_10_ms_upstream_is_pooled_to_20_ms(hub: ModuleType, caplog: pytest.Log
     assert "averaged into one of 20 ms" in caplog.text
 
 
+@pytest.mark.parametrize("upstream,checkpoint", [("tera_url", "https://host/a.ckpt"), ("hf_hubert_custom", "org/name")])
+def test_s3prl_gets_addresses_and_names_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, upstream: str, checkpoint: str
+) -> None:
+    given: list[str] = []
+    monkeypatch.setattr(adapter, "find_upstream", lambda name: lambda ckpt: given.append(ckpt) or 1 / 0)
+    with pytest.raises(EkdError, match=f"{upstream}.*division by zero"):
+        sources.describe(f"s3prl:{upstream}:{checkpoint}")
+    assert given == [checkpoint]
+
+
 def test_building_one_leaves_the_runs_own_random_numbers(hub: ModuleType) -> None:
     """Else the random weights of a student would be others beside such a teacher."""
     adapter._built.clear()

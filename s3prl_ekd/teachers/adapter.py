@@ -10,6 +10,7 @@ state. Upstreams with a finer frame (10 ms: 160 samples) are average-pooled to 2
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,6 @@ from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.names import S3PRL
-from s3prl_ekd.user_paths import expanded
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,8 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     factory = find_upstream(name)
     if factory is None:
         raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
-    arguments: dict[str, Any] = {"ckpt": str(expanded(checkpoint))} if checkpoint else {}
+    # of NAME_url and NAME_custom an address, which a Path would change
+    arguments: dict[str, Any] = {"ckpt": os.path.expanduser(checkpoint)} if checkpoint else {}
     try:
         with torch.random.fork_rng(devices=[]):  # the run's own draws do not depend on its teachers
             expert = factory(**arguments).eval()

@@ -115,7 +115,7 @@ def take_local_rank(argv: list[str]) -> tuple[list[str], int | None]:
 def hide_gpu(device: str) -> None:
     """Under ``--device cpu`` make torch see no GPU: with one, s3prl's evaluation enters ``torch.cuda.device("cpu")``.
 
-    To be called before torch is imported.
+    To be called before torch asks the driver for GPUs, which it does once.
     """
     if device.startswith("cpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ast
 import copy
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from s3prl_ekd.bridge.arguments import check_override_value
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.shipped import shipped
 
 Overrides = dict[str, str]  # key -> value as s3prl's -o spells it
 
@@ -116,4 +115,4 @@ def apply_overrides(config: dict[str, Any], overrides: Overrides) -> dict[str, A
 
 
 def _table() -> dict[str, Any]:
-    return yaml.safe_load((resources.files("s3prl_ekd.evaluate") / "presets.yaml").read_text())
+    return read_yaml(shipped("evaluate/presets.yaml"))

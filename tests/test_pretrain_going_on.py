@@ -12,13 +12,15 @@ import torch
 import trouble_lab
 import yaml
 from console import check_mistakes
-from pretrain_lab import final_weights, make_expert, run
+from pretrain_lab import STUDENT, final_weights, make_expert, run
 
 from s3prl_ekd.bridge import optimizers, pretrain_configs
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.student_checkpoint import newest_checkpoint
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_converted
 from s3prl_ekd.torch_file import read_torch_file
 
 
@@ -198,3 +200,36 @@ def test_a_run_goes_on_with_its_teachers_wherever_they_lie_now(lab: Path, tmp_pa
         EkdError, match=rf"teachers\[0\].source: {new}: other weights than those of hubert that the run"
     ):
         go_on()
+
+
+@pytest.mark.slow
+def test_the_folder_names_the_place_where_a_teacher_lies_now(lab: Path, tmp_path: Path) -> None:
+    """Also where it is an upstream of s3prl's that reads a file; other weights change nothing in the folder."""
+    encoder = random_encoder(TINY.with_(padding_rule="fairseq", layers=2), seed=0)
+    file = write_converted(encoder, tmp_path / "teacher.pt")
+
+    def model(place: Path) -> Path:
+        teacher = {"name": "theirs", "source": f"s3prl:hubert_local:{place}", "layers": [2]}
+        values = {"base": "config_model.yaml", "ekd": {"teachers": [teacher], "initialise_from": None}}
+        (tmp_path / "model.yaml").write_text(yaml.safe_dump(values | {"student": STUDENT}))
+        return tmp_path / "model.yaml"
+
+    def source() -> str:
+        return read_yaml(tmp_path / "run/config_model.yaml")["ekd"]["teachers"][0]["source"]
+
+    given = words(lab, configure(tmp_path, lab), "run", total_steps=6, save_step=4)
+    given[given.index("-g") + 1] = str(model(file))
+    trouble_lab.end(trouble_lab.start(tmp_path, *given, faults="5:kill"), -9)
+    moved = file.rename(tmp_path / "moved.pt")
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"), 2)
+    gone = f"ekd.teachers[0].source: no such file or folder: s3prl:hubert_local:{file}"
+    assert err.splitlines()[-1].endswith(f"{gone}; name the place where it lies now in a file for -g")
+    model(write_converted(random_encoder(encoder.shape, seed=1), tmp_path / "other.pt"))
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"), 2)
+    assert "other.pt: other weights than those of theirs that the run began with" in err.splitlines()[-1]
+    assert source().endswith(f":{file}")
+    model(moved)
+    trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"))
+    assert source() == f"s3prl:hubert_local:{moved}"
+    kept = read_torch_file(newest_checkpoint(tmp_path / "run"))["Upstream_Config"]
+    assert kept["ekd"]["teachers"][0]["source"] == source()

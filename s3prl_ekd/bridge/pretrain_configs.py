@@ -13,8 +13,9 @@ from typing import Any, Literal
 
 import yaml
 
+from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import s3prl_folder
-from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config
+from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config, split_source
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
@@ -135,10 +136,19 @@ def follow_teachers(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, An
     places = {teacher.name: teacher.source for teacher in given.ekd.teachers}
     moved = copy.deepcopy(dict(kept))
     for teacher in moved["ekd"]["teachers"]:
+        if not _is_gone(teacher["source"]):
+            continue
         place = places.get(teacher["name"], "")
-        if _is_gone(teacher["source"]) and place.startswith("/") and not _is_gone(place):
+        (before, _), (now, path) = split_source(teacher["source"]), split_source(place)
+        if before == now and path.startswith("/") and not _is_gone(place):  # the same upstream of s3prl's
             teacher["source"] = place
     return moved
+
+
+def follow_in_file(file: Path, given: ModelConfig) -> None:
+    """:func:`follow_teachers` in the config_model.yaml of the experiment's folder, where it still has one."""
+    if file.is_file():
+        write_as_run(follow_teachers(read_yaml(file), given), file)
 
 
 def gone_teacher(kept: Mapping[str, Any]) -> str | None:
@@ -150,7 +160,8 @@ def gone_teacher(kept: Mapping[str, Any]) -> str | None:
 
 
 def _is_gone(source: str) -> bool:
-    return source.startswith("/") and not Path(source).exists()  # paths are absolute there, and nothing else is
+    prefix, path = split_source(source)  # random weights are of the path, not of what lies there
+    return prefix != "random:" and path.startswith("/") and not Path(path).exists()  # nothing else begins with /
 
 
 def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

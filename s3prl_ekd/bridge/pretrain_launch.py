@@ -25,7 +25,7 @@ from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.compat.shims import apply_shims
-from s3prl_ekd.config import ELSEWHERE, load_model_config
+from s3prl_ekd.config import ELSEWHERE, ModelConfig, load_model_config
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
@@ -57,6 +57,7 @@ class PretrainLaunch(ScriptLaunch):
         self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
         self.model: str | None = None  # what -g says
+        self.followed: ModelConfig | None = None  # -g, where a teacher's file has moved to the place that it names
 
     @property
     def is_ours(self) -> bool:
@@ -115,6 +116,8 @@ class PretrainLaunch(ScriptLaunch):
         if not self.is_ours:
             return
         expert = runner.upstream
+        if self.followed is not None and self.world.is_rank_zero:  # the expert has seen that the weights are the same
+            pretrain_configs.follow_in_file(Path(self.args.expdir, "config_model.yaml"), self.followed)
         pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
         validation = expert.checkpoint_validation
         if validation is not None:
@@ -221,8 +224,8 @@ class PretrainLaunch(ScriptLaunch):
 
     def _follow_teachers(self, path: str, state: dict[str, Any]) -> None:
         if self.model is not None:
-            given = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
-            state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], given)
+            self.followed = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
+            state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], self.followed)
         gone = pretrain_configs.gone_teacher(state["Upstream_Config"])
         if gone is not None:
             raise EkdError(f"{path}: {gone}; name the place where it lies now in a file for -g")

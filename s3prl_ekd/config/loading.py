@@ -51,14 +51,17 @@ def load_model_config(
     return config
 
 
-def _absolute(source: str) -> str:
-    """A path from the current folder made absolute, so that a run goes on from any folder; names stay names.
-
-    Also the path behind ``random:`` and at the end of ``s3prl:NAME:``.
-    """
+def split_source(source: str) -> tuple[str, str]:
+    """A source as what may stand before a path (``random:``, ``s3prl:NAME:``, nothing), and the path or name itself."""
     match = re.match(r"random:|s3prl:[^:]+:", source)
     prefix = match.group() if match else ""
-    path = expanded(source.removeprefix(prefix))
+    return prefix, source.removeprefix(prefix)
+
+
+def _absolute(source: str) -> str:
+    """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
+    prefix, name = split_source(source)
+    path = expanded(name)
     return f"{prefix}{path.resolve()}" if path.exists() else source
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -89,14 +90,22 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
     """
     if source.kind == "random":
         return source.source
-    digest = hashlib.sha256()
     if source.kind == "s3prl":
+        digest = hashlib.sha256()
         digest.update(source.family.encode())
         add_weights(digest, adapter.built_upstream(source.source, where))
         return digest.hexdigest()
     path = source.path or sources.hub_file(source.source, where, download)
-    if path is None:
-        return None
+    return None if path is None else files_digest(path, where)
+
+
+def files_digest(path: Path, where: str) -> str:
+    """SHA-256 over a file, or over all files of a folder that make a teacher.
+
+    Raises:
+        EkdError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
     folder = (file for kind in ("json", "safetensors", "bin") for file in sorted(path.glob(f"*.{kind}")))
     files = [file for file in folder if file.name != embedded.RECORD] if path.is_dir() else [path]
     for file in files:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import TeacherPlan
-from s3prl_ekd.teachers.fingerprint import weights_digest
+from s3prl_ekd.teachers.fingerprint import files_digest
 
 
 def own_files(plan: TeacherPlan) -> dict[str, str]:
@@ -15,11 +15,11 @@ def own_files(plan: TeacherPlan) -> dict[str, str]:
     Raises:
         EkdError: a file cannot be read.
     """
-    found = {}
-    for name, source in plan.sources.items():
-        if source.kind in ("converted", "fairseq", "transformers"):
-            found[name] = weights_digest(source, plan.where(name), download=False) or ""
-    return found
+    return {
+        name: files_digest(source.path, plan.where(name))
+        for name, source in plan.sources.items()
+        if source.path is not None and source.kind != "embedded"
+    }
 
 
 def check_same(plan: TeacherPlan, before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.compat import hub
+from s3prl_ekd.config import split_source
 from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.shape import EncoderShape
@@ -45,7 +46,7 @@ class TeacherSource:
     """hubert, wavlm, wav2vec2, ...: for messages and model cards."""
     shape: EncoderShape | UpstreamShape
     path: Path | None
-    """File or folder; None for a hub name that is not downloaded yet."""
+    """File or folder; None for a hub name, for random weights, and for an upstream of s3prl's without one."""
 
     @property
     def encoder_shape(self) -> EncoderShape:
@@ -85,7 +86,8 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         return described if embedded_folder is None else replace(described, kind="embedded")
     if source.startswith(S3PRL):
         upstream = adapter.built_upstream(source, where)
-        return TeacherSource(source, "s3prl", upstream.name, upstream.shape, None)
+        _, name = split_source(source)
+        return TeacherSource(source, "s3prl", upstream.name, upstream.shape, model_path(name))
     name = source.removeprefix(RANDOM)
     return TeacherSource(source, "hub" if name == source else "random", HUB[name].family, HUB[name].shape, None)
 

@@ -34,6 +34,7 @@ def test_the_script_of_an_objective_of_ones_own(lab: Path, tmp_path: Path, scrip
     arguments = [*new_run(lab, "mine"), "--device", "cpu"]
     done = code(script, *arguments, "-o", f"{keys},,config.runner.total_steps=4", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "[ekd] loss: MyObjective of " in done.stderr
     lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]
     # at batch b the others' weights are b / 8: the teacher that counts alone at first counts less and less
     of_first = [shares(line, "hubert") for line in lines]
@@ -48,7 +49,7 @@ def test_the_script_of_an_objective_of_ones_own(lab: Path, tmp_path: Path, scrip
 
     longer = ["-u", "ekd", "-n", "mine", "-p", "mine", "-a", "-o", "config.runner.total_steps=6", "--device", "cpu"]
     plain = command("run_pretrain.py", *longer, cwd=tmp_path)
-    assert plain.returncode == 2 and "statistics do not fit" in plain.stderr
+    assert plain.returncode == 2 and "the run began with the loss MyObjective, and this is Objective" in plain.stderr
     done = code(script, *longer, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]

@@ -28,6 +28,7 @@ from s3prl_ekd.data.lengths import read_held_out, read_lengths
 from s3prl_ekd.data.shards import ShardedPlan
 from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
+from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import METRICS, MetricsWriter
@@ -63,6 +64,8 @@ class UpstreamPretrainExpert(nn.Module):
         EkdError: any mistake in configuration, data or teachers; before a teacher is loaded where it can be seen then.
     """
 
+    objective_class: type[Objective] = Objective
+    """The launcher's to change: a user's own (docs/extending.md)."""
     parallel: nn.Module
     valid_teachers: FrozenTeachers | CachedTeachers
 
@@ -82,7 +85,7 @@ class UpstreamPretrainExpert(nn.Module):
         data = check_data_config(datarc)
         file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
         goes_on = isinstance(upstream_config, Mapping)  # load_model will bring the student's weights
-        checked = check_model(self.config, file, starts=not goes_on)
+        checked = check_model(self.config, file, starts=not goes_on, objective=self.objective_class)
         self.plan, self.objective = checked.plan, checked.objective
         plan = self.plan
         if data.batch_seconds is None and data.train_batch_size < self.ranks.size:
@@ -207,6 +210,7 @@ class UpstreamPretrainExpert(nn.Module):
             "last_batch": list(self._last_batch),
             "skipped_files": int(self.ranks.sums([self._skipped], self.device)[0]),
             "teachers": self._teacher_files,
+            "objective_class": self.objective_class.__name__,
             "objective": self.objective.state_dict(),  # running statistics of targets and gradients
             "random": self.ranks.gather(random_state()),  # one a rank
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -230,6 +234,11 @@ class UpstreamPretrainExpert(nn.Module):
         if resume is None:
             return
         check_same(self.plan, resume.get("teachers", {}), self._teacher_files)
+        began, now = resume.get("objective_class", Objective.__name__), self.objective_class.__name__
+        if began != now:
+            raise EkdError(
+                f"the run began with the loss {began}, and this is {now}: go on by the command it began with"
+            )
         epoch, index = resume["last_batch"]
         self._last_batch, self._skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
         self.batches.resume_after(epoch, index)

@@ -9,14 +9,22 @@ import importlib
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.signals import leave
 
+if TYPE_CHECKING:
+    from s3prl_ekd.distill.objective import Objective
 
-def run_pretrain() -> int:
-    """Entry point of ``run_pretrain.py``; returns the exit status."""
-    return _run("pretrain_launch")
+
+def run_pretrain(objective: type[Objective] | None = None) -> int:
+    """Entry point of ``run_pretrain.py``; returns the exit status.
+
+    Args:
+        objective: a class of a script's own, which ``-u ekd`` minimises instead of ``Objective`` (docs/extending.md).
+    """
+    return _run("pretrain_launch", *([] if objective is None else [objective]))
 
 
 def run_downstream() -> int:
@@ -24,7 +32,7 @@ def run_downstream() -> int:
     return _run("downstream_launch")
 
 
-def _run(launcher: str) -> int:
+def _run(launcher: str, *options: Any) -> int:
     # s3prl's runners count their steps in the progress bar: a disabled one stays at step 0, and training never ends.
     # tqdm reads the variable when it is imported, which is later than this.
     os.environ.pop("TQDM_DISABLE", None)
@@ -33,7 +41,7 @@ def _run(launcher: str) -> int:
     _show_messages(logging.INFO if current.world.is_rank_zero else logging.WARNING)
 
     def body() -> None:
-        importlib.import_module(f"s3prl_ekd.bridge.{launcher}").run(argv, current)
+        importlib.import_module(f"s3prl_ekd.bridge.{launcher}").run(argv, current, *options)
 
     return leave(current.execute(body), hard=current.world.distributed)
 

@@ -17,7 +17,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers, pretrain_configs, pretrain_runner, ranks
 from s3prl_ekd.bridge.interrupts import Run
@@ -30,17 +30,20 @@ from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 
+if TYPE_CHECKING:
+    from s3prl_ekd.distill.objective import Objective
+
 log = logging.getLogger(__name__)
 
 
-def run(argv: list[str], current: Run) -> None:
-    """Parse ``argv`` with s3prl's parser and train.
+def run(argv: list[str], current: Run, objective: type[Objective] | None = None) -> None:
+    """Parse ``argv`` with s3prl's parser and train, with a loss of the caller's own where it has one.
 
     Raises:
         EkdError: whatever the user can fix; see the messages.
     """
     argv, _ = arguments.take_local_rank(argv)  # `python -m torch.distributed.launch` adds it
-    PretrainLaunch(current).run(argv)
+    PretrainLaunch(current, objective).run(argv)
 
 
 class PretrainLaunch(ScriptLaunch):
@@ -51,8 +54,9 @@ class PretrainLaunch(ScriptLaunch):
     checkpoint_keys = ("Optimizer", "Step", "Args", "Config")
     runner_name = "s3prl's pretraining runner"
 
-    def __init__(self, current: Run) -> None:
+    def __init__(self, current: Run, objective: type[Objective] | None = None) -> None:
         super().__init__(current)
+        self.objective = objective  # a script's own
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
@@ -240,8 +244,18 @@ class PretrainLaunch(ScriptLaunch):
             sys.modules[f"pretrain.{task}"] = importlib.import_module(name)
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
+            self._set_objective(sys.modules[f"pretrain.{task}.pretrain_expert"].UpstreamPretrainExpert)
+        elif self.objective is not None:
+            raise EkdError(f"-u {task}: run_pretrain(objective=...) is for -u ekd")
         else:
             apply_shims("pretrain")
+
+    def _set_objective(self, expert: Any) -> None:
+        from s3prl_ekd.distill.objective import Objective
+
+        expert.objective_class = self.objective or Objective
+        if self.objective is not None:
+            log.info("[ekd] loss: %s of %s", self.objective.__name__, sys.argv[0])
 
     # ----------------------------------------------------------------------------------------------- configuration
 

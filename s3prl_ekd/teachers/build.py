@@ -61,7 +61,9 @@ class CheckedModel:
     """None where nothing is distorted."""
 
 
-def check_model(config: ModelConfig, file: str = FILE, starts: bool = True) -> CheckedModel:
+def check_model(
+    config: ModelConfig, file: str = FILE, starts: bool = True, objective: type[Objective] = Objective
+) -> CheckedModel:
     """All that can be checked of a configuration before a teacher is loaded: for the pretrain task and for doctor.
 
     As with :func:`sources.describe`, a teacher ``s3prl:NAME`` is downloaded and loaded to know its shape.
@@ -70,13 +72,14 @@ def check_model(config: ModelConfig, file: str = FILE, starts: bool = True) -> C
         config: the checked model configuration.
         file: its name, for messages.
         starts: whether the student takes its first weights from ``initialise_from``; one that goes on has its own.
+        objective: the class of the loss.
 
     Raises:
         EkdError: file and key, and what was expected.
     """
     distorter = check_without_teachers(config, file)
     plan = check_teachers(config, file, starts)
-    return CheckedModel(plan, Objective(config.ekd, plan.target_sets, plan.layers, file), distorter)
+    return CheckedModel(plan, objective(config.ekd, plan.target_sets, plan.layers, file), distorter)
 
 
 def check_without_teachers(config: ModelConfig, file: str = FILE) -> Distorter | None:

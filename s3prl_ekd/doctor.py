@@ -12,6 +12,7 @@ import importlib.metadata
 import importlib.util
 import platform
 import re
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -146,7 +147,7 @@ def bridge() -> list[Finding]:
     linked = ", linked" if link.is_linked(root) else ""
     rows = [Finding("folder", "ok", f"{root} ({kind}{linked})")]
     if checkout and not linked:
-        hint = f"for its own scripts: s3prl-ekd link {root.parent}"
+        hint = f"for its own scripts: s3prl-ekd link {shlex.quote(str(root.parent))}"
         rows.append(Finding("link", "note", "not linked; our run_*.py commands need no link", hint))
     try:
         apply_shims("all")
@@ -216,7 +217,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
             name,
             "note",
             f"{source}: known only by loading it, so its layers are not checked",
-            f"s3prl-ekd teachers {source}",
+            f"s3prl-ekd teachers {shlex.quote(source)}",
         )
     try:
         described = sources.describe(source, where)
@@ -265,8 +266,9 @@ def pretraining_data(file: Path) -> list[Finding]:
 
 def prepared(folder: Path) -> list[Finding]:
     """What of a prepared data folder is there, with the audio that it names."""
+    again = f"s3prl-ekd prepare ... --out {shlex.quote(str(folder))}"
     if not folder.is_dir():
-        return [Finding("folder", "broken", f"no folder {folder}", f"s3prl-ekd prepare ... --out {folder}")]
+        return [Finding("folder", "broken", f"no folder {folder}", again)]
     rows = []
     for task in ("pr", "sid", "er", "asr"):
         file = folder / f"{task}.yaml"
@@ -274,21 +276,21 @@ def prepared(folder: Path) -> list[Finding]:
             rows.append(Finding(task, "note", f"not prepared (no {file.name})"))
         else:
             rows.append(_task_data(task, file))
-    rows.append(_pretraining_sets(folder))
+    rows.append(_pretraining_sets(folder, again))
     if all(row.state == "note" for row in rows):
-        rows.append(Finding("folder", "broken", "nothing prepared here", f"s3prl-ekd prepare ... --out {folder}"))
+        rows.append(Finding("folder", "broken", "nothing prepared here", again))
     return rows
 
 
-def _pretraining_sets(folder: Path) -> Finding:
+def _pretraining_sets(folder: Path, again: str) -> Finding:
+    """``again``: the command that prepares this folder."""
     tables, root_file = sorted((folder / "pretrain").glob("*.csv")), folder / "pretrain" / "root.txt"
     if not tables:
         return Finding("pretrain", "note", "no length CSVs in pretrain/")
     if not root_file.is_file():
         return Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again")
     if {table.stem for table in tables} <= set(earlier_held_out(folder / "pretrain")):
-        todo = f"s3prl-ekd prepare ... --out {folder}, without --held-out"
-        return Finding("pretrain", "broken", "held-out sets, and none to train on yet", todo)
+        return Finding("pretrain", "broken", "held-out sets, and none to train on yet", f"{again}, without --held-out")
     try:
         _, *found = pretraining_data(folder / "pretrain.yaml")
     except EkdError as error:

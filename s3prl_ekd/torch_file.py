@@ -34,6 +34,7 @@ class _Inert:
 # As (class, name) pairs: leaving the `safe_globals` block then takes away only what entering it added.
 _ADMITTED: list[Any] = [
     (argparse.Namespace, "argparse.Namespace"),
+    (_Inert, f"{__name__}._Inert"),  # in a file that was read here and saved again
     *((_Inert, f"{module}.{name}") for module in ("optimizers", "s3prl.optimizers") for name in _SCHEDULES),
 ]
 _admitting = threading.Lock()  # torch's list of them is one for the process, and runs of evaluate end side by side

@@ -110,3 +110,13 @@ def test_threads_may_read_checkpoints_side_by_side(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(s3prl_ekd.read_torch_file, [file] * 2000))
     assert all(one["Args"].x == 1 for one in found)
+
+
+def test_a_checkpoint_saved_again_can_be_read_again(tmp_path: Path) -> None:
+    """Also one of an optimizer with a schedule, which is read as an empty shell."""
+    pytest.importorskip("s3prl")
+    from s3prl.optimizers import WarmupLinearSchedule
+
+    torch.save({"Optimizer": {"schedule": WarmupLinearSchedule(warmup=0.1, t_total=7)}}, tmp_path / "states.ckpt")
+    torch.save(s3prl_ekd.read_torch_file(tmp_path / "states.ckpt") | {"Step": 2}, tmp_path / "edited.ckpt")
+    assert s3prl_ekd.read_torch_file(tmp_path / "edited.ckpt")["Step"] == 2

@@ -69,6 +69,8 @@ def test_each_problem_is_named(tmp_path: Path) -> None:
     assert rows["a"].found.startswith("ekd.teachers[0].source: ")
     assert rows["b"].state == "broken" and rows["b"].todo == "ekd.teachers[1].layers: 14 > 12"
     assert doctor.prepared(tmp_path)[-1].found == "nothing prepared here"
+    (mine := tmp_path / "my data").mkdir()
+    assert doctor.prepared(mine)[-1].todo == f"s3prl-ekd prepare ... --out '{mine}'"  # as a shell takes it
     assert doctor.prepared(tmp_path / "none")[0].state == "broken"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -92,12 +94,46 @@ def test_what_is_refused_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert content(root) == before
     own.rmdir()
     hub = root / "s3prl/hub.py"
-    hub.write_text(hub.read_text() + link.END + "\n")
+    text = hub.read_text()
+    hub.write_text(text + link.END + "\n")
     with pytest.raises(EkdError, match="without its partner"):
         link.link(root)
+    hub.write_text(f"from __future__ import annotations\n{text}")
+    before = content(root)
+    with pytest.raises(EkdError, match=r"hub.py: not valid Python with our lines on top \(from __future__"):
+        link.link(root)
+    assert content(root) == before
     shutil.rmtree(root / ".git")
     with pytest.raises(EkdError, match=r"no \.git"):
         link.link(root)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"/etc/hosts": "1"}', '{"../../hub.py": "1"}'])
+def test_a_damaged_record_removes_nothing(tmp_path: Path, record: str) -> None:
+    """A path in it that leads out of the folder, too: unlink takes away what it names."""
+    root = make_checkout(tmp_path)
+    link.link(root)
+    (root / "s3prl/pretrain/ekd" / link.RECORD).write_text(record)
+    before = content(root)
+    for act in (link.link, link.unlink):
+        with pytest.raises(EkdError, match=f"{link.RECORD}: is damaged; remove .*ekd by hand"):
+            act(root)
+        assert content(root) == before
+
+
+def test_an_older_versions_files_are_renewed(tmp_path: Path) -> None:
+    root = make_checkout(tmp_path)
+    link.link(root)
+    file = root / "s3prl/pretrain/ekd/pretrain_expert.py"
+    record = file.parent / link.RECORD
+    ours, known = file.read_bytes(), json.loads(record.read_text())
+    file.write_text("older\n")
+    record.write_text(json.dumps(known | {file.name: hashlib.sha256(b"older\n").hexdigest()}))
+    assert link.link(root) == ["s3prl/pretrain/ekd/pretrain_expert.py"] and file.read_bytes() == ours
+    cache = file.parent / "__pycache__"
+    cache.mkdir()
+    (cache / "a.pyc").touch()
+    assert link.unlink(root)[1] == [] and not file.parent.exists()
 
 
 @pytest.mark.slow

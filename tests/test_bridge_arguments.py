@@ -74,6 +74,11 @@ def test_local_rank(monkeypatch: pytest.MonkeyPatch, argv: list, env: str | None
     assert arguments.take_local_rank(argv) == expected
 
 
+def test_a_local_rank_that_is_no_number() -> None:
+    with pytest.raises(EkdError, match="--local_rank x: expected the number of a GPU"):
+        arguments.take_local_rank(["--local_rank", "x"])
+
+
 def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     arguments.hide_gpu("cuda")

@@ -145,5 +145,15 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:
         states["EKD"][section][key] = value
         torch.save(states, tmp_path / "damaged.ckpt")
         assert "damaged.ckpt: damaged student checkpoint (" in message(tmp_path / "damaged.ckpt")
+    for part, said in (
+        ([1], "EKD is a list, expected a dictionary"),
+        (states["EKD"] | {"format": 2}, "checkpoint format 2; this version reads 1"),
+        (states["EKD"] | {"heads": []}, "damaged student checkpoint: EKD.heads is a list"),
+        ({"format": 1}, "damaged student checkpoint: EKD.shape is missing"),
+    ):
+        torch.save({"EKD": part}, tmp_path / "other.ckpt")
+        assert message(tmp_path / "other.ckpt") == f"{tmp_path}/other.ckpt: {said}"
+    torch.save([1], tmp_path / "other.ckpt")
+    assert message(tmp_path / "other.ckpt").endswith("other.ckpt: holds a list, not a checkpoint's dictionary")
     with pytest.raises(EkdError, match="-k CKPT"):
         UpstreamExpert(None)

@@ -36,6 +36,8 @@ def task_config(name: str) -> dict:
         ("er", "downstream_expert.datarc", "tst_fold", "test_fold"),
         ("sid", "", "optimiser", "optimizer"),
         ("sid", "runner", "evaluate_ration", "evaluate_ratio"),  # a key of the runner that no config of ours holds
+        ("er", "runner", "train_dataloder", "train_dataloader"),
+        ("er", "", "schedular", "scheduler"),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_known_one(name: str, path: str, slip: str, meant: str) -> None:
@@ -56,6 +58,8 @@ def test_keys_of_ones_own_pass() -> None:
         config["runner"]["fp16"], config["scheduler"], config["my_section"] = True, {"name": "x"}, {"anything": 1}
         data = config["downstream_expert"].get("datarc") or config["downstream_expert"]["corpus"]
         data["test-clean2"] = ["test-clean2"]  # a split
+        config["runner"]["max_keys"] = 1  # like max_keep, but not so like
+        config[7] = [config.pop("specaug", None)]
         taskkeys.check_spelling(config, task_config(name), "x.yaml")
 
 
@@ -74,6 +78,10 @@ def test_keys_of_ones_own_pass() -> None:
         ("asr", "downstream_expert.modelrc.RNNs.dim", [128, "x"], "expected a list, found [128, 'x']"),
         ("pr", "downstream_expert.model.select", "FramLevel", "'FramLevel' is no model of s3prl's for this task"),
         ("sid", "downstream_expert.modelrc.select", "print(1)", "'print(1)' is no model of s3prl's for this task"),
+        ("er", "optimizer.lr", {"a": 1}, "expected a number, found {'a': 1}"),
+        ("sid", "downstream_expert.modelrc", 3, "expected a section, found 3"),
+        ("er", "downstream_expert.modelrc", None, "expected a section, found None"),
+        ("asr", "downstream_expert.datarc.decoder_args", "x", "expected a section, found 'x'"),
         ("asr", "downstream_expert.modelrc.select", "os", "'os' is no model of s3prl's for this task"),
     ],
 )

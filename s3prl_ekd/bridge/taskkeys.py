@@ -96,17 +96,23 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
 
 
 def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, value and our config's value, where both have one. The decoder's weights are of any kind."""
+    """Dotted key, value and our config's value, where both have one, and where a section of the task's is missing.
+
+    The decoder's weights are of any kind; of the runner's keys, :func:`check_runner` knows more.
+    """
     for key, usual in known.items():
         value = config.get(key)
-        if isinstance(usual, dict) and isinstance(value, dict) and key != "decoder_args":
-            yield from _pairs(value, usual, f"{path}{key}.")
-        elif value is not None and not isinstance(usual, dict) and path != "runner.":
+        if isinstance(usual, dict) and isinstance(value, dict):
+            if key != "decoder_args":
+                yield from _pairs(value, usual, f"{path}{key}.")
+        elif path != "runner." and (value is not None or isinstance(usual, dict) and path == "downstream_expert."):
             yield f"{path}{key}", value, usual
 
 
 def _unlike(value: Any, usual: Any) -> str | None:
     """The kind of ``usual`` in words where ``value`` is of another one."""
+    if isinstance(usual, dict):
+        return "a section"
     if isinstance(usual, list):
         return None if isinstance(value, list) and all(_unlike(one, usual[0]) is None for one in value) else "a list"
     if isinstance(usual, bool):

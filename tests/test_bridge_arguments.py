@@ -96,6 +96,7 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("config=1", "the key must start with config. or args."),
         ("args.seeed=1", "there is no argument 'seeed'; did you mean seed?"),
         ("args.seed.x=1", "there is no argument 'seed.x'"),
+        ("args.mine.x=1", "there is no argument 'mine.x'"),
         ("args.expdir=/x", "the folder is named by -n or -p"),
         ("ekd.x=1", "ekd belongs into the other file"),
         ("config.ekd.x=1", "ekd belongs into the other file"),

@@ -74,6 +74,8 @@ def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
     check("average")
     check(str(tmp_path / "moved.yaml"))
     check("any.ckpt", "upstream_ckpt")  # of an upstream that took none
+    saved.upstream_ckpt = str(tmp_path / "gone.ckpt")
+    check(str(one), "upstream_ckpt")  # which has moved
     for given in (str(other), "concat"):
         with pytest.raises(EkdError, match=re.escape(f"-g {given}: states-8.ckpt was made with -g {one}; name")):
             check(given)
@@ -111,6 +113,26 @@ def test_what_an_upstream_reads_is_named_by_an_absolute_path(tmp_path: Path, mon
     ):
         with pytest.raises(EkdError, match=re.escape(message)):
             check(*words)
+
+
+def test_configs_under_the_names_of_s3prls_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry's wheel has none of them. A file of the user's or of a checkout counts before ours."""
+    monkeypatch.chdir(tmp_path)
+    s3prl = tmp_path / "s3prl"
+    names = {
+        "ctc": ("downstream/ctc/libriphone.yaml", "pr.yaml"),
+        "voxceleb1": ("downstream/voxceleb1/config.yaml", "sid.yaml"),
+        "emotion": ("downstream/emotion/config.yaml", "er.yaml"),
+        "asr": ("downstream/asr/config.yaml", "asr.yaml"),
+    }
+    for task, (name, ours) in names.items():
+        found = downstream_arguments.find_task_config(name, task, s3prl)
+        assert found == downstream_arguments.find_task_config(None, task, s3prl)
+        assert Path(found).is_file() and Path(found).parts[-2:] == ("downstream_configs", ours)
+        for place in (s3prl, tmp_path):
+            (place / name).parent.mkdir(parents=True)
+            (place / name).touch()
+            assert downstream_arguments.find_task_config(name, task, s3prl) == str(place / name)
 
 
 def test_of_an_experiment_without_a_checkpoint_the_best_is_to_be_named(tmp_path: Path) -> None:

@@ -24,6 +24,21 @@ def world(rank: int, store: Any, size: int = 2, local_rank: int | None = None, n
     return made
 
 
+def test_a_rank_is_told_who_it_is_by_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1", "GROUP_RANK": "2"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    found = ranks.World()
+    assert (found.size, found.rank, found.local_rank, found.node) == (8, 5, 1, 2)
+    assert found.distributed and not found.is_rank_zero and found.where.startswith(" (rank 5 on ")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert ranks.World().local_rank == 5  # all on one machine
+    for name in told:
+        monkeypatch.delenv(name, raising=False)
+    alone = ranks.World()
+    assert not alone.distributed and alone.is_rank_zero and alone.where == ""
+
+
 @pytest.fixture
 def store() -> Any:
     return dist.HashStore()

@@ -62,6 +62,9 @@ def test_twice_is_once_and_unlink_restores(tmp_path: Path, capsys: pytest.Captur
     assert f"cd '{root}/s3prl'\n" in shown and f"export PYTHONPATH='{root}' " in shown
     linked = content(root)
     assert (root / "s3prl/hub.py").read_text().startswith(link.BEGIN)
+    task = shipped("pretrain/ekd")
+    for file in task.rglob("*.yaml"):  # s3prl's script takes the first two for -c and -g
+        assert (root / "s3prl/pretrain/ekd" / file.relative_to(task)).read_bytes() == file.read_bytes()
     assert link.link(root) == [] and content(root) == linked
     assert main(["unlink", str(root)]) == 0
     assert content(root) == before and git(root, "status", "--porcelain") == ""
@@ -85,6 +88,9 @@ def test_the_users_edits_stay(tmp_path: Path) -> None:
 def test_what_is_refused_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["link", str(tmp_path / "none")]) == 2
     assert "no git checkout of s3prl" in capsys.readouterr().err
+    (tmp_path / "other/.git").mkdir(parents=True)
+    assert main(["link", str(tmp_path / "other")]) == 2
+    assert "no git checkout of s3prl (there is no s3prl/run_pretrain.py)" in capsys.readouterr().err
     root = make_checkout(tmp_path / "a")
     own = root / "s3prl/upstream/ekd_student"
     own.mkdir()
@@ -95,9 +101,11 @@ def test_what_is_refused_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
     own.rmdir()
     hub = root / "s3prl/hub.py"
     text = hub.read_text()
-    hub.write_text(text + link.END + "\n")
-    with pytest.raises(EkdError, match="without its partner"):
-        link.link(root)
+    for alone in (link.BEGIN, link.END):
+        hub.write_text(f"{text}{alone}\n")
+        for act in (link.link, link.unlink):
+            with pytest.raises(EkdError, match="without its partner"):
+                act(root)
     hub.write_text(f"from __future__ import annotations\n{text}")
     before = content(root)
     with pytest.raises(EkdError, match=r"hub.py: not valid Python with our lines on top \(from __future__"):

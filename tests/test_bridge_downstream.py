@@ -140,3 +140,30 @@ def test_of_an_experiment_without_a_checkpoint_the_best_is_to_be_named(tmp_path:
     args = Namespace(expdir=None, auto_resume=False, past_exp=str(tmp_path))
     with pytest.raises(EkdError, match=r"the folder holds no states-\*.ckpt \(a best checkpoint is to be named itself"):
         launch._find_checkpoint(args)
+
+
+def test_what_is_no_head_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """-i and -e; and a test on a device that is not there. A training first asks whether a step is left."""
+    saved = Namespace(upstream="fbank", downstream="ctc")
+    file, other = tmp_path / "states-1.ckpt", tmp_path / "other.ckpt"
+    torch.save({"Args": saved, "Config": {}, "Featurizer": {}, "Downstream": {}, "Step": 1}, file)
+    torch.save({"Args": saved, "Config": {}}, other)
+
+    def start(mode: str, past: Path | None, init: Path | None = None) -> None:
+        launch = downstream_launch.DownstreamLaunch(Run([]))
+        args = Namespace(mode=mode, expdir=None, auto_resume=False, device="cuda:99")
+        args.past_exp, args.init_ckpt = past and str(past), init and str(init)
+        launch.args = args
+        launch._parsed(args)
+        assert launch.current.resumable and args.past_exp == str(file)
+        assert launch.lock is not None
+        launch.lock.close()
+
+    wrong = "other.ckpt: not a checkpoint of s3prl's downstream runner: it has no 'Featurizer'"
+    for mode in ("train", "evaluate"):
+        for past, init in ((other, None), (None, other)):
+            with pytest.raises(EkdError, match=wrong):
+                start(mode, past, init)
+    start("train", file)
+    with pytest.raises(EkdError, match="--device cuda:99"):
+        start("evaluate", file)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from argparse import Namespace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,11 @@ import torch
 import yaml
 from bridge_corpora import librispeech, tera
 
-from s3prl_ekd.bridge import pretrain_configs, pretrain_launch
+from s3prl_ekd.bridge import checkpoints, pretrain_configs, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.variants import find_model_config
 
 
 def test_what_s3prls_own_tasks_take_for_granted(tmp_path: Path) -> None:
@@ -82,6 +86,59 @@ def test_a_checkpoint_of_another_task_is_not_gone_on_with(launch: pretrain_launc
     launch.args.upstream = "ekd"
     with pytest.raises(EkdError, match="a.ckpt: a checkpoint of -u tera, not of -u ekd$"):
         launch._read_runner("a.ckpt")
+
+
+def test_a_teacher_that_has_moved_is_where_g_says(launch: pretrain_launch.PretrainLaunch, tmp_path: Path) -> None:
+    """And of the schedule, the number of steps is the run's, not the checkpoint's."""
+    new = tmp_path / "new.pt"
+    new.touch()
+    old = f"{tmp_path}/old.pt"
+    given = load_model_config(find_model_config("hubert")).model_dump(mode="json")
+    (teacher,) = given["ekd"]["teachers"]
+    schedules = Schedule(100.0), Schedule(-1.0)
+    groups = [{"schedule": one} for one in schedules] + [{}]
+    kept = copy.deepcopy(given)
+    kept["ekd"]["teachers"] = [teacher | {"source": old}]
+    teacher["source"] = str(new)
+    Path("g.yaml").write_text(yaml.safe_dump(given))
+    launch.config = {"runner": {"total_steps": 7}}
+    state = {"Optimizer": {"param_groups": groups}, "Upstream_Config": kept}
+
+    def load(task: str, model: str | None) -> str:
+        launch.args.upstream, launch.model = task, model
+        state["Args"] = Namespace(upstream=task)
+        found = launch._load_state("x.ckpt")["Upstream_Config"]
+        return found["ekd"]["teachers"][0]["source"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "read", lambda path: copy.copy(state))
+        assert load("tera", None) == old  # what another task keeps there is its business
+        for model in (None, "hubert"):
+            gone = rf"x.ckpt: ekd.teachers\[0\].source: no such file or folder: {old}; name the place .* a file for -g$"
+            with pytest.raises(EkdError, match=gone):
+                load("ekd", model)
+        assert load("ekd", "g.yaml") == str(new)
+    assert [schedule.t_total for schedule in schedules] == [7.0, -1.0]
+
+
+@dataclass
+class Schedule:
+    """An optimizer's, of so many steps; -1: none in particular."""
+
+    t_total: float
+
+
+def test_another_tasks_model_that_is_not_read_is_said(launch: pretrain_launch.PretrainLaunch) -> None:
+    Path("g.yaml").write_text("transformer: {layers: 3}\naudio: {feat: mel}\n")
+    launch.args = Namespace(config="c.yaml", upstream_config="g.yaml", override=None)
+    launch.explicit = {"upstream_config"}
+    for kept, said in (
+        ({"transformer": {"layers": 3}, "audio": {"feat": "mel"}}, []),
+        ({"transformer": {"layers": 12}, "audio": {"feat": "mel"}}, ["-g g.yaml (differs in transformer.layers)"]),
+        ("old/model.yaml", ["-g g.yaml (differs in transformer, audio)"]),  # of s3prl's own, a path
+    ):
+        state = {"Args": Namespace(upstream="tera"), "Config": {}, "Upstream_Config": kept}
+        assert launch._differences(state) == said
 
 
 def test_of_the_command_only_what_was_given_wins_over_the_checkpoint(launch: pretrain_launch.PretrainLaunch) -> None:

@@ -101,6 +101,7 @@ def test_after_a_signal_dying_data_workers_are_no_error(monkeypatch: pytest.Monk
     another = RuntimeError("another")
     sys.unraisablehook(SimpleNamespace(exc_value=another))
     assert shown == [another]
+    assert signals.ended_workers(DIED) and not signals.ended_workers(another)
 
 
 @pytest.mark.parametrize("name,said", [("Killed", True), ("Bus error", True), ("Segmentation fault", False)])

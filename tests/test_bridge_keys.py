@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import re
 import subprocess
 import sys
 import urllib.error
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
+import bridge_corpora
 import numpy as np
 import pytest
 import soundfile
@@ -228,6 +232,45 @@ def test_what_the_runner_reads_without_a_default_must_be_there() -> None:
             less = {"runner": {other: value for other, value in config["runner"].items() if other != key}}
             with pytest.raises(EkdError, match=f"x.yaml: runner.{key}: is missing"):
                 taskkeys.check_runner(less, "x.yaml")
+
+
+def test_what_an_expert_reads_without_a_default_must_be_there(hub: ModuleType, tmp_path: Path) -> None:
+    """s3prl's own classes say what that is: built without each key of ours, in turn, and asked for both loaders."""
+    corpora = bridge_corpora.all_tasks(tmp_path)
+    for name, task in DOWNSTREAM.items():
+        module = importlib.import_module(f"s3prl.downstream.{task}.expert")
+
+        def build(config: dict, task: str = task, module: ModuleType = module) -> None:
+            args = Namespace(downstream=task, mode="train", evaluate_split="test", expdir=str(tmp_path))
+            taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
+            taskkeys.check_runner(config, "x.yaml", taskdata.splits(task, config))
+            given = {"upstream_dim": 8, "upstream_rate": 160, "expdir": args.expdir}
+            model = module.DownstreamExpert(downstream_expert=config["downstream_expert"], **given)
+            for split in ("train", config["runner"]["eval_dataloaders"][0]):
+                model.get_dataloader(split)
+
+        build(copy.deepcopy(corpora[name]))
+        fails = set()
+        for section, values in corpora[name]["downstream_expert"].items():
+            for key in [None] if not isinstance(values, dict) else list(values):
+                path = section if key is None else f"{section}.{key}"
+                config = copy.deepcopy(corpora[name])
+                (config["downstream_expert"] if key is None else config["downstream_expert"][section]).pop(
+                    key or section
+                )
+                try:
+                    build(copy.deepcopy(config))
+                except EkdError:
+                    continue  # found before
+                except (KeyError, TypeError):
+                    fails.add(path)
+                    with pytest.raises(
+                        EkdError, match=f"x.yaml: downstream_expert.{path}: is missing; give it with -o"
+                    ):
+                        taskkeys.check_expert(config, task, "x.yaml")
+                else:
+                    taskkeys.check_expert(config, task, "x.yaml")
+        assert fails >= set(taskkeys.EXPERT[task])
 
 
 def test_a_layer_beyond_the_upstreams_is_one_line() -> None:

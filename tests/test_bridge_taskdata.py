@@ -23,16 +23,7 @@ from s3prl_ekd.task_names import DOWNSTREAM
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Our four configs with every place filled in, by our name of the task."""
-    root = tmp_path_factory.mktemp("corpora")
-    libri, vox = bridge_corpora.librispeech(root / "libri"), bridge_corpora.voxceleb(root / "vox")
-    iem = bridge_corpora.iemocap(root / "iem")
-    found = {name: yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text()) for name in DOWNSTREAM}
-    experts = {name: config["downstream_expert"] for name, config in found.items()}
-    experts["pr"]["corpus"] |= {"path": str(libri["root"]), "lexicon": [str(libri["lexicon"])]}
-    experts["asr"]["datarc"] |= {"libri_root": str(libri["root"]), "bucket_file": str(libri["tables"])}
-    experts["sid"]["datarc"] |= {"file_path": str(vox["root"]), "meta_data": str(vox["table"])}
-    experts["er"]["datarc"] |= {"root": str(iem["root"]), "meta_data": str(iem["tables"])}
-    return found
+    return bridge_corpora.all_tasks(tmp_path_factory.mktemp("corpora"))
 
 
 def complete(name: str, config: dict[str, Any], expdir: Path, mode: str = "train", split: str = "test") -> None:

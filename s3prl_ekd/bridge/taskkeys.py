@@ -40,6 +40,17 @@ class Runner(BaseModel):
 RUNNER = tuple(name for name, field in Runner.model_fields.items() if field.is_required())
 # What is read beside the keys of our four configs: by the runner, and cache_states by us (cached_upstream.py)
 FURTHER = {"runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states"), "": ("scheduler", "specaug")}
+# What s3prl's experts read of ``downstream_expert`` without a default, beside the data (taskdata.py)
+EXPERT = {
+    "ctc": ("corpus.bucketing", "corpus.batch_size", "text.mode", "model.project_dim", "model.zero_infinity",
+            "model.select", "metric", "metric_higher_better"),
+    "voxceleb1": ("datarc.train_batch_size", "datarc.eval_batch_size", "datarc.max_timestep", "datarc.num_workers",
+                  "modelrc.projector_dim", "modelrc.select"),
+    "emotion": ("datarc.pre_load", "datarc.train_batch_size", "datarc.eval_batch_size", "datarc.num_workers",
+                "datarc.valid_ratio", "modelrc.projector_dim", "modelrc.select"),
+    "asr": ("datarc.batch_size", "datarc.eval_batch_size", "datarc.num_workers", "datarc.zero_infinity",
+            "datarc.decoder_args", "modelrc.project_dim", "modelrc.select"),
+}  # fmt: skip
 
 
 def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None) -> None:
@@ -67,6 +78,27 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
         for split in values:
             if split not in splits:
                 raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
+
+
+def check_expert(config: dict[str, Any], task: str, source: str) -> None:
+    """What s3prl's expert of the task takes for granted is there: of the batch sizes, some not before an evaluation.
+
+    Args:
+        config: whose sections are sections (:func:`check_kinds`).
+        task: s3prl's name of one of ours.
+
+    Raises:
+        EkdError: a key is missing.
+    """
+    expert = config["downstream_expert"]
+    needed = EXPERT[task]
+    if task == "asr" and expert["modelrc"].get("select"):
+        needed += (f"modelrc.{expert['modelrc']['select']}",)  # the section of the model that was chosen
+    for path in needed:
+        section, _, key = path.rpartition(".")
+        if (expert[section] if section else expert).get(key) is None:
+            key = f"downstream_expert.{path}"
+            raise EkdError(f"{source}: {key}: is missing; give it with -o config.{key}=...")
 
 
 def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source: str) -> None:

@@ -285,6 +285,8 @@ def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> N
     for length in ("long", "inf", ""):
         (tmp_path / "train.csv").write_text(f",file_path,length,label\n0,1.wav,{length},\n")
         assert "line 2" in message()
+    (tmp_path / "train.csv").write_text(",file_path,length,label\n0,1.wav,16000,\n1,,16000,\n")
+    assert "line 3: file_path or length is missing or no number" in message()
 
 
 def test_s3prls_length_filter(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_ekd.audio import AudioError, audio_below, audio_info, read_audio
+from s3prl_ekd.audio import AUDIO_SUFFIXES, AudioError, audio_below, audio_info, find_audio, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
@@ -231,6 +231,23 @@ def test_without_room_in_shared_memory_the_key_is_named(
         dataset.table = LengthTable(paths, table.samples)
         with pytest.raises(EkdError, match=r"datarc.num_workers: no shared memory for 0\.. MiB of a batch.*shm-size"):
             dataset[spec]
+
+
+def test_every_format_that_is_looked_for_is_read(tmp_path: Path) -> None:
+    """As real files have it, by its name: in upper case too."""
+    forms = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "opus": "OGG", "mp3": "MP3", "aiff": "AIFF", "aif": "AIFF"}
+    assert {f".{suffix}" for suffix in forms} == AUDIO_SUFFIXES
+    clip = 0.3 * np.sin(np.arange(16_000) / 5)
+    for index, (suffix, form) in enumerate(forms.items()):
+        name = f"clip.{suffix if index % 2 else suffix.upper()}"
+        (tmp_path / str(index)).mkdir()
+        soundfile.write(tmp_path / str(index) / name, clip, 16_000, "OPUS" if suffix == "opus" else None, format=form)
+    found = find_audio(tmp_path)
+    assert len(found) == len(forms)
+    for file in found:
+        wave = read_audio(file, samples=12_000)
+        assert wave.shape == (12_000,) and wave.dtype == np.float32
+        assert abs(float(np.abs(wave).max()) - 0.3) < 0.1, file
 
 
 def test_unreadable_audio_is_named(tmp_path: Path) -> None:

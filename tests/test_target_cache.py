@@ -250,4 +250,10 @@ def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
             TargetCache(tmp_path, layout(), KEY, PATHS)
         other.kill()
         other.communicate()
-    TargetCache(tmp_path, layout(), KEY, PATHS)
+    cache = TargetCache(tmp_path, layout(), KEY, PATHS)
+    for holds in (True, False):  # as long as it is there
+        done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, check=False)
+        assert ("another run is filling it" in done.stderr) == holds == (done.returncode != 0)
+        if holds:
+            assert not cache.complete
+            del cache

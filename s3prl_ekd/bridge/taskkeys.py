@@ -1,4 +1,4 @@
-"""The keys of a downstream config: those that s3prl's runner reads are there, and none of a task of ours is misspelt.
+"""The keys of a downstream config: those that s3prl must find are there, and none of a task of ours is misspelt.
 
 s3prl takes any key. A missing one is a bare KeyError, for ``eval_step`` and others not before training; a misspelt one
 is read by nobody, and the run goes on with the recipe's 200,000 steps. A value of another kind than s3prl expects

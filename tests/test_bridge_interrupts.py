@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from console import environment
 
-from s3prl_ekd.bridge import interrupts
+from s3prl_ekd.bridge import interrupts, ranks
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.signals import Interrupted
 
@@ -94,8 +95,15 @@ def test_what_is_no_bug_is_one_line(end: Any, tmp_path: Path, monkeypatch: pytes
     nameless = OSError(errno.ENOSPC, "No space left on device")
     assert end(nameless) == (2, f"error: {tmp_path}: No space left on device; what was saved is kept\n")
     memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3 GiB.\nMore.")
-    said = "error: CUDA out of memory. Tried to allocate 2.00 GiB; set a smaller batch (docs/faq.md, Out of memory)\n"
-    assert end(memory) == (2, said)
+    advice = "; set a smaller batch (docs/faq.md, Out of memory)\n"
+    assert end(memory) == (2, f"error: CUDA out of memory. Tried to allocate 2.00 GiB{advice}")
+    for words in ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory"):  # the driver's, a kernel's
+        assert end(RuntimeError(f"{words}\nCompile with ...")) == (2, f"error: {words}{advice}")
+    killed = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. It is possible that ...")
+    status, said = end(killed)
+    assert status == 2 and said.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed, as where")
+    assert said.endswith("; what was saved is kept\n")
+    assert end(killed, number=signal.SIGTERM)[0] == 143  # ended by the signal that came
     for error in (OSError(errno.ENOENT, "No such file"), RuntimeError("gloo: Connection closed by peer")):
         with pytest.raises(type(error)):
             end(error)
@@ -115,6 +123,30 @@ def test_what_is_no_bug_is_one_line(end: Any, tmp_path: Path, monkeypatch: pytes
 def test_an_error_that_another_rank_has_met_is_the_first_ranks_to_say(end: Any) -> None:
     assert end(EkdError("wrong"), size=2) == (2, "error: wrong\n")
     assert end(EkdError("wrong"), rank=1, size=2) == (2, "")
+
+
+def test_what_one_rank_alone_has_met_names_it(end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks.World, "may_report", lambda self, text: True)
+    assert end(EkdError("wrong"), rank=1, size=2) == (2, f"\nerror: wrong (rank 1 on {socket.gethostname()})\n")
+    assert end(ranks.PeerError("wrong (rank 3)"), rank=1, size=2) == (2, "\nerror: wrong (rank 3)\n")
+
+
+def test_a_run_that_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert interrupts.Run([]).execute(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_second_signal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    one = interrupts.Run([])
+
+    def body() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), number)
+
+    assert one.execute(body) == 0 and left == [143]
 
 
 ENDING = """

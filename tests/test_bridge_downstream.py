@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from argparse import Namespace
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from export_student import write_student
 
-from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch
+from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.errors import EkdError
 
@@ -167,3 +169,23 @@ def test_what_is_no_head_is_refused_before_anything_is_loaded(tmp_path: Path) ->
     start("train", file)
     with pytest.raises(EkdError, match="--device cuda:99"):
         start("evaluate", file)
+
+
+def test_ranks_wait_for_an_evaluation_and_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 evaluates alone, for longer than an exchange may take otherwise."""
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    joined: list[tuple[str, timedelta]] = []
+    monkeypatch.setattr(launch.world, "join", lambda backend, timeout: joined.append((backend, timeout)))
+    script = SimpleNamespace(override=None, get_downstream_args=None)
+    launch._change_script(script)
+    script.torch.distributed.init_process_group("gloo")
+    assert joined == [("gloo", ranks.EVALUATION)] and ranks.EVALUATION > ranks.PATIENCE
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for device, rank in (("cpu", 0), ("cpu", 7), ("cuda", 1)):
+        launch.args = Namespace(device=device)
+        script.torch.cuda.set_device(rank)
+    assert taken == [1]
+    with pytest.raises(EkdError, match="--local_rank 2: this machine has 2 GPUs"):
+        script.torch.cuda.set_device(2)

@@ -234,6 +234,32 @@ def test_what_the_runner_reads_without_a_default_must_be_there() -> None:
                 taskkeys.check_runner(less, "x.yaml")
 
 
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("total_steps", (0, -1, 1.5, "100", True), (1,)),
+        ("gradient_accumulate_steps", (0, None), (1,)),
+        ("gradient_clipping", (0, -1.0, "1"), (1, 0.5)),
+        ("log_step", (0, "1e3"), (1,)),
+        ("eval_step", (0,), (1,)),
+        ("save_step", (0,), (1,)),
+        ("max_keep", (0,), (1,)),
+        ("evaluate_ratio", (0, 1.5), (1, 0.1)),
+        ("fp16", (1, "yes"), (True, False)),
+        ("eval_dataloaders", ("dev", [1]), (["dev"], [])),
+    ],
+)
+def test_what_the_runner_can_train_with(key: str, wrong: tuple, right: tuple) -> None:
+    config = task_config("er")
+    for value in right:
+        config["runner"][key] = value
+        taskkeys.check_runner(config, "x.yaml")
+    for value in wrong:
+        config["runner"][key] = value
+        with pytest.raises(EkdError, match=rf"^x.yaml: runner\.{key}\b"):
+            taskkeys.check_runner(config, "x.yaml")
+
+
 def test_what_an_expert_reads_without_a_default_must_be_there(hub: ModuleType, tmp_path: Path) -> None:
     """s3prl's own classes say what that is: built without each key of ours, in turn, and asked for both loaders."""
     corpora = bridge_corpora.all_tasks(tmp_path)
@@ -247,7 +273,9 @@ def test_what_an_expert_reads_without_a_default_must_be_there(hub: ModuleType, t
             given = {"upstream_dim": 8, "upstream_rate": 160, "expdir": args.expdir}
             model = module.DownstreamExpert(downstream_expert=config["downstream_expert"], **given)
             for split in ("train", config["runner"]["eval_dataloaders"][0]):
+                before = copy.deepcopy(config)
                 model.get_dataloader(split)
+                assert config == before  # s3prl's ctc takes num_workers out: every later loader would have twelve
 
         build(copy.deepcopy(corpora[name]))
         fails = set()

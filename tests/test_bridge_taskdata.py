@@ -151,6 +151,28 @@ def test_a_training_needs_every_split_that_it_evaluates_on(
         complete(name, config | {"runner": {"eval_dataloaders": wrong}}, tmp_path)
 
 
+def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:
+    """ASR's symbols are ours, ER's fold is s3prl's first or what -v says; of another corpus of ctc nothing is asked."""
+    config = copy.deepcopy(filled["asr"])
+    del config["downstream_expert"]["datarc"]["dict_path"]
+    complete("asr", config, tmp_path)
+    assert config["downstream_expert"]["datarc"]["dict_path"] == str(shipped("resources/char.dict"))
+    config = copy.deepcopy(filled["er"])
+    del config["downstream_expert"]["datarc"]["test_fold"]
+    complete("er", config, tmp_path)
+    args = SimpleNamespace(downstream="emotion", mode="train", evaluate_split="test", downstream_variant="fold2")
+    with pytest.raises(EkdError, match="test_fold: fold2: .*/Session2/train_meta_data.json: no such file"):
+        taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
+    for name, asks in (("LibriPhone", True), ("snips", False)):
+        config = copy.deepcopy(filled["pr"])
+        config["downstream_expert"]["corpus"] |= {"name": name, "path": "/none"}
+        if asks:
+            with pytest.raises(EkdError, match="corpus.path: /none: no such folder"):
+                complete("pr", config, tmp_path)
+        else:
+            complete("pr", config, tmp_path)
+
+
 def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> None:
     config = copy.deepcopy(filled["asr"])
     config["downstream_expert"]["datarc"]["train"] = ["none"]

@@ -12,6 +12,7 @@ import argparse
 import logging
 import pickle
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,9 @@ _ADMITTED: list[Any] = [
     (_Inert, f"{__name__}._Inert"),  # in a file that was read here and saved again
     *((_Inert, f"{module}.{name}") for module in ("optimizers", "s3prl.optimizers") for name in _SCHEDULES),
 ]
+# What torch meets in damaged files, found by damaging some; the older format meets most of them where it is cut short
+_DAMAGED = (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError, TypeError,
+            AssertionError, OverflowError, struct.error)  # fmt: skip
 _admitting = threading.Lock()  # torch's list of them is one for the process, and runs of evaluate end side by side
 
 
@@ -77,7 +81,7 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
         raise EkdError(f"{path}: cannot be read (not a PyTorch file)") from error
     except PermissionError as error:
         raise EkdError(f"{path}: no permission to read it") from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, IndexError, AttributeError) as error:
+    except _DAMAGED as error:
         if path.stat().st_size == 0:
             raise EkdError(f"{path}: the file is empty (0 bytes)") from error
         raise EkdError(f"{path}: cannot be read (cut short, or not a PyTorch file)") from error

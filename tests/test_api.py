@@ -42,6 +42,7 @@ def test_a_student_and_a_teacher_without_s3prl(tmp_path: Path) -> None:
     frames = student.shape.frames(8000)
     assert out.states[student.shape.layers].shape == (2, frames, student.shape.width)
     assert out.mask.sum(1).tolist() == [frames, student.shape.frames(5000)]
+    assert s3prl_ekd.encode_clips(student, [short, short]).mask is None
     teacher = s3prl_ekd.load_teacher("embedded:tiny_hubert")
     assert not teacher.training and not any(value.requires_grad for value in teacher.parameters())
     states = s3prl_ekd.encode_clips(teacher, [long]).states

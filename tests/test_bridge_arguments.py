@@ -74,6 +74,11 @@ def test_local_rank(monkeypatch: pytest.MonkeyPatch, argv: list, env: str | None
     assert arguments.take_local_rank(argv) == expected
 
 
+def test_a_local_rank_that_is_no_number() -> None:
+    with pytest.raises(EkdError, match="--local_rank x: expected the number of a GPU"):
+        arguments.take_local_rank(["--local_rank", "x"])
+
+
 def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     arguments.hide_gpu("cuda")
@@ -91,6 +96,7 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("config=1", "the key must start with config. or args."),
         ("args.seeed=1", "there is no argument 'seeed'; did you mean seed?"),
         ("args.seed.x=1", "there is no argument 'seed.x'"),
+        ("args.mine.x=1", "there is no argument 'mine.x'"),
         ("args.expdir=/x", "the folder is named by -n or -p"),
         ("ekd.x=1", "ekd belongs into the other file"),
         ("config.ekd.x=1", "ekd belongs into the other file"),

@@ -50,6 +50,13 @@ def test_a_full_disk_is_one_line_and_a_bug_stays_one(tmp_path: Path, monkeypatch
         keeper.save(state(2), path)
 
 
+def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(
+        EkdError, match=r"states-2.ckpt: the checkpoint could not be written \(No such file or directory"
+    ):
+        checkpoints.AtomicCheckpoints().save(state(2), tmp_path / "gone" / "states-2.ckpt")
+
+
 def test_the_old_checkpoint_goes_only_after_the_new_is_complete(tmp_path: Path) -> None:
     keeper = checkpoints.AtomicCheckpoints()
     keeper.save(state(1), tmp_path / "states-1.ckpt")
@@ -155,12 +162,19 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert found(True, None) == found(True, other) == own / "states-2.ckpt" and found(False, None) is None
 
 
-def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path) -> None:
+def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mine, dead = tmp_path / f".states-1.ckpt.tmp-{os.getpid()}", tmp_path / ".states-1.ckpt.tmp-4194305"
     for path in (mine, dead):
         path.touch()
     checkpoints.sweep(tmp_path)
     assert mine.exists() and not dead.exists()
+
+    def of_another_user(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", of_another_user)
+    checkpoints.sweep(tmp_path)
+    assert mine.exists()
 
 
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")

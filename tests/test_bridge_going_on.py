@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from s3prl_ekd.bridge import downstream_launch, pretrain_launch
+from s3prl_ekd.bridge import downstream_launch, kept_config, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import Finished
 from s3prl_ekd.config import DataConfig, load_model_config
@@ -57,6 +57,32 @@ def test_what_a_run_that_goes_on_does_not_read_is_said_where_it_differs(
     Path("mine.yaml").unlink()
     launch._note_kept(Path("x/states-4.ckpt"))
     assert caplog.text.endswith("not read: -c mine.yaml\n")
+
+
+def test_where_a_configuration_differs_from_the_kept_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+    def said(given: object, kept: object) -> str:
+        found = kept_config.difference("-c x", lambda: ({"a": given}, {"a": kept, "filled_in": 1}))
+        return "".join(found).removeprefix("-c x (differs in ").removesuffix(")")
+
+    for given, kept, key in (
+        ({"b": 1}, None, "a"),
+        (None, {"b": 1}, "a"),
+        ({"b": {"c": 1}}, {"b": {}}, "a.b.c"),
+        ([1, 2], [1], "a"),
+        ([1], [1, 2], "a"),
+        ("x", ["x"], "a"),
+        (["x"], "x", "a"),
+        ([{"b": 1}, {"b": 2}], [{"b": 1}, {"b": 3}], "a[1].b"),
+        ("", "/data/", "a"),
+        ("a/b", "/data/xa/b", "a"),
+    ):
+        assert said(given, kept) == key, (given, kept)
+    for same in ("b/c", "./b/c", "x/../b/c", str(tmp_path / "b/c")):
+        assert said(same, f"{tmp_path}/b/c") == "", same
+    assert said("~/c", f"{tmp_path}/home/c") == "" == said([{"b": 1}], [{"b": 1, "c": 2}])
 
 
 def test_the_model_that_pretraining_goes_on_with_is_the_checkpoints(

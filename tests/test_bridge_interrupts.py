@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from console import environment
 
-from s3prl_ekd.bridge import interrupts
+from s3prl_ekd.bridge import interrupts, ranks
 from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.signals import Interrupted
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 
@@ -40,6 +45,108 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -
 
     assert run.execute(body) == 2
     assert capsys.readouterr().err == "error: -k x: no such checkpoint\n"
+
+
+@pytest.fixture
+def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """What a run that an error or a signal ends says, and its status."""
+    monkeypatch.setattr(sys, "argv", ["/some/bin/run_pretrain.py"])
+
+    def run(error: BaseException, *argv: str, number: int = 0, rank: int = 0, size: int = 1, **changes: Any) -> Any:
+        one = interrupts.Run(list(argv))
+        one.expdir, one.world.rank, one.world.size = tmp_path, rank, size
+        vars(one).update(changes)
+
+        def body() -> None:
+            one.signals.number = number
+            raise error
+
+        status = one.execute(body)
+        return status, capsys.readouterr().err
+
+    return run
+
+
+def test_a_stopped_run_says_how_it_goes_on(end: Any, tmp_path: Path) -> None:
+    def stopped(*argv: str, number: int = signal.SIGTERM, **changes: Any) -> tuple[int, str]:
+        status, said = end(Interrupted(), *argv, number=number, **changes)
+        assert said == "" or said[0] == "\n" and said.count("\n") == 2  # the cursor stood at the end of a bar
+        return status, said.strip()
+
+    start = "stopped by SIGTERM before the first checkpoint; start again with: "
+    assert stopped("-n", "a b", "-u", "ekd") == (143, f"{start}run_pretrain.py -n 'a b' -u ekd -a")
+    assert stopped("-n", "x", expdir=None) == (143, f"{start}run_pretrain.py -n x -a")
+    (tmp_path / "states-4.ckpt").touch()
+    go_on = "stopped by SIGTERM; continue with: "
+    assert stopped("-n", "x") == (143, f"{go_on}run_pretrain.py -n x -a")
+    assert stopped("-a", "-n", "x") == (143, f"{go_on}run_pretrain.py -a -n x")
+    assert stopped("--auto_resume") == (143, f"{go_on}run_pretrain.py --auto_resume")
+    assert stopped("-n", "x", size=2) == (143, f"{go_on}torchrun ... run_pretrain.py -n x -a")
+    assert stopped("-n", "x", rank=1, size=2) == (143, "")
+    assert stopped("-m", "evaluate", resumable=False) == (143, "stopped by SIGTERM")
+    assert stopped("-n", "x", number=signal.SIGINT)[0] == 130
+    status, said = end(KeyboardInterrupt(), "-n", "x")  # raised by somebody else
+    assert status == 130 and "stopped by SIGINT; " in said
+
+
+def test_what_is_no_bug_is_one_line(end: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "x/log.log")
+    assert end(full) == (2, "error: x/log.log: No space left on device; what was saved is kept\n")
+    nameless = OSError(errno.ENOSPC, "No space left on device")
+    assert end(nameless) == (2, f"error: {tmp_path}: No space left on device; what was saved is kept\n")
+    memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3 GiB.\nMore.")
+    advice = "; set a smaller batch (docs/faq.md, Out of memory)\n"
+    assert end(memory) == (2, f"error: CUDA out of memory. Tried to allocate 2.00 GiB{advice}")
+    for words in ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory"):  # the driver's, a kernel's
+        assert end(RuntimeError(f"{words}\nCompile with ...")) == (2, f"error: {words}{advice}")
+    killed = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. It is possible that ...")
+    status, said = end(killed)
+    assert status == 2 and said.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed, as where")
+    assert said.endswith("; what was saved is kept\n")
+    assert end(killed, number=signal.SIGTERM)[0] == 143  # ended by the signal that came
+    for error in (OSError(errno.ENOENT, "No such file"), RuntimeError("gloo: Connection closed by peer")):
+        with pytest.raises(type(error)):
+            end(error)
+    monkeypatch.setattr(interrupts.Signals, "awaited", lambda self, seconds: False)
+    lost = RuntimeError("gloo: Connection closed by peer\nframe 1")
+    host = socket.gethostname()
+    assert end(lost, size=2) == (1, "error: lost contact to another rank: gloo: Connection closed by peer\n")
+    assert end(lost, rank=1, size=2)[1].strip() == (
+        f"error: lost contact to another rank (rank 1 on {host}): gloo: Connection closed by peer"
+    )
+    status, said = end(KeyError("a bug"), size=2)  # said, so that the launcher's signal does not come before it
+    assert status == 1 and "Traceback" in said and "KeyError: 'a bug'" in said
+    with pytest.raises(RuntimeError, match="a bug"):
+        end(RuntimeError("a bug"))
+
+
+def test_an_error_that_another_rank_has_met_is_the_first_ranks_to_say(end: Any) -> None:
+    assert end(EkdError("wrong"), size=2) == (2, "error: wrong\n")
+    assert end(EkdError("wrong"), rank=1, size=2) == (2, "")
+
+
+def test_what_one_rank_alone_has_met_names_it(end: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks.World, "may_report", lambda self, text: True)
+    assert end(EkdError("wrong"), rank=1, size=2) == (2, f"\nerror: wrong (rank 1 on {socket.gethostname()})\n")
+    assert end(ranks.PeerError("wrong (rank 3)"), rank=1, size=2) == (2, "\nerror: wrong (rank 3)\n")
+
+
+def test_a_run_that_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert interrupts.Run([]).execute(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_second_signal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    one = interrupts.Run([])
+
+    def body() -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with pytest.raises(Interrupted):
+                os.kill(os.getpid(), number)
+
+    assert one.execute(body) == 0 and left == [143]
 
 
 ENDING = """

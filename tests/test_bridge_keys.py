@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import re
 import subprocess
 import sys
 import urllib.error
 from argparse import Namespace
 from pathlib import Path
+from types import ModuleType
 
+import bridge_corpora
 import numpy as np
 import pytest
 import soundfile
@@ -36,6 +40,8 @@ def task_config(name: str) -> dict:
         ("er", "downstream_expert.datarc", "tst_fold", "test_fold"),
         ("sid", "", "optimiser", "optimizer"),
         ("sid", "runner", "evaluate_ration", "evaluate_ratio"),  # a key of the runner that no config of ours holds
+        ("er", "runner", "train_dataloder", "train_dataloader"),
+        ("er", "", "schedular", "scheduler"),
     ],
 )
 def test_a_misspelt_key_is_named_with_the_known_one(name: str, path: str, slip: str, meant: str) -> None:
@@ -56,6 +62,8 @@ def test_keys_of_ones_own_pass() -> None:
         config["runner"]["fp16"], config["scheduler"], config["my_section"] = True, {"name": "x"}, {"anything": 1}
         data = config["downstream_expert"].get("datarc") or config["downstream_expert"]["corpus"]
         data["test-clean2"] = ["test-clean2"]  # a split
+        config["runner"]["max_keys"] = 1  # like max_keep, but not so like
+        config[7] = [config.pop("specaug", None)]
         taskkeys.check_spelling(config, task_config(name), "x.yaml")
 
 
@@ -74,6 +82,10 @@ def test_keys_of_ones_own_pass() -> None:
         ("asr", "downstream_expert.modelrc.RNNs.dim", [128, "x"], "expected a list, found [128, 'x']"),
         ("pr", "downstream_expert.model.select", "FramLevel", "'FramLevel' is no model of s3prl's for this task"),
         ("sid", "downstream_expert.modelrc.select", "print(1)", "'print(1)' is no model of s3prl's for this task"),
+        ("er", "optimizer.lr", {"a": 1}, "expected a number, found {'a': 1}"),
+        ("sid", "downstream_expert.modelrc", 3, "expected a section, found 3"),
+        ("er", "downstream_expert.modelrc", None, "expected a section, found None"),
+        ("asr", "downstream_expert.datarc.decoder_args", "x", "expected a section, found 'x'"),
         ("asr", "downstream_expert.modelrc.select", "os", "'os' is no model of s3prl's for this task"),
     ],
 )
@@ -220,6 +232,73 @@ def test_what_the_runner_reads_without_a_default_must_be_there() -> None:
             less = {"runner": {other: value for other, value in config["runner"].items() if other != key}}
             with pytest.raises(EkdError, match=f"x.yaml: runner.{key}: is missing"):
                 taskkeys.check_runner(less, "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("total_steps", (0, -1, 1.5, "100", True), (1,)),
+        ("gradient_accumulate_steps", (0, None), (1,)),
+        ("gradient_clipping", (0, -1.0, "1"), (1, 0.5)),
+        ("log_step", (0, "1e3"), (1,)),
+        ("eval_step", (0,), (1,)),
+        ("save_step", (0,), (1,)),
+        ("max_keep", (0,), (1,)),
+        ("evaluate_ratio", (0, 1.5), (1, 0.1)),
+        ("fp16", (1, "yes"), (True, False)),
+        ("eval_dataloaders", ("dev", [1]), (["dev"], [])),
+    ],
+)
+def test_what_the_runner_can_train_with(key: str, wrong: tuple, right: tuple) -> None:
+    config = task_config("er")
+    for value in right:
+        config["runner"][key] = value
+        taskkeys.check_runner(config, "x.yaml")
+    for value in wrong:
+        config["runner"][key] = value
+        with pytest.raises(EkdError, match=rf"^x.yaml: runner\.{key}\b"):
+            taskkeys.check_runner(config, "x.yaml")
+
+
+def test_what_an_expert_reads_without_a_default_must_be_there(hub: ModuleType, tmp_path: Path) -> None:
+    """s3prl's own classes say what that is: built without each key of ours, in turn, and asked for both loaders."""
+    corpora = bridge_corpora.all_tasks(tmp_path)
+    for name, task in DOWNSTREAM.items():
+        module = importlib.import_module(f"s3prl.downstream.{task}.expert")
+
+        def build(config: dict, task: str = task, module: ModuleType = module) -> None:
+            args = Namespace(downstream=task, mode="train", evaluate_split="test", expdir=str(tmp_path))
+            taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
+            taskkeys.check_runner(config, "x.yaml", taskdata.splits(task, config))
+            given = {"upstream_dim": 8, "upstream_rate": 160, "expdir": args.expdir}
+            model = module.DownstreamExpert(downstream_expert=config["downstream_expert"], **given)
+            for split in ("train", config["runner"]["eval_dataloaders"][0]):
+                before = copy.deepcopy(config)
+                model.get_dataloader(split)
+                assert config == before  # s3prl's ctc takes num_workers out: every later loader would have twelve
+
+        build(copy.deepcopy(corpora[name]))
+        fails = set()
+        for section, values in corpora[name]["downstream_expert"].items():
+            for key in [None] if not isinstance(values, dict) else list(values):
+                path = section if key is None else f"{section}.{key}"
+                config = copy.deepcopy(corpora[name])
+                (config["downstream_expert"] if key is None else config["downstream_expert"][section]).pop(
+                    key or section
+                )
+                try:
+                    build(copy.deepcopy(config))
+                except EkdError:
+                    continue  # found before
+                except (KeyError, TypeError):
+                    fails.add(path)
+                    with pytest.raises(
+                        EkdError, match=f"x.yaml: downstream_expert.{path}: is missing; give it with -o"
+                    ):
+                        taskkeys.check_expert(config, task, "x.yaml")
+                else:
+                    taskkeys.check_expert(config, task, "x.yaml")
+        assert fails >= set(taskkeys.EXPERT[task])
 
 
 def test_a_layer_beyond_the_upstreams_is_one_line() -> None:

@@ -152,7 +152,9 @@ def test_a_new_run_and_one_that_goes_on(launch: Any, tmp_path: Path) -> None:
     (tmp_path / "result/some/x").rename(tmp_path / "moved")
     again = launch("--expdir", "moved", "--auto_resume", "--override", "config.a=1", "--device", "cpu:0")
     assert again.seen["checkpoint"] == Path("moved/states-1.ckpt") and again.source == "moved/states-1.ckpt"
-    assert again.before == {} and again.seen["config"] == {"changed": "config.a=1"}  # -o is not in what was before
+    assert (
+        again.step == 1 and again.before == {} and again.seen["config"] == {"changed": "config.a=1"}
+    )  # -o is not in what was before
     assert again.seen["args"].expdir == "moved" and again.seen["args"].device == "cpu:0"
     with pytest.raises(EkdError, match="-n: result/some/y is not the folder of moved/states-1.ckpt"):
         launch("--past_exp", "moved", "--expname", "y")
@@ -224,6 +226,17 @@ def test_a_signal_that_hit_tensorboard_does_not_keep_the_run(
     with pytest.raises(RuntimeError, match="a fault"):
         one.run(["--expname", "x", "--override", "config.fault=1"])
     assert [writer.closed for writer in sys.modules["its_runner"].writers] == [False]
+
+
+def test_a_training_keeps_others_out_of_its_folder_a_test_does_not(launch: Any, tmp_path: Path) -> None:
+    """A checkpoint of a training may be tested while that goes on."""
+    one = launch("--expname", "x")
+    for mode, rank, locks in (("train", 0, True), ("train", 1, False), ("evaluate", 0, False), ("inference", 0, False)):
+        one.lock, one.args, one.world.rank = None, Namespace(mode=mode), rank
+        one._lock(tmp_path / "result/some/x")
+        assert (one.lock is not None) == locks, mode
+        if one.lock is not None:
+            one.lock.close()
 
 
 LIGHT = """

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import bridge_corpora
 import pytest
@@ -13,6 +17,18 @@ import yaml
 from s3prl_ekd.bridge import pretrain_configs, taskdata
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
+from s3prl_ekd.task_names import DOWNSTREAM
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Our four configs with every place filled in, by our name of the task."""
+    return bridge_corpora.all_tasks(tmp_path_factory.mktemp("corpora"))
+
+
+def complete(name: str, config: dict[str, Any], expdir: Path, mode: str = "train", split: str = "test") -> None:
+    args = SimpleNamespace(downstream=DOWNSTREAM[name], mode=mode, evaluate_split=split, expdir=str(expdir))
+    taskdata.complete(args, config, source="x.yaml", s3prl=expdir)
 
 
 def test_speaker_lists(tmp_path: Path) -> None:
@@ -80,3 +96,122 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
     pretrain_configs.check_ours(runner, "runner.yaml")
     found = runner["pretrain_expert"]["datarc"]
     assert (found["libri_root"], found["file_path"]) == (f"{tmp_path}/audio", f"{tmp_path.parent}/tables")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "message"),
+    [
+        ("pr", "downstream_expert.text", None, "downstream_expert.text: the section is missing"),
+        ("pr", "downstream_expert.corpus.path", None, "corpus.path: is missing; give it with -o config.downstream_exp"),
+        ("pr", "downstream_expert.corpus.lexicon", "a.txt", "corpus.lexicon: 'a.txt': expected a list of files"),
+        ("pr", "downstream_expert.corpus.train", "dev-clean", "train: 'dev-clean': expected a list of split names"),
+        ("pr", "downstream_expert.corpus.dev", ["dev-x"], "corpus.dev: ROOT/libri/LibriSpeech/dev-x: no such folder"),
+        ("asr", "downstream_expert.datarc.train", ["a"], "ROOT/libri/len_for_bucket/a.csv: no such table of lengths ("),
+        ("er", "downstream_expert.datarc.test_fold", "fold7", "fold7: ROOT/iem/meta_data/Session7/train_meta_data"),
+        ("er", "downstream_expert.datarc.root", "ROOT", "train_meta_data.json: Session1/sentences/wav/Ses01F/Ses01"),
+        ("sid", "downstream_expert.datarc.file_path", "ROOT/vox", "datarc.file_path: ROOT/vox: has no */wav/ folder"),
+        ("sid", "optimizer", 3, "x.yaml: the section 'optimizer' is missing"),
+    ],
+)
+def test_what_the_data_lack_is_named(
+    filled: dict, tmp_path: Path, name: str, key: str, value: object, message: str
+) -> None:
+    config = copy.deepcopy(filled[name])
+    root = str(Path(filled["sid"]["downstream_expert"]["datarc"]["meta_data"]).parent.parent)
+    complete(name, copy.deepcopy(config), tmp_path)
+    section = config
+    *path, last = key.split(".")
+    for part in path:
+        section = section[part]
+    section[last] = value.replace("ROOT", root) if isinstance(value, str) else value
+    with pytest.raises(EkdError, match=re.escape(message.replace("ROOT", root))):
+        complete(name, config, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "split"),
+    [("pr", "corpus", "test"), ("asr", "datarc", "dev-clean"), ("asr", "datarc", "test-other")],
+)
+def test_a_training_needs_every_split_that_it_evaluates_on(
+    filled: dict, tmp_path: Path, name: str, key: str, split: str
+) -> None:
+    """They are read thousands of steps after the start; of an evaluation, only its own."""
+    config = copy.deepcopy(filled[name])
+    section = config["downstream_expert"][key]
+    section[split] = ["none"]
+    config["runner"]["eval_dataloaders"] = ["dev" if name == "pr" else "train"]
+    complete(name, copy.deepcopy(config), tmp_path)
+    config["runner"]["eval_dataloaders"].append(split)
+    with pytest.raises(EkdError, match=r"none(\.csv)?: no such "):
+        complete(name, config, tmp_path)
+    complete(name, copy.deepcopy(config), tmp_path, "evaluate", "train")
+    with pytest.raises(EkdError, match=r"none(\.csv)?: no such "):
+        complete(name, copy.deepcopy(config), tmp_path, "evaluate", split)
+    for wrong in ("dev", ["nothing"], None):  # said by check_runner
+        complete(name, config | {"runner": {"eval_dataloaders": wrong}}, tmp_path)
+
+
+def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:
+    """ASR's symbols are ours, ER's fold is s3prl's first or what -v says; of another corpus of ctc nothing is asked."""
+    config = copy.deepcopy(filled["asr"])
+    del config["downstream_expert"]["datarc"]["dict_path"]
+    complete("asr", config, tmp_path)
+    assert config["downstream_expert"]["datarc"]["dict_path"] == str(shipped("resources/char.dict"))
+    config = copy.deepcopy(filled["er"])
+    del config["downstream_expert"]["datarc"]["test_fold"]
+    complete("er", config, tmp_path)
+    args = SimpleNamespace(downstream="emotion", mode="train", evaluate_split="test", downstream_variant="fold2")
+    with pytest.raises(EkdError, match="test_fold: fold2: .*/Session2/train_meta_data.json: no such file"):
+        taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
+    for name, asks in (("LibriPhone", True), ("snips", False)):
+        config = copy.deepcopy(filled["pr"])
+        config["downstream_expert"]["corpus"] |= {"name": name, "path": "/none"}
+        if asks:
+            with pytest.raises(EkdError, match="corpus.path: /none: no such folder"):
+                complete("pr", config, tmp_path)
+        else:
+            complete("pr", config, tmp_path)
+
+
+def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> None:
+    config = copy.deepcopy(filled["asr"])
+    config["downstream_expert"]["datarc"]["train"] = ["none"]
+    complete("asr", config, tmp_path, "inference")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected labels and meta_data: "),
+        ({"meta_data": [{"label": "neu"}]}, "expected labels and meta_data: "),
+        ({"labels": {}}, "expected labels and meta_data: "),
+        ({"meta_data": []}, "lists no utterance"),
+    ],
+)
+def test_a_fold_whose_tables_say_nothing(filled: dict, tmp_path: Path, content: object, message: str) -> None:
+    config = copy.deepcopy(filled["er"])
+    data = config["downstream_expert"]["datarc"]
+    old = Path(data["meta_data"], "Session1")
+    for part in ("train", "test"):
+        table = tmp_path / "Session2" / f"{part}_meta_data.json"
+        table.parent.mkdir(exist_ok=True)
+        table.write_text((old / table.name).read_text())
+    data |= {"meta_data": str(tmp_path), "test_fold": "fold2"}
+    complete("er", config, tmp_path)
+    table.write_text(json.dumps(content))  # the second of them
+    with pytest.raises(EkdError, match=re.escape(f"{table}: {message}")):
+        complete("er", config, tmp_path)
+
+
+def test_a_split_file_without_a_test_part_is_enough_to_train(filled: dict, tmp_path: Path) -> None:
+    config = copy.deepcopy(filled["sid"])
+    data = config["downstream_expert"]["datarc"]
+    lines = Path(data["meta_data"]).read_text().splitlines()
+    for part, mode in (("3", "evaluate"), ("2", "train"), ("1", "train")):
+        table = tmp_path / f"without_{part}.txt"
+        table.write_text("\n".join(line for line in lines if line[0] != part))
+        data["meta_data"] = str(table)
+        if mode == "evaluate":
+            complete("sid", config, tmp_path)
+        with pytest.raises(EkdError, match=f"{table}: lists no utterance for "):
+            complete("sid", config, tmp_path, mode)

@@ -6,13 +6,14 @@ import itertools
 import os
 from argparse import Namespace
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from s3prl_ekd.bridge import downstream_runner, taskkeys
+from s3prl_ekd.bridge import downstream_runner, state_files, taskkeys
 from s3prl_ekd.bridge.cached_upstream import CachedUpstream
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.state_files import StateFiles
@@ -200,6 +201,34 @@ def test_a_full_disk_is_said_once_and_ends_nothing(
         assert torch.equal(upstream(wav)["hidden_states"][1], expected)
     assert caplog.text.count("cannot be written (No space left on device); no more states are kept") == 1
     assert len(list(tmp_path.rglob("*.npy*"))) == 1
+
+
+def test_states_lie_where_an_earlier_version_left_them(tmp_path: Path) -> None:
+    """FOLDER/ab/ab12.npy: in another place a user's cache would be computed again."""
+    files, states = StateFiles(tmp_path, "runner.cache_states"), torch.arange(12.0).view(2, 3, 2)
+    files.write("ab12", states)
+    kept = np.load(tmp_path / "ab" / "ab12.npy", allow_pickle=False)
+    assert kept.dtype == np.float32 and np.array_equal(kept, states.numpy())
+    assert torch.equal(files.read("ab12"), states)
+
+
+def test_another_hosts_process_that_writes_the_same_file_is_no_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the same number it takes away the file that was being written here."""
+    files, states = StateFiles(tmp_path, "runner.cache_states"), torch.ones(1, 2, 3)
+    real = state_files.np.save
+
+    def save(file: IO[bytes], *args: object, **options: object) -> None:
+        real(file, *args, **options)
+        os.unlink(file.name)
+
+    monkeypatch.setattr(state_files.np, "save", save)
+    files.write("ab12", states)
+    monkeypatch.undo()
+    assert files.read("ab12") is None and not caplog.records
+    files.write("ab12", states)
+    assert files.read("ab12") is not None
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from s3prl_ekd.audio import AudioError, audio_below, audio_info, read_audio
+from s3prl_ekd.audio import AUDIO_SUFFIXES, AudioError, audio_below, audio_info, find_audio, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
@@ -233,6 +233,23 @@ def test_without_room_in_shared_memory_the_key_is_named(
             dataset[spec]
 
 
+def test_every_format_that_is_looked_for_is_read(tmp_path: Path) -> None:
+    """As real files have it, by its name: in upper case too."""
+    forms = {"flac": "FLAC", "wav": "WAV", "ogg": "OGG", "opus": "OGG", "mp3": "MP3", "aiff": "AIFF", "aif": "AIFF"}
+    assert {f".{suffix}" for suffix in forms} == AUDIO_SUFFIXES
+    clip = 0.3 * np.sin(np.arange(16_000) / 5)
+    for index, (suffix, form) in enumerate(forms.items()):
+        name = f"clip.{suffix if index % 2 else suffix.upper()}"
+        (tmp_path / str(index)).mkdir()
+        soundfile.write(tmp_path / str(index) / name, clip, 16_000, "OPUS" if suffix == "opus" else None, format=form)
+    found = find_audio(tmp_path)
+    assert len(found) == len(forms)
+    for file in found:
+        wave = read_audio(file, samples=12_000)
+        assert wave.shape == (12_000,) and wave.dtype == np.float32
+        assert abs(float(np.abs(wave).max()) - 0.3) < 0.1, file
+
+
 def test_unreadable_audio_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.flac").write_bytes(b"")
     (tmp_path / "corrupt.flac").write_bytes(b"fLaC" + b"\0" * 100)
@@ -285,6 +302,8 @@ def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> N
     for length in ("long", "inf", ""):
         (tmp_path / "train.csv").write_text(f",file_path,length,label\n0,1.wav,{length},\n")
         assert "line 2" in message()
+    (tmp_path / "train.csv").write_text(",file_path,length,label\n0,1.wav,16000,\n1,,16000,\n")
+    assert "line 3: file_path or length is missing or no number" in message()
 
 
 def test_s3prls_length_filter(tmp_path: Path) -> None:

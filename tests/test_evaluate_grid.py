@@ -14,7 +14,7 @@ from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.rates import check_rates, choose_rates
-from s3prl_ekd.evaluate.results import merge_seeds, standard_error
+from s3prl_ekd.evaluate.results import merge_folds, merge_grids, merge_seeds, standard_error
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 FBANK = Upstream("fbank", "fbank")
@@ -158,3 +158,35 @@ def test_seeds_are_merged_into_means_of_the_runners_and_of_our_scores():
     assert (merged["steps"], merged["n_utterances"]) == (8, 5)
     assert merged["commands"] == ["seed of 20.0", "seed of 40.0"]
     assert merge_seeds(TASKS["asr"], {"1": parts["1"], "2": parts["1"]})["lr"] == 0.1
+
+
+def test_folds_are_merged_into_one_record():
+    def part(score, dev):
+        rescored = {"acc": score + 0.5, "majority": 2 * score, "agrees": score < 50}
+        given = {"seconds": 1.06, "steps": 9, "lr": 0.1, "n_utterances": 3, "commands": [f"train {score}"]}
+        return {"acc": score, "rescored": rescored, "dev": dev, **given}
+
+    parts = {"fold1": part(20.0, 60.0), "fold2": part(40.0, 70.0), "fold3": part(30.0, None)}
+    merged = merge_folds(TASKS["er"], parts)
+    assert merged == {
+        "acc": 30.0, "rescored": {"acc": 30.5, "majority": 60.0, "agrees": True}, "dev": 65.0, "seconds": 3.2,
+        "steps": 9, "lr": 0.1, "n_utterances": 9, "folds": parts,
+        "commands": ["train 20.0", "train 40.0", "train 30.0"],
+    }  # fmt: skip
+    parts["fold4"] = part(70.0, None)
+    assert not merge_folds(TASKS["er"], parts)["rescored"]["agrees"]
+    assert merge_folds(TASKS["er"], {"fold1": part(20.0, None)})["dev"] is None
+
+
+def test_rates_of_an_earlier_call_stay_in_the_grid():
+    def tried(seconds, picked, **devs):
+        entries = [{"lr": lr, "dev": dev, "picked": lr == picked} for lr, dev in devs.items()]
+        return {"lr": picked, "dev": devs[picked], "seconds": seconds} | ({"grid": entries} if len(devs) > 1 else {})
+
+    for seconds in (5.0, 50.0):
+        merged = merge_grids(tried(20.0, "a", a=30.0, b=40.0), tried(seconds, "c", a=30.0, c=20.0))
+        assert merged == tried(max(seconds, 20.0), "c", b=40.0, a=30.0, c=20.0)
+    alone, wider = tried(1.0, "a", a=30.0), tried(5.0, "a", a=30.0, b=40.0)
+    assert merge_grids(alone, wider) == wider
+    assert merge_grids(wider, tried(5.0, "c", b=40.0, c=20.0)) is None  # the earlier pick was not compared
+    assert merge_grids(alone, tried(5.0, "a", a=31.0, b=40.0)) is None  # not the same runs

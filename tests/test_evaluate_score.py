@@ -74,6 +74,11 @@ def test_rescore_reads_a_folds_files(tmp_path):
 def test_prediction_files_that_cannot_be_scored(tmp_path):
     with pytest.raises(EkdError, match="test-hyp.ark: not found"):
         score.rescore(TASKS["pr"], tmp_path)
+    (tmp_path / "test-hyp.ark").write_text("\n \n")
+    with pytest.raises(EkdError, match="test-hyp.ark: holds no utterance"):
+        score.rescore(TASKS["pr"], tmp_path)
+    with pytest.raises(EkdError, match="every reference is empty"):
+        score.word_error_rate({"a": "B"}, {"a": ""})
     write(tmp_path / "test-hyp.ark", {"a": "B"})
     write(tmp_path / "test-ref.ark", {"a": "B", "b": "B"})
     with pytest.raises(EkdError, match="disagree on b"):

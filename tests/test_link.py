@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -60,6 +62,9 @@ def test_twice_is_once_and_unlink_restores(tmp_path: Path, capsys: pytest.Captur
     assert f"cd '{root}/s3prl'\n" in shown and f"export PYTHONPATH='{root}' " in shown
     linked = content(root)
     assert (root / "s3prl/hub.py").read_text().startswith(link.BEGIN)
+    task = shipped("pretrain/ekd")
+    for file in task.rglob("*.yaml"):  # s3prl's script takes the first two for -c and -g
+        assert (root / "s3prl/pretrain/ekd" / file.relative_to(task)).read_bytes() == file.read_bytes()
     assert link.link(root) == [] and content(root) == linked
     assert main(["unlink", str(root)]) == 0
     assert content(root) == before and git(root, "status", "--porcelain") == ""
@@ -83,6 +88,9 @@ def test_the_users_edits_stay(tmp_path: Path) -> None:
 def test_what_is_refused_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["link", str(tmp_path / "none")]) == 2
     assert "no git checkout of s3prl" in capsys.readouterr().err
+    (tmp_path / "other/.git").mkdir(parents=True)
+    assert main(["link", str(tmp_path / "other")]) == 2
+    assert "no git checkout of s3prl (there is no s3prl/run_pretrain.py)" in capsys.readouterr().err
     root = make_checkout(tmp_path / "a")
     own = root / "s3prl/upstream/ekd_student"
     own.mkdir()
@@ -92,12 +100,48 @@ def test_what_is_refused_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
     assert content(root) == before
     own.rmdir()
     hub = root / "s3prl/hub.py"
-    hub.write_text(hub.read_text() + link.END + "\n")
-    with pytest.raises(EkdError, match="without its partner"):
+    text = hub.read_text()
+    for alone in (link.BEGIN, link.END):
+        hub.write_text(f"{text}{alone}\n")
+        for act in (link.link, link.unlink):
+            with pytest.raises(EkdError, match="without its partner"):
+                act(root)
+    hub.write_text(f"from __future__ import annotations\n{text}")
+    before = content(root)
+    with pytest.raises(EkdError, match=r"hub.py: not valid Python with our lines on top \(from __future__"):
         link.link(root)
+    assert content(root) == before
     shutil.rmtree(root / ".git")
     with pytest.raises(EkdError, match=r"no \.git"):
         link.link(root)
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"/etc/hosts": "1"}', '{"../../hub.py": "1"}'])
+def test_a_damaged_record_removes_nothing(tmp_path: Path, record: str) -> None:
+    """A path in it that leads out of the folder, too: unlink takes away what it names."""
+    root = make_checkout(tmp_path)
+    link.link(root)
+    (root / "s3prl/pretrain/ekd" / link.RECORD).write_text(record)
+    before = content(root)
+    for act in (link.link, link.unlink):
+        with pytest.raises(EkdError, match=f"{link.RECORD}: is damaged; remove .*ekd by hand"):
+            act(root)
+        assert content(root) == before
+
+
+def test_an_older_versions_files_are_renewed(tmp_path: Path) -> None:
+    root = make_checkout(tmp_path)
+    link.link(root)
+    file = root / "s3prl/pretrain/ekd/pretrain_expert.py"
+    record = file.parent / link.RECORD
+    ours, known = file.read_bytes(), json.loads(record.read_text())
+    file.write_text("older\n")
+    record.write_text(json.dumps(known | {file.name: hashlib.sha256(b"older\n").hexdigest()}))
+    assert link.link(root) == ["s3prl/pretrain/ekd/pretrain_expert.py"] and file.read_bytes() == ours
+    cache = file.parent / "__pycache__"
+    cache.mkdir()
+    (cache / "a.pyc").touch()
+    assert link.unlink(root)[1] == [] and not file.parent.exists()
 
 
 @pytest.mark.slow

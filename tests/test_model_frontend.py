@@ -10,7 +10,7 @@ from torch import Tensor
 
 from s3prl_ekd.model import onednn
 from s3prl_ekd.model.frontend import ConvFrontEnd
-from s3prl_ekd.model.strided_conv import channels_innermost, strided_conv
+from s3prl_ekd.model.strided_conv import as_matrix, channels_innermost, strided_conv
 from s3prl_ekd.shape import EncoderShape
 
 NARROW = ((16, 10, 5), *((16, 3, 2),) * 4, *((16, 2, 2),) * 2)
@@ -77,6 +77,8 @@ def test_the_first_window_of_silence_and_of_one_frame() -> None:
     frontend = make()
     silence = torch.zeros(2, 3_200)
     assert relative(frontend(silence), by_convolutions(frontend, silence)) < 1e-5
+    for conv in frontend.convs[1:]:  # no pass copies it
+        assert as_matrix(conv.weight).data_ptr() == conv.weight.data_ptr()
     with pytest.raises(ValueError, match="399 samples give no frame; 400 do"):
         frontend(torch.zeros(1, 399))
 

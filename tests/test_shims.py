@@ -20,6 +20,7 @@ from packaging.version import Version
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.compat.shims import SHIMS, active_shims, apply_shims
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.torch_file import read_torch_file
 
 NAMES = [shim.name for shim in SHIMS]
 COMPARES_MINOR = Version(version("torchaudio")) < Version("2.11.1")  # of CUDA, torch's with its own
@@ -184,12 +185,18 @@ def test_hub_client(mended: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         huggingface_hub.Repository(local_dir="x")
 
 
+SCHEDULES = ["ConstantLR", "WarmupConstantSchedule", "WarmupLinearSchedule", "WarmupCosineSchedule"]
+SCHEDULES += ["WarmupCosineWithHardRestartsSchedule", "WarmupCosineWithWarmupRestartsSchedule"]
+
+
 @pytest.mark.parametrize("module", ["optimizers", "s3prl.optimizers"])
-def test_checkpoint_with_a_schedule_loads(mended: None, tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_checkpoint_with_a_schedule_loads(mended: None, tmp_path: Path, module: str, name: str) -> None:
+    """A student in it is read without s3prl, too: the schedule is an empty shell there."""
     import torch
     from s3prl import optimizers as s3prl_optimizers
 
-    schedule = s3prl_optimizers.WarmupLinearSchedule
+    schedule = getattr(s3prl_optimizers, name)
     state = {"Args": Namespace(upstream="tera"), "group": schedule(warmup=0.1, t_total=7)}
     original = schedule.__module__
     try:
@@ -203,7 +210,14 @@ def test_checkpoint_with_a_schedule_loads(mended: None, tmp_path: Path, module: 
             del sys.modules["optimizers"]
     loaded = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert loaded["Args"] == state["Args"]
-    assert isinstance(loaded["group"], schedule) and loaded["group"].t_total == 7
+    assert type(loaded["group"]) is schedule and loaded["group"].t_total == 7
+    admitted = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    try:
+        inert = read_torch_file(tmp_path / "a.ckpt")
+    finally:
+        torch.serialization.add_safe_globals(admitted)
+    assert inert["Args"] == state["Args"] and type(inert["group"]) is not schedule
 
 
 def test_other_classes_are_still_refused(mended: None, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -17,7 +18,7 @@ from console import code
 
 from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
 from s3prl_ekd.cli import main
-from s3prl_ekd.signals import Interrupted, Signals, end_children, killed_workers
+from s3prl_ekd.signals import Interrupted, Signals, end_children, killed_workers, leave
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 FORK = multiprocessing.get_context("fork")
@@ -101,6 +102,7 @@ def test_after_a_signal_dying_data_workers_are_no_error(monkeypatch: pytest.Monk
     another = RuntimeError("another")
     sys.unraisablehook(SimpleNamespace(exc_value=another))
     assert shown == [another]
+    assert signals.ended_workers(DIED) and not signals.ended_workers(another)
 
 
 @pytest.mark.parametrize("name,said", [("Killed", True), ("Bus error", True), ("Segmentation fault", False)])
@@ -118,6 +120,42 @@ def deaf(ready: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ready.release()
     time.sleep(60)
+
+
+def slow_to_end(ready: Any) -> None:
+    def end(number: int, frame: Any) -> None:
+        time.sleep(0.2)
+        os._exit(7)
+
+    signal.signal(signal.SIGTERM, end)
+    ready.release()
+    time.sleep(60)
+
+
+def test_a_child_that_ends_in_time_is_let_end() -> None:
+    ready = FORK.Semaphore(0)
+    child = FORK.Process(target=slow_to_end, args=(ready,), daemon=True)
+    child.start()
+    ready.acquire()
+    end_children(grace=30.0)
+    assert child.exitcode == 7
+
+
+@pytest.mark.parametrize(
+    ("status", "hard", "leaves"),
+    [(0, False, False), (1, False, False), (2, False, False), (130, False, True), (143, False, True),
+     (0, True, False), (1, True, True), (2, True, True)],
+)  # fmt: skip
+def test_what_runs_at_exit_is_waited_for_no_longer_than_said(
+    monkeypatch: pytest.MonkeyPatch, status: int, hard: bool, leaves: bool
+) -> None:
+    """After a signal, and after an error of one rank of several: else whoever waits would wait for ever."""
+    left: list[object] = []
+    monkeypatch.setattr(atexit, "_run_exitfuncs", lambda: (left.append("cleaned up"), time.sleep(60)))
+    monkeypatch.setattr(os, "_exit", left.append)
+    begin = time.monotonic()
+    assert leave(status, seconds=0.1, hard=hard) == status
+    assert left == (["cleaned up", status] if leaves else []) and time.monotonic() - begin < 30
 
 
 def test_deaf_children_are_waited_for_together() -> None:

@@ -111,6 +111,9 @@ def test_each_dropout_is_where_its_name_says() -> None:
     expected = activation.ffn_norm(attended + activation.ffn_out.bias)
     assert torch.allclose(activation(x, None, None), expected, atol=1e-5)
     assert not torch.allclose(activation.eval()(x, None, None), expected, atol=1e-2)
+    attention = TransformerLayer(TINY, Dropout(attention=1.0)).attention  # to no frame at all
+    assert torch.equal(attention.train()(x), attention.out.bias.expand_as(x))
+    assert not torch.allclose(attention.eval()(x), attention.out.bias.expand_as(x))
 
 
 def test_heads_start_as_torchs_linear_layers_do() -> None:

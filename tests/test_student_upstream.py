@@ -95,8 +95,14 @@ def test_another_model_that_was_fine_tuned_downstream_is_no_student(checkpoint: 
         args = Namespace(upstream=upstream, upstream_ckpt=str(checkpoint))
         torch.save({"Args": args, "Upstream": weights, "Downstream": {}}, tmp_path / f"{upstream}.ckpt")
     assert is_student(tmp_path / "ekd_student.ckpt") and not is_student(tmp_path / "hubert_base.ckpt")
+    assert len(load_student(tmp_path / "ekd_student.ckpt").heads) == 0
     with pytest.raises(EkdError, match="hubert_base.ckpt: not a checkpoint of `run_pretrain.py -u ekd`"):
         load_student(tmp_path / "hubert_base.ckpt")
+    for start in (None, "gone.ckpt"):  # None: it began untrained
+        args = Namespace(upstream="ekd_student", upstream_ckpt=start)
+        torch.save({"Args": args, "Upstream": weights, "Downstream": {}}, tmp_path / "tuned.ckpt")
+        with pytest.raises(EkdError, match=f"tuned.ckpt: a fine-tuned student; .* {start}, is not there"):
+            load_student(tmp_path / "tuned.ckpt")
 
 
 def test_a_folder_means_its_newest_checkpoint(checkpoint: Path) -> None:
@@ -145,5 +151,15 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:
         states["EKD"][section][key] = value
         torch.save(states, tmp_path / "damaged.ckpt")
         assert "damaged.ckpt: damaged student checkpoint (" in message(tmp_path / "damaged.ckpt")
+    for part, said in (
+        ([1], "EKD is a list, expected a dictionary"),
+        (states["EKD"] | {"format": 2}, "checkpoint format 2; this version reads 1"),
+        (states["EKD"] | {"heads": []}, "damaged student checkpoint: EKD.heads is a list"),
+        ({"format": 1}, "damaged student checkpoint: EKD.shape is missing"),
+    ):
+        torch.save({"EKD": part}, tmp_path / "other.ckpt")
+        assert message(tmp_path / "other.ckpt") == f"{tmp_path}/other.ckpt: {said}"
+    torch.save([1], tmp_path / "other.ckpt")
+    assert message(tmp_path / "other.ckpt").endswith("other.ckpt: holds a list, not a checkpoint's dictionary")
     with pytest.raises(EkdError, match="-k CKPT"):
         UpstreamExpert(None)

@@ -155,6 +155,9 @@ def test_folders_that_will_not_do_are_named_before_anything_is_computed(tmp_path
             target_folder.check_folder(folder, size, KEY)
         assert str(caught.value).startswith(f"{KEY}: {folder}: {expected}")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
+    for name in ("targets.bin", ".index.json.tmp-4194305", "lock"):  # of a cache that a kill left half-made
+        (tmp_path / "new" / name).touch()
+    target_folder.check_folder(tmp_path / "new", 1, KEY)
 
 
 def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Path) -> None:
@@ -178,6 +181,16 @@ def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Pa
         target_folder.read_index(tmp_path, KEY)
     (tmp_path / "index.json").unlink()
     assert target_folder.read_index(tmp_path, KEY) is None
+
+
+@pytest.mark.parametrize("name", ["windows.npy", "state.bin", "sizes.bin", "targets.bin"])
+def test_each_file_of_a_damaged_cache_is_looked_at(tmp_path: Path, name: str) -> None:
+    new_cache(tmp_path)
+    whole = (tmp_path / name).read_bytes()
+    for length in sorted({0, 1, len(whole) // 2, len(whole) - 1}):
+        (tmp_path / name).write_bytes(whole[:length])
+        with pytest.raises(EkdError, match=f"^{KEY}: {tmp_path}: damaged .*; delete it to fill it anew"):
+            TargetCache(tmp_path, layout(), KEY, PATHS)
 
 
 @pytest.mark.parametrize(
@@ -250,4 +263,10 @@ def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
             TargetCache(tmp_path, layout(), KEY, PATHS)
         other.kill()
         other.communicate()
-    TargetCache(tmp_path, layout(), KEY, PATHS)
+    cache = TargetCache(tmp_path, layout(), KEY, PATHS)
+    for holds in (True, False):  # as long as it is there
+        done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, check=False)
+        assert ("another run is filling it" in done.stderr) == holds == (done.returncode != 0)
+        if holds:
+            assert not cache.complete
+            del cache

@@ -12,7 +12,7 @@ from export_student import write_student
 
 from s3prl_ekd import cli
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.writable import output_file
+from s3prl_ekd.writable import empty_folder, output_file
 
 
 @pytest.mark.parametrize("place", ["file", "/proc", "/proc/new"])
@@ -57,6 +57,18 @@ def test_what_the_disk_refuses_is_the_users_and_the_rest_is_a_bug(
         monkeypatch.setattr(macs_command, "run", lambda args, code=code, name=name: fail(code, name))
         with pytest.raises(OSError):
             cli.main(["macs", "x"])
+
+
+def test_of_a_link_in_a_folder_that_is_emptied_only_the_link_goes(tmp_path: Path) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    for folder in (data, out / "below"):
+        folder.mkdir(parents=True)
+        (folder / "file").touch()
+    (out / "file").touch()
+    (out / "link").symlink_to(data)
+    (out / "broken").symlink_to(tmp_path / "none")
+    empty_folder(out)
+    assert out.is_dir() and not list(out.iterdir()) and (data / "file").is_file()
 
 
 def test_output_files_are_seen_to_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,8 @@ class DownstreamLaunch(ScriptLaunch):
             taskkeys.check_kinds(config, known, args.downstream, self.source)
         use_device(args.device)
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
+        if args.downstream in downstream_arguments.CONFIGS:
+            taskkeys.check_expert(config, args.downstream, self.source)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
         if args.mode == "train":
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))

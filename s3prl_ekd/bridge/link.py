@@ -9,7 +9,6 @@ in ``link_command.py`` and ``unlink_command.py``.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
@@ -193,8 +192,8 @@ def _with_block(file: Path, body: str) -> bytes:
     block = f"{BEGIN}\n{body}{END}\n".encode()
     text = block + _without_block(file)
     try:
-        ast.parse(text)
-    except (SyntaxError, ValueError) as error:  # a `from __future__` line or a byte-order mark must come first
+        compile(text, file, "exec", dont_inherit=True)  # ast.parse lets a `from __future__` line stand anywhere
+    except (SyntaxError, ValueError) as error:  # it must come first, as a byte-order mark must
         raise EkdError(f"{file}: not valid Python with our lines on top ({error.args[0]})") from error
     return text
 

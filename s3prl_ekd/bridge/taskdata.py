@@ -10,7 +10,7 @@ import importlib
 import json
 import pickle
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +49,15 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
     known = splits(args.downstream, config)
     if args.mode == "evaluate" and known is not None and args.evaluate_split not in known:
         raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")
-    task = {"ctc": _phones, "voxceleb1": _speakers, "emotion": _emotion, "asr": _speech}.get(args.downstream)
-    if task is not None:
-        task(args, _Section(source, config["downstream_expert"], "downstream_expert", s3prl))
+    expert = _Section(source, config["downstream_expert"], "downstream_expert", s3prl)
+    if args.downstream == "ctc":
+        _phones(expert, _used(args, config))
+    elif args.downstream == "voxceleb1":
+        _speakers(args, expert)
+    elif args.downstream == "emotion":
+        _emotion(args, expert)
+    elif args.downstream == "asr":
+        _speech(expert, () if args.mode == "inference" else _used(args, config))
 
 
 class _Section:
@@ -108,11 +114,18 @@ def _splits(section: _Section, key: str) -> list[str]:
     return value
 
 
-def _used(args: Namespace, names: tuple[str, ...]) -> tuple[str, ...]:
-    return names if args.mode == "train" else (args.evaluate_split,)
+def _used(args: Namespace, config: dict[str, Any]) -> list[str]:
+    """The splits that a run reads. A training comes to those that it evaluates on thousands of steps after its start.
+
+    What is no split there, ``taskkeys.check_runner`` says.
+    """
+    if args.mode != "train":
+        return [args.evaluate_split]
+    evaluated, known = config["runner"].get("eval_dataloaders"), splits(args.downstream, config) or ()
+    return ["train", *(name for name in evaluated if name in known)] if isinstance(evaluated, list) else ["train"]
 
 
-def _phones(args: Namespace, expert: _Section) -> None:
+def _phones(expert: _Section, used: Iterable[str]) -> None:
     corpus = expert.section("corpus")
     expert.section("text").file("vocab_file")
     _keep_workers()
@@ -120,7 +133,7 @@ def _phones(args: Namespace, expert: _Section) -> None:
         return
     corpus.files("lexicon")
     root = corpus.folder("path")
-    for split in _used(args, ("train", "dev")):
+    for split in used:
         for name in _splits(corpus, split):
             if not (root / name).is_dir():
                 raise corpus.wrong(split, f"{root / name}: no such folder")
@@ -136,15 +149,13 @@ def _keep_workers() -> None:
     expert.load_dataset = lambda split, tokenizer, corpus: original(split, tokenizer, dict(corpus))
 
 
-def _speech(args: Namespace, expert: _Section) -> None:
+def _speech(expert: _Section, used: Iterable[str]) -> None:
     data = expert.section("datarc")
     data.values.setdefault("dict_path", "char.dict")
     data.file("dict_path")
     data.folder("libri_root")
     tables = data.folder("bucket_file")
-    if args.mode == "inference":
-        return
-    for split in _used(args, ("train",)):
+    for split in used:
         for name in _splits(data, split):
             if not (tables / f"{name}.csv").is_file():
                 raise data.wrong("bucket_file", f"{tables / name}.csv: no such table of lengths (split {split!r})")

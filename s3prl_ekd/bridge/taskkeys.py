@@ -1,4 +1,4 @@
-"""The keys of a downstream config: those that s3prl's runner reads are there, and none of a task of ours is misspelt.
+"""The keys of a downstream config: those that s3prl must find are there, and none of a task of ours is misspelt.
 
 s3prl takes any key. A missing one is a bare KeyError, for ``eval_step`` and others not before training; a misspelt one
 is read by nobody, and the run goes on with the recipe's 200,000 steps. A value of another kind than s3prl expects
@@ -40,6 +40,17 @@ class Runner(BaseModel):
 RUNNER = tuple(name for name, field in Runner.model_fields.items() if field.is_required())
 # What is read beside the keys of our four configs: by the runner, and cache_states by us (cached_upstream.py)
 FURTHER = {"runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states"), "": ("scheduler", "specaug")}
+# What s3prl's experts read of ``downstream_expert`` without a default, beside the data (taskdata.py)
+EXPERT = {
+    "ctc": ("corpus.bucketing", "corpus.batch_size", "text.mode", "model.project_dim", "model.zero_infinity",
+            "model.select", "metric", "metric_higher_better"),
+    "voxceleb1": ("datarc.train_batch_size", "datarc.eval_batch_size", "datarc.max_timestep", "datarc.num_workers",
+                  "modelrc.projector_dim", "modelrc.select"),
+    "emotion": ("datarc.pre_load", "datarc.train_batch_size", "datarc.eval_batch_size", "datarc.num_workers",
+                "datarc.valid_ratio", "modelrc.projector_dim", "modelrc.select"),
+    "asr": ("datarc.batch_size", "datarc.eval_batch_size", "datarc.num_workers", "datarc.zero_infinity",
+            "datarc.decoder_args", "modelrc.project_dim", "modelrc.select"),
+}  # fmt: skip
 
 
 def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None) -> None:
@@ -69,6 +80,27 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
                 raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
 
 
+def check_expert(config: dict[str, Any], task: str, source: str) -> None:
+    """What s3prl's expert of the task takes for granted is there: of the batch sizes, some not before an evaluation.
+
+    Args:
+        config: whose sections are sections (:func:`check_kinds`).
+        task: s3prl's name of one of ours.
+
+    Raises:
+        EkdError: a key is missing.
+    """
+    expert = config["downstream_expert"]
+    needed = EXPERT[task]
+    if task == "asr" and expert["modelrc"].get("select"):
+        needed += (f"modelrc.{expert['modelrc']['select']}",)  # the section of the model that was chosen
+    for path in needed:
+        section, _, key = path.rpartition(".")
+        if (expert[section] if section else expert).get(key) is None:
+            key = f"downstream_expert.{path}"
+            raise EkdError(f"{source}: {key}: is missing; give it with -o config.{key}=...")
+
+
 def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source: str) -> None:
     """Every value is of the kind that ``known``, our config of the task, has there; ``select`` is a model of s3prl's.
 
@@ -96,17 +128,23 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
 
 
 def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted key, value and our config's value, where both have one. The decoder's weights are of any kind."""
+    """Dotted key, value and our config's value, where both have one, and where a section of the task's is missing.
+
+    The decoder's weights are of any kind; of the runner's keys, :func:`check_runner` knows more.
+    """
     for key, usual in known.items():
         value = config.get(key)
-        if isinstance(usual, dict) and isinstance(value, dict) and key != "decoder_args":
-            yield from _pairs(value, usual, f"{path}{key}.")
-        elif value is not None and not isinstance(usual, dict) and path != "runner.":
+        if isinstance(usual, dict) and isinstance(value, dict):
+            if key != "decoder_args":
+                yield from _pairs(value, usual, f"{path}{key}.")
+        elif path != "runner." and (value is not None or isinstance(usual, dict) and path == "downstream_expert."):
             yield f"{path}{key}", value, usual
 
 
 def _unlike(value: Any, usual: Any) -> str | None:
     """The kind of ``usual`` in words where ``value`` is of another one."""
+    if isinstance(usual, dict):
+        return "a section"
     if isinstance(usual, list):
         return None if isinstance(value, list) and all(_unlike(one, usual[0]) is None for one in value) else "a list"
     if isinstance(usual, bool):

@@ -82,7 +82,7 @@ class TargetCache:
             self.state = np.frombuffer((folder / STATE).read_bytes(), dtype=np.uint8).copy()
             self.sizes = np.frombuffer((folder / SIZES).read_bytes(), dtype=np.int64).copy()
             size = (folder / TARGETS).stat().st_size
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise EkdError(f"{key}: {folder}: damaged ({error}); delete it to fill it anew") from error
         self.windows = Windows(*columns.T)
         sizes = row_sizes(self.windows, layout)

@@ -65,7 +65,7 @@ def _check(encoder: Any, wavs: Any) -> None:
             raise EkdError(f"{what}: expected floats within -1 and 1, found {wave.dtype}; divide int16 by 32768")
 
 
-def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float = 1e-5) -> Tensor:
+def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
     """Zero mean and unit variance per clip over its own samples; padding stays zero. wave (B, N), lengths (B,)."""
     if lengths is None:
         return F.layer_norm(wave, wave.shape[-1:], eps=eps)

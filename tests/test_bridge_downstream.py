@@ -1,0 +1,191 @@
+"""run_downstream.py without a run: whose word counts where a run goes on, and what -u, -k and -g may be."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from export_student import write_student
+
+from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch, ranks
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.errors import EkdError
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "expected"),
+    [
+        ("gone.ckpt", "here.ckpt", "here.ckpt"),  # it has moved
+        ("here.ckpt", "other.ckpt", "here.ckpt"),
+        ("gone.ckpt", None, "gone.ckpt"),
+        (None, "here.ckpt", None),
+    ],
+)
+def test_an_upstream_that_has_moved_is_taken_from_where_the_command_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str | None, given: str | None, expected: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("here.ckpt").touch()
+    Path("other.ckpt").touch()
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    launch.args = Namespace(upstream_ckpt=given)
+    saved = Namespace(upstream_ckpt=stored)
+    launch._correct_saved(saved)
+    assert saved.upstream_ckpt == expected
+
+
+@pytest.mark.parametrize("before", [None, 2, 3])
+@pytest.mark.parametrize("now", [None, 2, 3])
+def test_a_training_goes_on_with_as_many_processes(
+    monkeypatch: pytest.MonkeyPatch, before: int | None, now: int | None
+) -> None:
+    """s3prl says so with a bare assertion."""
+    state = {"Args": Namespace(local_rank=None if before is None else 0)} | ({"WorldSize": before} if before else {})
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: state)
+    monkeypatch.setenv("WORLD_SIZE", str(now or 1))
+    args = Namespace(mode="train", init_ckpt="x.ckpt", local_rank=None if now is None else 1)
+    words = {None: "without torchrun", 2: "on 2 processes", 3: "on 3 processes"}
+    if before == now:
+        downstream_arguments.check_world(args)
+    else:
+        with pytest.raises(EkdError, match=f"^x.ckpt: trained {words[before]}, cannot continue {words[now]}$"):
+            downstream_arguments.check_world(args)
+    args.mode = "evaluate"  # in one process, whatever trained it
+    downstream_arguments.check_world(args)
+
+
+def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """-g: a file, the folder's file or a variant's name; s3prl goes on with the checkpoint's and says nothing."""
+    one, other = tmp_path / "average.yaml", tmp_path / "other.yaml"
+    for file in (one, other):
+        file.touch()
+    saved = Namespace(upstream_model_config=str(one), upstream_ckpt=None)
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": saved})
+
+    def check(given: str, name: str = "upstream_model_config") -> None:
+        downstream_arguments.check_same(Namespace(**{name: given}), {name}, Path("states-8.ckpt"))
+
+    check(str(one))
+    check("average")
+    check(str(tmp_path / "moved.yaml"))
+    check("any.ckpt", "upstream_ckpt")  # of an upstream that took none
+    saved.upstream_ckpt = str(tmp_path / "gone.ckpt")
+    check(str(one), "upstream_ckpt")  # which has moved
+    for given in (str(other), "concat"):
+        with pytest.raises(EkdError, match=re.escape(f"-g {given}: states-8.ckpt was made with -g {one}; name")):
+            check(given)
+    saved.upstream_model_config = None
+    with pytest.raises(EkdError, match="-g average: states-8.ckpt was made without it"):
+        check("average")
+
+
+def test_what_an_upstream_reads_is_named_by_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes into the checkpoint, which is tested from anywhere."""
+    monkeypatch.chdir(tmp_path)
+    write_student(tmp_path / "states-1.ckpt")
+    torch.save({"model_weight": {}}, "theirs.pt")
+    Path("model.yaml").write_text("")
+
+    def check(upstream: str, ckpt: str | None = None, config: str | None = None) -> Namespace:
+        args = Namespace(hub="huggingface", upstream=upstream, upstream_ckpt=ckpt, upstream_model_config=config)
+        downstream_arguments.check_upstream(args)
+        return args
+
+    here = str(tmp_path)
+    assert check("ekd_student", "states-1.ckpt", "average").upstream_ckpt == f"{here}/states-1.ckpt"
+    untrained = check("ekd_student", None, "average").upstream_model_config
+    assert Path(untrained).is_absolute() and untrained.endswith("variants/average.yaml")
+    found = check("tera_local", "theirs.pt", "model.yaml")
+    assert (found.upstream_ckpt, found.upstream_model_config) == (f"{here}/theirs.pt", f"{here}/model.yaml")
+    address = "https://example.org/a.ckpt"
+    assert check("ekd_student_url", address).upstream_ckpt == address
+    assert check("ekd_teacher", "embedded:tiny_hubert").upstream_ckpt == "embedded:tiny_hubert"
+    for words, message in (
+        (("ekd_student",), "-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g"),
+        (("ekd_student", "none.ckpt"), "-k none.ckpt: no such checkpoint"),
+        (("tera_local", "theirs.pt", "none.yaml"), "-g none.yaml: no such config file"),
+        (("ekd_teacher", "none.pt"), "-k: no such file or folder: "),
+    ):
+        with pytest.raises(EkdError, match=re.escape(message)):
+            check(*words)
+
+
+def test_configs_under_the_names_of_s3prls_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The registry's wheel has none of them. A file of the user's or of a checkout counts before ours."""
+    monkeypatch.chdir(tmp_path)
+    s3prl = tmp_path / "s3prl"
+    names = {
+        "ctc": ("downstream/ctc/libriphone.yaml", "pr.yaml"),
+        "voxceleb1": ("downstream/voxceleb1/config.yaml", "sid.yaml"),
+        "emotion": ("downstream/emotion/config.yaml", "er.yaml"),
+        "asr": ("downstream/asr/config.yaml", "asr.yaml"),
+    }
+    for task, (name, ours) in names.items():
+        found = downstream_arguments.find_task_config(name, task, s3prl)
+        assert found == downstream_arguments.find_task_config(None, task, s3prl)
+        assert Path(found).is_file() and Path(found).parts[-2:] == ("downstream_configs", ours)
+        for place in (s3prl, tmp_path):
+            (place / name).parent.mkdir(parents=True)
+            (place / name).touch()
+            assert downstream_arguments.find_task_config(name, task, s3prl) == str(place / name)
+
+
+def test_of_an_experiment_without_a_checkpoint_the_best_is_to_be_named(tmp_path: Path) -> None:
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    args = Namespace(expdir=None, auto_resume=False, past_exp=str(tmp_path))
+    with pytest.raises(EkdError, match=r"the folder holds no states-\*.ckpt \(a best checkpoint is to be named itself"):
+        launch._find_checkpoint(args)
+
+
+def test_what_is_no_head_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    """-i and -e; and a test on a device that is not there. A training first asks whether a step is left."""
+    saved = Namespace(upstream="fbank", downstream="ctc")
+    file, other = tmp_path / "states-1.ckpt", tmp_path / "other.ckpt"
+    torch.save({"Args": saved, "Config": {}, "Featurizer": {}, "Downstream": {}, "Step": 1}, file)
+    torch.save({"Args": saved, "Config": {}}, other)
+
+    def start(mode: str, past: Path | None, init: Path | None = None) -> None:
+        launch = downstream_launch.DownstreamLaunch(Run([]))
+        args = Namespace(mode=mode, expdir=None, auto_resume=False, device="cuda:99")
+        args.past_exp, args.init_ckpt = past and str(past), init and str(init)
+        launch.args = args
+        launch._parsed(args)
+        assert launch.current.resumable and args.past_exp == str(file)
+        assert launch.lock is not None
+        launch.lock.close()
+
+    wrong = "other.ckpt: not a checkpoint of s3prl's downstream runner: it has no 'Featurizer'"
+    for mode in ("train", "evaluate"):
+        for past, init in ((other, None), (None, other)):
+            with pytest.raises(EkdError, match=wrong):
+                start(mode, past, init)
+    start("train", file)
+    with pytest.raises(EkdError, match="--device cuda:99"):
+        start("evaluate", file)
+
+
+def test_ranks_wait_for_an_evaluation_and_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 evaluates alone, for longer than an exchange may take otherwise."""
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    joined: list[tuple[str, timedelta]] = []
+    monkeypatch.setattr(launch.world, "join", lambda backend, timeout: joined.append((backend, timeout)))
+    script = SimpleNamespace(override=None, get_downstream_args=None)
+    launch._change_script(script)
+    script.torch.distributed.init_process_group("gloo")
+    assert joined == [("gloo", ranks.EVALUATION)] and ranks.EVALUATION > ranks.PATIENCE
+    taken: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    for device, rank in (("cpu", 0), ("cpu", 7), ("cuda", 1)):
+        launch.args = Namespace(device=device)
+        script.torch.cuda.set_device(rank)
+    assert taken == [1]
+    with pytest.raises(EkdError, match="--local_rank 2: this machine has 2 GPUs"):
+        script.torch.cuda.set_device(2)

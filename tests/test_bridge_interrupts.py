@@ -42,6 +42,22 @@ def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "error: -k x: no such checkpoint\n"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 20.00 MiB",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
+    ],
+)
+def test_a_full_gpu_is_one_line_whoever_finds_it_full(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def body() -> None:
+        raise RuntimeError(words)
+
+    assert interrupts.Run([]).execute(body) == 2
+    assert capsys.readouterr().err == f"error: {words}; set a smaller batch (docs/faq.md, Out of memory)\n"
+
+
 ENDING = """
 import os, subprocess, sys, time
 from pathlib import Path

@@ -163,8 +163,10 @@ def run(options: Any) -> dict[str, Any]:
         "clip_seconds": options.clip_seconds,
         "pairs": options.pairs,
     }
-    ceiling = common.matmul_ceiling(device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    values["matmul_ceiling_flops"] = ceiling
-    flop = options.batch * step_flop(options.size, options.clip_seconds)
-    values["matmul_fraction"] = flop / result["first_s"] / ceiling
+    if precision == options.student_precision and not (precision == "fp32" and device.startswith("cuda")):
+        # else products have no one ceiling: of fp32 on a GPU the teachers' are TF32, the student's not
+        ceiling = common.matmul_ceiling(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        values["matmul_ceiling_flops"] = ceiling
+        flop = options.batch * step_flop(options.size, options.clip_seconds)
+        values["matmul_fraction"] = flop / result["first_s"] / ceiling
     return values

@@ -67,7 +67,7 @@ def shows_gpu() -> bool:
 
 
 def use_device(name: str) -> None:
-    """Make ``cuda:N`` the current GPU, whose random generator is saved, and on which kernels are tried out."""
+    """Make ``cuda:N`` the current GPU: its random generator is saved, and code that says plain ``cuda`` takes it."""
     import torch
 
     device = torch.device(name)

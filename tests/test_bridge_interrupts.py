@@ -97,7 +97,8 @@ def test_what_is_no_bug_is_one_line(end: Any, tmp_path: Path, monkeypatch: pytes
     memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3 GiB.\nMore.")
     advice = "; set a smaller batch (docs/faq.md, Out of memory)\n"
     assert end(memory) == (2, f"error: CUDA out of memory. Tried to allocate 2.00 GiB{advice}")
-    for words in ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory"):  # the driver's, a kernel's
+    cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    for words in ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", cublas):
         assert end(RuntimeError(f"{words}\nCompile with ...")) == (2, f"error: {words}{advice}")
     killed = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. It is possible that ...")
     status, said = end(killed)

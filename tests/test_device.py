@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from target_cache_lab import write_model
 
 from s3prl_ekd import device
+from s3prl_ekd.cli import main
 from s3prl_ekd.device import find_device, usable_cpus
 from s3prl_ekd.errors import EkdError
 
@@ -42,6 +44,23 @@ def test_a_device_that_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message("gpu") == "--device gpu: is no device; expected cpu, cuda, or one of cuda:0, cuda:1, ..."
     unusable = message("meta")  # of a kind that torch knows and cannot give numbers of
     assert unusable.startswith("--device meta: not usable here (") and "\n" not in unusable and len(unusable) < 200
+
+
+def take(gpu: torch.device) -> None:
+    """Stands in for torch.cuda.set_device: no second GPU is here."""
+    raise EkdError(f"takes {gpu}")
+
+
+def test_commands_take_the_gpu_that_they_are_given(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without it the first GPU holds a context for what says plain ``cuda``, and stops the command where it is full."""
+    gpus(monkeypatch, 2)
+    monkeypatch.setattr(torch.cuda, "set_device", take)
+    model = str(write_model(lab, tmp_path / "model.yaml", tmp_path / "cache"))
+    for words in (["teachers", "embedded:tiny_hubert"], ["targets", "-g", model, "-c", str(lab / "runner.yaml")]):
+        assert main([*words, "--device", "cuda:1"]) == 2
+        assert capsys.readouterr().err.endswith("error: takes cuda:1\n")
 
 
 def test_a_gpu_shows_by_its_drivers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

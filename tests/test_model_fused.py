@@ -106,7 +106,16 @@ def check_by_the_interpreter() -> None:
 
     interpreter._patch_lang_tensor = mended
     check("cpu")
+    check_trials("cpu")
     check_an_encoder()
+
+
+def check_trials(device: str) -> None:
+    """Kernels are tried on the GPU of the numbers that they are for: another one may be full."""
+    from s3prl_ekd.distill import losses
+
+    assert arithmetic._triton_kernels(torch.device(device)) is not None
+    assert losses._fused_terms(torch.device(device)) is not None
 
 
 def check_an_encoder() -> None:

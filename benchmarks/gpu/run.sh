@@ -97,6 +97,7 @@ part_job() {
 
 part_full() {
   data
+  rm -rf "$work/full" # what is measured begins anew
   cat >"$work/full.yaml" <<YAML
 base: config_model.yaml
 ekd:

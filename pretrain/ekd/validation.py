@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from s3prl_ekd.bridge.interrupts import is_out_of_memory
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.distort import Distorter
@@ -91,7 +92,9 @@ class Validation:
                 total += batch.seconds * np.array([1.0, float(loss), *values])
             if self.cache is not None:
                 self.cache.flush()
-        except (EkdError, torch.OutOfMemoryError) as error:
+        except (EkdError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
             failure = one_line(error)
             logger.warning("[ekd] no validation loss: %s", failure)
         *sums, failures = self.ranks.sums([*total.tolist(), float(bool(failure))], device)

@@ -6,8 +6,8 @@ with the next batch. :class:`SkipBatch` takes the place of that one call, since 
 - the error that is being handled holds the batch's activations, so that there is nothing to give back;
 - after a failed pass back the runner's variables hold the graph until others take their place: the next batch would
   need the memory of two, fail in its turn, and so on for ever;
-- the batches that were accumulated for the same step are dropped too, but stay counted: the next step would be made of
-  fewer than the others;
+- the batches that were accumulated for the same step are dropped too, but stay counted, and their loss stays in the
+  step's: the next step would be made of fewer than the others, and its loss in tensorboard too large;
 - where no batch fits, the runner goes on for ever, without a step.
 """
 
@@ -78,6 +78,8 @@ def _release(runner: FrameType) -> tuple[int, str]:
     if "backward_steps" in found:
         accumulated = found.get("gradient_accumulate_steps") or 1  # downstream, known after the first pass forward
         changed["backward_steps"] = found["backward_steps"] - found["backward_steps"] % accumulated
+    if "all_loss" in found:  # pretraining's sum of the step's losses, for tensorboard
+        changed["all_loss"] = 0
     _set_variables(runner, changed)
     return found["global_step"], _size(found)
 

@@ -64,17 +64,17 @@ def fused_terms(prediction: Tensor, target: Tensor) -> Terms | None:
     for x in (prediction, target):
         if not can_launch(x) or x.dtype == torch.float64 or not x.is_floating_point() or x.stride(3) != 1:
             return None
-    return _fused_terms()
+    return _fused_terms(prediction.device)
 
 
 @cache
-def _fused_terms() -> Terms | None:
+def _fused_terms(device: torch.device) -> Terms | None:
     """The function, tried out, forward and backward."""
 
     def trial() -> Terms:
         from s3prl_ekd.distill.triton_losses import FusedL1AndCosine
 
-        one = torch.ones(1, 1, 1, 16, device="cuda", requires_grad=True)
+        one = torch.ones(1, 1, 1, 16, device=device, requires_grad=True)
         with torch.enable_grad():
             l1, cosine = FusedL1AndCosine.apply(one, one.detach(), _EPS)
             (l1 + cosine).sum().backward()

@@ -49,17 +49,17 @@ def add_layer_norm(norm: nn.LayerNorm, x: Tensor, y: Tensor) -> Tensor:
 
 def fused_kernels(x: Tensor) -> ModuleType | None:
     """``triton_kernels`` where it computes what is asked for: on a GPU, without gradients, with a working Triton."""
-    return _triton_kernels() if can_launch(x) and not torch.is_grad_enabled() else None
+    return _triton_kernels(x.device) if can_launch(x) and not torch.is_grad_enabled() else None
 
 
 @cache
-def _triton_kernels() -> ModuleType | None:
+def _triton_kernels(device: torch.device) -> ModuleType | None:
     """The module, tried out: Triton is absent from some builds of torch, and needs a C compiler when it runs."""
 
     def trial() -> ModuleType:
         from s3prl_ekd.model import triton_kernels
 
-        one = torch.ones(1, 16, device="cuda")
+        one = torch.ones(1, 16, device=device)  # never another GPU, which may be full
         triton_kernels.add_layer_norm(one, one, one[0], one[0], 1e-5)
         return triton_kernels
 

@@ -57,6 +57,8 @@ def check_out_of_memory(lab: Path, folder: Path, device: str, precision: str, ac
     assert batches[failed + 1]["allocated"] <= batches[failed]["allocated"] + 2**20
     steps = trouble_lab.lines(folder / "steps.jsonl", "step")
     assert len(steps) == 8 and all(line["finite"] for line in steps)
+    totals = [line["loss"] for line in steps]
+    assert max(totals) < 1.3 * min(totals)  # nothing of a batch that was left out, nor of those before it
     # fp16: its scale may be too large at first; the last step has a learning rate of 0
     assert all(line["changed"] for line in steps[5 if precision == "fp16" else 0 : 7])
     assert all(map(math.isfinite, trouble_lab.losses(folder / "x").values()))

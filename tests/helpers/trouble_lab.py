@@ -13,7 +13,8 @@ A fault strikes the N-th batch of its step, the first without N (``always``: eve
 - ``worker``: SIGKILL to a data worker, as by the system where memory runs out.
 
 LOG receives a line of JSON for each batch: ``batch`` (the step), ``graphs`` (earlier batches whose graph is alive) and
-``allocated`` (bytes on the GPU); and one for each step: ``step``, ``changed`` (a weight), ``finite`` (every weight).
+``allocated`` (bytes on the GPU); and one for each step: ``step``, ``changed`` (a weight), ``finite`` (every weight),
+``loss`` (the runner's sum).
 """
 
 from __future__ import annotations
@@ -179,7 +180,8 @@ def main() -> int:
         def on_before_zero_grad(self) -> None:
             after = self.weights()
             changed, finite = bool((after != self.before).any()), bool(after.isfinite().all())
-            self.write(step=self.step, changed=changed, finite=finite)
+            total = sys._getframe(1).f_locals["all_loss"]  # the runner's, for tensorboard
+            self.write(step=self.step, changed=changed, finite=finite, loss=total)
             if self.faults.get(self.step, (None,))[0] == "step":
                 raise torch.OutOfMemoryError(MADE_UP)
 

@@ -58,6 +58,9 @@ def main(argv: list[str], signals: Signals | None = None) -> int:
         if name == wanted:
             modules[name] = importlib.import_module(module_name)
             modules[name].add_arguments(subparser)
+    if not argv:
+        parser.print_help(sys.stderr)
+        return 2
     args = parser.parse_args(argv)
     return carry_out(lambda: modules[args.command].run(args), signals)
 

@@ -74,10 +74,10 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
         with _admitting, torch.serialization.safe_globals(list(admitted)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            found = re.search(r"GLOBAL (\S+)", str(error))
-            what = f" (it holds {found.group(1)})" if found else ""
-            raise EkdError(f"{path}: refused, since reading it could run code from the file{what}") from error
+        found = re.search(r"GLOBAL (\S+)", str(error))  # torch words it in two ways: os and such are "blocked" modules
+        if found:
+            what = f"it holds {found.group(1)}"
+            raise EkdError(f"{path}: refused, since reading it could run code from the file ({what})") from error
         raise EkdError(f"{path}: cannot be read (not a PyTorch file)") from error
     except PermissionError as error:
         raise EkdError(f"{path}: no permission to read it") from error

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,20 @@ def test_what_is_there_but_something_else_is_said_to_be_so(tmp_path: Path) -> No
             s3prl_ekd.EkdError, match=f"^{name}: no such checkpoint, but a teacher's name: s3prl_ekd.load"
         ):
             s3prl_ekd.load_student(name)
+
+
+@pytest.mark.parametrize(
+    ("function", "name"), [(os.system, f"{os.system.__module__}.system"), (time.ctime, "time.ctime")]
+)
+def test_a_file_that_could_run_code_is_refused_by_the_name_of_what_it_would_call(
+    function: Any, name: str, tmp_path: Path
+) -> None:
+    """Torch has two messages: one for modules that it blocks, os among them, one for whatever else it does not know."""
+    torch.save({"Args": function}, tmp_path / "x.ckpt")
+    with pytest.raises(
+        s3prl_ekd.EkdError, match=rf"x.ckpt: refused, since reading it could run code from the file \(it holds {name}\)"
+    ):
+        s3prl_ekd.load_student(tmp_path / "x.ckpt")
 
 
 def test_features_are_state_0_of_the_upstream(tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def test_help_imports_neither_torch_nor_s3prl(command: str, tmp_path: Path) -> N
     assert lightly(0, [f"{command} --help", *(f"export {kind} --help" for kind in kinds)], tmp_path) == ""
 
 
+def test_without_a_command_they_are_listed(tmp_path: Path) -> None:
+    listed = lightly(2, [""], tmp_path)
+    assert [name for name in COMMANDS if f"\n    {name} " not in listed] == []
+
+
 def test_so_do_mistakes_in_arguments(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text("base: config_model.yaml\nekd: {cache_targets: here}\n")
     (tmp_path / "wrong.yaml").write_text("runner: 3\n")

@@ -36,6 +36,20 @@ def test_a_task_given_twice_is_refused_before_anything_is_written(
     assert {file.stem for file in (out / "pretrain").glob("*.csv")} == {"corpus", "corpus-dev", "other", "other-dev"}
 
 
+def test_the_next_commands_come_in_the_order_in_which_they_are_run(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--manifest", str(manifests / "asr.tsv"), "--tasks", "asr,pr,pretrain", "--out", str(tmp_path / "data")]
+    assert main(["prepare", *words]) == 0
+    lines = capsys.readouterr().out.partition("next:\n")[2].splitlines()
+    commands = [shlex.split(line) for line in lines]
+    assert [words[0] for words in commands] == ["run_pretrain.py"] + ["run_downstream.py"] * (len(commands) - 1)
+    name = commands[0][commands[0].index("-n") + 1]
+    tasks = [words[words.index("-n") + 1].removeprefix(f"{name}-") for words in commands[1:]]
+    assert tasks == ["pr", "asr"]
+    assert all(words[words.index("-k") + 1] == f"result/pretrain/{name}" for words in commands[1:])
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

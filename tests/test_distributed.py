@@ -219,11 +219,13 @@ def test_torchrun_trains_as_one_process_does_and_goes_on_after_a_rank_dies(lab: 
     start = settings(lab, tmp_path)
     done = command("run_pretrain.py", *start, "-p", "one", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    done = command("torchrun", *torchrun(*start, "-p", "two"), cwd=tmp_path, **PATH)
+    again = "config.runner.log_step=1"  # what the file says too, to see it said once
+    done = command("torchrun", *torchrun(*start, "-p", "two", "-o", again), cwd=tmp_path, **PATH)
     assert done.returncode == 0, done.stderr[-2000:]
     assert names(tmp_path / "two") == names(tmp_path / "one")
     assert done.stdout.count("Save the checkpoint to") == 6  # one voice
     assert done.stderr.count("[ekd] student starts from") == 1 and done.stderr.count("[ekd] validation: ") == 1
+    assert done.stderr.count("[Override] - config.runner.log_step") == 1
     expected = curve(tmp_path / "one")
     assert len(expected) == 24 and curve(tmp_path / "two") == pytest.approx(expected, rel=2e-5)
     one, two = last_weights(tmp_path / "one"), last_weights(tmp_path / "two")

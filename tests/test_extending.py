@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import importlib
 import json
 import re
 from pathlib import Path
@@ -13,11 +16,26 @@ from pretrain_lab import hold_out, new_run
 
 from s3prl_ekd.torch_file import read_torch_file
 
+PAGE = (REPO / "docs/extending.md").read_text()
+# the page's tests of its worked examples, with the module that each is to stand in
+WORKED = re.findall(r"`tests/(test_\w+)\.py`[^\n]*\n\n```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize(("module", "text"), WORKED, ids=[module for module, _ in WORKED])
+def test_a_worked_test_uses_names_that_its_module_has(module: str, text: str) -> None:
+    nodes = list(ast.walk(ast.parse(text)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    bound = {node.id for node in names if not isinstance(node.ctx, ast.Load)}
+    bound |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    bound |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    known = vars(importlib.import_module(module)).keys() | vars(builtins).keys()
+    assert {node.id for node in names} - bound - known == set()
+
 
 @pytest.fixture
 def script(tmp_path: Path) -> str:
     """``my_run.py`` of the page, its 50,000 batches made 8."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (REPO / "docs/extending.md").read_text(), re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     (text,) = (block for block in blocks if block.startswith('"""my_run.py'))
     assert text.count("50_000") == 1
     return text.replace("50_000", "8")

@@ -191,6 +191,13 @@ def test_speakers_are_what_is_drawn() -> None:
     assert spread / 1.5 < float(np.mean([one.error for one in found])) < 1.5 * spread
 
 
+@pytest.mark.parametrize("word", ["-h", "--results"])
+def test_a_call_for_help_and_a_wrong_word_write_no_tables(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "PAGE", None)  # a page that is touched is an AttributeError
+    with pytest.raises(SystemExit):
+        tables.main([word])
+
+
 def test_the_page_gets_its_tables() -> None:
     page = "a\n<!-- scores -->\nold\n<!-- end -->\nb\n<!-- claims -->\n<!-- end -->\n"
     filled = tables.fill(page, {"scores": "S\n", "claims": "C\n"})

@@ -5,6 +5,7 @@ python -m recipes.mini_superb.tables
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass, field
@@ -193,8 +194,11 @@ def fill(page: str, tables: dict[str, str]) -> str:
     return page
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Write docs/results.md's tables; returns the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m recipes.mini_superb.tables", description="Write the tables of docs/results.md from results/."
+    ).parse_args(argv)
     try:
         results = read_results(read_experiment(HERE / "experiment.yaml"), RESULTS)
         tables = {

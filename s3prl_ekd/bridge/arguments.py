@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import ast
 import builtins
+import io
 import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -169,12 +171,17 @@ def _check_argument(item: str, name: str, args: Namespace) -> None:
         raise EkdError(f"-o {item!r}: there is no argument {name!r}{hint}")
 
 
-def checked_override(override: Callable[..., None]) -> Callable[..., None]:
-    """s3prl's ``override``, with one line for a key that goes on behind a value (``config.runner.log_step.x=1``)."""
+def checked_override(override: Callable[..., None], quiet: bool = False) -> Callable[..., None]:
+    """s3prl's ``override``, with one line for a key that goes on behind a value (``config.runner.log_step.x=1``).
+
+    Args:
+        quiet: without its lines ``[Override] - KEY = VALUE``, for ranks after the first.
+    """
 
     def checked(text: str, args: Namespace, config: dict[str, Any]) -> None:
         try:
-            override(text, args, config)
+            with redirect_stderr(io.StringIO()) if quiet else nullcontext():
+                override(text, args, config)
         except (TypeError, AttributeError) as error:
             raise EkdError(f"-o {text!r}: a key is none of this configuration ({error})") from error
 

@@ -157,7 +157,7 @@ class ScriptLaunch(ABC):
         if not self.world.is_rank_zero:
             script.os.makedirs = lambda *args, **kwargs: None
         script.torch = ModuleProxy(torch, load=self._load_resumed)
-        script.override = arguments.checked_override(script.override)
+        script.override = arguments.checked_override(script.override, quiet=not self.world.is_rank_zero)
         original = getattr(script, self.get_arguments)
         setattr(script, self.get_arguments, lambda: self._checked(*original()))
 

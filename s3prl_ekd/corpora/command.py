@@ -184,13 +184,14 @@ def next_command(result: Prepared) -> str:
     end = shlex.quote(str(result.config)) + ("" if shows_gpu() else " --device cpu")
     if result.task == "pretrain":
         return f"run_pretrain.py -u ekd -n NAME -c {end}"
-    downstream = DOWNSTREAM[result.task]
-    return f"run_downstream.py -m train -n NAME-{result.task} -u ekd_student -k CKPT -d {downstream} -c {end}"
+    student = "-u ekd_student -k result/pretrain/NAME"  # of the command above
+    return f"run_downstream.py -m train -n NAME-{result.task} {student} -d {DOWNSTREAM[result.task]} -c {end}"
 
 
 def show(results: Sequence[Prepared], console: Console | None = None) -> None:
-    """Print one line per task, what was noted on the way, and the next commands."""
+    """Print one line per task, what was noted on the way, and the next commands, in the order in which they are run."""
     console = console or Console()
+    results = sorted(results, key=lambda result: ["pretrain", *DOWNSTREAM].index(result.task))
     table = Table("task", "utterances", box=None, header_style="bold")
     for name in ("minutes", "speakers"):
         table.add_column(name, justify="right")

@@ -74,7 +74,7 @@ def read_torch_file(path: str | Path, mmap: bool = False, admitted: Sequence[Any
         with _admitting, torch.serialization.safe_globals(list(admitted)):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)", str(error))  # torch words it in two ways: os and such are "blocked" modules
+        found = re.search(r"GLOBAL (\w\S*)", str(error))  # two wordings: os and such are "blocked" modules
         if found:
             what = f"it holds {found.group(1)}"
             raise EkdError(f"{path}: refused, since reading it could run code from the file ({what})") from error

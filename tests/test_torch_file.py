@@ -28,8 +28,9 @@ def test_a_file_cut_short_anywhere_is_one_line(tmp_path: Path, zipped: bool) -> 
     whole, file = content(zipped), tmp_path / "a.pt"
     for length in range(0, len(whole), 1 if not zipped else 7):
         file.write_bytes(whole[:length])
-        with pytest.raises(EkdError, match=f"^{file}: "):
+        with pytest.raises(EkdError, match=f"^{file}: ") as caught:
             read_torch_file(file)
+        assert "it holds .)" not in str(caught.value)  # a class without a name is none that was refused
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -152,9 +152,8 @@ def test_a_new_run_and_one_that_goes_on(launch: Any, tmp_path: Path) -> None:
     (tmp_path / "result/some/x").rename(tmp_path / "moved")
     again = launch("--expdir", "moved", "--auto_resume", "--override", "config.a=1", "--device", "cpu:0")
     assert again.seen["checkpoint"] == Path("moved/states-1.ckpt") and again.source == "moved/states-1.ckpt"
-    assert (
-        again.step == 1 and again.before == {} and again.seen["config"] == {"changed": "config.a=1"}
-    )  # -o is not in what was before
+    assert again.step == 1
+    assert again.before == {} and again.seen["config"] == {"changed": "config.a=1"}  # -o is not in what was before
     assert again.seen["args"].expdir == "moved" and again.seen["args"].device == "cpu:0"
     with pytest.raises(EkdError, match="-n: result/some/y is not the folder of moved/states-1.ckpt"):
         launch("--past_exp", "moved", "--expname", "y")

@@ -20,6 +20,7 @@ from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
 from s3prl_ekd.shipped import shipped
+from s3prl_ekd.teachers.names import RANDOM
 from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.variants import find_model_config
 
@@ -161,7 +162,7 @@ def gone_teacher(kept: Mapping[str, Any]) -> str | None:
 
 def _is_gone(source: str) -> bool:
     prefix, path = split_source(source)  # random weights are of the path, not of what lies there
-    return prefix != "random:" and path.startswith("/") and not Path(path).exists()  # nothing else begins with /
+    return prefix != RANDOM and path.startswith("/") and not Path(path).exists()  # nothing else begins with /
 
 
 def same_epochs(before: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

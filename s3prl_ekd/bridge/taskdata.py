@@ -51,13 +51,13 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
         raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")
     expert = _Section(source, config["downstream_expert"], "downstream_expert", s3prl)
     if args.downstream == "ctc":
-        _phones(expert, _used(args, config))
+        _phones(expert, _used(args, config, known or ()))
     elif args.downstream == "voxceleb1":
         _speakers(args, expert)
     elif args.downstream == "emotion":
         _emotion(args, expert)
     elif args.downstream == "asr":
-        _speech(expert, () if args.mode == "inference" else _used(args, config))
+        _speech(expert, () if args.mode == "inference" else _used(args, config, known or ()))
 
 
 class _Section:
@@ -114,14 +114,14 @@ def _splits(section: _Section, key: str) -> list[str]:
     return value
 
 
-def _used(args: Namespace, config: dict[str, Any]) -> list[str]:
+def _used(args: Namespace, config: dict[str, Any], known: Iterable[str]) -> list[str]:
     """The splits that a run reads. A training comes to those that it evaluates on thousands of steps after its start.
 
-    What is no split there, ``taskkeys.check_runner`` says.
+    What is none of the ``known`` ones there, ``taskkeys.check_runner`` says.
     """
     if args.mode != "train":
         return [args.evaluate_split]
-    evaluated, known = config["runner"].get("eval_dataloaders"), splits(args.downstream, config) or ()
+    evaluated = config["runner"].get("eval_dataloaders")
     return ["train", *(name for name in evaluated if name in known)] if isinstance(evaluated, list) else ["train"]
 
 

@@ -5,6 +5,7 @@ s3prl meets a wrong one with a traceback, or goes on with something else; here e
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 from argparse import Namespace
@@ -17,12 +18,12 @@ from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
-from s3prl_ekd.task_names import DOWNSTREAM
+from s3prl_ekd.task_names import DOWNSTREAM, FURTHER
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
 
-CONFIGS = {downstream: f"{task}.yaml" for task, downstream in DOWNSTREAM.items()}
+CONFIGS = {downstream: f"{task}.yaml" for task, downstream in (DOWNSTREAM | FURTHER).items()}
 """s3prl's -d -> our config of that task."""
 # Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
 S3PRL_CONFIGS = {
@@ -30,7 +31,10 @@ S3PRL_CONFIGS = {
     "downstream/voxceleb1/config.yaml": "sid.yaml",
     "downstream/emotion/config.yaml": "er.yaml",
     "downstream/asr/config.yaml": "asr.yaml",
+    "downstream/sv_voxceleb1/configs/amsoftmax.yaml": "asv.yaml",
+    **{f"downstream/{name}/config.yaml": f"{task}.yaml" for task, name in FURTHER.items()},
 }
+SUPERB_PACKAGES = ("h5py", "dtw", "lxml")  # what the extra superb installs: SD's, QbE's
 # What a run goes on with as its checkpoint has it, whatever the command says: argument of s3prl's -> its option.
 KEPT = {
     "upstream": "-u",
@@ -76,9 +80,25 @@ def check_task(name: str, s3prl: Path) -> None:
     known = {path.parent.name for path in (s3prl / "downstream").glob("*/expert.py")}
     if name in known:
         return
-    if name in DOWNSTREAM:
-        raise EkdError(f"-d {name}: s3prl calls this task -d {DOWNSTREAM[name]}")
+    if name in DOWNSTREAM | FURTHER:
+        raise EkdError(f"-d {name}: s3prl calls this task -d {(DOWNSTREAM | FURTHER)[name]}")
     raise EkdError(f"-d {name}: s3prl has no such downstream task{did_you_mean(name, known, count=3)}")
+
+
+def import_expert(task: str) -> None:
+    """Import s3prl's code of ``-d``; it may ask for packages that s3prl does not bring along.
+
+    Raises:
+        EkdError: one that is not installed.
+    """
+    try:
+        importlib.import_module(f"s3prl.downstream.{task}.expert")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == "s3prl":
+            raise
+        install = "'s3prl-ekd[superb]'" if package in SUPERB_PACKAGES else package
+        raise EkdError(f"-d {task}: s3prl's code for it needs {package}: pip install {install}") from error
 
 
 def check_upstream(args: Namespace) -> None:

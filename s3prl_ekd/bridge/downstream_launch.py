@@ -17,6 +17,7 @@ from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downs
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
+from s3prl_ekd.bridge.taskdata_superb import UNTRAINED
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.hub import register, upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
@@ -125,7 +126,10 @@ class DownstreamLaunch(ScriptLaunch):
         downstream_arguments.check_task(args.downstream, self.s3prl)
         if args.mode == "inference" and args.downstream in set(downstream_arguments.CONFIGS) - {"asr"}:
             raise EkdError(f"-m inference: s3prl's {args.downstream} has none, only asr of these tasks (-t FILE.wav)")
-        if args.mode != "train" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
+        if args.downstream in UNTRAINED:
+            if args.mode == "train":
+                raise EkdError(f"-m train -d {args.downstream}: nothing is trained; use -m evaluate -t dev -l LAYER")
+        elif args.mode != "train" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
             raise EkdError(f"-m {args.mode} -d {args.downstream}: no trained model; give its checkpoint with -e")
         if args.expdir is None:
             raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
@@ -149,6 +153,7 @@ class DownstreamLaunch(ScriptLaunch):
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
         """Besides, what ships with us is filled in; ``rest``: the files that s3prl copies into the folder."""
         from s3prl_ekd.bridge import taskdata, taskkeys
+        from s3prl_ekd.compat.guarded_eval import guard_downstream
 
         self.args = args
         self.current.expdir = Path(args.expdir)
@@ -160,6 +165,8 @@ class DownstreamLaunch(ScriptLaunch):
             downstream_arguments.check_task(args.downstream, self.s3prl)
             downstream_arguments.check_upstream(args)
             downstream_arguments.check_world(args)
+        downstream_arguments.import_expert(args.downstream)
+        guard_downstream()
         if not isinstance(config, dict):
             raise EkdError(
                 f"{self.source}: expected a YAML file with the sections runner, optimizer, downstream_expert"

@@ -1,7 +1,7 @@
 """The configs of the four tasks before s3prl's experts read them: shipped files filled in, missing data named.
 
 Each check answers one bare assertion, KeyError or IndexError of s3prl's datasets with a line that names the key and the
-value. Tasks other than ctc (libriphone), voxceleb1, emotion and asr pass unchanged.
+value. SUPERB's other tasks are in ``taskdata_superb.py``; what is in neither passes unchanged.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ import importlib
 import json
 import pickle
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.bridge import taskdata_superb
+from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.shipped import shipped
-from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.whole_file import whole_file
-
-SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
 
 
 def splits(task: str, config: dict[str, Any]) -> list[str] | None:
-    """What ``-t`` and ``runner.eval_dataloaders`` may name; None for a task that is not ours."""
+    """What ``-t`` and ``runner.eval_dataloaders`` may name; None for a task that has no config of ours."""
     if task != "asr":
-        return ["train", "dev", "test"] if task in ("ctc", "voxceleb1", "emotion") else None
+        return ["train", "dev", "test"] if task in ("ctc", "voxceleb1", "emotion") else taskdata_superb.SPLITS.get(task)
     data = config["downstream_expert"].get("datarc") or {}
     return [key for key in data if key.startswith(("train", "dev", "test")) and "batch" not in key]
 
@@ -43,13 +41,14 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
     Raises:
         EkdError: a section, folder or file is missing.
     """
-    for section in ("runner", "optimizer", "downstream_expert"):
+    trained = ("runner", "optimizer") if args.downstream not in taskdata_superb.UNTRAINED else ()
+    for section in (*trained, "downstream_expert"):
         if not isinstance(config.get(section), dict):
             raise EkdError(f"{source}: the section {section!r} is missing")
     known = splits(args.downstream, config)
     if args.mode == "evaluate" and known is not None and args.evaluate_split not in known:
         raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")
-    expert = _Section(source, config["downstream_expert"], "downstream_expert", s3prl)
+    expert = Section(source, config["downstream_expert"], "downstream_expert", s3prl)
     if args.downstream == "ctc":
         _phones(expert, _used(args, config, known or ()))
     elif args.downstream == "voxceleb1":
@@ -58,56 +57,11 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
         _emotion(args, expert)
     elif args.downstream == "asr":
         _speech(expert, () if args.mode == "inference" else _used(args, config, known or ()))
+    elif args.downstream in taskdata_superb.SPLITS:
+        taskdata_superb.complete(args, expert, _used(args, config, known or ()))
 
 
-class _Section:
-    """A part of the config that knows its own key path and says what is wrong with a value."""
-
-    def __init__(self, source: str, values: dict[str, Any], path: str, s3prl: Path) -> None:
-        self.source, self.values, self.path, self.s3prl = source, values, path, s3prl
-
-    def section(self, key: str) -> _Section:
-        values = self.values.get(key)
-        if not isinstance(values, dict):
-            raise EkdError(f"{self.source}: {self.path}.{key}: the section is missing")
-        return _Section(self.source, values, f"{self.path}.{key}", self.s3prl)
-
-    def wrong(self, key: str, what: str) -> EkdError:
-        return EkdError(f"{self.source}: {self.path}.{key}: {what}; give it with -o config.{self.path}.{key}=...")
-
-    def get(self, key: str) -> Any:
-        if self.values.get(key) is None:
-            raise self.wrong(key, "is missing")
-        return self.values[key]
-
-    def folder(self, key: str) -> Path:
-        self.values[key] = self._there(key, self.get(key), Path.is_dir, "folder")
-        return Path(self.values[key])
-
-    def file(self, key: str) -> Path:
-        self.values[key] = self._there(key, self.get(key), Path.is_file, "file")
-        return Path(self.values[key])
-
-    def files(self, key: str) -> None:
-        values = self.get(key)
-        if not isinstance(values, list):
-            raise self.wrong(key, f"{values!r}: expected a list of files")
-        self.values[key] = [self._there(key, value, Path.is_file, "file") for value in values]
-
-    def _there(self, key: str, value: Any, is_one: Callable[[Path], bool], kind: str) -> str:
-        """Absolute: the path as it is, as s3prl's own folder has it, or the file that we ship under this name."""
-        name = str(value)
-        path = from_anywhere(name)
-        places = [path, from_anywhere(str(self.s3prl / name))]
-        if name != path and Path(name).name in SHIPPED:
-            places.append(str(shipped(f"resources/{Path(name).name}")))
-        found = next((place for place in places if is_one(Path(place))), None)
-        if found is None:
-            raise self.wrong(key, f"{path}: no such {kind}")
-        return found
-
-
-def _splits(section: _Section, key: str) -> list[str]:
+def _splits(section: Section, key: str) -> list[str]:
     value = section.get(key)
     if not isinstance(value, list):
         raise section.wrong(key, f"{value!r}: expected a list of split names")
@@ -125,7 +79,7 @@ def _used(args: Namespace, config: dict[str, Any], known: Iterable[str]) -> list
     return ["train", *(name for name in evaluated if name in known)] if isinstance(evaluated, list) else ["train"]
 
 
-def _phones(expert: _Section, used: Iterable[str]) -> None:
+def _phones(expert: Section, used: Iterable[str]) -> None:
     corpus = expert.section("corpus")
     expert.section("text").file("vocab_file")
     _keep_workers()
@@ -149,7 +103,7 @@ def _keep_workers() -> None:
     expert.load_dataset = lambda split, tokenizer, corpus: original(split, tokenizer, dict(corpus))
 
 
-def _speech(expert: _Section, used: Iterable[str]) -> None:
+def _speech(expert: Section, used: Iterable[str]) -> None:
     data = expert.section("datarc")
     data.values.setdefault("dict_path", "char.dict")
     data.file("dict_path")
@@ -161,7 +115,7 @@ def _speech(expert: _Section, used: Iterable[str]) -> None:
                 raise data.wrong("bucket_file", f"{tables / name}.csv: no such table of lengths (split {split!r})")
 
 
-def _emotion(args: Namespace, expert: _Section) -> None:
+def _emotion(args: Namespace, expert: Section) -> None:
     data = expert.section("datarc")
     root, tables = data.folder("root"), data.folder("meta_data")
     fold = str(data.values.get("test_fold") or getattr(args, "downstream_variant", None) or "fold1")
@@ -181,7 +135,7 @@ def _emotion(args: Namespace, expert: _Section) -> None:
                 raise EkdError(f"{table}: {path}: no such file below {root} ({data.path}.root)")
 
 
-def _speakers(args: Namespace, expert: _Section) -> None:
+def _speakers(args: Namespace, expert: Section) -> None:
     """Find the audio of every line of the split file, and hand s3prl the lists.
 
     s3prl keeps such lists in a cache inside its installed package, under the split's name only, so that a second corpus

@@ -50,6 +50,16 @@ EXPERT = {
                 "datarc.valid_ratio", "modelrc.projector_dim", "modelrc.select"),
     "asr": ("datarc.batch_size", "datarc.eval_batch_size", "datarc.num_workers", "datarc.zero_infinity",
             "datarc.decoder_args", "modelrc.project_dim", "modelrc.select"),
+    "speech_commands": ("datarc.batch_size", "datarc.num_workers", "modelrc.projector_dim", "modelrc.select"),
+    "fluent_commands": ("datarc.train_batch_size", "datarc.eval_batch_size", "datarc.num_workers",
+                        "modelrc.projector_dim", "modelrc.select"),
+    "sv_voxceleb1": ("datarc.vad_config", "datarc.train_batch_size", "datarc.eval_batch_size", "datarc.num_workers",
+                     "modelrc.input_dim", "modelrc.module", "modelrc.module_config", "modelrc.agg_module",
+                     "modelrc.utter_module", "modelrc.ObjectiveLoss", "modelrc.LossConfig"),
+    "diarization": ("datarc.chunk_size", "datarc.num_speakers", "loaderrc.train_batchsize", "loaderrc.eval_batchsize",
+                    "loaderrc.num_workers", "scorerc.save_predictions", "modelrc.rnn_layers", "modelrc.hidden_size"),
+    "quesst14_dtw": ("feature_normalization", "datarc.batch_size", "datarc.num_workers", "dtwrc.dist_method",
+                     "dtwrc.minmax_norm", "dtwrc.step_pattern"),
 }  # fmt: skip
 
 
@@ -142,7 +152,9 @@ def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator
 
 
 def _unlike(value: Any, usual: Any) -> str | None:
-    """The kind of ``usual`` in words where ``value`` is of another one."""
+    """The kind of ``usual`` in words where ``value`` is of another one; null stands for any."""
+    if usual is None:
+        return None
     if isinstance(usual, dict):
         return "a section"
     if isinstance(usual, list):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from s3prl_ekd.compat import shims_huggingface, shims_torchaudio
+from s3prl_ekd.compat import shims_huggingface, shims_packages, shims_torchaudio
 from s3prl_ekd.compat.modules import lacks, stand_in
 
 
@@ -190,7 +190,7 @@ SHIMS: tuple[Shim, ...] = (
     Shim(
         "torchaudio.sox_effects",
         "torchaudio 2.9",
-        "s3prl.hub (mos_prediction) imports it",
+        "s3prl.hub (mos_prediction) imports it, and the datasets of KS, ASV and QbE read by it",
         shims_torchaudio.sox_needed,
         shims_torchaudio.apply_sox_effects,
     ),
@@ -256,6 +256,20 @@ SHIMS: tuple[Shim, ...] = (
         "the registry's s3prl lacks the corpus code of phone recognition",
         _libriphone_needed,
         _apply_libriphone,
+    ),
+    Shim(
+        "catalyst.data.sampler",
+        "catalyst 22.4 (the last)",
+        "s3prl's speech_commands imports it; training in one process does not use it",
+        shims_packages.not_installed("catalyst"),
+        shims_packages.apply_catalyst,
+    ),
+    Shim(
+        "sox.Transformer",
+        "sox 1.5",
+        "s3prl's sv_voxceleb1 imports it and does not use it",
+        shims_packages.not_installed("sox"),
+        shims_packages.apply_sox,
     ),
     Shim(
         "FigureCanvasAgg.tostring_rgb",

@@ -79,15 +79,14 @@ def sox_needed() -> bool:
 
 
 def apply_sox_effects() -> None:
-    """A ``torchaudio.sox_effects`` of names that say so when they are called."""
+    """A ``torchaudio.sox_effects`` of the effects that s3prl's tasks call."""
     import torchaudio
 
-    def removed(*args: Any, **kwargs: Any) -> None:
-        raise EkdError(f"sox effects: torchaudio {torchaudio.__version__} has none (2.8 was the last that had)")
+    from s3prl_ekd.compat import sox_effects
 
-    module: Any = stand_in("torchaudio.sox_effects", "Names only: this torchaudio has no sox effects.")
-    module.apply_effects_tensor = removed
-    module.apply_effects_file = removed
+    module: Any = stand_in("torchaudio.sox_effects", "Stands in for what torchaudio 2.9 removed.")
+    for name in ("apply_effects_tensor", "apply_effects_file", "effect_names"):
+        setattr(module, name, getattr(sox_effects, name))
     torchaudio.sox_effects = module
 
 

@@ -1,0 +1,60 @@
+"""A part of a downstream config that says by its own key what is wrong with a value, and finds its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
+from s3prl_ekd.user_paths import from_anywhere
+
+SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
+
+
+class Section:
+    """A part of the config that knows its own key path and says what is wrong with a value."""
+
+    def __init__(self, source: str, values: dict[str, Any], path: str, s3prl: Path) -> None:
+        self.source, self.values, self.path, self.s3prl = source, values, path, s3prl
+
+    def section(self, key: str) -> Section:
+        values = self.values.get(key)
+        if not isinstance(values, dict):
+            raise EkdError(f"{self.source}: {self.path}.{key}: the section is missing")
+        return Section(self.source, values, f"{self.path}.{key}", self.s3prl)
+
+    def wrong(self, key: str, what: str) -> EkdError:
+        return EkdError(f"{self.source}: {self.path}.{key}: {what}; give it with -o config.{self.path}.{key}=...")
+
+    def get(self, key: str) -> Any:
+        if self.values.get(key) is None:
+            raise self.wrong(key, "is missing")
+        return self.values[key]
+
+    def folder(self, key: str) -> Path:
+        self.values[key] = self._there(key, self.get(key), Path.is_dir, "folder")
+        return Path(self.values[key])
+
+    def file(self, key: str) -> Path:
+        self.values[key] = self._there(key, self.get(key), Path.is_file, "file")
+        return Path(self.values[key])
+
+    def files(self, key: str) -> None:
+        values = self.get(key)
+        if not isinstance(values, list):
+            raise self.wrong(key, f"{values!r}: expected a list of files")
+        self.values[key] = [self._there(key, value, Path.is_file, "file") for value in values]
+
+    def _there(self, key: str, value: Any, is_one: Callable[[Path], bool], kind: str) -> str:
+        """Absolute: the path as it is, as s3prl's own folder has it, or the file that we ship under this name."""
+        name = str(value)
+        path = from_anywhere(name)
+        places = [path, from_anywhere(str(self.s3prl / name))]
+        if name != path and Path(name).name in SHIPPED:
+            places.append(str(shipped(f"resources/{Path(name).name}")))
+        found = next((place for place in places if is_one(Path(place))), None)
+        if found is None:
+            raise self.wrong(key, f"{path}: no such {kind}")
+        return found

@@ -1,0 +1,156 @@
+"""The configs of SUPERB's other tasks (KS, IC, ASV, SD, QbE) before s3prl's experts read them: missing data named.
+
+These run natively alone; ``prepare`` and ``evaluate`` know the four of ``taskdata.py``. Slot filling is s3prl's ctc, on
+a corpus whose code the registry's wheel leaves out.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+from argparse import Namespace
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.errors import EkdError
+
+SPLITS = {
+    "speech_commands": ["train", "dev", "test"],
+    "fluent_commands": ["train", "dev", "test"],
+    "sv_voxceleb1": ["train", "test"],  # s3prl's dev pass looks for the test pairs among dev's clips
+    "diarization": ["train", "dev", "test"],
+    "quesst14_dtw": ["dev", "test"],
+}
+"""s3prl's -d -> what ``-t`` and ``runner.eval_dataloaders`` may name."""
+UNTRAINED = ("quesst14_dtw",)  # DTW on the upstream's states: there is no head to train
+SLOTS = ("action", "object", "location")
+KALDI = ("segments", "utt2spk", "spk2utt", "reco2dur")
+
+
+def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
+    """Fill in and check ``downstream_expert`` of a task of :data:`SPLITS`, in place.
+
+    Args:
+        args: s3prl's arguments (``downstream``, ``device``, ``expdir`` are read).
+        used: the splits that the run reads.
+
+    Raises:
+        EkdError: a section, folder or file is missing, or does not hold what s3prl's expert looks for.
+    """
+    if args.downstream == "speech_commands":
+        _keywords(expert.section("datarc"))
+    elif args.downstream == "fluent_commands":
+        _intents(expert.section("datarc"))
+    elif args.downstream == "sv_voxceleb1":
+        _verification(args, expert.section("datarc"))
+    elif args.downstream == "diarization":
+        _diarization(expert.section("loaderrc"), used)
+    else:
+        _queries(expert.section("datarc"), used)
+
+
+def _keywords(data: Section) -> None:
+    from s3prl.downstream.speech_commands.dataset import CLASSES
+
+    for key, what in (("speech_commands_root", "WORD/*.wav"), ("speech_commands_test_root", "CLASS/*.wav")):
+        root = data.folder(key)
+        if next(root.glob("*/*.wav"), None) is None:
+            raise data.wrong(key, f"{root}: holds no {what}")
+    for folder in sorted(root.iterdir()):  # the last of them, the test set
+        if folder.is_dir() and folder.name not in CLASSES:
+            raise data.wrong(key, f"{folder}: expected folders of the test set's classes, {', '.join(CLASSES)}")
+
+
+def _intents(data: Section) -> None:
+    root = data.folder("file_path")
+    seen: dict[str, set[str]] = {}  # s3prl numbers the values that train has
+    for split in ("train", "valid", "test"):
+        table = root / "data" / f"{split}_data.csv"
+        if not table.is_file():
+            raise data.wrong("file_path", f"{table}: no such table")
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for number, row in enumerate(rows, start=2):
+            where = f"{table}: line {number}"
+            lacking = [column for column in ("path", *SLOTS) if not row.get(column)]
+            if lacking:
+                raise EkdError(f"{where}: no {' and '.join(lacking)}")
+            if not (root / row["path"]).is_file():
+                raise EkdError(f"{where}: {row['path']}: no such file below {root} ({data.path}.file_path)")
+            for slot in SLOTS:
+                if split == "train":
+                    seen.setdefault(slot, set()).add(row[slot])
+                elif row[slot] not in seen[slot]:
+                    raise EkdError(f"{where}: {slot} {row[slot]!r} is none of train_data.csv's")
+        if not rows:
+            raise EkdError(f"{table}: lists no utterance")
+
+
+def _verification(args: Namespace, data: Section) -> None:
+    root, pairs = data.folder("file_path"), data.file("test_meta_data")
+    data.values["train_meta_data"] = data.values["dev_meta_data"] = str(pairs)  # which s3prl reads and does not use
+    for folder in (root / "dev" / "wav", root / "test" / "wav"):
+        if not folder.is_dir():
+            raise data.wrong("file_path", f"{folder}: no such folder")
+    for number, line in enumerate(pairs.read_text().splitlines(), start=1):
+        label, *clips = line.split()
+        if label not in ("0", "1") or len(clips) != 2:
+            raise EkdError(f"{pairs}: line {number}: expected `1|0 CLIP CLIP`, found {line!r}")
+        for clip in clips:
+            if not (root / "test" / "wav" / clip).is_file():
+                raise EkdError(f"{pairs}: line {number}: {clip}: no such file below {root / 'test' / 'wav'}")
+    # s3prl keeps the clips' lengths inside its installed package, where a second corpus would get the first one's
+    dataset: Any = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
+    dataset.__file__ = str(Path(args.expdir).resolve() / "dataset.py")
+    if not str(args.device).startswith("cuda"):
+        _keep_off_the_gpu()
+
+
+def _keep_off_the_gpu() -> None:
+    """Let ASV's expert run without a GPU: it says ``.cuda()`` to its attention mask, padded as (clips, frames)."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    class Mask(torch.Tensor):
+        def cuda(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    def pad(sequences: list[torch.Tensor], batch_first: bool) -> torch.Tensor:
+        padded = pad_sequence(sequences, batch_first)
+        return padded.as_subclass(Mask) if padded.dim() == 2 else padded
+
+    expert: Any = importlib.import_module("s3prl.downstream.sv_voxceleb1.expert")
+    expert.pad_sequence = pad
+
+
+def _diarization(loaders: Section, used: Collection[str]) -> None:
+    for split in used:
+        folder = loaders.folder(f"{split}_dir")
+        missing = [name for name in KALDI if not (folder / name).is_file()]
+        if missing:
+            raise loaders.wrong(f"{split}_dir", f"{folder}: a Kaldi folder without {', '.join(missing)}")
+        if not (folder / "wav.scp").is_file() and not (folder / "wav").is_dir():
+            raise loaders.wrong(f"{split}_dir", f"{folder}: has neither wav.scp nor wav/")
+
+
+def _queries(data: Section, used: Collection[str]) -> None:
+    root = data.folder("dataset_root")
+    for name in ("utterances", *("eval" if split == "test" else split for split in used)):
+        table = root / "scoring" / f"language_key_{name}.lst"
+        if not table.is_file():
+            raise data.wrong("dataset_root", f"{table}: no such list")
+        for clip in _english(table):
+            if not (root / clip).is_file():
+                raise EkdError(f"{table}: {clip}: no such file below {root} ({data.path}.dataset_root)")
+
+
+def _english(table: Path) -> Iterator[str]:
+    """The clips of lines ``FOLDER/CLIP LANGUAGE`` that s3prl takes: English ones, without the first folder."""
+    for number, line in enumerate(table.read_text().splitlines(), start=1):
+        fields = line.split()
+        if len(fields) != 2:
+            raise EkdError(f"{table}: line {number}: expected `CLIP LANGUAGE`, found {line!r}")
+        if fields[1] == "nnenglish":
+            yield fields[0].partition("/")[2] or fields[0]

@@ -1,0 +1,235 @@
+"""SUPERB's other tasks through s3prl's own runner (KS, IC, ASV, SD, QbE), and what s3prl may evaluate of a config."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from console import check_mistakes, code, environment
+from superb_corpora import CORPORA
+
+from s3prl_ekd.bridge import downstream_arguments, taskdata_superb
+from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.compat.guarded_eval import look_up
+from s3prl_ekd.compat.shims import apply_shims
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
+from s3prl_ekd.task_names import FURTHER
+from s3prl_ekd.torch_file import read_torch_file
+
+SHORT = ["config.runner.total_steps=2", "config.runner.eval_step=2", "config.runner.save_step=2",
+         "config.runner.log_step=1"]  # fmt: skip
+UPSTREAM = "-u ekd_student -g embedded --device cpu"
+
+# A fork for each command: importing s3prl takes longer than all of them.
+SCRIPT = """
+import os, sys
+import joblib
+import s3prl_ekd
+from s3prl_ekd.bridge import launch
+joblib.parallel_config(backend="threading")  # ASV measures its clips in twelve processes, each with an import of torch
+s3prl_ekd.register()
+for line in sys.argv[1:]:
+    print("COMMAND", line, flush=True)
+    child = os.fork()
+    if child == 0:
+        sys.argv = ["run_downstream.py", *line.split()]
+        sys.exit(launch.run_downstream())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A folder where every task was trained for two steps and tested, and what was printed."""
+    folder = tmp_path_factory.mktemp("superb")
+    lines = []
+    for task, corpus in CORPORA.items():
+        items = corpus(folder / task)
+        if task == "quesst14_dtw":
+            lines.append(f"-m evaluate -t dev -n {task} -d {task} -l 2 {UPSTREAM} -o {',,'.join(items)}")
+            continue
+        lines.append(f"-m train -n {task} -d {task} {UPSTREAM} -o {',,'.join(SHORT + items)}")
+        lines.append(f"-m evaluate -e result/downstream/{task}/states-2.ckpt --device cpu")
+    done = code(SCRIPT, *lines, cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "printed", "files"),
+    [
+        ("speech_commands", "test acc: ", ("test_predict.txt", "dev_truth.txt")),
+        ("fluent_commands", "test acc: ", ("test_predict.csv",)),
+        ("sv_voxceleb1", "sv-voxceleb1/test-EER: ", ("test_predict.txt",)),
+        ("diarization", "mode test acc ", ("scoring/predictions/mix0.h5", "frame_shift")),
+    ],
+)
+def test_a_task_trains_and_is_tested(
+    trained: tuple[Path, str], task: str, printed: str, files: tuple[str, ...]
+) -> None:
+    folder, output = trained
+    _, _, test = output.partition(f"COMMAND -m evaluate -e result/downstream/{task}/")
+    assert printed in test.partition("COMMAND")[0]
+    place = folder / "result" / "downstream" / task
+    assert all((place / name).is_file() for name in files)
+    state = read_torch_file(place / "states-2.ckpt")
+    assert state["Step"] == 2 and state["Args"].downstream == task
+
+
+@pytest.mark.slow
+def test_queries_are_looked_for_in_the_utterances(trained: tuple[Path, str]) -> None:
+    found = (trained[0] / "result" / "downstream" / "quesst14_dtw" / "benchmark.stdlist.xml").read_text()
+    assert found.count("<detected_termlist") == 2 and found.count("<term ") == 2 * 4
+
+
+@pytest.mark.slow
+def test_asv_keeps_its_lengths_with_the_experiment(trained: tuple[Path, str]) -> None:
+    """In the installed package, where s3prl keeps them, a second corpus would get the first one's."""
+    lengths = trained[0] / "result" / "downstream" / "sv_voxceleb1" / ".wav_lengths" / "Voxceleb1_length.pt"
+    assert len(torch.load(lengths)[0]) == 6
+
+
+@pytest.mark.slow
+def test_a_configuration_that_would_run_code_is_refused(trained: tuple[Path, str]) -> None:
+    """s3prl evaluates ``pooling``, of a checkpoint's configuration too."""
+    folder = trained[0]
+    state = read_torch_file(folder / "result" / "downstream" / "fluent_commands" / "states-2.ckpt")
+    mark = folder / "ran"
+    expression = f"__import__('pathlib').Path({str(mark)!r}).touch() or MeanPooling"
+    state["Config"]["downstream_expert"]["modelrc"]["UtteranceLevel"]["pooling"] = expression
+    torch.save(state, folder / "evil.ckpt")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "-m evaluate -e evil.ckpt --device cpu"],
+        cwd=folder, env=environment(), text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    assert not mark.exists()
+    assert "expected a name of s3prl.downstream.model; s3prl would run it as code" in done.stderr
+
+
+@pytest.mark.slow
+def test_mistakes_are_one_line(tmp_path: Path) -> None:
+    corpus = " -o " + ",,".join(CORPORA["speech_commands"](tmp_path / "ks"))
+    new = "-m train -n x -u fbank -d"
+    check_mistakes(
+        "downstream",
+        {
+            f"{new} ks": "-d ks: s3prl calls this task -d speech_commands",
+            f"{new} speech_commands": "ks.yaml: downstream_expert.datarc.speech_commands_root: /path/to/",
+            f"{new} quesst14_dtw": "-m train -d quesst14_dtw: nothing is trained; use -m evaluate -t dev",
+            "-m evaluate -t train -n x -u fbank -d quesst14_dtw": "-t train: quesst14_dtw knows the splits dev, test",
+            "-m evaluate -n x -u fbank -d diarization": "no trained model; give its checkpoint with -e",
+            f"{new} speech_commands{corpus},,config.runner.eval_dataloaders=['dve']": "no split 'dve'",
+            f"{new} speech_commands{corpus},,config.optimizer.torch_optim_nam=3": "did you mean torch_optim_name",
+            f"{new} enhancement_stft2 -c ks.yaml": "s3prl's code for it needs asteroid: pip install asteroid",
+        },
+        cwd=tmp_path,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shims() -> None:
+    apply_shims()
+
+
+def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path) -> None:
+    """The check of a task's data, on its config with ``items`` filled in."""
+    name = next(short for short, downstream in FURTHER.items() if downstream == task)
+    values = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())["downstream_expert"]
+    for item in items:
+        key, _, value = item.removeprefix("config.downstream_expert.").partition("=")
+        section = values
+        *path, last = key.split(".")
+        for step in path:
+            section = section[step]
+        section[last] = value
+    args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path))
+    taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)
+
+
+DAMAGE = [
+    ("speech_commands", "test/bed/a.wav", "x", "test/bed: expected folders of the test set's classes, yes, no"),
+    ("fluent_commands", "data/valid_data.csv", "path,action\nx.wav,fly\n", "line 2: no object and location"),
+    (
+        "fluent_commands",
+        "data/test_data.csv",
+        "path,action,object,location\nwavs/speakers/a/test0.wav,fly,heat,none\n",
+        "line 2: action 'fly' is none of train_data.csv's",
+    ),
+    ("fluent_commands", "data/test_data.csv", "path,action,object,location\ngone.wav,a,b,c\n", "gone.wav: no such"),
+    ("fluent_commands", "data/train_data.csv", "path,action,object,location\n", "lists no utterance"),
+    ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
+    ("sv_voxceleb1", "pairs.txt", "1 a.wav b.wav\n", "line 1: a.wav: no such file below"),
+    ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
+    ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "file", "text", "message"), DAMAGE)
+def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text: str, message: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    _check(task, items, ("dev",), tmp_path)
+    path = tmp_path / task / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    with pytest.raises(EkdError, match=message.replace("|", r"\|")):
+        _check(task, items, ("dev",), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "message"),
+    [
+        ("fluent_commands", "data/test_data.csv", "file_path: .*test_data.csv: no such table"),
+        ("diarization", "dev/reco2dur", "loaderrc.dev_dir: .*: a Kaldi folder without reco2dur"),
+        ("quesst14_dtw", "scoring/language_key_eval.lst", "language_key_eval.lst: no such list"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str, message: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    (tmp_path / task / file).unlink()
+    with pytest.raises(EkdError, match=message):
+        _check(task, items, ("dev", "test"), tmp_path)
+    if task != "fluent_commands":  # of which s3prl reads all tables at once
+        _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
+
+
+def test_every_further_task_has_a_config_and_its_splits() -> None:
+    assert set(FURTHER.values()) == set(taskdata_superb.SPLITS) == set(CORPORA)
+    for short, task in FURTHER.items():
+        assert downstream_arguments.find_task_config(None, task, Path("/")).endswith(f"downstream_configs/{short}.yaml")
+
+
+class _Model:
+    rate = 4
+
+
+def test_names_and_numbers_are_looked_up() -> None:
+    local = [1, 2]
+    assert look_up("_Model") is _Model and look_up(" local ") is local
+    assert look_up("_Model.rate") == 4 and look_up("-_Model.rate") == -4 and look_up("-1.5") == -1.5
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("print(1)", "would run it as code"),
+        ("_Model()", "would run it as code"),
+        ("[].append", "would run it as code"),
+        ("_Model.__subclasses__", "would run it as code"),
+        ("_Model or print", "would run it as code"),
+        ("lambda: 1", "would run it as code"),
+        ("two words", "would run it as code"),
+        ("print", "has no such name"),  # what Python brings along is no name of the module
+        ("_Model.heat", "has no such name"),
+        ("_Modle", "has no such name"),
+    ],
+)
+def test_nothing_else_is(expression: str, message: str) -> None:
+    with pytest.raises(EkdError, match=f"{__name__}.*{message}" if "name" in message else message):
+        look_up(expression)

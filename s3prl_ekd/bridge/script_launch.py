@@ -181,6 +181,8 @@ class ScriptLaunch(ABC):
     def _take(self, args: Namespace, explicit: set[str]) -> None:
         """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
+        if not args.auto_resume:
+            self.current.argv.append("-a")
         arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
         arguments.check_override(args.override, args, self._elsewhere(args))

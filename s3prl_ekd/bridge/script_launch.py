@@ -303,9 +303,12 @@ class ScriptLaunch(ABC):
 
         Raises:
             Finished: no step is left.
-            EkdError: there is no such device.
+            EkdError: there is no such device, or ``-o`` changes what such a run keeps of its optimizer.
         """
+        if self.before is None or not self.trains:
+            return
         self._check_unfinished(config)
+        self.changed = optimizers.changes(self.before, config)
         find_device(self.args.device)
 
     @abstractmethod

@@ -20,6 +20,7 @@ from s3prl_ekd.shipped import shipped
 from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.whole_file import whole_file
 
+SECTIONS = ("runner", "optimizer", "downstream_expert")
 SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
 
 
@@ -29,6 +30,19 @@ def splits(task: str, config: dict[str, Any]) -> list[str] | None:
         return ["train", "dev", "test"] if task in ("ctc", "voxceleb1", "emotion") else None
     data = config["downstream_expert"].get("datarc") or {}
     return [key for key in data if key.startswith(("train", "dev", "test")) and "batch" not in key]
+
+
+def check_sections(config: Any, source: str) -> None:
+    """See that the config of any task has the sections that s3prl's runner reads.
+
+    Raises:
+        EkdError: it is no mapping, or a section is missing.
+    """
+    if not isinstance(config, dict):
+        raise EkdError(f"{source}: expected a YAML file with the sections {', '.join(SECTIONS)}")
+    for section in SECTIONS:
+        if not isinstance(config.get(section), dict):
+            raise EkdError(f"{source}: the section {section!r} is missing")
 
 
 def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) -> None:
@@ -43,9 +57,7 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
     Raises:
         EkdError: a section, folder or file is missing.
     """
-    for section in ("runner", "optimizer", "downstream_expert"):
-        if not isinstance(config.get(section), dict):
-            raise EkdError(f"{source}: the section {section!r} is missing")
+    check_sections(config, source)
     known = splits(args.downstream, config)
     if args.mode == "evaluate" and known is not None and args.evaluate_split not in known:
         raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")
@@ -58,6 +70,11 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
         _emotion(args, expert)
     elif args.downstream == "asr":
         _speech(expert, () if args.mode == "inference" else _used(args, config, known or ()))
+
+
+def wrong_value(source: str, key: str, what: str) -> EkdError:
+    """The error for a key of a downstream config that comes from ``source``, with how to give it another value."""
+    return EkdError(f"{source}: {key}: {what}; give it with -o config.{key}=...")
 
 
 class _Section:
@@ -73,7 +90,7 @@ class _Section:
         return _Section(self.source, values, f"{self.path}.{key}", self.s3prl)
 
     def wrong(self, key: str, what: str) -> EkdError:
-        return EkdError(f"{self.source}: {self.path}.{key}: {what}; give it with -o config.{self.path}.{key}=...")
+        return wrong_value(self.source, f"{self.path}.{key}", what)
 
     def get(self, key: str) -> Any:
         if self.values.get(key) is None:

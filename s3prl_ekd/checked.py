@@ -17,9 +17,6 @@ from pydantic_core import ErrorDetails
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean, listed
 
-NAMED = 4
-"""How many keys with further mistakes a message names."""
-
 
 class Checked(BaseModel):
     """A strict pydantic model that refuses unknown keys."""
@@ -130,7 +127,7 @@ def _also(others: Sequence[tuple[str, Sequence[ErrorDetails]]]) -> str:
     for key, (problem, *_) in others:
         inner = re.match(r"(\w+): ", str(problem["ctx"]["error"])) if problem["type"] == "value_error" else None
         names.append(f"{key}.{inner[1]}" if inner else key)
-    return f" (also wrong: {listed(names, NAMED)})" if names else ""
+    return f" (also wrong: {listed(names, 4)})" if names else ""
 
 
 def _explain(model: type[BaseModel], problems: Sequence[ErrorDetails], key: str) -> str:
@@ -147,18 +144,19 @@ def _explain(model: type[BaseModel], problems: Sequence[ErrorDetails], key: str)
     value = problem["input"]
     if problem["type"] == "too_short":
         return f"{key}: expected {problem['ctx']['min_length']} or more, found {value!r}"
-    if as_number(value) is not None:
-        return f"{key}: {value!r} is text to YAML; write {as_number(value)}"
+    if reads_as_text(value):
+        return f"{key}: {reads_as_text(value)}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     others = "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in problems[1:])
     return f"{key}: {message}{others}, found {value!r}"
 
 
-def as_number(value: Any) -> str | None:
-    """``2e-4``, which YAML reads as text, as it is to be written; None where it is something else."""
+def reads_as_text(value: Any) -> str:
+    """What is wrong with ``2e-4``, a number that YAML reads as text, and how it is written; empty for anything else."""
     if not isinstance(value, str) or re.fullmatch(r"[-+]?\d+(\.\d*)?e[-+]?\d+", value, re.IGNORECASE) is None:
-        return None
-    return f"{float(value):.1e}".replace("e-0", "e-").replace("e+0", "e+")
+        return ""
+    number = f"{float(value):.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value!r} is text to YAML; write {number}"
 
 
 def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

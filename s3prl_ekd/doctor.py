@@ -34,8 +34,8 @@ from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.source_names import S3PRL
 from s3prl_ekd.task_names import DOWNSTREAM
-from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")

@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
+NAMED = 6
+"""How many of several things a message names before it counts the others."""
+
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float = 0.6) -> str:
     """``; did you mean a or b?``, to end a message about ``name``; empty where nothing is near.
@@ -19,7 +22,7 @@ def did_you_mean(name: str, known: Iterable[str], count: int = 1, cutoff: float 
     return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
-def listed(names: Sequence[str], most: int) -> str:
+def listed(names: Sequence[str], most: int = NAMED) -> str:
     """``a, b and 3 more``: at most so many of the names, and the number of the others."""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{', '.join(names[:most])}{rest}"

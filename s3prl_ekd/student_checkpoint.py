@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.distill.targets import TargetSet
-from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.errors import EkdError, naming, one_line
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
@@ -184,7 +184,8 @@ def load_student(path: str | Path) -> LoadedStudent:
 def untrained_student(config_file: str | Path, seed: int = 0) -> Encoder:
     """A student of a configuration with random weights, the same ones each time: the baseline to stand beside."""
     config = load_model_config(config_file)
-    student_shape(config.student, f"{config_file}: student")
+    with naming(config_file):
+        student_shape(config.student)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Student(config.student).encoder.eval()

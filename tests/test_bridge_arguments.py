@@ -117,7 +117,10 @@ def test_an_empty_argument_is_a_mistake() -> None:
         arguments.check_empty(args, {"seed", "expname"})
 
 
-@pytest.mark.parametrize("given", [["-e", "a/b"], ["-ea/b"], ["-e=a/b"], ["--past_exp", "a/b"], ["--past=a/b"]])
+GIVEN = [["-e", "a/b"], ["-ea/b"], ["-e=a/b"], ["--past_exp", "a/b"], ["--past=a/b"], ["--p", "a/b"]]
+
+
+@pytest.mark.parametrize("given", GIVEN)
 def test_an_options_value_is_replaced_as_it_was_written(given: list[str]) -> None:
     argv = ["-u", "a/b", *given, "-o", "x=1"]
     assert arguments.with_value(argv, "-e", "--past_exp", "c") == [

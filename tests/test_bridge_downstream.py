@@ -86,6 +86,19 @@ def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
         check("average")
 
 
+@pytest.mark.parametrize("saved", [{"hub": "huggingface"}, {"hub": "torch", "from_hf_hub": True}])
+def test_code_from_a_repository_that_a_checkpoint_names_is_not_run_unasked(
+    monkeypatch: pytest.MonkeyPatch, saved: dict[str, object]
+) -> None:
+    """s3prl downloads the repository and imports its expert.py."""
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": Namespace(upstream="a/b", **saved)})
+    with pytest.raises(
+        EkdError, match="^x.ckpt: its upstream is code from the Hugging Face repository a/b; if you trust"
+    ):
+        downstream_arguments.check_same(Namespace(), set(), Path("x.ckpt"))
+    downstream_arguments.check_same(Namespace(hub="huggingface"), {"hub"}, Path("x.ckpt"))
+
+
 def test_what_an_upstream_reads_is_named_by_an_absolute_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes into the checkpoint, which is tested from anywhere."""
     monkeypatch.chdir(tmp_path)

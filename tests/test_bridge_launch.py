@@ -163,7 +163,8 @@ def test_a_run_that_goes_on_from_a_file_is_continued_from_its_folder(launch: Any
     """From the file it would begin anew, or be refused: by then there are later checkpoints."""
     launch("--expname", "x")
     words = ["--past_exp", "result/some/x/states-1.ckpt", "--device", "cpu:0"]
-    assert launch(*words).current.argv == ["--past_exp", "result/some/x", "--device", "cpu:0"]
+    assert launch(*words).current.argv == ["--past_exp", "result/some/x", "--device", "cpu:0", "-a"]
+    assert launch("--expname", "x", "--auto").current.argv == ["--expname", "x", "--auto"]
     torch.save({"Args": Namespace(), "Config": {}, "Step": 2}, "result/some/x/states-2.ckpt")
     with pytest.raises(EkdError, match="states-1.ckpt: is of step 1, and states-2.ckpt of step 2 beside it"):
         launch(*words)

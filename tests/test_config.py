@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -56,15 +58,21 @@ def test_there_is_a_variant_for_each_mode_pair_and_single_teacher() -> None:
 
 
 def test_what_g_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name, a path of this repository, a file of the user's, which comes first; by run_pretrain.py and all others."""
+    """A name, a path of this repository, a file of the user's, which comes first; so do all commands, and Python."""
     monkeypatch.chdir(tmp_path)
     average = packaged("variants/average.yaml")
     assert find_model_config("average") == find_model_config("average.yaml") == average
+    assert load_model_config("average") == load_model_config(average)
     assert find_model_config("pretrain/ekd/variants/average.yaml") == average
     assert find_model_config("config_model") == find_model_config("./pretrain/ekd/config_model.yaml")
     mine = tmp_path / "average.yaml"
     mine.write_text("base: config_model.yaml\n")
     assert find_model_config("average") == find_model_config(str(mine)) == mine
+    assert load_model_config("average") == load_model_config(packaged("config_model.yaml"))
+    with pytest.raises(EkdError, match=r"^load_model_config: embeded: no such config file \(variants.* embedded\?$"):
+        load_model_config("embeded")
+    with pytest.raises(EkdError, match="^embedded: no such configuration file$"):
+        load_model_config(Path("embedded"))  # a path is a file
     for wrong in ("avreage", "../average", "/nowhere/average.yaml"):
         hint = r"; did you mean average\?" if "/" not in wrong else ""
         message = rf"^--untrained {wrong}: no such config file \(variants by name: average, .*wavlm\){hint}$"
@@ -84,43 +92,50 @@ def test_a_checkpoints_dictionary_reads_back() -> None:
 
 
 BASE = yaml.safe_load(packaged("config_model.yaml").read_text())
+
+
+def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a configuration with other values at dotted keys (``ekd.teachers.1.source``)."""
+    found = copy.deepcopy(values)
+    for key, value in changes.items():
+        target: Any = found
+        *sections, last = (int(part) if part.isdigit() else part for part in key.split("."))
+        for section in sections:
+            target = target[section] if isinstance(target, list) else target.setdefault(section, {})
+        target[last] = value
+    return found
+
+
 MODEL_MISTAKES = {
-    "ekd.cosine_weigth: unknown key; did you mean cosine_weight": ("ekd", "cosine_weigth", 1.0),
-    "ekd.mode: input should be": ("ekd", "mode", "average"),
-    "ekd.teachers[0].layer: unknown key; did you mean layers": (
-        "ekd", "teachers", [{"name": "a", "source": "b", "layer": [1]}]
-    ),
-    "ekd.teachers[0].source: required key is missing": ("ekd", "teachers", [{"name": "a"}]),
-    "ekd.teachers[0]: layers [4, 4] must be distinct": (
-        "ekd", "teachers", [{"name": "a", "source": "b", "layers": [4, 4]}]
-    ),
-    "two teachers are called 'a'": ("ekd", "teachers", [{"name": "a", "source": "b"}, {"name": "a", "source": "c"}]),
-    "student.layers: input should be a valid integer, found 'two'": ("student", "layers", "two"),
-    "student.dropout: input should be less than 1": ("student", "dropout", 1.5),
-    "task: sequence_length: 100 samples; expected 4000": ("task", "sequence_length", 100),
-    "ekd: initialise_layers: has no effect while initialise_from is null": (
-        "ekd", "_", {"initialise_from": None, "initialise_layers": [1, 2]}
-    ),
-    "ekd.cosine_weight: input should be a finite number, found inf": ("ekd", "cosine_weight", float("inf")),
-    "ekd.weights.hubert: input should be a finite number": ("ekd", "weights", {"hubert": float("nan")}),
-    "distortion.additive.weights.clean: input should be a finite number": (
-        "distortion", "additive", {"weights": {"clean": float("nan")}}
-    ),
-    "optimizer: belongs into config_runner.yaml (-c)": ("optimizer", "lr", 1.0),
-    "ekd.teachers[0].name: expected letters, digits and underscores, a letter first, found 'my-hubert'": (
-        "ekd", "teachers", [{"name": "my-hubert", "source": "b"}]
-    ),
-    "ekd.cosine_weight: '1e-1' is text to YAML; write 1.0e-1": ("ekd", "cosine_weight", "1e-1"),
+    "ekd.cosine_weigth: unknown key; did you mean cosine_weight": {"ekd.cosine_weigth": 1.0},
+    "ekd.mode: input should be": {"ekd.mode": "average"},
+    "ekd.teachers[0].layer: unknown key; did you mean layers": {"ekd.teachers.0.layer": [1]},
+    "ekd.teachers[0].source: required key is missing": {"ekd.teachers": [{"name": "a"}]},
+    "ekd.teachers[0]: layers [4, 4] must be distinct": {"ekd.teachers.0.layers": [4, 4]},
+    "two teachers are called 'wavlm'": {"ekd.teachers.0.name": "wavlm"},
+    "student.layers: input should be a valid integer, found 'two'": {"student.layers": "two"},
+    "student.dropout: input should be less than 1": {"student.dropout": 1.5},
+    "task: sequence_length: 100 samples; expected 4000": {"task.sequence_length": 100},
+    "ekd: initialise_layers: has no effect while initialise_from is null": {
+        "ekd.initialise_from": None, "ekd.initialise_layers": [1, 2]
+    },
+    "ekd.cosine_weight: input should be a finite number, found inf": {"ekd.cosine_weight": float("inf")},
+    "ekd.weights.hubert: input should be a finite number": {"ekd.weights.hubert": float("nan")},
+    "distortion.additive.weights.clean: input should be a finite number": {
+        "distortion.additive.weights.clean": float("nan")
+    },
+    "optimizer: belongs into config_runner.yaml (-c)": {"optimizer.lr": 1.0},
+    "ekd.teachers[0].name: expected letters, digits and underscores, a letter first, found 'my-hubert'": {
+        "ekd.teachers.0.name": "my-hubert"
+    },
+    "ekd.cosine_weight: '1e-1' is text to YAML; write 1.0e-1": {"ekd.cosine_weight": "1e-1"},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("expected", MODEL_MISTAKES)
 def test_model_mistakes_name_file_and_key(expected: str, tmp_path: Path) -> None:
-    section, key, value = MODEL_MISTAKES[expected]
-    values = copy.deepcopy(BASE)
-    values.setdefault(section, {}).update(value if key == "_" else {key: value})
     file = tmp_path / "mine.yaml"
-    file.write_text(yaml.safe_dump(values))
+    file.write_text(yaml.safe_dump(changed(BASE, MODEL_MISTAKES[expected])))
     with pytest.raises(EkdError) as caught:
         load_model_config(file)
     message = str(caught.value)
@@ -156,66 +171,45 @@ def test_of_several_mistakes_the_first_is_explained_and_each_is_named(expected: 
     assert said.replace("ekd.", "") == expected
 
 
+NARROW = {"student.width": 96, "student.heads": 4, "student.ffn_width": 64}
+
+
+def last_kernel(size: int) -> dict[str, Any]:
+    """A student whose last convolution makes fewer frames."""
+    return {"ekd.initialise_from": None, "student.conv_layers": [*map(list, BASE_CONV[:-1]), [512, size, 2]]}
+
+
 TEACHER_MISTAKES = {
-    "config_model.yaml: ekd.teachers[1].layers: 14 > 12": ("layers", [4, 14]),
-    "config_model.yaml: ekd.teachers[1].source: 'hubert_bas' is no s3prl hub name": ("source", "hubert_bas"),
-    "'fbank' is no s3prl hub name of the wav2vec2 family": ("source", "fbank"),
-    "another upstream of s3prl's is 's3prl:fbank'": ("source", "fbank"),
-}
+    "ekd.teachers[1].layers: 14 > 12": {"ekd.teachers.1.layers": [4, 14]},
+    "ekd.teachers[1].source: 'hubert_bas' is no s3prl hub name": {"ekd.teachers.1.source": "hubert_bas"},
+    "ekd.teachers[1].source: 'fbank' is no s3prl hub name of the wav2vec2 family, checkpoint file or transformers "
+    "folder; another upstream of s3prl's is 's3prl:fbank'": {"ekd.teachers.1.source": "fbank"},
+    "ekd.teachers[1].name: 'train' is a word of torch's": {"ekd.teachers.1.name": "train"},
+    "ekd.teachers[1].name: 'training' is a word of torch's": {"ekd.teachers.1.name": "training"},
+    "ekd.residual_heads: a teacher is called 'hubert_minus_wavlm'": {
+        "ekd.teachers.1.name": "hubert_minus_wavlm", "ekd.residual_heads": [["hubert", "wavlm"]]
+    },
+    "ekd.mode: layerwise_average needs teachers of one width": {
+        "ekd.mode": "layerwise_average", "ekd.teachers.1.source": "hubert_large_ll60k"
+    },
+    "ekd.initialise_from: WavLM's gated attention": {"ekd.initialise_from": "wavlm"},
+    "ekd.initialise_from: width is 96 in the student, 768 in the teacher": NARROW,
+    "student: width 768 is not a multiple of heads 5": {"student.heads": 5},
+    "student.conv_layers: 9 frames of a clip that has 12 in hubert_base; they may": last_kernel(8),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("expected", TEACHER_MISTAKES)
 def test_teacher_mistakes_show_before_any_download(expected: str) -> None:
-    key, value = TEACHER_MISTAKES[expected]
-    values = copy.deepcopy(BASE)
-    values["ekd"]["teachers"][1][key] = value
+    config = load_model_config(changed(BASE, TEACHER_MISTAKES[expected]))
     with pytest.raises(EkdError) as caught:
-        check_teachers(load_model_config(values))
-    assert expected in str(caught.value)
+        check_teachers(config, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml: {expected}")
 
 
-def test_average_of_different_widths_and_start_from_wavlm_are_refused() -> None:
-    values = copy.deepcopy(BASE)
-    values["ekd"]["mode"] = "layerwise_average"
-    values["ekd"]["teachers"][1]["source"] = "hubert_large_ll60k"
-    with pytest.raises(EkdError, match="config_model.yaml: ekd.mode: layerwise_average needs teachers of one width"):
-        check_teachers(load_model_config(values))
-    values = copy.deepcopy(BASE)
-    values["ekd"]["initialise_from"] = "wavlm"
-    with pytest.raises(EkdError, match="ekd.initialise_from: WavLM's gated attention"):
-        check_teachers(load_model_config(values))
-
-
-def test_a_student_that_cannot_start_from_its_teacher_is_refused_before_any_download() -> None:
-    values = copy.deepcopy(BASE)
-    values["student"] |= {"width": 96, "heads": 4, "ffn_width": 64}
-    with pytest.raises(EkdError, match="my.yaml: ekd.initialise_from: width is 96 in the student, 768 in the teacher"):
-        check_teachers(load_model_config(values), "my.yaml")
-    values["ekd"]["initialise_from"] = None
-    assert check_teachers(load_model_config(values)).initialiser is None
-
-
-def test_a_student_of_other_frames_than_its_teachers_is_refused() -> None:
-    values = copy.deepcopy(BASE)
-    values["ekd"]["initialise_from"] = None
-    layers = values["student"]["conv_layers"] = [list(layer) for layer in BASE_CONV]
-    layers[-1][1] = 6  # two frames fewer at most
-    check_teachers(load_model_config(values))
-    layers[-1][1] = 8
-    with pytest.raises(EkdError, match=r"student.conv_layers: 9 frames of a clip that has 12 in hubert_base; they may"):
-        check_teachers(load_model_config(values))
-
-
-def test_a_string_means_what_g_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file of that name here first, then a variant's name; a path is a file."""
-    monkeypatch.chdir(tmp_path)
-    assert load_model_config("average") == load_model_config(packaged("variants/average.yaml"))
-    Path("average.yaml").write_text("base: config_model.yaml\nekd: {mode: layerwise_concat}\n")
-    assert load_model_config("average").ekd.mode == "layerwise_concat"
-    with pytest.raises(EkdError, match=r"^load_model_config: embeded: no such config file \(variants.* embedded\?$"):
-        load_model_config("embeded")
-    with pytest.raises(EkdError, match="^embedded: no such configuration file$"):
-        load_model_config(Path("embedded"))
+def test_a_student_of_its_own_start_or_of_two_frames_fewer_is_none() -> None:
+    for changes in (NARROW | {"ekd.initialise_from": None}, last_kernel(6)):
+        assert check_teachers(load_model_config(changed(BASE, changes))).initialiser is None
 
 
 def test_paths_of_teachers_become_absolute_and_names_stay_names(
@@ -270,49 +264,31 @@ def test_a_home_that_nobody_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         load_model_config(file)
 
 
-def test_names_that_a_head_set_cannot_have() -> None:
-    values = copy.deepcopy(BASE)
-    for name in ("train", "training"):
-        values["ekd"]["teachers"][1]["name"] = name
-        with pytest.raises(EkdError, match=rf"ekd.teachers\[1\].name: '{name}' is a word of torch's"):
-            check_teachers(load_model_config(values))
-    first, second, third = (teacher["name"] for teacher in BASE["ekd"]["teachers"])
-    values["ekd"]["teachers"][1]["name"] = f"{first}_minus_{third}"
-    values["ekd"]["residual_heads"] = [[first, third]]
-    with pytest.raises(EkdError, match=f"ekd.residual_heads: a teacher is called '{first}_minus_{third}'"):
-        check_teachers(load_model_config(values))
-
-
 def test_runner_mistakes_name_file_and_key() -> None:
     base = read_yaml(packaged("config_runner.yaml"))
-    for expected, path, value in (
-        ("runner.total_step: unknown key; did you mean total_steps", ("runner", "total_step"), 1),
-        ("runner: save_step: 10000 must be below total_steps: 100", ("runner", "total_steps"), 100),
-        ("optimizer.lr: '2e-4' is text to YAML; write 2.0e-4", ("optimizer", "lr"), "2e-4"),
-        ("pretrain_expert.datarc.sets: expected 1 or more, found []", ("pretrain_expert", "datarc", "sets"), []),
-        ("datarc: sets: 'a' is named twice", ("pretrain_expert", "datarc", "sets"), ["a", "a"]),
-        ("datarc.seed: input should be greater than or equal to 0", ("pretrain_expert", "datarc", "seed"), -1),
-        ("ekd: belongs into config_model.yaml (-g), which -o does not reach", ("ekd",), {}),
-        ("downstream_expert: belongs into a task's configuration (run_downstream.py -c)", ("downstream_expert",), {}),
-        ("optimizer.lr: input should be a finite number", ("optimizer", "lr"), float("inf")),
-        ("optimizer.name: input should be 'AdamW_with_schedule', ", ("optimizer", "name"), "Adamm"),
-        ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", ("optimizer", "warmup"), 0.1),
+    for expected, key, value in (
+        ("runner.total_step: unknown key; did you mean total_steps", "runner.total_step", 1),
+        ("runner: save_step: 10000 must be below total_steps: 100", "runner.total_steps", 100),
+        ("optimizer.lr: '2e-4' is text to YAML; write 2.0e-4", "optimizer.lr", "2e-4"),
+        ("pretrain_expert.datarc.sets: expected 1 or more, found []", "pretrain_expert.datarc.sets", []),
+        ("datarc: sets: 'a' is named twice", "pretrain_expert.datarc.sets", ["a", "a"]),
+        ("datarc.seed: input should be greater than or equal to 0", "pretrain_expert.datarc.seed", -1),
+        ("ekd: belongs into config_model.yaml (-g), which -o does not reach", "ekd", {}),
+        ("downstream_expert: belongs into a task's configuration (run_downstream.py -c)", "downstream_expert", {}),
+        ("optimizer.lr: input should be a finite number", "optimizer.lr", float("inf")),
+        ("optimizer.name: input should be 'AdamW_with_schedule', ", "optimizer.name", "Adamm"),
+        ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", "optimizer.warmup", 0.1),
         (
             "optimizer: warmup_propotion: AdamW_with_schedule has warmup_proportion, betas, eps; did you mean "
             "warmup_proportion?",
-            ("optimizer", "warmup_propotion"),
+            "optimizer.warmup_propotion",
             0.1,
         ),
-        ("optimizer: betas: expected two numbers, as in [0.9, 0.98], found 0.9", ("optimizer", "betas"), 0.9),
-        ("optimizer: torch_optim_name: TorchOptim needs it", ("optimizer",), {"name": "TorchOptim", "lr": 1.0}),
+        ("optimizer: betas: expected two numbers, as in [0.9, 0.98], found 0.9", "optimizer.betas", 0.9),
+        ("optimizer: torch_optim_name: TorchOptim needs it", "optimizer", {"name": "TorchOptim", "lr": 1.0}),
     ):
-        values = copy.deepcopy(base)
-        target = values
-        for key in path[:-1]:
-            target = target[key]
-        target[path[-1]] = value
         with pytest.raises(EkdError) as caught:
-            check_runner_config(values, "my.yaml")
+            check_runner_config(changed(base, {key: value}), "my.yaml")
         assert str(caught.value).startswith("my.yaml: ") and expected in str(caught.value)
 
 

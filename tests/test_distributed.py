@@ -174,8 +174,10 @@ def test_downstream_says_what_it_does_in_one_process(monkeypatch: pytest.MonkeyP
     with pytest.raises(EkdError, match="torchrun --nproc_per_node=N --no-python run_downstream.py"):
         downstream_launch.run(["-m", "train", "--multi_gpu"], Run([]))
     monkeypatch.setenv("WORLD_SIZE", "2")
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    launch.args = Namespace(mode="evaluate")
     with pytest.raises(EkdError, match="-m evaluate: runs in one process"):
-        downstream_launch.DownstreamLaunch(Run([]))._parsed(Namespace(mode="evaluate"))
+        launch._parsed(launch.args)
 
 
 # ------------------------------------------------------------------------------------------------ the real commands

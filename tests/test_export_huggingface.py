@@ -26,13 +26,15 @@ from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 SAMPLES = (16_000, 11_111, 9_000)
 
 
+def export(ckpt: Path, out: Path, *words: str) -> int:
+    """The status of ``s3prl-ekd export hf``."""
+    return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(out), *words])
+
+
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hf") / "student"
-    assert (
-        main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(folder), "--training-data", "train-clean-100"])
-        == 0
-    )
+    assert export(checkpoint, folder, "--training-data", "train-clean-100") == 0
     return folder
 
 
@@ -73,7 +75,7 @@ def test_comes_back_as_student_and_teacher(checkpoint: Path, exported: Path, tmp
     assert weights.keys() == own.keys() and all(torch.equal(weights[name], own[name]) for name in own)
 
     again = tmp_path / "again"
-    assert main(["export", "hf", "--ckpt", str(exported), "--out", str(again)]) == 0
+    assert export(exported, again) == 0
     assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
     assert "Converted from a transformers model" in (again / "README.md").read_text()
     assert main(["export", "superb", "--ckpt", str(exported), "--out", str(tmp_path / "superb")]) == 0
@@ -110,6 +112,15 @@ def test_a_distilhubert_folder_by_transformers_own_hand(tmp_path: Path, normaliz
             torch.testing.assert_close(submitted[layer], theirs[layer], atol=1e-4 if normalize else 1e-5, rtol=0)
 
 
+def score_record(checkpoint: Path) -> dict[str, Any]:
+    """Scores of a checkpoint as ``s3prl-ekd evaluate`` writes them."""
+    return {
+        "label": "mine", "upstream": "ekd_student", "checkpoint": str(checkpoint), "preset": "quick",
+        "checkpoint_sha256": content(checkpoint), "cache_states": True,
+        "tasks": {"pr": {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}},
+    }  # fmt: skip
+
+
 def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     config = json.loads((exported / "config.json").read_text())
     assert (config["num_hidden_layers"], config["feat_proj_layer_norm"], config["hidden_dropout"]) == (2, False, 0.1)
@@ -117,23 +128,12 @@ def test_card(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
     for word in ("license: mit", "wavlm_base_plus", "train-clean-100", "284,000 parameters", "multi_head"):
         assert word in card
     assert "## Scores" not in card
-    scores = tmp_path / "scores.json"
-    record = {
-        "label": "mine",
-        "upstream": "ekd_student",
-        "checkpoint": str(checkpoint),
-        "checkpoint_sha256": content(checkpoint),
-        "preset": "quick",
-        "cache_states": True,
-        "tasks": {"pr": {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}},
-    }
+    scores, record = tmp_path / "scores.json", score_record(checkpoint)
     scores.write_text(json.dumps(record))
-    assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(tmp_path / "x"), "--scores", str(scores),
-                 "--licence", "cc-by-4.0"]) == 0  # fmt: skip
+    assert export(checkpoint, tmp_path / "x", "--scores", str(scores), "--licence", "cc-by-4.0") == 0
     card = (tmp_path / "x" / "README.md").read_text()
-    assert (
-        "| PR (PER %) | 51.25 | 7 | 300 | 0.01 |" in card and "encoded alone" in card and "license: cc-by-4.0" in card
-    )
+    for word in ("| PR (PER %) | 51.25 | 7 | 300 | 0.01 |", "encoded alone", "license: cc-by-4.0"):
+        assert word in card
     assert not (tmp_path / "x" / "LICENSE").exists()
     several = {"seeds": [1, 2], "tasks": {"pr": record["tasks"]["pr"] | {"standard_error": {"per": 0.5}}}}
     scores.write_text(json.dumps(record | several))
@@ -170,67 +170,55 @@ def test_a_folder_of_somebody_else_stays(checkpoint: Path, exported: Path, tmp_p
 def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path: Path, caplog) -> None:
     """The documented order: export with everything, look at it, push."""
     out, card = tmp_path / "out", tmp_path / "out" / "README.md"
-
-    def export(*words: str, ckpt: Path = checkpoint) -> int:
-        return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(out), *words])
-
     other = write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
     everything = ("--training-data", "other corpus", "--licence", "mit")
     scores = tmp_path / "scores.json"
-    task = {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}
-    record = {"label": "mine", "upstream": "ekd_student", "checkpoint_sha256": content(checkpoint)}
-    scores.write_text(json.dumps(record | {"tasks": {"pr": task}}))
-    assert export("--training-data", "my corpus", "--licence", "cc-by-4.0", "--scores", str(scores)) == 0
+    scores.write_text(json.dumps(score_record(checkpoint)))
+    mine = ("--training-data", "my corpus", "--licence", "cc-by-4.0", "--scores", str(scores))
+    assert export(checkpoint, out, *mine) == 0
     rich = card.read_text()
     caplog.set_level(logging.INFO)
-    assert export() == 0
+    assert export(checkpoint, out) == 0
     assert card.read_text() == rich
     assert not (out / "LICENSE").exists()
-    assert export("--training-data", "another corpus") == 0
+    assert export(checkpoint, out, "--training-data", "another corpus") == 0
     assert card.read_text().splitlines()[:-1] == rich.replace("my corpus", "another corpus").splitlines()[:-1]
 
     (out / "LICENSE").write_text("mine")
     weights = (out / "model.safetensors").read_bytes()
     made = next(line for line in rich.splitlines() if "made with s3prl-ekd" in line)
-    for edited in (
-        rich + "\nHow I use it.\n",
-        rich.replace("# Dist", "# My dist"),
-        rich.replace(made, f"{made}, mended"),
-    ):
+    for edited in (f"{rich}\nMine.\n", rich.replace("# Dist", "# My dist"), rich.replace(made, f"{made}, mended")):
         card.write_text(edited)
         caplog.clear()
-        assert export() == 0
+        assert export(checkpoint, out) == 0
         assert f"{card}: stays as it is: the weights are the same" in caplog.text
-        assert export("--training-data", "third corpus") == export("--scores", str(scores)) == 2
-        assert export(ckpt=other) == export(*everything, ckpt=other) == 2  # which cannot be given for these weights
+        for words in (("--training-data", "third corpus"), ("--scores", str(scores))):
+            assert export(checkpoint, out, *words) == 2
+        assert export(other, out) == export(other, out, *everything) == 2  # which cannot be given for these weights
         assert card.read_text() == edited and (out / "LICENSE").read_text() == "mine"
         assert (out / "model.safetensors").read_bytes() == weights
 
 
 def test_a_card_is_no_poorer_for_an_export_of_the_folder_itself(checkpoint: Path, tmp_path: Path, capfd) -> None:
     """A transformers folder does not know how its student was trained; where it came first, its card becomes richer."""
-
-    def export(out: str, ckpt: Path, *words: str) -> int:
-        return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(tmp_path / out), *words])
-
-    assert export("first", checkpoint, "--training-data", "my corpus") == 0
-    rich = (tmp_path / "first" / "README.md").read_text()
-    assert export("first", tmp_path / "first") == 0
-    assert export("first", tmp_path / "first", "--licence", "cc-by-4.0") == 2
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert export(checkpoint, first, "--training-data", "my corpus") == 0
+    rich = (first / "README.md").read_text()
+    assert export(first, first) == 0
+    assert export(first, first, "--licence", "cc-by-4.0") == 2
     assert "says how the student was trained, which --ckpt does not" in capfd.readouterr().err
-    assert (tmp_path / "first" / "README.md").read_text() == rich
-    assert export("second", tmp_path / "first", "--training-data", "my corpus") == 0
-    assert (tmp_path / "second" / "README.md").read_text() != rich
-    assert export("second", checkpoint) == 0
-    assert (tmp_path / "second" / "README.md").read_text() == rich
+    assert (first / "README.md").read_text() == rich
+    assert export(first, second, "--training-data", "my corpus") == 0
+    assert (second / "README.md").read_text() != rich
+    assert export(checkpoint, second) == 0
+    assert (second / "README.md").read_text() == rich
 
 
 def test_a_config_that_was_edited_is_never_written_over(checkpoint: Path, tmp_path: Path, caplog, capfd) -> None:
     """As an edited card: it stays while the weights are the same, and is refused where they are others."""
     out, other = tmp_path / "out", write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
-    words = ["export", "hf", "--out", str(out), "--ckpt"]
     caplog.set_level(logging.INFO)
-    assert main([*words, str(checkpoint), "--training-data", "my corpus"]) == 0
+    assert export(checkpoint, out, "--training-data", "my corpus") == 0
     written = {name: (out / name).read_text() for name in ("config.json", "preprocessor_config.json")}
     for name, key, value in (
         ("config.json", "hidden_dropout", 0.25),
@@ -242,13 +230,13 @@ def test_a_config_that_was_edited_is_never_written_over(checkpoint: Path, tmp_pa
         file.write_text(edited)
         caplog.clear()
         for more in ([], ["--training-data", f"corpus of {key}"]):
-            assert main([*words, str(checkpoint), *more]) == 0
+            assert export(checkpoint, out, *more) == 0
             assert file.read_text() == edited and f"{file}: stays as it is: it was edited" in caplog.text
-        assert main([*words, str(out)]) == 0 and file.read_text() == edited
+        assert export(out, out) == 0 and file.read_text() == edited
         assert {other: (out / other).read_text() for other in whole} == whole
         before = {path: path.read_bytes() for path in out.iterdir()}
         capfd.readouterr()
-        assert main([*words, str(other), "--training-data", "other corpus"]) == 2
+        assert export(other, out, "--training-data", "other corpus") == 2
         message = f"error: {file}: was edited, or another version wrote it, for other weights; name another folder\n"
         assert capfd.readouterr().err.endswith(message)
         assert {path: path.read_bytes() for path in out.iterdir()} == before
@@ -256,16 +244,16 @@ def test_a_config_that_was_edited_is_never_written_over(checkpoint: Path, tmp_pa
     # a folder that is exported onto itself does not know the dropout, and keeps it
     assert json.loads(written["config.json"])["hidden_dropout"] > 0
     caplog.clear()
-    assert main([*words, str(out)]) == 0 and "config.json" not in caplog.text
+    assert export(out, out) == 0 and "config.json" not in caplog.text
     assert (out / "config.json").read_text() == written["config.json"]
-    assert main([*words, str(other), "--training-data", "other corpus"]) == 0
+    assert export(other, out, "--training-data", "other corpus") == 0
     # what another version wrote is replaced where it is known to be that version's
     file, card = out / "config.json", out / "README.md"
     earlier = file.read_text().replace('"layerdrop": 0.0', '"layerdrop": 0.5')
     text = cards._SEAL.sub("", card.read_text()).replace(cards.digest(file.read_text()), cards.digest(earlier))
     file.write_text(earlier)
     card.write_text(cards._sealed(text))
-    assert main([*words, str(other)]) == 0 and '"layerdrop": 0.0' in file.read_text()
+    assert export(other, out) == 0 and '"layerdrop": 0.0' in file.read_text()
 
 
 def test_a_kill_leaves_no_card_beside_other_weights(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
@@ -286,21 +274,19 @@ def test_a_kill_leaves_no_card_beside_other_weights(checkpoint: Path, tmp_path: 
 
 def test_a_card_of_other_weights_is_not_made_poorer(checkpoint: Path, tmp_path: Path, capfd) -> None:
     out, other = tmp_path / "out", write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
-    words = ["export", "hf", "--out", str(out), "--ckpt"]
-    assert main([*words, str(checkpoint), "--training-data", "my corpus", "--licence", "cc-by-4.0"]) == 0
+    assert export(checkpoint, out, "--training-data", "my corpus", "--licence", "cc-by-4.0") == 0
     before = {file: file.read_bytes() for file in out.iterdir()}
     capfd.readouterr()
-    assert main([*words, str(other)]) == 2
+    assert export(other, out) == 2
     told = capfd.readouterr().err
     assert f"--out {out}: holds other weights, and its README.md says more of them" in told
     assert "give --licence, --training-data, or name another folder" in told
     assert {file: file.read_bytes() for file in out.iterdir()} == before
-    assert main([*words, str(other), "--training-data", "other corpus", "--licence", "mit"]) == 0
+    assert export(other, out, "--training-data", "other corpus", "--licence", "mit") == 0
     card = (out / "README.md").read_text()
     assert "other corpus" in card and "my corpus" not in card and "license: mit" in card
-    assert (
-        main([*words, str(checkpoint), "--training-data", "x"]) == 0
-    )  # a licence of mit is what an export says by itself
+    # a licence of mit is what an export says by itself
+    assert export(checkpoint, out, "--training-data", "x") == 0
 
 
 def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:
@@ -315,7 +301,7 @@ def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(EkdError, match="no config.json"):
         UpstreamExpert(str(tmp_path / "empty"))
-    assert main(["export", "hf", "--ckpt", str(tmp_path / "nothing"), "--out", str(tmp_path / "out")]) == 2
+    assert export(tmp_path / "nothing", tmp_path / "out") == 2
 
 
 def test_push_only_when_asked(
@@ -334,13 +320,13 @@ def test_push_only_when_asked(
             return SimpleNamespace(oid="abc123")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    words = ["export", "hf", "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
-    assert main(words) == 0 and calls == []
-    assert main([*words, "--push", "me/student", "--private"]) == 0
+    out = tmp_path / "out"
+    assert export(checkpoint, out) == 0 and calls == []
+    assert export(checkpoint, out, "--push", "me/student", "--private") == 0
     assert "uploaded to me/student (abc123)" in capfd.readouterr().out
     assert calls[0] == ("create", "me/student", {"private": True, "exist_ok": True})
     assert calls[1][2] == ["LICENSE", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-    assert main([*words, "--push", "me/refused"]) == 2
+    assert export(checkpoint, out, "--push", "me/refused") == 2
     assert "no network" in capfd.readouterr().err
 
 
@@ -356,7 +342,7 @@ def test_mistakes_leave_nothing(
     checkpoint: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
     out = tmp_path / "out"
-    assert main(["export", "hf", "--ckpt", str(checkpoint), "--out", str(out), *words]) == 2
+    assert export(checkpoint, out, *words) == 2
     assert message in capfd.readouterr().err and not out.exists()
 
 

@@ -88,6 +88,6 @@ def test_the_runs_own_random_draws_do_not_depend_on_what_is_loaded(tmp_path: Pat
     config = load_model_config({"student": student, "ekd": {"teachers": teachers, "initialise_from": "a"}})
     plan = check_teachers(config)
     before = torch.get_rng_state()
-    assert load_initialiser(config, plan, load_teachers(plan)) is not None
-    assert load_initialiser(config, plan, {}) is not None
+    assert load_initialiser(plan, load_teachers(plan)) is not None
+    assert load_initialiser(plan, {}) is not None
     assert torch.equal(torch.get_rng_state(), before)

@@ -131,8 +131,7 @@ def test_the_page_needs_nothing_but_itself(pretraining, evaluation, reference):
     assert "&lt;/pre&gt;&lt;script&gt;" in text
     assert "12.50" in text
     assert ("DPHuBERT" in text) == reference
-    if reference:
-        assert "Other people" in text
+    assert ("Other people" in text) == reference
 
 
 def test_figures_are_light_on_paper_and_told_in_words(pretraining, evaluation):
@@ -241,8 +240,6 @@ def test_another_file_of_that_name_is_one_line(tmp_path, capsys, text):
 
 
 def test_folders_that_hold_no_results(tmp_path):
-    with pytest.raises(EkdError, match="holds neither metrics.jsonl .* nor scores.json"):
-        read_results([tmp_path])
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(EkdError, match="metrics.jsonl:1: expected a JSON object with a step"):
         read_results([tmp_path])
@@ -261,7 +258,7 @@ def test_a_folder_without_results_is_left_out_beside_others(pretraining, evaluat
     first, second = caplog.messages
     assert first.startswith(f"left out: {unfinished}: holds neither metrics.jsonl")
     assert second.startswith(f"left out: {empty / 'metrics.jsonl'}: no log step yet")
-    with pytest.raises(EkdError, match=f"{unfinished}: holds neither"):
+    with pytest.raises(EkdError, match=f"{unfinished}: holds neither metrics.jsonl .* nor scores.json"):
         read_results([unfinished, empty])
 
 
@@ -294,13 +291,7 @@ def test_runs_and_models_of_one_name_are_told_apart(pretraining, evaluation, tmp
 
 
 def test_a_folder_given_twice_is_read_once(pretraining, evaluation):
-    twice = [
-        pretraining,
-        evaluation,
-        pretraining.parent / "." / pretraining.name,
-        evaluation,
-        pretraining / ".." / "student",
-    ]
+    twice = [pretraining, evaluation, pretraining.parent / "." / pretraining.name, pretraining / ".." / "student"]
     assert [len(found) for found in read_results(twice)] == [1, 1]
     assert read_results(twice)[0][0].label == pretraining.name
 
@@ -347,9 +338,8 @@ def test_a_killed_runs_steps_are_forgotten_where_it_goes_on(tmp_path):
     forget_from(file, 50)
     assert file.read_text() == '{"step": 20, "run": 1}\n{"step": 40, "run": 1}\n'
     good = file.read_text()
-    file.write_text(
-        good + '{"step": 60, "r{"step": 50, "run": 2}\n{"st'
-    )  # as an older version went on behind half a line
+    # as an older version went on behind half a line
+    file.write_text(good + '{"step": 60, "r{"step": 50, "run": 2}\n{"st')
     forget_from(file, 50)
     assert file.read_text() == good + '{"step": 60, "r{"step": 50, "run": 2}\n{"st\n'
     file.write_text(good + '{"step": 60, "run": 1}\n{"step": 50, "run": 2}\n')  # by an older version

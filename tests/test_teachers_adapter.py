@@ -150,7 +150,7 @@ def model_config(tmp_path: Path, **ekd: object) -> object:
 def test_teachers_of_different_kind_width_and_depth_mix(hub: ModuleType, tmp_path: Path) -> None:
     config = model_config(tmp_path)
     plan = check_teachers(config)
-    teachers = freeze(config, load_teachers(plan))
+    teachers = freeze(plan, load_teachers(plan))
     states = teachers(torch.stack([clip[:3_200] for clip in waves()]))
     assert {name: sorted(found) for name, found in states.items()} == {"hubert": [1, 2], "fbank": [0]}
     assert states["hubert"][2].shape[:2] == states["fbank"][0].shape[:2]

@@ -38,8 +38,8 @@ from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation, a
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
-from s3prl_ekd.teachers.build import CheckedModel, check_model, freeze, load_initialiser, load_teachers
-from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
+from s3prl_ekd.teachers.build import CheckedModel, TeacherPlan, check_model, freeze, load_initialiser, load_teachers
+from s3prl_ekd.teachers.cached import CachedTeachers, open_caches
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.own_files import check_same, own_files
 
@@ -87,7 +87,6 @@ class UpstreamPretrainExpert(nn.Module):
         goes_on = isinstance(upstream_config, Mapping)  # load_model will bring the student's weights
         checked = check_model(self.config, file, starts=not goes_on, objective=self.objective_class)
         self.plan, self.objective = checked.plan, checked.objective
-        plan = self.plan
         if data.batch_seconds is None and data.train_batch_size < self.ranks.size:
             raise EkdError(
                 f"config_runner.yaml: pretrain_expert.datarc.train_batch_size: {data.train_batch_size} clips in all, "
@@ -95,31 +94,8 @@ class UpstreamPretrainExpert(nn.Module):
             )
         self.device = device
         self._read_data(data, checked)
-
-        self._teacher_files = own_files(plan)
-        self.target_sets = plan.target_sets
-        self.model = Student(self.config.student, self.target_sets)
-        caches = [one for one in (self.cache, self.valid_cache) if one is not None]
-        encoders = {} if caches and all(one.complete for one in caches) else load_teachers(plan)
-        initialiser = load_initialiser(self.config, plan, encoders)
-        if initialiser is not None:
-            choice = self.config.ekd.initialise_layers
-            copied = initialise_student(self.model.encoder, initialiser, choice=choice)
-            logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
-        frozen = freeze(self.config, encoders)
-
-        def behind(cache: TargetCache | None) -> FrozenTeachers | CachedTeachers:
-            return frozen if cache is None else cached_teachers(self.config, plan, cache, frozen)
-
-        self.teachers = behind(self.cache)
-        self.__dict__["valid_teachers"] = behind(self.valid_cache)  # no submodule: the same encoders again
-        logger.info(
-            "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
-            count_parameters(self.model.encoder) / 1e6,
-            count_parameters(self.model.heads) / 1e6,
-            sum(len(target.labels) for target in self.target_sets),
-            count_parameters(self.teachers) / 1e6,
-        )
+        self._teacher_files = own_files(self.plan)
+        self._make_models(self.plan)
         self.ranks.own_random_stream()
         self.__dict__["parallel"] = self.model
         self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
@@ -139,7 +115,7 @@ class UpstreamPretrainExpert(nn.Module):
         """The loaders of what is trained on and of what is held out, each with its target cache."""
         table = read_lengths(data)
         held_out = read_held_out(data, table)
-        self.cache, self.valid_cache = open_caches(self.config, checked.plan, table, held_out, data)
+        self.cache, self.valid_cache = open_caches(checked.plan, table, held_out, data)
         longest, distorter = self.config.task.sequence_length, checked.distorter
         select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
         self.loader, self.batches = make_loader(table, data, longest, distorter, self.cache, select)
@@ -150,6 +126,30 @@ class UpstreamPretrainExpert(nn.Module):
         if held_out is not None:
             self.validation = Validation(held_out, data, longest, distorter, self.valid_cache, self.ranks)
             logger.info("[ekd] validation: %d utterances, %.2f h", len(held_out.paths), held_out.hours)
+
+    def _make_models(self, plan: TeacherPlan) -> None:
+        """The student and its teachers, which are not loaded where every target is in a cache."""
+        self.model = Student(self.config.student, plan.target_sets)
+        caches = [cache for cache in (self.cache, self.valid_cache) if cache is not None]
+        encoders = {} if caches and all(cache.complete for cache in caches) else load_teachers(plan)
+        initialiser = load_initialiser(plan, encoders)
+        if initialiser is not None:
+            copied = initialise_student(self.model.encoder, initialiser, self.config.ekd.initialise_layers)
+            logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
+        frozen = freeze(plan, encoders)
+
+        def behind(cache: TargetCache | None) -> FrozenTeachers | CachedTeachers:
+            return frozen if cache is None else CachedTeachers(plan, cache, frozen)
+
+        self.teachers = behind(self.cache)
+        self.__dict__["valid_teachers"] = behind(self.valid_cache)  # no submodule: the same encoders again
+        logger.info(
+            "[ekd] student %.2f M parameters + %.2f M in %d heads; teachers %.1f M, frozen",
+            count_parameters(self.model.encoder) / 1e6,
+            count_parameters(self.model.heads) / 1e6,
+            len(self.objective.heads),
+            count_parameters(self.teachers) / 1e6,
+        )
 
     # ------------------------------------------------------------------------------------------ s3prl's interface
 
@@ -201,7 +201,7 @@ class UpstreamPretrainExpert(nn.Module):
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
-        all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.target_sets)
+        all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.plan.target_sets)
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
             self.cache.flush()

@@ -85,7 +85,7 @@ def with_value(argv: list[str], short: str, long: str, value: str) -> list[str]:
     words, follows = [], False
     for word in argv:
         flag, equals, _ = word.partition("=")
-        named = flag == short or (len(flag) > 3 and long.startswith(flag))
+        named = flag == short or (len(flag) > 2 and long.startswith(flag))
         if follows:
             words.append(value)
         elif named and equals:

@@ -13,6 +13,11 @@ from s3prl_ekd.user_paths import from_anywhere
 SHIPPED = ("phoneme.txt", "char.dict")  # files of s3prl_ekd/resources that a config names by their bare name
 
 
+def wrong_value(source: str, key: str, what: str) -> EkdError:
+    """The error for a key of a downstream config that comes from ``source``, with how to give it another value."""
+    return EkdError(f"{source}: {key}: {what}; give it with -o config.{key}=...")
+
+
 class Section:
     """A part of the config that knows its own key path and says what is wrong with a value."""
 
@@ -26,7 +31,7 @@ class Section:
         return Section(self.source, values, f"{self.path}.{key}", self.s3prl)
 
     def wrong(self, key: str, what: str) -> EkdError:
-        return EkdError(f"{self.source}: {self.path}.{key}: {what}; give it with -o config.{self.path}.{key}=...")
+        return wrong_value(self.source, f"{self.path}.{key}", what)
 
     def get(self, key: str) -> Any:
         if self.values.get(key) is None:

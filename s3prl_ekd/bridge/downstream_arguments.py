@@ -55,6 +55,12 @@ log = logging.getLogger(__name__)
 def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
     """What the command names is what the checkpoint was made with, for s3prl goes on with that and says nothing."""
     saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
+    if "hub" not in explicit and (getattr(saved, "hub", "torch") != "torch" or getattr(saved, "from_hf_hub", False)):
+        # s3prl would download what the file names, and run it
+        raise EkdError(
+            f"{checkpoint}: its upstream is code from the Hugging Face repository {saved.upstream}; "
+            "if you trust that, say --hub huggingface"
+        )
     for name, flag in KEPT.items():
         given, before = getattr(args, name, None), getattr(saved, name, None)
         if name not in explicit or given == before or name in FILES and _same_file(name, str(given), before):

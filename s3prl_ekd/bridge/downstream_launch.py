@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downstream_runner, optimizers, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downstream_runner, ranks
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
@@ -52,6 +52,11 @@ class DownstreamLaunch(ScriptLaunch):
     def __init__(self, current: Run) -> None:
         super().__init__(current)
         self.memory = EvaluationMemory(self.keeper.save)
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether a config of the task ships with this package."""
+        return self.args.downstream in downstream_arguments.CONFIGS
 
     def _parser_needs(self) -> dict[str, Any]:
         return {"hub": SimpleNamespace(**dict.fromkeys(sorted(upstream_names())))}  # -h lists them
@@ -101,8 +106,8 @@ class DownstreamLaunch(ScriptLaunch):
     # --------------------------------------------------------------------------------------------------- arguments
 
     def _parsed(self, args: Namespace) -> None:
-        self.current.resumable = args.mode == "train"
-        if self.world.distributed and args.mode != "train":
+        self.current.resumable = self.trains
+        if self.world.distributed and not self.trains:
             raise EkdError(f"-m {args.mode}: runs in one process; start it without torchrun")
         if args.init_ckpt is not None:
             self._read_runner(args.init_ckpt)
@@ -110,11 +115,11 @@ class DownstreamLaunch(ScriptLaunch):
         if checkpoint is not None:
             downstream_arguments.check_same(args, self.explicit, checkpoint)
             self._note_kept(checkpoint)
-            if args.mode != "train":  # of a training that goes on it is asked whether a step is left first
+            if not self.trains:  # of a training that goes on it is asked whether a step is left first
                 find_device(args.device)
             return
         self._check_new(args)
-        if args.mode == "train":
+        if self.trains:
             checkpoints.check_unused(args.expdir)
         find_device(args.device)
         self._make_folder()
@@ -124,19 +129,19 @@ class DownstreamLaunch(ScriptLaunch):
         if args.downstream is None:
             raise EkdError("-d TASK is missing: ctc (PR), voxceleb1 (SID), emotion (ER), asr, or another task of s3prl")
         downstream_arguments.check_task(args.downstream, self.s3prl)
-        if args.mode == "inference" and args.downstream in set(downstream_arguments.CONFIGS) - {"asr"}:
+        if args.mode == "inference" and self.is_ours and args.downstream != "asr":
             raise EkdError(f"-m inference: s3prl's {args.downstream} has none, only asr of these tasks (-t FILE.wav)")
         if args.downstream in UNTRAINED:
-            if args.mode == "train":
+            if self.trains:
                 raise EkdError(f"-m train -d {args.downstream}: nothing is trained; use -m evaluate -t dev -l LAYER")
-        elif args.mode != "train" and args.downstream in downstream_arguments.CONFIGS and args.init_ckpt is None:
+        elif not self.trains and self.is_ours and args.init_ckpt is None:
             raise EkdError(f"-m {args.mode} -d {args.downstream}: no trained model; give its checkpoint with -e")
         if args.expdir is None:
             raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
         if args.upstream is None:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
         args.config = self._find_config(args)
-        if args.downstream in downstream_arguments.CONFIGS:
+        if self.is_ours:
             read_yaml(Path(args.config))  # s3prl reads it next, and of a key that stands there twice takes the last
         downstream_arguments.check_upstream(args)
 
@@ -157,8 +162,8 @@ class DownstreamLaunch(ScriptLaunch):
 
         self.args = args
         self.current.expdir = Path(args.expdir)
-        if args.mode == "train" and self.before is not None:
-            self._check_going_on(config)
+        taskdata.check_sections(config, args.downstream, self.source)
+        self._check_going_on(config)
         if args.mode == "inference":
             downstream_arguments.check_clip(args)
         if args.past_exp:
@@ -167,28 +172,20 @@ class DownstreamLaunch(ScriptLaunch):
             downstream_arguments.check_world(args)
         downstream_arguments.import_expert(args.downstream)
         guard_downstream()
-        if not isinstance(config, dict):
-            raise EkdError(
-                f"{self.source}: expected a YAML file with the sections runner, optimizer, downstream_expert"
-            )
-        if self.before is not None and args.mode == "train" and isinstance(config.get("optimizer"), dict):
-            self.changed = optimizers.changes(self.before, config)
-        if args.downstream in downstream_arguments.CONFIGS:
+        if self.is_ours:
             known = read_yaml(shipped(f"downstream_configs/{downstream_arguments.CONFIGS[args.downstream]}"))
             taskkeys.check_spelling(config, known, self.source)
             taskkeys.check_kinds(config, known, args.downstream, self.source)
+            taskkeys.check_expert(config, args.downstream, self.source)
         use_device(args.device)
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
-        if args.downstream in downstream_arguments.CONFIGS:
-            taskkeys.check_expert(config, args.downstream, self.source)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
-        if args.mode == "train":
+        if self.trains:
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
         return args, config, *rest
 
     def _check_unfinished(self, config: dict[str, Any]) -> None:
-        """End here where no step is left; a section that is none, or no number of steps, is found later."""
-        rules = config.get("runner") if isinstance(config, dict) else None
-        total = rules.get("total_steps") if isinstance(rules, dict) else None
+        """End here where no step is left; what is no number of steps is found later."""
+        total = config["runner"].get("total_steps")
         if isinstance(total, int) and self.step >= total:
             raise self._finished(self.step, "total_steps")

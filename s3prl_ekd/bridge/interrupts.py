@@ -31,10 +31,10 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 class Run:
-    """One command: what it was started with and where it writes, for the line that says how to continue."""
+    """One command: what it is continued by and where it writes, for the line that says so."""
 
     def __init__(self, argv: list[str]) -> None:
-        self.argv = list(argv)
+        self.argv = list(argv)  # the launcher adds what lets the command go on
         self.expdir: Path | None = None  # set once known
         self.resumable = True  # False for evaluation
         self.signals = Signals(on_second=_leave_at_once)
@@ -112,8 +112,7 @@ class Run:
             return 128 + number, ""
         if not self.resumable:
             return 128 + number, f"stopped by {name}"
-        again = self.argv if "-a" in self.argv or "--auto_resume" in self.argv else [*self.argv, "-a"]
-        command = ("torchrun ... " if self.world.distributed else "") + shlex.join([Path(sys.argv[0]).name, *again])
+        command = ("torchrun ... " if self.world.distributed else "") + shlex.join([Path(sys.argv[0]).name, *self.argv])
         saved = self.expdir is not None and any(self.expdir.glob("states-*.ckpt"))
         if not saved:
             return 128 + number, f"stopped by {name} before the first checkpoint; start again with: {command}"

@@ -14,9 +14,6 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import listed
 from s3prl_ekd.user_paths import expanded
 
-NAMED = 6
-"""How many differing keys a message names."""
-
 
 def difference(
     option: str, read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]], override: str | None = None
@@ -34,7 +31,7 @@ def difference(
         return [option]
     said = {item.partition("=")[0].strip().removeprefix("config.") for item in (override or "").split(",,")}
     keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
-    return [f"{option} (differs in {listed(keys, NAMED)})"] if keys else []
+    return [f"{option} (differs in {listed(keys)})"] if keys else []
 
 
 def _differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:

@@ -15,12 +15,12 @@ import yaml
 
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import s3prl_folder
-from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config, split_source
+from s3prl_ekd.config import ModelConfig, check_runner_config, load_model_config
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
 from s3prl_ekd.shipped import shipped
-from s3prl_ekd.teachers.names import RANDOM
+from s3prl_ekd.source_names import RANDOM, split_source
 from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.variants import find_model_config
 

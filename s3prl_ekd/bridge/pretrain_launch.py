@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.bridge import arguments, checkpoints, kept_config, optimizers, pretrain_configs, pretrain_runner, ranks
+from s3prl_ekd.bridge import arguments, checkpoints, kept_config, pretrain_configs, pretrain_runner, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
@@ -263,8 +263,7 @@ class PretrainLaunch(ScriptLaunch):
         self.args, self.config = args, config
         self.current.expdir = Path(args.expdir)
         self._check_config(config)
-        if self.before is not None:
-            self._check_going_on(config)
+        self._check_going_on(config)
         self._check_processes(args)
         if config["runner"].get("fp16") and args.device.startswith("cpu"):
             raise EkdError(
@@ -282,8 +281,6 @@ class PretrainLaunch(ScriptLaunch):
             pretrain_configs.check_ours(config, self.source)
         else:
             pretrain_configs.check_theirs(config, self.source)
-        if self.before is not None:
-            self.changed = optimizers.changes(self.before, config)
 
     def _check_unfinished(self, config: dict[str, Any]) -> None:
         """End here where nothing is left to do: no step, and no validation loss that the last checkpoint lacks.

@@ -181,6 +181,8 @@ class ScriptLaunch(ABC):
     def _take(self, args: Namespace, explicit: set[str]) -> None:
         """Check what s3prl's parser found, before s3prl uses it."""
         self.args, self.explicit = args, explicit
+        if not args.auto_resume:
+            self.current.argv.append("-a")
         arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
         arguments.check_override(args.override, args, self._elsewhere(args))
@@ -301,9 +303,12 @@ class ScriptLaunch(ABC):
 
         Raises:
             Finished: no step is left.
-            EkdError: there is no such device.
+            EkdError: there is no such device, or ``-o`` changes what such a run keeps of its optimizer.
         """
+        if self.before is None or not self.trains:
+            return
         self._check_unfinished(config)
+        self.changed = optimizers.changes(self.before, config)
         find_device(self.args.device)
 
     @abstractmethod

@@ -20,6 +20,8 @@ from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
+SECTIONS = ("runner", "optimizer", "downstream_expert")
+
 
 def splits(task: str, config: dict[str, Any]) -> list[str] | None:
     """What ``-t`` and ``runner.eval_dataloaders`` may name; None for a task that has no config of ours."""
@@ -27,6 +29,21 @@ def splits(task: str, config: dict[str, Any]) -> list[str] | None:
         return ["train", "dev", "test"] if task in ("ctc", "voxceleb1", "emotion") else taskdata_superb.SPLITS.get(task)
     data = config["downstream_expert"].get("datarc") or {}
     return [key for key in data if key.startswith(("train", "dev", "test")) and "batch" not in key]
+
+
+def check_sections(config: Any, task: str, source: str) -> None:
+    """See that the config of any task has the sections that s3prl's runner reads.
+
+    Raises:
+        EkdError: it is no mapping, or a section is missing.
+    """
+    if not isinstance(config, dict):
+        raise EkdError(f"{source}: expected a YAML file with the sections {', '.join(SECTIONS)}")
+    for section in SECTIONS:
+        if section == "optimizer" and task in taskdata_superb.UNTRAINED:
+            continue
+        if not isinstance(config.get(section), dict):
+            raise EkdError(f"{source}: the section {section!r} is missing")
 
 
 def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) -> None:
@@ -41,10 +58,7 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
     Raises:
         EkdError: a section, folder or file is missing.
     """
-    trained = ("runner", "optimizer") if args.downstream not in taskdata_superb.UNTRAINED else ()
-    for section in (*trained, "downstream_expert"):
-        if not isinstance(config.get(section), dict):
-            raise EkdError(f"{source}: the section {section!r} is missing")
+    check_sections(config, args.downstream, source)
     known = splits(args.downstream, config)
     if args.mode == "evaluate" and known is not None and args.evaluate_split not in known:
         raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")

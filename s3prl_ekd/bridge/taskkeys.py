@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from s3prl_ekd.checked import as_number, check_values
+from s3prl_ekd.bridge.config_section import wrong_value
+from s3prl_ekd.checked import check_values, reads_as_text
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.writable import absolute_folder
@@ -62,6 +63,14 @@ EXPERT = {
                      "dtwrc.minmax_norm", "dtwrc.step_pattern"),
 }  # fmt: skip
 
+# Type of a plain value in our configs -> what it may be replaced by, and how that is called
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "text"),
+}
+
 
 def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None) -> None:
     """Check what training reads of ``runner``.
@@ -75,7 +84,7 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
     """
     for key in RUNNER:
         if config["runner"].get(key) is None:
-            raise EkdError(f"{source}: runner.{key}: is missing; give it with -o config.runner.{key}=...")
+            raise wrong_value(source, f"runner.{key}", "is missing")
     check_values(Runner, config["runner"], source, prefix="runner")
     if splits is None:
         return
@@ -107,8 +116,7 @@ def check_expert(config: dict[str, Any], task: str, source: str) -> None:
     for path in needed:
         section, _, key = path.rpartition(".")
         if (expert[section] if section else expert).get(key) is None:
-            key = f"downstream_expert.{path}"
-            raise EkdError(f"{source}: {key}: is missing; give it with -o config.{key}=...")
+            raise wrong_value(source, f"downstream_expert.{path}", "is missing")
 
 
 def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source: str) -> None:
@@ -122,8 +130,7 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
     for key, value, usual in _pairs(config, known, ""):
         kind = _unlike(value, usual)
         if kind is not None:
-            hint = as_number(value)
-            wrong = f"expected {kind}, found {value!r}" if hint is None else f"{value!r} is text to YAML; write {hint}"
+            wrong = reads_as_text(value) or f"expected {kind}, found {value!r}"
             raise EkdError(f"{source}: {key}: {wrong}")
         if key.endswith("model.select") or key.endswith("modelrc.select"):
             module = importlib.import_module(f"s3prl.downstream.{task}.expert")
@@ -159,13 +166,8 @@ def _unlike(value: Any, usual: Any) -> str | None:
         return "a section"
     if isinstance(usual, list):
         return None if isinstance(value, list) and all(_unlike(one, usual[0]) is None for one in value) else "a list"
-    if isinstance(usual, bool):
-        return None if isinstance(value, bool) else "true or false"
-    if isinstance(usual, int):
-        return None if isinstance(value, int) and not isinstance(value, bool) else "a whole number"
-    if isinstance(usual, float):
-        return None if isinstance(value, (int, float)) and not isinstance(value, bool) else "a number"
-    return None if isinstance(value, str) else "text"
+    accepted, kind = KINDS[type(usual)]
+    return None if type(value) in accepted else kind
 
 
 def check_cache(config: dict[str, Any], trainable: bool, source: str) -> None:

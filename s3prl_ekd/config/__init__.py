@@ -6,7 +6,7 @@ layers asked for, and whether the audio is there, is checked where teachers and 
 
 from s3prl_ekd.config.distillation import MaskConfig, TargetsConfig
 from s3prl_ekd.config.distortion import AdditiveConfig, DistortionConfig, NonAdditiveConfig
-from s3prl_ekd.config.loading import load_model_config, split_source
+from s3prl_ekd.config.loading import load_model_config
 from s3prl_ekd.config.model_file import (
     MIN_SAMPLES,
     CachePrecision,
@@ -39,5 +39,4 @@ __all__ = [
     "check_data_config",
     "check_runner_config",
     "load_model_config",
-    "split_source",
 ]

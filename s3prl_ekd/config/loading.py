@@ -6,7 +6,6 @@ replace.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from s3prl_ekd.config.distortion import DistortionConfig
 from s3prl_ekd.config.model_file import ModelConfig
 from s3prl_ekd.config.runner_file import RunnerConfig
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.source_names import RANDOM, split_source
 from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config, packaged, variant_file
 from s3prl_ekd.writable import absolute_folder
@@ -51,13 +51,6 @@ def load_model_config(
     return config
 
 
-def split_source(source: str) -> tuple[str, str]:
-    """A source as what may stand before a path (``random:``, ``s3prl:NAME:``, nothing), and the path or name itself."""
-    match = re.match(r"random:|s3prl:[^:]+:", source)
-    prefix = match.group() if match else ""
-    return prefix, source.removeprefix(prefix)
-
-
 def _absolute(source: str) -> str:
     """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
     prefix, name = split_source(source)
@@ -67,7 +60,7 @@ def _absolute(source: str) -> str:
 
 def _absolute_model(source: str) -> str:
     """:func:`_absolute`, but for a folder beside us that holds no model: it may only be called as a hub name is."""
-    path = Path(source.removeprefix("random:"))
+    path = Path(source.removeprefix(RANDOM))
     bare = len(path.parts) == 1 and path.is_dir() and not (path / "config.json").is_file()
     return source if bare else _absolute(source)
 

@@ -107,15 +107,10 @@ class CropDataset(Dataset[Batch]):
         skipped, kept = [], []
         for position, (item, start) in enumerate(zip(spec.items, spec.starts, strict=True)):
             try:
-                wave = read_audio(self.table.paths[item], start, spec.samples)
+                wave = _read_crop(self.table.paths[item], start, spec.samples)
             except AudioError as error:
                 skipped.append(str(error))
                 continue
-            if len(wave) < spec.samples:
-                if spec.samples - len(wave) > LACKING:
-                    skipped.append(f"{self.table.paths[item]}: shorter than its length CSV says")
-                    continue
-                wave = np.pad(wave, (0, spec.samples - len(wave)))
             student_wave = teacher_wave = wave
             if self.distorter is not None:
                 try:
@@ -137,6 +132,15 @@ class CropDataset(Dataset[Batch]):
             batch.unread = tuple(window for window in spec.windows if window not in batch.windows)
             self.cache.attach(batch)
         return batch
+
+
+def _read_crop(path: str, start: int, samples: int) -> np.ndarray:
+    """(samples,) of a file from a sample on; of an end that may be missing, zeros. Raises AudioError."""
+    wave = read_audio(path, start, samples)
+    missing = samples - len(wave)
+    if missing > LACKING:
+        raise AudioError(f"{path}: shorter than its length CSV says")
+    return np.pad(wave, (0, missing)) if missing else wave
 
 
 class TimedLoader(DataLoader[Batch]):

@@ -37,9 +37,8 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import make_writable
 
-FORMAT = (
-    3  # raise it when windows, rows or what our encoders compute change beyond rounding: older caches are refused then
-)
+FORMAT = 3
+"""Raise it when windows, rows or what our encoders compute change beyond rounding: older caches are refused then."""
 MISSING, UNREADABLE, STORED = 0, 1, 2  # a window only ever moves up
 INDEX, WINDOWS, TARGETS, SIZES, STATE, LOCK = (
     "index.json", "windows.npy", "targets.bin", "sizes.bin", "state.bin", "lock"

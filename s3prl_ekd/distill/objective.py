@@ -51,12 +51,12 @@ class Objective(nn.Module):
         file: str = "config_model.yaml",
     ) -> None:
         super().__init__()
-        _check(config, target_sets, file)
+        with naming(file):
+            _check(config, target_sets)
+            self.normaliser = Normaliser(config.targets, teachers)
         self.target_sets = list(target_sets)
         self.heads = [f"{target.name}.{label}" for target in target_sets for label in target.labels]
         self.cosine_weight = config.cosine_weight
-        with naming(file):
-            self.normaliser = Normaliser(config.targets, teachers)
         weights = [config.weights.get(t.name, 1.0) for t in target_sets for _ in t.labels]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)  # (heads of all sets,)
         self.dropping = config.teacher_dropping
@@ -156,18 +156,16 @@ class Objective(nn.Module):
         return {name: dict(zip(columns, row, strict=True)) for name, row in zip(self.heads, rows, strict=True)}
 
 
-def _check(config: EkdConfig, target_sets: Sequence[TargetSet], file: str) -> None:
+def _check(config: EkdConfig, target_sets: Sequence[TargetSet]) -> None:
     names = [target_set.name for target_set in target_sets]
     for name in config.weights:
         if name not in names:
-            raise EkdError(f"{file}: ekd.weights.{name}: no head set has this name; there are {', '.join(names)}")
+            raise EkdError(f"ekd.weights.{name}: no head set has this name; there are {', '.join(names)}")
     if config.weights and not any(config.weights.get(name, 1.0) for name in names):
-        raise EkdError(f"{file}: ekd.weights: at least one head set needs a weight above 0")
+        raise EkdError("ekd.weights: at least one head set needs a weight above 0")
     if config.teacher_dropping is not None and len(names) < 2:
-        raise EkdError(f"{file}: ekd.teacher_dropping: needs two head sets (multi_head), not {names[0]!r} alone")
+        raise EkdError(f"ekd.teacher_dropping: needs two head sets (multi_head), not {names[0]!r} alone")
     mixed = [target_set.name for target_set in target_sets if target_set.combine in ("mean", "difference")]
     if config.targets.normalise == "phi_s" and mixed:
-        raise EkdError(
-            f"{file}: ekd.targets.normalise: phi_s rotates each teacher its own way, so {mixed[0]!r} would mix unlike "
-            "channels; use standardise"
-        )
+        mix = f"{mixed[0]!r} would mix unlike channels"
+        raise EkdError(f"ekd.targets.normalise: phi_s rotates each teacher its own way, so {mix}; use standardise")

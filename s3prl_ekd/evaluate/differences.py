@@ -12,11 +12,9 @@ from typing import Any
 
 from s3prl_ekd.evaluate.conditions import overrides_of
 from s3prl_ekd.evaluate.scores_file import by_seed, first_part, folds, rates, runs_of
-from s3prl_ekd.spelling import listed
+from s3prl_ekd.spelling import NAMED, listed
 
 Record = Mapping[str, Any]
-NAMED = 6
-"""So many rows of a group, and groups, are named in a sentence, and the others counted: a table may have 70 rows."""
 _NOT, _UNEQUAL = "NOT comparable", "unequal"
 
 
@@ -60,8 +58,7 @@ def _sentences(start: str, by_label: Mapping[str, str | None], verdict: str = _N
     large = [condition for condition, labels in groups.items() if len(labels) > NAMED]
     rest = large[0] if len(large) == 1 and len(groups) <= NAMED else None
     told = [
-        f"{condition} ({'all others' if condition == rest else listed(labels, NAMED)})"
-        for condition, labels in groups.items()
+        f"{condition} ({'all others' if condition == rest else listed(labels)})" for condition, labels in groups.items()
     ]
     return [f"{start}{first_of(told)}: {verdict}."]
 

@@ -14,7 +14,8 @@ from typing import Any
 from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError, naming
-from s3prl_ekd.teachers.names import S3PRL, check_source, model_path
+from s3prl_ekd.source_names import S3PRL
+from s3prl_ekd.teachers.names import check_source, model_path
 from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.checked import as_number, read_yaml
+from s3prl_ekd.checked import read_yaml, reads_as_text
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
@@ -110,8 +110,8 @@ class Run:
             )
         rate = config.get("optimizer", {}).get("lr")
         if rate is not None and not isinstance(rate, int | float):
-            hint = f"; write {as_number(rate)}" if as_number(rate) else ""
-            raise EkdError(f"{self.config}: optimizer.lr: {rate!r}: expected a number{hint}")
+            wrong = reads_as_text(rate) or f"{rate!r}: expected a number"
+            raise EkdError(f"{self.config}: optimizer.lr: {wrong}")
         scored = runner.get("eval_dataloaders")
         if isinstance(scored, list) and self.task.dev_split not in scored:
             raise EkdError(

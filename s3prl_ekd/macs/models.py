@@ -11,9 +11,10 @@ from typing import Any
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.source_names import S3PRL
 from s3prl_ekd.student_checkpoint import is_student, newest_checkpoint, read_checkpoint
 from s3prl_ekd.teachers import sources
-from s3prl_ekd.teachers.names import S3PRL, model_path
+from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.user_paths import expanded
 

@@ -23,8 +23,12 @@ START_FIELDS = ("conv_layers", "conv_norm", "conv_bias", "square_projection", "w
 """Fields of a shape that must agree where weights of one encoder start another."""
 
 
-def student_shape(config: StudentConfig, where: str = "student") -> EncoderShape:
-    """The encoder shape of a configured student: plain attention, post-norm, GroupNorm front end, no feature norm."""
+def student_shape(config: StudentConfig) -> EncoderShape:
+    """The encoder shape of a configured student: plain attention, post-norm, GroupNorm front end, no feature norm.
+
+    Raises:
+        EkdError: numbers that make no encoder.
+    """
     try:
         return EncoderShape(
             conv_layers=conv_layers(config.conv_layers),
@@ -37,7 +41,7 @@ def student_shape(config: StudentConfig, where: str = "student") -> EncoderShape
             pos_conv_groups=config.pos_conv_groups,
         )
     except ValueError as error:
-        raise EkdError(f"{where}: {error}") from error
+        raise EkdError(f"student: {error}") from error
 
 
 def student_like(teacher: EncoderShape) -> dict[str, Any]:
@@ -76,10 +80,7 @@ class Student(nn.Module):
 
 
 def initialise_student(
-    student: Encoder,
-    teacher: Encoder,
-    where: str = "ekd.initialise_from",
-    choice: Literal["first", "spread"] | Sequence[int] = "first",
+    student: Encoder, teacher: Encoder, choice: Literal["first", "spread"] | Sequence[int] = "first"
 ) -> list[str]:
     """Copy a teacher's conv stack, projection, positional convolution and first transformer layers (DistilHuBERT).
 
@@ -95,8 +96,8 @@ def initialise_student(
         EkdError: shapes differ, or the teacher's attention is WavLM's.
     """
     ours, theirs = student.shape, teacher.shape
-    check_start(ours, theirs, where)
-    chosen = start_layers(choice, ours.layers, theirs.layers, where)
+    check_start(ours, theirs)
+    chosen = start_layers(choice, ours.layers, theirs.layers)
     parts: list[tuple[str, nn.Module | None, nn.Module | None]] = [
         ("conv stack", student.frontend, teacher.frontend),
         ("projection", student.projection, teacher.projection),
@@ -111,22 +112,22 @@ def initialise_student(
     return copied
 
 
-def check_start(student: EncoderShape, teacher: EncoderShape, where: str = "ekd.initialise_from") -> None:
+def check_start(student: EncoderShape, teacher: EncoderShape) -> None:
     """Raise EkdError where a student of one shape cannot take up weights of a teacher of another."""
     if teacher.attention != "plain":
-        raise EkdError(f"{where}: WavLM's gated attention has no place in the student; name a HuBERT teacher")
+        raise EkdError(
+            "ekd.initialise_from: WavLM's gated attention has no place in the student; name a HuBERT teacher"
+        )
     for field in START_FIELDS:
         ours, theirs = getattr(student, field), getattr(teacher, field)
         if ours != theirs:
             raise EkdError(
-                f"{where}: {field} is {ours} in the student, {theirs} in the teacher, so weights cannot be copied; "
-                "use null for random weights"
+                f"ekd.initialise_from: {field} is {ours} in the student, {theirs} in the teacher, so weights cannot be "
+                "copied; use null for random weights"
             )
 
 
-def start_layers(
-    choice: Literal["first", "spread"] | Sequence[int], count: int, depth: int, where: str = "ekd.initialise_from"
-) -> list[int]:
+def start_layers(choice: Literal["first", "spread"] | Sequence[int], count: int, depth: int) -> list[int]:
     """Teacher layers, counted from 1, that start a student of ``count`` layers from a teacher of ``depth``.
 
     first: 1, 2, ...; spread: every k-th from 1 on with k = depth / count (DistilBERT, arXiv 1910.01108: one of two);
@@ -136,14 +137,14 @@ def start_layers(
         EkdError: the teacher has too few layers, or a list does not fit.
     """
     if count > depth:
-        raise EkdError(f"{where}: the student has {count} layers, the teacher only {depth}")
+        raise EkdError(f"ekd.initialise_from: the student has {count} layers, the teacher only {depth}")
     if choice == "first":
         return list(range(1, count + 1))
     if choice == "spread":
         return [1 + i * depth // count for i in range(count)]
     if len(choice) != count or not all(1 <= layer <= depth for layer in choice):
-        key = where.replace("initialise_from", "initialise_layers")
-        raise EkdError(f"{key}: {list(choice)}: expected {count} layers (the student's) from 1 to {depth}")
+        expected = f"expected {count} layers (the student's) from 1 to {depth}"
+        raise EkdError(f"ekd.initialise_layers: {list(choice)}: {expected}")
     return list(choice)
 
 

@@ -23,7 +23,7 @@ from s3prl_ekd.compat.hub import find_upstream
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.teachers.names import S3PRL
+from s3prl_ekd.source_names import split_upstream
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     """
     if source in _built:
         return _built[source]
-    name, _, checkpoint = source.removeprefix(S3PRL).partition(":")
+    name, checkpoint = split_upstream(source)
     factory = find_upstream(name)
     if factory is None:
         raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")

@@ -22,9 +22,9 @@ from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.source_names import S3PRL
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
-from s3prl_ekd.teachers.names import S3PRL
 from s3prl_ekd.teachers.sources import TeacherSource
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ FILE = "config_model.yaml"
 class TeacherPlan:
     """What the configuration asks for, known to be possible."""
 
+    config: ModelConfig
+    file: str
+    """Its name, for messages."""
     sources: dict[str, TeacherSource]
     """Teacher name -> its source."""
     target_sets: list[TargetSet]
@@ -43,8 +46,6 @@ class TeacherPlan:
     """What the targets need to know of each teacher."""
     initialiser: TeacherSource | None
     """Where the student's first weights come from; one of ``sources`` or another one."""
-    file: str = FILE
-    """The configuration's name, for messages."""
 
     def where(self, name: str) -> str:
         """File and key of a teacher's source, for messages."""
@@ -88,18 +89,21 @@ def check_without_teachers(config: ModelConfig, file: str = FILE) -> Distorter |
     Raises:
         EkdError: file and key, and what was expected.
     """
-    student_shape(config.student, f"{file}: student")
-    _check_start_source(config, file)
+    with naming(file):
+        _check_student(config)
     return Distorter(config.distortion, file) if config.distortion is not None else None
 
 
-def _check_start_source(config: ModelConfig, file: str) -> None:
+def _check_student(config: ModelConfig) -> EncoderShape:
+    """The student's shape, where what it starts from is of a kind that it can start from."""
+    shape = student_shape(config.student)
     start = config.ekd.initialise_from
     named = {teacher.name: teacher.source for teacher in config.ekd.teachers}
     if start is not None and named.get(start, start).startswith(S3PRL):
         raise EkdError(
-            f"{file}: ekd.initialise_from: {start} is an s3prl expert; the student can start from our own encoders only"
+            f"ekd.initialise_from: {start} is an s3prl expert; the student can start from our own encoders only"
         )
+    return shape
 
 
 def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -> TeacherPlan:
@@ -113,45 +117,43 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
     Raises:
         EkdError: file and key, and what was expected.
     """
-    student = student_shape(config.student, f"{file}: student")
-    _check_start_source(config, file)
-    found = {
-        teacher.name: _check_teacher(teacher, config.ekd.targets.tap, student, file, f"ekd.teachers[{index}]")
-        for index, teacher in enumerate(config.ekd.teachers)
-    }
-    layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in config.ekd.teachers]
+    ekd = config.ekd
     with naming(file):
-        target_sets = plan_targets(config.ekd.mode, layers) + plan_residuals(config.ekd.residual_heads, layers)
-    names = [target.name for target in target_sets]
-    doubled = next((name for name in names if names.count(name) > 1), None)
-    if doubled is not None:
-        raise EkdError(f"{file}: ekd.residual_heads: a teacher is called {doubled!r}, as the difference would be")
-    start = config.ekd.initialise_from if starts else None
-    where = f"{file}: ekd.initialise_from"
-    initialiser = None if start is None else found.get(start) or sources.describe(start, where)
-    if initialiser is not None:
-        check_start(student, initialiser.encoder_shape, where)
-        start_layers(config.ekd.initialise_layers, config.student.layers, initialiser.shape.layers, where)
-    return TeacherPlan(found, target_sets, layers, initialiser, file)
+        student = _check_student(config)
+        found = {
+            teacher.name: _check_teacher(teacher, ekd.targets.tap, student, f"ekd.teachers[{index}]")
+            for index, teacher in enumerate(ekd.teachers)
+        }
+        layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in ekd.teachers]
+        target_sets = plan_targets(ekd.mode, layers) + plan_residuals(ekd.residual_heads, layers)
+        names = [target.name for target in target_sets]
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        if doubled is not None:
+            raise EkdError(f"ekd.residual_heads: a teacher is called {doubled!r}, as the difference would be")
+        start = ekd.initialise_from if starts else None
+        initialiser = None if start is None else found.get(start) or sources.describe(start, "ekd.initialise_from")
+        if initialiser is not None:
+            check_start(student, initialiser.encoder_shape)
+            start_layers(ekd.initialise_layers, student.layers, initialiser.shape.layers)
+    return TeacherPlan(config, file, found, target_sets, layers, initialiser)
 
 
-def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, file: str, key: str) -> TeacherSource:
+def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, key: str) -> TeacherSource:
     """What a teacher is, of which a student of this shape can learn all that is asked for; ``key``: of the teacher."""
     if hasattr(nn.ModuleDict(), teacher.name):  # an instance has more words than its class
-        raise EkdError(f"{file}: {key}.name: {teacher.name!r} is a word of torch's; take another name")
-    source = sources.describe(teacher.source, f"{file}: {key}.source")
+        raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
+    source = sources.describe(teacher.source, f"{key}.source")
     shape = source.shape
     too_deep = [layer for layer in teacher.layers if layer > shape.layers]
     if too_deep:
-        raise EkdError(f"{file}: {key}.layers: {too_deep[0]} > {shape.layers}, the layers of {teacher.source}")
+        raise EkdError(f"{key}.layers: {too_deep[0]} > {shape.layers}, the layers of {teacher.source}")
     if tap == "ffn" and source.kind == "s3prl":
-        raise EkdError(f"{file}: {key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
+        raise EkdError(f"{key}.source: {teacher.source} has no feed-forward blocks to tap (targets.tap: ffn)")
     if tap == "ffn" and 0 in teacher.layers:
-        raise EkdError(f"{file}: {key}.layers: layer 0 has no feed-forward block (tap: ffn)")
+        raise EkdError(f"{key}.layers: layer 0 has no feed-forward block (tap: ffn)")
     if shape.hop != student.hop:
         raise EkdError(
-            f"{file}: {key}.source: {teacher.source} has a frame every {shape.hop} samples, the student every "
-            f"{student.hop}"
+            f"{key}.source: {teacher.source} has a frame every {shape.hop} samples, the student every {student.hop}"
         )
     ours, theirs = max(
         ((student.frames(n), shape.frames(n)) for n in range(MIN_SAMPLES, MIN_SAMPLES + student.hop)),
@@ -159,7 +161,7 @@ def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, file
     )
     if abs(ours - theirs) > MAX_FRAME_DIFFERENCE:
         raise EkdError(
-            f"{file}: student.conv_layers: {ours} frames of a clip that has {theirs} in {teacher.source}; they may "
+            f"student.conv_layers: {ours} frames of a clip that has {theirs} in {teacher.source}; they may "
             f"differ by {MAX_FRAME_DIFFERENCE}"
         )
     return source
@@ -177,10 +179,10 @@ def load_teachers(plan: TeacherPlan) -> dict[str, TeacherEncoder]:
     return encoders
 
 
-def freeze(config: ModelConfig, encoders: dict[str, TeacherEncoder]) -> FrozenTeachers:
+def freeze(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> FrozenTeachers:
     """The ensemble, in its configured precision. Takes the encoders over: read their weights before."""
-    layers = {teacher.name: teacher.layers for teacher in config.ekd.teachers}
-    return FrozenTeachers(encoders, layers, config.ekd.teacher_precision, config.ekd.targets.tap)
+    layers, ekd = {teacher.name: teacher.layers for teacher in plan.layers}, plan.config.ekd
+    return FrozenTeachers(encoders, layers, ekd.teacher_precision, ekd.targets.tap)
 
 
 def load_teacher(source: str | Path, where: str = "teacher") -> Encoder:
@@ -199,11 +201,11 @@ def load_teacher(source: str | Path, where: str = "teacher") -> Encoder:
     return encoder.eval().requires_grad_(False)
 
 
-def load_initialiser(config: ModelConfig, plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Encoder | None:
+def load_initialiser(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Encoder | None:
     """The encoder that starts the student: a teacher already loaded, or one loaded for this alone."""
     if plan.initialiser is None:
         return None
-    start = config.ekd.initialise_from
+    start = plan.config.ekd.initialise_from
     encoder = encoders[start] if start in encoders else _load(plan.initialiser, f"{plan.file}: ekd.initialise_from")
     assert isinstance(encoder, Encoder)  # else check_teachers would have refused it
     return encoder

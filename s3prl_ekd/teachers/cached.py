@@ -7,13 +7,13 @@ fingerprint.py.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor, nn
 
-from s3prl_ekd.config import DataConfig, ModelConfig
+from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data import target_folder
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.lengths import LengthTable
@@ -42,14 +42,14 @@ class CachedTeachers(nn.Module):
     than there is something to store: all its passes are one epoch.
 
     Args:
+        plan: makes the ensemble again, should audio become readable that was not when its turn came.
         cache: open.
         teachers: the ensemble, without encoders where the cache is complete.
-        load: makes the ensemble again, should audio become readable that was not when its turn came.
     """
 
-    def __init__(self, cache: TargetCache, teachers: FrozenTeachers, load: Callable[[], FrozenTeachers]) -> None:
+    def __init__(self, plan: TeacherPlan, cache: TargetCache, teachers: FrozenTeachers) -> None:
         super().__init__()
-        self.cache, self.load = cache, load
+        self.plan, self.cache = plan, cache
         self.teachers: FrozenTeachers | None = teachers if len(teachers.encoders) else None
         self._epoch: int | None = None  # in which they were loaded again
 
@@ -72,7 +72,7 @@ class CachedTeachers(nn.Module):
             return None
         if self.teachers is None:
             logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
-            self.teachers = self.load().to(wave.device)
+            self.teachers = freeze(self.plan, load_teachers(self.plan)).to(wave.device)
             self._epoch = None if self.cache.held_out else batch.epoch
         # the whole batch, though some may be stored: results in the last bits depend on the batch's company
         states = self.teachers(wave)
@@ -83,32 +83,25 @@ class CachedTeachers(nn.Module):
         return None
 
 
-def cached_teachers(
-    config: ModelConfig, plan: TeacherPlan, cache: TargetCache, teachers: FrozenTeachers
-) -> CachedTeachers:
-    """The teachers of a run behind its cache; ``teachers`` has no encoders where the cache is complete."""
-    return CachedTeachers(cache, teachers, lambda: freeze(config, load_teachers(plan)))
-
-
 def open_caches(
-    config: ModelConfig, plan: TeacherPlan, table: LengthTable, held_out: LengthTable | None, data: DataConfig
+    plan: TeacherPlan, table: LengthTable, held_out: LengthTable | None, data: DataConfig
 ) -> tuple[TargetCache | None, TargetCache | None]:
     """The cache of what is trained on, and that of what is held out, as far as they are asked for.
 
     Raises:
         EkdError: as :func:`open_cache`.
     """
-    if config.ekd.cache_targets is None:
+    if plan.config.ekd.cache_targets is None:
         return None, None
-    folder = Path(config.ekd.cache_targets)
-    cache = open_cache(config, plan, table, data, folder)
+    folder = Path(plan.config.ekd.cache_targets)
+    cache = open_cache(plan, table, data, folder)
     if held_out is None:
         return cache, None
-    return cache, open_cache(config, plan, held_out, data, folder / target_folder.VALIDATION, held_out=True)
+    return cache, open_cache(plan, held_out, data, folder / target_folder.VALIDATION, held_out=True)
 
 
 def open_cache(
-    config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig, folder: Path, held_out: bool = False
+    plan: TeacherPlan, table: LengthTable, data: DataConfig, folder: Path, held_out: bool = False
 ) -> TargetCache:
     """Open the cache in a folder, or make an empty one; ``held_out``: it is that of held-out speech.
 
@@ -116,10 +109,10 @@ def open_cache(
         EkdError: it is another configuration's, not writable, too large for its disk, being filled by another run, or
             there are several processes.
     """
-    key = f"{plan.file}: ekd.cache_targets"
+    config, key = plan.config, f"{plan.file}: ekd.cache_targets"
     if Ranks.current().size > 1:
         raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
-    layout = wanted = _layout(config, plan)
+    layout = wanted = _layout(plan)
     there, lock = target_folder.read_index(folder, key), None
     if there is None:
         windows = cut_windows(table.samples, config.task.sequence_length, data.train_batch_size, data.batch_seconds)
@@ -128,11 +121,11 @@ def open_cache(
         lock = target_folder.lock_cache(folder, key)
         there = target_folder.read_index(folder, key)  # another run may have made it meanwhile
     if there is None:
-        target_folder.create(folder, windows, layout, fingerprint(config, plan, table, data, download=True), key)
+        target_folder.create(folder, windows, layout, fingerprint(plan, table, data, download=True), key)
         logger.info("[ekd] new target cache in %s: %d windows, %.2f GB", folder, len(windows), size / 1e9)
     else:  # a complete one does not need the weights, so they are not downloaded to be compared
         complete = target_folder.is_complete(folder, key)
-        ours = fingerprint(config, plan, table, data, download=not complete)
+        ours = fingerprint(plan, table, data, download=not complete)
         other = difference(there.fingerprint, ours, some=complete)
         if other is not None:
             advice = target_folder.other_targets(held_out)
@@ -159,9 +152,9 @@ def _same_states(there: Sequence[TeacherPart], wanted: TargetLayout, where: str)
             )
 
 
-def _layout(config: ModelConfig, plan: TeacherPlan) -> TargetLayout:
+def _layout(plan: TeacherPlan) -> TargetLayout:
     shapes = {name: source.shape for name, source in plan.sources.items()}
     parts = [
         TeacherPart(teacher.name, teacher.layers, teacher.width, shapes[teacher.name].frames) for teacher in plan.layers
     ]
-    return TargetLayout(parts, config.ekd.cache_precision, f"{plan.file}: ekd.cache_precision")
+    return TargetLayout(parts, plan.config.ekd.cache_precision, f"{plan.file}: ekd.cache_precision")

@@ -52,7 +52,7 @@ class FrozenTeachers(nn.Module):
     ) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
-        self._listens_with = _share_front_ends(self.encoders)
+        self._shares_with = _share_front_ends(self.encoders)
         self.wanted = {name: tuple(layers[name]) for name in encoders}
         self.precision = precision
         self.requires_grad_(False)
@@ -82,18 +82,18 @@ class FrozenTeachers(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> TeacherStates:
         """wave (B, N) 16 kHz, lengths (B,) or None -> teacher -> layer -> (B, T, D) in the teachers' precision."""
         states: TeacherStates = {}
-        shared: dict[str, Tensor] = {}  # conv features that several teachers read
+        shared: dict[str | None, Tensor] = {}  # conv features that several teachers read
         # an fp16 run of s3prl's runner must not reach in here: precision is the ensemble's own
         with torch.autocast(wave.device.type, enabled=False), tf32(wave.is_cuda and self.precision == "fp32"):
             for name, encoder in self.encoders.items():
                 if isinstance(encoder, Encoder):
                     shape = encoder.shape
                     heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
-                    first = self._listens_with[name]
+                    first = self._shares_with.get(name)
                     conv = shared.get(first)
                     if conv is None:
                         conv = encoder.frontend(heard)
-                    if list(self._listens_with.values()).count(first) > 1:
+                    if first is not None:
                         shared[first] = conv
                     states[name] = encoder(heard, lengths, self.wanted[name], conv_features=conv).states
                 else:  # an expert normalises its waveforms itself
@@ -110,24 +110,24 @@ class FrozenTeachers(nn.Module):
 
 
 def _share_front_ends(encoders: nn.ModuleDict) -> dict[str, str]:
-    """Let teachers with equal conv stacks use one of them: teacher -> the first teacher that has its stack.
+    """Let teachers with equal conv stacks use one of them: each of these -> the first that has its stack.
 
     A third of a Base teacher is its conv stack, and a teacher tuned from another one with a frozen front end has the
     same. Weights are compared bit by bit; the waveform normalisation must agree too.
     """
-    listens_with: dict[str, str] = {}
+    shares_with: dict[str, str] = {}
     own: dict[str, Encoder] = {}  # those with a stack of their own
     for name, encoder in encoders.items():
         if not isinstance(encoder, Encoder):
             continue
-        firsts = [first for first, other in own.items() if _same_front_end(encoder, other)]
-        listens_with[name] = firsts[0] if firsts else name
-        if firsts:
-            encoder.frontend = own[firsts[0]].frontend
-            logger.info("[ekd] teacher %s has the conv stack of %s: computed once for both", name, firsts[0])
-        else:
+        first = next((first for first, other in own.items() if _same_front_end(encoder, other)), None)
+        if first is None:
             own[name] = encoder
-    return listens_with
+            continue
+        shares_with[first] = shares_with[name] = first
+        encoder.frontend = own[first].frontend
+        logger.info("[ekd] teacher %s has the conv stack of %s: computed once for both", name, first)
+    return shares_with
 
 
 def _same_front_end(one: Encoder, other: Encoder) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from s3prl_ekd.config import DataConfig, ModelConfig
+from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.file_digest import file_digest
@@ -29,9 +29,7 @@ NAMES, LAYERS = "ekd.teachers (names)", "the layers of "  # lists with ", " betw
 WEIGHTS, SOURCE = "the weights of ", "the source of "
 
 
-def fingerprint(
-    config: ModelConfig, plan: TeacherPlan, table: LengthTable, data: DataConfig, download: bool
-) -> Fingerprint:
+def fingerprint(plan: TeacherPlan, table: LengthTable, data: DataConfig, download: bool) -> Fingerprint:
     """The fingerprint of a run's targets. Reads every weight file once (about a second a gigabyte).
 
     Args:
@@ -40,6 +38,7 @@ def fingerprint(
     Raises:
         EkdError: a download failed or a weight file cannot be read.
     """
+    config = plan.config
     parts: Fingerprint = {
         "ekd.cache_precision": config.ekd.cache_precision,
         "ekd.teacher_precision": config.ekd.teacher_precision,

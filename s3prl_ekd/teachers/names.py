@@ -11,13 +11,12 @@ from pathlib import Path
 
 from s3prl_ekd.compat.hub import check_upstream_name, upstream_names
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.source_names import RANDOM, S3PRL, split_upstream
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.user_paths import expanded
 
-RANDOM = "random:"
-S3PRL = "s3prl:"
 _LISTED = "`s3prl-ekd teachers` lists what can be named"
 _SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar", ".gz", ".zip", ".json", ".yaml", ".onnx")
 
@@ -44,7 +43,7 @@ def check_source(source: str, where: str = "source") -> None:
     if name.startswith(S3PRL):
         if name != source:
             raise EkdError(f"{where}: {source!r}: an s3prl expert's shape is its own; no random weights of it")
-        upstream, _, checkpoint = name.removeprefix(S3PRL).partition(":")
+        upstream, checkpoint = split_upstream(name)
         check_upstream_name(upstream, f"{where}:")
         if upstream.endswith(("_local", "_custom")) and not checkpoint:
             raise EkdError(f"{where}: {upstream} needs a checkpoint: {S3PRL}{upstream}:FILE")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from s3prl_ekd.compat import hub
-from s3prl_ekd.config import split_source
 from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.source_names import RANDOM, S3PRL, split_source
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.files import (
@@ -30,7 +30,7 @@ from s3prl_ekd.teachers.files import (
     transformers_weights,
 )
 from s3prl_ekd.teachers.hub import HUB
-from s3prl_ekd.teachers.names import RANDOM, S3PRL, check_source, model_path
+from s3prl_ekd.teachers.names import check_source, model_path
 
 __all__ = ["HUB", "TeacherSource", "describe", "load"]
 

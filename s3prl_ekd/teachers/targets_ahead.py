@@ -13,7 +13,7 @@ from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.device import find_device, use_device
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
-from s3prl_ekd.teachers.cached import CachedTeachers, cached_teachers, open_caches
+from s3prl_ekd.teachers.cached import CachedTeachers, open_caches
 
 
 def fill_ahead(config: ModelConfig, data: DataConfig, device_name: str, model_file: str, runner_file: str) -> None:
@@ -33,14 +33,14 @@ def fill_ahead(config: ModelConfig, data: DataConfig, device_name: str, model_fi
     use_device(device_name)
     table = read_lengths(data, runner_file)
     held_out = read_held_out(data, table, runner_file)
-    caches = open_caches(config, plan, table, held_out, data)
+    caches = open_caches(plan, table, held_out, data)
     both = zip(caches, (table, held_out), strict=True)
     jobs = [(one, rows) for one, rows in both if one and rows and not one.complete]
     if not jobs:
         return
-    frozen = freeze(config, load_teachers(plan)).to(device)
+    frozen = freeze(plan, load_teachers(plan)).to(device)
     for cache, rows in jobs:
-        _fill(cached_teachers(config, plan, cache, frozen), rows, data, device)
+        _fill(CachedTeachers(plan, cache, frozen), rows, data, device)
 
 
 def _fill(teachers: CachedTeachers, table: LengthTable, data: DataConfig, device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -114,6 +115,27 @@ def test_a_configuration_that_would_run_code_is_refused(trained: tuple[Path, str
 
 
 @pytest.mark.slow
+def test_one_process_runs_several_commands(trained: tuple[Path, str]) -> None:
+    """A notebook's way; what one run puts into s3prl's modules must not be in the way of the next one."""
+    folder = trained[0]
+    items = ",,".join([*SHORT, f"config.downstream_expert.datarc.file_path={folder / 'fluent_commands'}",
+                       "config.downstream_expert.datarc.num_workers=0"])  # fmt: skip
+    script = """
+import sys
+from s3prl_ekd.bridge import launch
+for line in sys.argv[1:]:
+    sys.argv = ["run_downstream.py", *line.split()]
+    assert launch.run_downstream() == 0
+"""
+    lines = [f"-m train -n {name} -d fluent_commands {UPSTREAM} -o {items}" for name in ("first", "second")]
+    done = code(script, *lines, "-m evaluate -e result/downstream/first/states-2.ckpt --device cpu", cwd=folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (read_torch_file(folder / "result" / "downstream" / name / "states-2.ckpt")["Downstream"]
+                     for name in ("first", "second"))  # fmt: skip
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     corpus = " -o " + ",,".join(CORPORA["speech_commands"](tmp_path / "ks"))
     new = "-m train -n x -u fbank -d"
@@ -166,6 +188,7 @@ DAMAGE = [
     ("fluent_commands", "data/train_data.csv", "path,action,object,location\n", "lists no utterance"),
     ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
     ("sv_voxceleb1", "pairs.txt", "1 a.wav b.wav\n", "line 1: a.wav: no such file below"),
+    ("sv_voxceleb1", "dev/wav", "", "holds no clips (links to folders are not followed)"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
 ]  # fmt: skip
@@ -176,9 +199,15 @@ def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text
     items = CORPORA[task](tmp_path / task)
     _check(task, items, ("dev",), tmp_path)
     path = tmp_path / task / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(text)
-    with pytest.raises(EkdError, match=message.replace("|", r"\|")):
+    if text:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    else:  # the folder is one of links
+        path.rename(tmp_path / "elsewhere")
+        path.mkdir()
+        for speaker in (tmp_path / "elsewhere").iterdir():
+            (path / speaker.name).symlink_to(speaker)
+    with pytest.raises(EkdError, match=re.escape(message)):
         _check(task, items, ("dev",), tmp_path)
 
 

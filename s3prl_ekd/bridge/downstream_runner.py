@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ def count_steps(runner: Any) -> None:
             bars[:] = [bar]
         return bar
 
+    @wraps(make_optimizer)  # the next run of this process looks behind it
     def get_optimizer(*args: Any, **kwargs: Any) -> Any:
         optimizer = make_optimizer(*args, **kwargs)
         if not runner.is_leader_process():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import os
 from argparse import Namespace
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -94,6 +95,8 @@ def _verification(args: Namespace, data: Section) -> None:
     for folder in (root / "dev" / "wav", root / "test" / "wav"):
         if not folder.is_dir():
             raise data.wrong("file_path", f"{folder}: no such folder")
+    if not any(files for _, _, files in os.walk(root / "dev" / "wav")):  # as s3prl looks for them
+        raise data.wrong("file_path", f"{root / 'dev' / 'wav'}: holds no clips (links to folders are not followed)")
     for number, line in enumerate(pairs.read_text().splitlines(), start=1):
         label, *clips = line.split()
         if label not in ("0", "1") or len(clips) != 2:
@@ -104,18 +107,17 @@ def _verification(args: Namespace, data: Section) -> None:
     # s3prl keeps the clips' lengths inside its installed package, where a second corpus would get the first one's
     dataset: Any = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
     dataset.__file__ = str(Path(args.expdir).resolve() / "dataset.py")
-    if not str(args.device).startswith("cuda"):
-        _keep_off_the_gpu()
+    _put_masks_on(args.device)
 
 
-def _keep_off_the_gpu() -> None:
+def _put_masks_on(device: str) -> None:
     """Let ASV's expert run without a GPU: it says ``.cuda()`` to its attention mask, padded as (clips, frames)."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
     class Mask(torch.Tensor):
         def cuda(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-            return self.as_subclass(torch.Tensor)
+            return self.as_subclass(torch.Tensor).to(device)
 
     def pad(sequences: list[torch.Tensor], batch_first: bool) -> torch.Tensor:
         padded = pad_sequence(sequences, batch_first)

@@ -203,6 +203,9 @@ MISTAKES = {
     "distortion.additive.snr_range: unknown key": {"additive": {"snr_range": [1, 2]}},
     "distortion.additive: snr: [19, 10] must be [lowest, highest]": {"additive": {"snr": [19, 10]}},
     "distortion.additive.snr[0]: input should be a valid integer": {"additive": {"snr": [9.5, 10]}},
+    "distortion.additive.snr[1]: input should be less than or equal to 100": {
+        "additive": {"snr": [10, 1500]}
+    },  # centibels
     "distortion.additive: a source is listed twice": {"additive": {"noise": ["a", "a"]}},
     "distortion.additive.weights.clean: input should be greater than or equal to 0": {
         "additive": {"weights": {"clean": -1.0}}

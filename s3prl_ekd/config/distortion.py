@@ -21,7 +21,7 @@ class AdditiveConfig(Checked):
     """White noise is a choice."""
     clean: bool = True
     """Nothing is a choice."""
-    snr: list[int] = Field(default=[10, 19], min_length=2, max_length=2)
+    snr: list[Annotated[int, Field(ge=-100, le=100)]] = Field(default=[10, 19], min_length=2, max_length=2)
     """Lowest and highest signal-to-noise ratio; a whole number of dB is drawn."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     """Weight of a choice in the draw (a noise source as listed, gaussian, clean); 1 where not given."""

@@ -322,13 +322,13 @@ class ScriptLaunch(ABC):
         """Of a training that goes on: whether a step is left, and only then whether there is a device to make it on.
 
         Raises:
+            EkdError: ``-o`` changes what such a run keeps of its optimizer, or there is no such device.
             Finished: no step is left.
-            EkdError: there is no such device, or ``-o`` changes what such a run keeps of its optimizer.
         """
         if self.before is None or not self.trains:
             return
-        self._check_unfinished(config)
         self.changed = optimizers.changes(self.before, config)
+        self._check_unfinished(config)
         find_device(self.args.device)
 
     @abstractmethod

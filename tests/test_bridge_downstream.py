@@ -166,10 +166,9 @@ def test_what_is_no_head_is_refused_before_anything_is_loaded(tmp_path: Path) ->
 
     def start(mode: str, past: Path | None, init: Path | None = None) -> None:
         launch = downstream_launch.DownstreamLaunch(Run([]))
-        args = Namespace(mode=mode, expdir=None, auto_resume=False, device="cuda:99")
+        args = Namespace(mode=mode, expdir=None, expname=None, auto_resume=False, device="cuda:99", override=None)
         args.past_exp, args.init_ckpt = past and str(past), init and str(init)
-        launch.args = args
-        launch._parsed(args)
+        launch._take(args, set())
         assert launch.current.resumable and args.past_exp == str(file)
         assert launch.lock is not None
         launch.lock.close()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from s3prl_ekd.bridge import downstream_launch, kept_config, pretrain_launch
+from s3prl_ekd.bridge import checkpoints, downstream_launch, kept_config, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import Finished
 from s3prl_ekd.config import DataConfig, load_model_config
@@ -34,6 +34,7 @@ def test_what_a_run_that_goes_on_does_not_read_is_said_where_it_differs(
     launch.args = Namespace(config="mine.yaml", override=None)
     state = {"Args": Namespace(downstream="emotion", config="old.yaml"), "Config": kept}
     launch._read_runner = lambda path: state  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: state)
 
     def said(changes: dict[str, Any], override: str | None = None) -> str:
         caplog.clear()
@@ -166,11 +167,7 @@ def test_a_pretraining_run_that_owes_a_validation_loss_is_not_finished(tmp_path:
 def test_a_pretraining_run_of_epochs_is_finished_with_the_last(tmp_path: Path) -> None:
     done = pretrained("states-epoch-3.ckpt", 30, n_epochs=3)
     assert done().endswith("finished at step 30; nothing to do (more steps: -o config.runner.n_epochs=...)")
-    for changes in (
-        {"n_epochs": 4},
-        {"gradient_accumulate_steps": 2},
-        {"n_epochs": -1, "total_steps": 31},
-    ):
+    for changes in ({"n_epochs": 4}, {"gradient_accumulate_steps": 2}, {"n_epochs": -1, "total_steps": 31}):
         assert done(**changes) == "", changes
     assert pretrained("states-20.ckpt", 20, n_epochs=3)() == ""
 

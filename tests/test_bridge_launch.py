@@ -108,8 +108,14 @@ class Launch(ScriptLaunch):
     def _runner_class(self, original: type) -> type:
         return original
 
-    def _parsed(self, args: Namespace) -> None:
-        self.seen["checkpoint"] = self._find_checkpoint(args)
+    def _find_checkpoint(self, args: Namespace) -> Path | None:
+        self.seen["checkpoint"] = super()._find_checkpoint(args)
+        return self.seen["checkpoint"]
+
+    def _check_first(self, args: Namespace) -> None:
+        pass
+
+    _check_new = _check_first
 
     def _correct_saved(self, saved: Namespace) -> None:
         saved.device, saved.override = self.args.device, self.args.override
@@ -308,9 +314,9 @@ def test_of_several_ranks_the_first_makes_the_folder(launch: Any, monkeypatch: p
     made = []
 
     class Made(Launch):
-        def _parsed(self, args: Namespace) -> None:
-            self._make_folder()
-            made.append(Path(args.expdir).exists())
+        def _make_folder(self) -> None:
+            super()._make_folder()
+            made.append(Path(self.args.expdir).exists())
 
         def _checked(self, args: Namespace, config: dict, *rest: Any) -> tuple:
             raise EkdError("refused")

@@ -7,12 +7,12 @@ import re
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from bridge_corpora import librispeech, tera
+from dotted import changed
 
 from s3prl_ekd.bridge import checkpoints, pretrain_configs, pretrain_launch
 from s3prl_ekd.bridge.interrupts import Run
@@ -24,21 +24,10 @@ from s3prl_ekd.variants import find_model_config
 def test_what_s3prls_own_tasks_take_for_granted(tmp_path: Path) -> None:
     file, _ = tera(tmp_path, librispeech(tmp_path))
 
-    def config(path: str = "", value: object = None) -> dict[str, Any]:
-        found = yaml.safe_load(file.read_text())
-        section, (*above, last) = found, path.split(".")
-        for part in above:
-            section = section[part]
-        section[last] = value
-        return found
-
-    def check(*change: Any) -> None:
-        pretrain_configs.check_theirs(config(*change), "x.yaml")
-
-    check()
-    check("runner.n_epochs", 1)
-    check("pretrain_expert.datarc", None)
-    for path, value, message in (
+    values = yaml.safe_load(file.read_text())
+    for changes in ({}, {"runner.n_epochs": 1}, {"pretrain_expert.datarc": None}):
+        pretrain_configs.check_theirs(changed(values, changes), "x.yaml")
+    for key, value, message in (
         ("optimizer", None, "x.yaml: the section 'optimizer' is missing"),
         ("pretrain_expert", [1], "x.yaml: the section 'pretrain_expert' is missing"),
         ("runner.max_keep", None, "x.yaml: runner.max_keep: expected a whole number, found None"),
@@ -49,7 +38,7 @@ def test_what_s3prls_own_tasks_take_for_granted(tmp_path: Path) -> None:
         ("pretrain_expert.datarc.sets", ["train-clean-100", "a"], "len_for_bucket/a.csv: no such table of lengths"),
     ):
         with pytest.raises(EkdError, match=re.escape(message)):
-            check(path, value)
+            pretrain_configs.check_theirs(changed(values, {key: value}), "x.yaml")
     with pytest.raises(EkdError, match=r"x.yaml: the section 'runner' is missing"):
         pretrain_configs.check_theirs(["runner"], "x.yaml")
 

@@ -13,6 +13,7 @@ from typing import Any
 import bridge_corpora
 import pytest
 import yaml
+from dotted import changed
 
 from s3prl_ekd.bridge import pretrain_configs, taskdata
 from s3prl_ekd.errors import EkdError
@@ -116,14 +117,9 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
 def test_what_the_data_lack_is_named(
     filled: dict, tmp_path: Path, name: str, key: str, value: object, message: str
 ) -> None:
-    config = copy.deepcopy(filled[name])
     root = str(Path(filled["sid"]["downstream_expert"]["datarc"]["meta_data"]).parent.parent)
-    complete(name, copy.deepcopy(config), tmp_path)
-    section = config
-    *path, last = key.split(".")
-    for part in path:
-        section = section[part]
-    section[last] = value.replace("ROOT", root) if isinstance(value, str) else value
+    complete(name, copy.deepcopy(filled[name]), tmp_path)
+    config = changed(filled[name], {key: value.replace("ROOT", root) if isinstance(value, str) else value})
     with pytest.raises(EkdError, match=re.escape(message.replace("ROOT", root))):
         complete(name, config, tmp_path)
 

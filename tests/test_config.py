@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from dotted import changed
 
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.config import check_runner_config, load_model_config
@@ -92,20 +92,6 @@ def test_a_checkpoints_dictionary_reads_back() -> None:
 
 
 BASE = yaml.safe_load(packaged("config_model.yaml").read_text())
-
-
-def changed(values: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration with other values at dotted keys (``ekd.teachers.1.source``)."""
-    found = copy.deepcopy(values)
-    for key, value in changes.items():
-        target: Any = found
-        *sections, last = (int(part) if part.isdigit() else part for part in key.split("."))
-        for section in sections:
-            target = target[section] if isinstance(target, list) else target.setdefault(section, {})
-        target[last] = value
-    return found
-
-
 MODEL_MISTAKES = {
     "ekd.cosine_weigth: unknown key; did you mean cosine_weight": {"ekd.cosine_weigth": 1.0},
     "ekd.mode: input should be": {"ekd.mode": "average"},

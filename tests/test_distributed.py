@@ -177,7 +177,7 @@ def test_downstream_says_what_it_does_in_one_process(monkeypatch: pytest.MonkeyP
     launch = downstream_launch.DownstreamLaunch(Run([]))
     launch.args = Namespace(mode="evaluate")
     with pytest.raises(EkdError, match="-m evaluate: runs in one process"):
-        launch._parsed(launch.args)
+        launch._check_first(launch.args)
 
 
 # ------------------------------------------------------------------------------------------------ the real commands

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from s3prl_ekd.bridge import arguments, checkpoints, downstream_arguments, downstream_runner, ranks
+from s3prl_ekd.bridge import arguments, downstream_arguments, downstream_runner, ranks
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
@@ -21,7 +21,7 @@ from s3prl_ekd.bridge.taskdata_superb import UNTRAINED
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.hub import register, upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
-from s3prl_ekd.device import find_device, use_device
+from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 
@@ -105,27 +105,18 @@ class DownstreamLaunch(ScriptLaunch):
 
     # --------------------------------------------------------------------------------------------------- arguments
 
-    def _parsed(self, args: Namespace) -> None:
+    def _check_first(self, args: Namespace) -> None:
         self.current.resumable = self.trains
         if self.world.distributed and not self.trains:
             raise EkdError(f"-m {args.mode}: runs in one process; start it without torchrun")
         if args.init_ckpt is not None:
             self._read_runner(args.init_ckpt)
-        checkpoint = self._find_checkpoint(args)
-        if checkpoint is not None:
-            downstream_arguments.check_same(args, self.explicit, checkpoint)
-            self._note_kept(checkpoint)
-            if not self.trains:  # of a training that goes on it is asked whether a step is left first
-                find_device(args.device)
-            return
-        self._check_new(args)
-        if self.trains:
-            checkpoints.check_unused(args.expdir)
-        find_device(args.device)
-        self._make_folder()
+
+    def _note_kept(self, checkpoint: Path) -> None:
+        downstream_arguments.check_same(self.args, self.explicit, checkpoint)
+        super()._note_kept(checkpoint)
 
     def _check_new(self, args: Namespace) -> None:
-        """The arguments of a run without a checkpoint of ours to go on from."""
         if args.downstream is None:
             raise EkdError("-d TASK is missing: ctc (PR), voxceleb1 (SID), emotion (ER), asr, or another task of s3prl")
         downstream_arguments.check_task(args.downstream, self.s3prl)
@@ -136,8 +127,7 @@ class DownstreamLaunch(ScriptLaunch):
                 raise EkdError(f"-m train -d {args.downstream}: nothing is trained; use -m evaluate -t dev -l LAYER")
         elif not self.trains and self.is_ours and args.init_ckpt is None:
             raise EkdError(f"-m {args.mode} -d {args.downstream}: no trained model; give its checkpoint with -e")
-        if args.expdir is None:
-            raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
+        self._check_name(args)
         if args.upstream is None:
             raise EkdError("-u UPSTREAM is missing, e.g. -u ekd_student -k CHECKPOINT, or -u fbank")
         args.config = self._find_config(args)

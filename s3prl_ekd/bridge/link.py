@@ -143,10 +143,7 @@ def _folders() -> dict[str, dict[str, bytes]]:
     upstreams = {}
     for folder, names in UPSTREAMS.items():
         entries = f"from s3prl_ekd.upstream.{folder}.hubconf import {', '.join(names)}  # noqa: F401\n"
-        upstreams[f"upstream/{folder}"] = {
-            "__init__.py": doc.encode(),
-            "hubconf.py": f"{doc}\n{entries}".encode(),
-        }
+        upstreams[f"upstream/{folder}"] = {"__init__.py": doc.encode(), "hubconf.py": f"{doc}\n{entries}".encode()}
     return {
         "pretrain/ekd": {
             "__init__.py": doc.encode(),

@@ -26,11 +26,6 @@ CHANGEABLE = ("lr", "betas", "eps", "warmup_proportion")
 def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[[], str]) -> Callable[..., Any]:
     """s3prl's ``get_optimizer`` or ``get_scheduler``, with one line for a section that fits none of its functions.
 
-    ``AdamW_with_schedule`` updates all weights at once (:mod:`s3prl_ekd.bridge.adamw`).
-
-    An optimizer that has made no step yet answers ``get_lr()`` with its rates at step 0, where s3prl's answer an empty
-    list and the runner takes the first of it.
-
     Args:
         build: called with what is optimised, the number of steps, and the section's values.
         section: its key in the configuration: "optimizer" or "scheduler".
@@ -39,8 +34,6 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
     Returns:
         A function of the same arguments; it raises EkdError for an unknown name, and for keys that it does not take.
     """
-    from s3prl_ekd.bridge.adamw import step_at_once  # imports torch
-
     build = inspect.unwrap(build)  # in a process that runs several commands, it is the last one's
     module = sys.modules[build.__module__]
     known = {name.removeprefix("get_") for name in vars(module) if name.startswith("get_")} - {
@@ -57,16 +50,26 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
             built = build(target, total_steps, config)
         except (TypeError, ValueError, AttributeError, KeyError) as error:
             raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({one_line(error)})") from error
-        if section == "optimizer":
-            if hasattr(built, "get_lr"):
-                after_a_step = built.get_lr
-                built.get_lr = lambda: after_a_step() or [_first_rate(group) for group in built.param_groups]
-            step_at_once(built)
-            global _current
-            _current = weakref.ref(built)
-        return built
+        return _completed(built) if section == "optimizer" else built
 
     return wrapper
+
+
+def _completed(optimizer: Any) -> Any:
+    """The optimizer, which is the current one from now on.
+
+    ``AdamW_with_schedule`` updates all weights at once (:mod:`s3prl_ekd.bridge.adamw`). One that has made no step yet
+    answers ``get_lr()`` with its rates at step 0: s3prl's answer an empty list, and the runner takes the first of it.
+    """
+    from s3prl_ekd.bridge.adamw import step_at_once  # imports torch
+
+    if hasattr(optimizer, "get_lr"):
+        after_a_step = optimizer.get_lr
+        optimizer.get_lr = lambda: after_a_step() or [_first_rate(group) for group in optimizer.param_groups]
+    step_at_once(optimizer)
+    global _current
+    _current = weakref.ref(optimizer)
+    return optimizer
 
 
 def _first_rate(group: Mapping[str, Any]) -> float:

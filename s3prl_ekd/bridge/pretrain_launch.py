@@ -19,14 +19,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.bridge import arguments, checkpoints, kept_config, pretrain_configs, pretrain_runner, ranks
+from s3prl_ekd.bridge import arguments, kept_config, pretrain_configs, pretrain_runner, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.config import ELSEWHERE, ModelConfig, load_model_config
-from s3prl_ekd.device import find_device, use_device
+from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 
@@ -154,23 +154,13 @@ class PretrainLaunch(ScriptLaunch):
     def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
         return ELSEWHERE if args.upstream is None or args.upstream in self.our_tasks else {}
 
-    def _parsed(self, args: Namespace) -> None:
+    def _check_first(self, args: Namespace) -> None:
         if args.expname is None and args.expdir is not None:
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
         self.model = args.upstream_config
-        checkpoint = self._find_checkpoint(args)
-        if checkpoint is not None:
-            self._note_kept(checkpoint)
-            return
-        self._check_new(args)
-        checkpoints.check_unused(args.expdir)
-        find_device(args.device)
-        self._make_folder()
 
     def _check_new(self, args: Namespace) -> None:
-        """The arguments of a run without a checkpoint to go on from."""
-        if args.expname is None:
-            raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
+        self._check_name(args)
         if args.upstream is None:
             raise EkdError(f"-u TASK is missing: one of {', '.join(self._listdir('pretrain/'))}")
         args.config = self._find_config(args)

@@ -41,7 +41,7 @@ class Finished(Exception):
 class ScriptLaunch(ABC):
     """One run of a script of s3prl's.
 
-    The script's parser goes first, by itself, and :meth:`_parsed` checks what it found: a mistake is said before torch
+    The script's parser goes first, by itself, and :meth:`_take` checks what it found: a mistake is said before torch
     and s3prl are imported. Then ``main()`` runs and calls back, in this order: :meth:`_load_resumed` for the checkpoint
     of a run that goes on, :meth:`_checked` with arguments and configuration, and from its runner :meth:`_load_state`.
 
@@ -179,7 +179,11 @@ class ScriptLaunch(ABC):
     # --------------------------------------------------------------------------------------------------- arguments
 
     def _take(self, args: Namespace, explicit: set[str]) -> None:
-        """Check what s3prl's parser found, before s3prl uses it."""
+        """Check and complete what s3prl's parser found, before s3prl uses it; what needs torch comes last.
+
+        Raises:
+            EkdError: s3prl would meet an argument with a traceback, or do something else.
+        """
         self.args, self.explicit = args, explicit
         if not args.auto_resume:
             self.current.argv.append("-a")
@@ -188,19 +192,35 @@ class ScriptLaunch(ABC):
         arguments.check_override(args.override, args, self._elsewhere(args))
         if args.expdir is None and args.expname is not None:
             args.expdir = f"{self.results}/{args.expname}"
-        self._parsed(args)
+        self._check_first(args)
+        checkpoint = self._find_checkpoint(args)
+        if checkpoint is not None:
+            self._note_kept(checkpoint)
+            if not self.trains:  # of a training that goes on it is asked whether a step is left first
+                find_device(args.device)
+            return
+        self._check_new(args)
+        if self.trains:
+            checkpoints.check_unused(args.expdir)
+        find_device(args.device)
+        self._make_folder()
 
     def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
         """Sections that ``-o`` does not reach, since they are of another file -> that file."""
         return {}
 
     @abstractmethod
-    def _parsed(self, args: Namespace) -> None:
-        """Check and complete the arguments, in place; what needs torch comes last.
+    def _check_first(self, args: Namespace) -> None:
+        """The arguments of any run, before a checkpoint is looked for."""
 
-        Raises:
-            EkdError: s3prl would meet one with a traceback, or do something else.
-        """
+    @abstractmethod
+    def _check_new(self, args: Namespace) -> None:
+        """The arguments of a run without a checkpoint to go on from."""
+
+    def _check_name(self, args: Namespace) -> None:
+        """A new run has a name, or a folder."""
+        if args.expdir is None:
+            raise EkdError(f"-n NAME is missing: the experiment's name (its folder is {self.results}/NAME), or -p DIR")
 
     def _find_checkpoint(self, args: Namespace) -> Path | None:
         """The checkpoint that ``-a`` or ``-e`` means, put into ``args`` as the one to go on from; None for a new run.
@@ -302,13 +322,13 @@ class ScriptLaunch(ABC):
         """Of a training that goes on: whether a step is left, and only then whether there is a device to make it on.
 
         Raises:
+            EkdError: ``-o`` changes what such a run keeps of its optimizer, or there is no such device.
             Finished: no step is left.
-            EkdError: there is no such device, or ``-o`` changes what such a run keeps of its optimizer.
         """
         if self.before is None or not self.trains:
             return
-        self._check_unfinished(config)
         self.changed = optimizers.changes(self.before, config)
+        self._check_unfinished(config)
         find_device(self.args.device)
 
     @abstractmethod

@@ -85,11 +85,7 @@ class CropDataset(Dataset[Batch]):
     """
 
     def __init__(
-        self,
-        table: LengthTable,
-        plan: BatchPlan,
-        distorter: Distorter | None = None,
-        cache: TargetCache | None = None,
+        self, table: LengthTable, plan: BatchPlan, distorter: Distorter | None = None, cache: TargetCache | None = None
     ) -> None:
         self.table, self._batches, self.distorter, self.cache = table, len(plan), distorter, cache
 

@@ -53,6 +53,10 @@ class CachedTeachers(nn.Module):
         self.teachers: FrozenTeachers | None = teachers if len(teachers.encoders) else None
         self._epoch: int | None = None  # in which they were loaded again
 
+    def load(self) -> FrozenTeachers:
+        """The ensemble once more."""
+        return freeze(self.plan, load_teachers(self.plan))
+
     def forward(self, wave: Tensor, batch: Batch) -> TeacherStates:
         """What the teachers hear (B, N), and the batch it belongs to -> teacher -> layer -> (B, T, D)."""
         rows = self.fill(wave, batch)
@@ -72,7 +76,7 @@ class CachedTeachers(nn.Module):
             return None
         if self.teachers is None:
             logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
-            self.teachers = freeze(self.plan, load_teachers(self.plan)).to(wave.device)
+            self.teachers = self.load().to(wave.device)
             self._epoch = None if self.cache.held_out else batch.epoch
         # the whole batch, though some may be stored: results in the last bits depend on the batch's company
         states = self.teachers(wave)

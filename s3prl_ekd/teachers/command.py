@@ -61,10 +61,7 @@ def _list(console: Console) -> None:
         record = embedded.record(embedded.folder(name)) or {}
         console.print(f"  {embedded.PREFIX + name:<28} {record.get('summary', '')}", soft_wrap=True)
     rows = [
-        (
-            "FILE",
-            "a checkpoint: s3prl's converted format, WavLM's, a distiller's, or a fairseq .pt; also gzip'ed",
-        ),
+        ("FILE", "a checkpoint: s3prl's converted format, WavLM's, a distiller's, or a fairseq .pt; also gzip'ed"),
         ("FOLDER", f"a transformers model: {', '.join(TRANSFORMERS_FAMILIES)}; safetensors or .bin, whole or sharded"),
         ("s3prl:NAME", "any other s3prl upstream through its own expert, e.g. s3prl:fbank (10 ms frames are pooled)"),
         ("s3prl:NAME:CKPT", "the same with a checkpoint file, e.g. s3prl:tera_local:states.ckpt"),

@@ -60,18 +60,23 @@ def difference(there: Mapping[str, str | None], ours: Fingerprint, some: bool = 
 
     ``some``: it may hold more teachers and layers than are ours.
     """
-    for part in [*ours, *(part for part in there if part not in ours)]:
-        old, new = there.get(part), ours.get(part)
-        if some and part.startswith((NAMES, LAYERS)) and old is not None and new is not None:
-            if set(new.split(", ")) <= set(old.split(", ")):
-                continue
-        if some and part not in ours and part.startswith((LAYERS, WEIGHTS, SOURCE)):  # of a teacher that is not ours
-            continue
-        if part.startswith(SOURCE) and ours.get(WEIGHTS + part.removeprefix(SOURCE)) is not None:
-            continue
-        if old != new and not (part in ours and new is None):  # what we cannot know, we cannot hold against it
-            return f"{part} ({_short(old)} there, {_short(new)} now)"
+    for part in {**ours, **there}:
+        if not _agrees(part, there, ours, some):
+            return f"{part} ({_short(there.get(part))} there, {_short(ours.get(part))} now)"
     return None
+
+
+def _agrees(part: str, there: Mapping[str, str | None], ours: Fingerprint, some: bool) -> bool:
+    old, new = there.get(part), ours.get(part)
+    if part.startswith(SOURCE) and ours.get(WEIGHTS + part.removeprefix(SOURCE)) is not None:
+        return True  # the weights themselves are compared
+    if part not in ours:
+        return old is None or some and part.startswith((LAYERS, WEIGHTS, SOURCE))  # of a teacher that is not ours
+    if new is None:
+        return True  # what we cannot know, we cannot hold against it
+    if some and old is not None and part.startswith((NAMES, LAYERS)):
+        return set(new.split(", ")) <= set(old.split(", "))
+    return old == new
 
 
 def add_weights(digest: hashlib._Hash, module: nn.Module) -> None:

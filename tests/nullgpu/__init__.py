@@ -1,7 +1,7 @@
 """The null GPU: builds ``null_gpu.c`` for the torch that is installed, and says how a process comes to see it.
 
-Of what torch's libraries and Triton's driver take from NVIDIA's, whatever ``null_gpu.c`` does not define is made here: a
-function that returns 0, the "success" of all those libraries. README.md says what a run on it shows.
+Of what torch's libraries and Triton's driver take from NVIDIA's, whatever ``null_gpu.c`` does not define is made here:
+a function that returns 0, the "success" of all those libraries. README.md says what a run on it shows.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def build(folder: Path) -> Path:
         RuntimeError: the compiler refuses it, in the compiler's words: this CUDA declares its functions otherwise.
     """
     stubs = folder / "stubs.c"
-    rows = [f"int {name}(void) __attribute__((weak, alias(\"succeed\")));" for name in sorted(imported())]
+    rows = [f'int {name}(void) __attribute__((weak, alias("succeed")));' for name in sorted(imported())]
     stubs.write_text("\n".join(["static int succeed(void) { return 0; }", *rows, ""]))
     (folder / "nv").mkdir(exist_ok=True)
-    (folder / "nv" / "target").touch()  # cuda_fp16.h asks for it, for its C++; it is in a wheel that torch does not need
+    (folder / "nv" / "target").touch()  # of another wheel; what cuda_fp16.h needs of it is for C++
     library = folder / "libcuda.so.1"
     includes = [word for path in (*headers(), folder) for word in ("-isystem", str(path))]
     words = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Werror", *includes, str(SOURCE), str(stubs)]

@@ -20,7 +20,6 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <cufftXt.h>
-#include <cusolverDn.h>
 #include <nccl.h>
 
 /* ---------------------------------------------------------------------------------------------------- switches */
@@ -34,7 +33,7 @@ static struct {
     int capability;          /* 90 is 9.0 */
     int full;                /* the machine's number of the GPU that has no memory left; -1: none */
     const char *full_for;    /* who is told so: torch, cublas or triton */
-    int refusals;            /* how often */
+    int refusals;            /* how often; -1: always */
     const char *log;         /* file; NULL: none */
 } set;
 
@@ -102,7 +101,8 @@ static cudaError_t fail(cudaError_t error) { return pending = error; }
 
 static int is_full_for(const char *who) {
     if (!use_gpu() || set.physical[current] != set.full || strcmp(who, set.full_for)) return 0;
-    return set.refusals < 0 || __sync_fetch_and_sub(&set.refusals, 1) > 0;
+    if (set.refusals > 0) return set.refusals--, 1;
+    return set.refusals < 0;
 }
 
 cudaError_t cudaGetLastError(void) {
@@ -472,7 +472,7 @@ CUresult cuFuncGetAttribute(int *value, CUfunction_attribute attribute, CUfuncti
     return CUDA_SUCCESS;
 }
 
-/* ---------------------------------------------------------------------------------- cuBLAS, cuFFT and cuSOLVER */
+/* --------------------------------------------------------------------------------------------- cuBLAS and cuFFT */
 
 cublasStatus_t cublasCreate_v2(cublasHandle_t *handle) {
     if (is_full_for("cublas")) return CUBLAS_STATUS_ALLOC_FAILED;
@@ -516,23 +516,6 @@ cufftResult cufftXtMakePlanMany(cufftHandle plan, int rank, long long *n, long l
                                 cudaDataType compute) {
     *size = 0; /* bytes of workspace */
     return CUFFT_SUCCESS;
-}
-
-cusolverStatus_t cusolverDnXsyevd_bufferSize(cusolverDnHandle_t handle, cusolverDnParams_t params,
-                                             cusolverEigMode_t vectors, cublasFillMode_t half, int64_t n,
-                                             cudaDataType type, const void *matrix, int64_t stride,
-                                             cudaDataType value_type, const void *values, cudaDataType compute,
-                                             size_t *on_device, size_t *on_host) {
-    *on_device = *on_host = 0; /* of torch.linalg.eigh in double precision, as the next */
-    return CUSOLVER_STATUS_SUCCESS;
-}
-
-cusolverStatus_t cusolverDnXsyevd(cusolverDnHandle_t handle, cusolverDnParams_t params, cusolverEigMode_t vectors,
-                                  cublasFillMode_t half, int64_t n, cudaDataType type, void *matrix, int64_t stride,
-                                  cudaDataType value_type, void *values, cudaDataType compute, void *on_device,
-                                  size_t device_size, void *on_host, size_t host_size, int *failure) {
-    *failure = 0; /* in the GPU's memory, where something of earlier use lies */
-    return CUSOLVER_STATUS_SUCCESS;
 }
 
 /* --------------------------------------------------------------------------------------------------------- NVML */

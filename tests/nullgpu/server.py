@@ -1,8 +1,8 @@
 """Runs commands of ours on the null GPU, each as a fork of one process that has imported all that they import.
 
-A command spends more time on importing torch and s3prl than on what a test asks of it. A request is one JSON line: a list
-of jobs that run side by side, each with the function that a command's script calls (``module:function``), its words,
-folder and environment; what it prints goes to ``stdout`` and ``stderr`` in a folder of its own.
+A command spends more time on importing torch and s3prl than on what a test asks of it. A request is one JSON line: a
+list of jobs that run side by side, each with the function that a command's script calls (``module:function``), its
+words, folder and environment; what it prints goes to ``stdout`` and ``stderr`` in a folder of its own.
 """
 
 from __future__ import annotations
@@ -59,11 +59,9 @@ class Server:
     def __init__(self, library: Path, folder: Path) -> None:
         self.folder, self.number = folder, 0
         variables = environment(library) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        variables |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # an import that asks for GPUs starts no driver before a fork
+        variables |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no import starts the driver before a fork
         words = [sys.executable, "-m", f"{__package__}.server"]
-        self.process = subprocess.Popen(
-            words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        self.process = subprocess.Popen(words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def run(self, function: str, *words: object, cwd: Path, **env: object) -> Done:
         """Call a function as its script does, to its end; ``env``: NULLGPU_LOG is added."""

@@ -85,6 +85,7 @@ def environment(library: Path, environ: Mapping[str, str] = os.environ) -> dict[
     return {
         "TRITON_CACHE_DIR": str(library.parent / "triton"),  # kernels are compiled once for all that share the library
         **environ,
+        "USE_PYTORCH_KERNEL_CACHE": "0",  # nothing made here may lie where a real GPU looks for it
         "LD_PRELOAD": joined(str(library), environ.get("LD_PRELOAD")),
         "LD_LIBRARY_PATH": joined(folder, environ.get("LD_LIBRARY_PATH")),  # for who opens libcuda.so.1 by its name
         "TRITON_LIBCUDA_PATH": folder,

@@ -210,6 +210,22 @@ def test_two_ranks_exchange_the_same(gpu: Server, lab: Path, tmp_path: Path, opt
     assert first == second and len(first) > 4 * 2
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_ranks_that_are_shown_one_gpu_each_take_it(gpu: Server, lab: Path, tmp_path: Path, device: str) -> None:
+    """As job schedulers may show them (srun --gpus-per-task=1)."""
+    arguments = words(lab, tmp_path, device=device, total_steps=2, save_step=1)
+    envs = [{**launch, "NULLGPU_DEVICES": 2, "CUDA_VISIBLE_DEVICES": launch["RANK"]} for launch in launched(2)]
+    ranks = gpu.run_all([(RUN_PRETRAIN, arguments, env) for env in envs], tmp_path)
+    assert [succeed(rank).gpus for rank in ranks] == [{0}, {1}]
+
+
+def test_two_ranks_on_one_gpu_are_refused(gpu: Server, lab: Path, tmp_path: Path) -> None:
+    """nccl would wait for ever, or say so in many lines."""
+    ranks = gpu.run_all([(RUN_PRETRAIN, words(lab, tmp_path), launch) for launch in launched(2)], tmp_path)
+    assert [rank.status for rank in ranks] == [2, 2]
+    assert sum("error: --nproc_per_node: this machine has 1 GPU, no more ranks fit" in rank.err for rank in ranks) == 1
+
+
 def launched(ranks: int) -> list[dict[str, object]]:
     """What torchrun tells each of its processes."""
     with socket.socket() as free:

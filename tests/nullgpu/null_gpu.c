@@ -177,7 +177,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *it, int device) {
     it->l2CacheSize = 50 << 20;
     it->textureAlignment = 512;
     it->unifiedAddressing = it->canMapHostMemory = it->concurrentKernels = 1;
-    it->pciBusID = set.physical[device] + 1;
+    it->pciBusID = it->uuid.bytes[0] = (char)(set.physical[device] + 1);
     return cudaSuccess;
 }
 

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.skipif(bool(REASON), reason=REASON), pytest.mark.slow]
 TEACHERS = {"_add_layer_norm", "_first_conv_gelu"}
 LOSS = {"_terms", "_gradient"}
 ATTENTION = {"_gated_attention"}
+OURS = TEACHERS | LOSS | ATTENTION  # torch has Triton kernels of its own, from 2.15 on in a step too
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,7 @@ def test_a_run_is_killed_and_goes_on(
     killed = gpu.run(
         "trouble_lab:main", tmp_path / "log", "5:kill", *arguments, cwd=tmp_path, NULLGPU_CAPABILITY=capability
     )
-    assert killed.status == -9 and killed.kernels == kernels, killed.err[-3000:]
+    assert killed.status == -9 and killed.kernels & OURS == kernels, killed.err[-3000:]
     succeed(gpu.run(RUN_PRETRAIN, *arguments, "-a", cwd=tmp_path, NULLGPU_CAPABILITY=capability))
     steps = [json.loads(line)["step"] for line in (tmp_path / "x" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 9))
@@ -96,7 +97,7 @@ def test_without_a_compiler_for_kernels_torchs_operators_do(gpu: Server, lab: Pa
     """Triton builds its launchers with a C compiler when it runs."""
     env = {"PATH": tmp_path, "TRITON_CACHE_DIR": tmp_path / "triton", "CC": ""}
     done = succeed(gpu.run(RUN_PRETRAIN, *words(lab, tmp_path, total_steps=2, save_step=1), cwd=tmp_path, **env))
-    assert done.kernels == set()
+    assert not done.kernels & OURS
     assert "no fused kernels, some per cent slower" in done.err and "no kernels for the loss" in done.err
 
 
@@ -142,7 +143,7 @@ def test_a_gpu_that_is_full_for_a_moment_decides_nothing_about_kernels(gpu: Serv
     full = {"NULLGPU_FULL": 0, "NULLGPU_FULL_FOR": "triton", "NULLGPU_FULL_TIMES": 1}
     done = succeed(gpu.run(RUN_PRETRAIN, *words(lab, tmp_path, total_steps=2, save_step=1), cwd=tmp_path, **full))
     assert "step 1: a batch of 4 clips" in done.err and "slower" not in done.err
-    assert done.kernels == TEACHERS | LOSS
+    assert done.kernels & OURS == TEACHERS | LOSS
 
 
 @pytest.mark.parametrize(

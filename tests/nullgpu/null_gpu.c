@@ -293,6 +293,8 @@ cudaError_t cudaHostAlloc(void **address, size_t size, unsigned flags) {
     return allocate(address, size, cudaMemoryTypeHost);
 }
 
+cudaError_t cudaMallocHost(void **address, size_t size) { return allocate(address, size, cudaMemoryTypeHost); }
+
 cudaError_t cudaFreeHost(void *address) { return release(address); }
 
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
@@ -379,6 +381,7 @@ static void *new_handle(void) {
 
 SUCCEEDS(cudaError_t cudaStreamCreate(cudaStream_t *stream), use_gpu(), *stream = new_handle())
 
+SUCCEEDS(cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags), *stream = new_handle())
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
     return cudaStreamCreate(stream);
 }
@@ -537,7 +540,7 @@ unsigned nvmlDeviceGetComputeRunningProcesses(void *device, unsigned *count, voi
 /* --------------------------------------------------------------------------------------------------------- NCCL */
 
 struct ncclComm {
-    int ranks;
+    int ranks, rank;
 };
 
 SUCCEEDS(ncclResult_t ncclGetVersion(int *version), *version = NCCL_VERSION_CODE)
@@ -546,10 +549,14 @@ SUCCEEDS(ncclResult_t ncclGetUniqueId(ncclUniqueId *id), memset(id, 0, sizeof *i
 ncclResult_t ncclCommInitRankConfig(ncclComm_t *group, int ranks, ncclUniqueId id, int rank, ncclConfig_t *config) {
     *group = calloc(1, sizeof **group);
     (*group)->ranks = ranks;
+    (*group)->rank = rank;
     return ncclSuccess;
 }
 
 SUCCEEDS(ncclResult_t ncclCommGetAsyncError(ncclComm_t group, ncclResult_t *error), *error = ncclSuccess)
+
+SUCCEEDS(ncclResult_t ncclCommCount(const ncclComm_t group, int *ranks), *ranks = group->ranks)
+SUCCEEDS(ncclResult_t ncclCommUserRank(const ncclComm_t group, int *rank), *rank = group->rank)
 
 const char *ncclGetErrorString(ncclResult_t error) { return error ? "an error" : "no error"; }
 

@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.skipif(bool(REASON), reason=REASON), pytest.mark.slow]
 TEACHERS = {"_add_layer_norm", "_first_conv_gelu"}
 LOSS = {"_terms", "_gradient"}
 ATTENTION = {"_gated_attention"}
+IN_RANKS = "nullgpu.checks:pretrain_in_ranks"
 OURS = TEACHERS | LOSS | ATTENTION  # torch has Triton kernels of its own, from 2.15 on in a step too
 
 
@@ -203,9 +204,7 @@ def test_two_ranks_exchange_the_same(gpu: Server, lab: Path, tmp_path: Path, opt
     model = yaml.safe_load(file.read_text())
     model["ekd"] |= options
     file.write_text(yaml.safe_dump(model))
-    ranks = gpu.run_all(
-        [(RUN_PRETRAIN, arguments, {**launch, "NULLGPU_DEVICES": 2}) for launch in launched(2)], tmp_path
-    )
+    ranks = gpu.run_all([(IN_RANKS, arguments, {**launch, "NULLGPU_DEVICES": 2}) for launch in launched(2)], tmp_path)
     assert [succeed(rank).gpus for rank in ranks] == [{0}, {1}]
     first, second = (rank.of("collective") for rank in ranks)
     assert first == second and len(first) > 4 * 2
@@ -216,13 +215,13 @@ def test_ranks_that_are_shown_one_gpu_each_take_it(gpu: Server, lab: Path, tmp_p
     """As job schedulers may show them (srun --gpus-per-task=1)."""
     arguments = words(lab, tmp_path, device=device, total_steps=2, save_step=1)
     envs = [{**launch, "NULLGPU_DEVICES": 2, "CUDA_VISIBLE_DEVICES": launch["RANK"]} for launch in launched(2)]
-    ranks = gpu.run_all([(RUN_PRETRAIN, arguments, env) for env in envs], tmp_path)
+    ranks = gpu.run_all([(IN_RANKS, arguments, env) for env in envs], tmp_path)
     assert [succeed(rank).gpus for rank in ranks] == [{0}, {1}]
 
 
 def test_two_ranks_on_one_gpu_are_refused(gpu: Server, lab: Path, tmp_path: Path) -> None:
     """nccl would wait for ever, or say so in many lines."""
-    ranks = gpu.run_all([(RUN_PRETRAIN, words(lab, tmp_path), launch) for launch in launched(2)], tmp_path)
+    ranks = gpu.run_all([(IN_RANKS, words(lab, tmp_path), launch) for launch in launched(2)], tmp_path)
     assert [rank.status for rank in ranks] == [2, 2]
     assert sum("error: --nproc_per_node: this machine has 1 GPU, no more ranks fit" in rank.err for rank in ranks) == 1
 

@@ -380,8 +380,8 @@ static void *new_handle(void) {
 }
 
 SUCCEEDS(cudaError_t cudaStreamCreate(cudaStream_t *stream), use_gpu(), *stream = new_handle())
+SUCCEEDS(cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags), use_gpu(), *stream = new_handle())
 
-SUCCEEDS(cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned flags), *stream = new_handle())
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *stream, unsigned flags, int priority) {
     return cudaStreamCreate(stream);
 }

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from s3prl_ekd.errors import UNWRITABLE, EkdError, message
+from s3prl_ekd.errors import UNWRITABLE, EkdError, full_gpu, is_out_of_memory, message
 from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -47,7 +47,7 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         signals.end()
         if signals.ended_workers(error):
             return _interrupted(signals, error, advice)
-        line = killed_workers(error)
+        line = f"{full_gpu(error)} (docs/faq.md, Out of memory)" if is_out_of_memory(error) else killed_workers(error)
         if not line:
             raise
         sys.stderr.write(f"error: {line}\n")

@@ -17,6 +17,9 @@ UNWRITABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
     errno.ENAMETOOLONG,
 }  # fmt: skip
+# words of torch's allocator, of the driver, of Triton where it loads a kernel, and of NVIDIA's libraries (cuBLAS at a
+# process's first product)
+OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory", "_ALLOC_FAILED")
 
 
 class EkdError(ValueError):
@@ -40,6 +43,16 @@ def message(error: Exception) -> str:
     last = text.splitlines()[-1]
     head, _, rest = last.partition(": ")
     return rest if "." in head and " " not in head else last
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the error is of a full GPU."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def full_gpu(error: Exception) -> str:
+    """What such an error says, without torch's account of who holds the memory."""
+    return str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
 
 
 def one_line(error: Exception, most: int | None = None) -> str:

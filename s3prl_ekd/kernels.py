@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from s3prl_ekd.errors import is_out_of_memory
+
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
@@ -23,11 +25,18 @@ def can_launch(x: Tensor) -> bool:
 
 
 def try_kernel(trial: Callable[[], Found], otherwise: str) -> Found | None:
-    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises."""
+    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU is full, which says nothing of the kernel. The batch does not fit, and the next
+            one tries again. Triton and cuBLAS say so in words of their own, which s3prl's runners do not know.
+    """
     try:
         return trial()
-    except torch.OutOfMemoryError:  # says nothing of the kernel: the next batch tries again
+    except torch.OutOfMemoryError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {error}") from error
         logger.info("[ekd] %s: %s", otherwise, error)
         return None

@@ -63,6 +63,19 @@ def test_commands_take_the_gpu_that_they_are_given(
         assert capsys.readouterr().err.endswith("error: takes cuda:1\n")
 
 
+def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(gpu: torch.device) -> None:
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 80 GiB"
+        )
+
+    gpus(monkeypatch, 2)
+    monkeypatch.setattr(torch.cuda, "set_device", full)
+    assert main(["teachers", "embedded:tiny_hubert", "--device", "cuda:1"]) == 2
+    expected = "error: CUDA out of memory. Tried to allocate 2.00 MiB (docs/faq.md, Out of memory)\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
 def test_a_gpu_shows_by_its_drivers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "DEVICE_FILES", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

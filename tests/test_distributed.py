@@ -161,6 +161,7 @@ def test_launches_that_cannot_work(
         monkeypatch.delenv(name, raising=False)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr("sys.stdout", None)  # what connect() replaces comes back
     world = World()
     with pytest.raises(EkdError, match=words), warnings.catch_warnings():

@@ -72,7 +72,8 @@ class World:
         """Join the process group (gloo, with nccl for what lies on GPUs) and take this rank's GPU.
 
         Args:
-            device: "cuda" (one GPU a rank, by local rank) or "cpu".
+            device: "cuda" or "cpu". A rank takes the GPU of its local rank, or the one that it is shown: job schedulers
+                may give each process a GPU of its own, which is cuda:0 to all of them.
 
         Raises:
             EkdError: the machine has fewer GPUs than ranks, or ``device`` names one GPU for all.
@@ -83,15 +84,19 @@ class World:
         if device.startswith("cuda"):
             import torch
 
-            if device != "cuda":
+            shown = torch.cuda.device_count()
+            if device != "cuda" and (device, shown) != ("cuda:0", 1):
                 raise EkdError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
-            if self.local_rank >= torch.cuda.device_count():
-                raise EkdError(
-                    f"--nproc_per_node: this machine has {torch.cuda.device_count()} GPUs, no more ranks fit"
-                )
-            torch.cuda.set_device(self.local_rank)
+            gpu = 0 if shown == 1 else self.local_rank
+            if gpu >= shown or (shown == 1 and not self._is_mine(str(torch.cuda.get_device_properties(0).uuid))):
+                raise EkdError(f"--nproc_per_node: this machine has {shown} GPU{'s' * (shown != 1)}, no more ranks fit")
+            torch.cuda.set_device(gpu)
             backend = "cpu:gloo,cuda:nccl"
         self.join(backend)
+
+    def _is_mine(self, gpu: str) -> bool:
+        """Whether no other rank has come with that GPU before."""
+        return self.store.add(f"gpu/{gpu}", 1) == 1
 
     def join(self, backend: str, timeout: timedelta = PATIENCE) -> None:
         """``torch.distributed.init_process_group``, over the store that is connected already."""

@@ -1,0 +1,135 @@
+"""Runs commands of ours on the null GPU, each as a fork of one process that has imported all that they import.
+
+A command spends more time on importing torch and s3prl than on what a test asks of it. A request is one JSON line: a
+list of jobs that run side by side, each with the function that a command's script calls (``module:function``), its
+words, folder and environment; what it prints goes to ``stdout`` and ``stderr`` in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.compat.hub import register
+
+from . import environment
+
+RUN_PRETRAIN = "s3prl_ekd.bridge.launch:run_pretrain"
+RUN_DOWNSTREAM = "s3prl_ekd.bridge.launch:run_downstream"
+S3PRL_EKD = "s3prl_ekd.cli:command"
+IMPORTED = ("s3prl_ekd.bridge.pretrain_launch", "s3prl_ekd.bridge.downstream_launch", "s3prl_ekd.model.triton_kernels",
+            "s3prl_ekd.pretrain.ekd.pretrain_expert", "triton.backends.nvidia.driver", "tensorboardX")  # fmt: skip
+
+
+@dataclass
+class Done:
+    """What has become of a job."""
+
+    status: int
+    out: str
+    err: str
+    log: list[tuple[str, str, int]]
+    """(what, detail, number) of each line that this job's GPU has logged, as README.md lists them."""
+
+    def of(self, what: str) -> list[tuple[str, int]]:
+        return [(detail, number) for kind, detail, number in self.log if kind == what]
+
+    @property
+    def gpus(self) -> set[int]:
+        """The GPUs that it has a context on."""
+        return {number for _, number in self.of("context")}
+
+    @property
+    def kernels(self) -> set[str]:
+        """Triton's kernels that it has loaded."""
+        return {name for name, _ in self.of("kernel")}
+
+
+class Server:
+    """The process to fork from."""
+
+    def __init__(self, library: Path, folder: Path) -> None:
+        self.folder, self.number = folder, 0
+        variables = environment(library) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        variables |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no import starts the driver before a fork
+        words = [sys.executable, "-m", f"{__package__}.server"]
+        self.process = subprocess.Popen(words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(self, function: str, *words: object, cwd: Path, **env: object) -> Done:
+        """Call a function as its script does, to its end; ``env``: NULLGPU_LOG is added."""
+        return self.run_all([(function, words, env)], cwd)[0]
+
+    def run_all(self, jobs: list[tuple[str, tuple[object, ...], Mapping[str, object]]], cwd: Path) -> list[Done]:
+        """Jobs side by side."""
+        requests: list[dict[str, Any]] = []
+        for function, words, env in jobs:
+            self.number += 1
+            place = self.folder / f"job-{self.number}"
+            place.mkdir()
+            variables = {name: str(value) for name, value in env.items()} | {"NULLGPU_LOG": str(place / "log")}
+            requests.append({"function": function, "words": [str(word) for word in words], "cwd": str(cwd),
+                             "place": str(place), "env": variables})  # fmt: skip
+        assert self.process.stdin and self.process.stdout
+        self.process.stdin.write(json.dumps(requests) + "\n")
+        self.process.stdin.flush()
+        statuses = json.loads(self.process.stdout.readline())
+        return [read(Path(request["place"]), status) for request, status in zip(requests, statuses, strict=True)]
+
+    def close(self) -> None:
+        self.process.communicate(timeout=60)  # it ends with its requests
+
+
+def read(place: Path, status: int) -> Done:
+    log = place / "log"
+    rows = [line.split()[1:] for line in log.read_text().splitlines()] if log.exists() else []
+    lines = [(what, detail, int(number)) for what, detail, number in rows]
+    return Done(status, (place / "stdout").read_text(), (place / "stderr").read_text(), lines)
+
+
+def carry_out(job: dict[str, Any]) -> int:
+    """One job, in its fork; returns the exit status."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(job["place"], name), os.O_CREAT | os.O_WRONLY), descriptor)
+    os.chdir(job["cwd"])
+    os.environ.update(job["env"])
+    module, _, function = job["function"].partition(":")
+    sys.argv = [function, *job["words"]]
+    try:
+        return getattr(importlib.import_module(module), function)() or 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+
+
+def fork(job: dict[str, Any]) -> int:
+    process = os.fork()
+    if process == 0:
+        status = carry_out(job)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return process
+
+
+def main() -> None:
+    for module in IMPORTED:
+        importlib.import_module(module)
+    register()
+    for line in sys.stdin:
+        processes = [fork(job) for job in json.loads(line)]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        print(json.dumps(statuses), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from console import check_mistakes, code, environment
+from dotted import changed
 from superb_corpora import CORPORA
 
 from s3prl_ekd.bridge import downstream_arguments, taskdata_superb
@@ -163,14 +164,9 @@ def shims() -> None:
 def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path) -> None:
     """The check of a task's data, on its config with ``items`` filled in."""
     name = next(short for short, downstream in FURTHER.items() if downstream == task)
-    values = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())["downstream_expert"]
-    for item in items:
-        key, _, value = item.removeprefix("config.downstream_expert.").partition("=")
-        section = values
-        *path, last = key.split(".")
-        for step in path:
-            section = section[step]
-        section[last] = value
+    given = dict(item.removeprefix("config.downstream_expert.").split("=", 1) for item in items)
+    config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+    values = changed(config["downstream_expert"], given)
     args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path))
     taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)
 

@@ -106,7 +106,8 @@ def test_the_model_that_pretraining_goes_on_with_is_the_checkpoints(
 @pytest.mark.parametrize("launcher", [pretrain_launch.PretrainLaunch, downstream_launch.DownstreamLaunch])
 def test_a_finished_run_needs_no_device(launcher: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     launch = launcher(Run([]))
-    launch.args = Namespace(past_exp="x/states-8.ckpt", upstream="tera", mode="train", device="cuda:99", expdir="x")
+    args = {"past_exp": "x/states-8.ckpt", "upstream": "tera", "downstream": "ctc", "mode": "train"}
+    launch.args = Namespace(**args, device="cuda:99", expdir="x")
     config = {"runner": {"total_steps": 8, "n_epochs": -1}, "optimizer": {}, "downstream_expert": {}}
     launch.before, launch._check_config = config, lambda config: None
     launch.step = 8

@@ -26,9 +26,9 @@ from s3prl_ekd.compat.modules import lacks, stand_in
 class Shim:
     """One shim.
 
-    name: what is missing. removed_by: the software and version that removed it. reason: who in s3prl asks for it.
-    needed: True where this process lacks it. apply: puts it in place. scope: "core" shims are applied always,
-    "pretrain" ones (they import matplotlib) only for s3prl's own pretraining tasks.
+    name: what is missing. removed_by: the software and version that removed it ("not installed": a package). reason:
+    who in s3prl asks for it. needed: True where this process lacks it. apply: puts it in place. scope: "core" shims are
+    applied always, "pretrain" ones (they import matplotlib) only for s3prl's own pretraining tasks.
     """
 
     name: str
@@ -259,14 +259,14 @@ SHIMS: tuple[Shim, ...] = (
     ),
     Shim(
         "catalyst.data.sampler",
-        "catalyst 22.4 (the last)",
+        "not installed",
         "s3prl's speech_commands imports it; training in one process does not use it",
         shims_packages.not_installed("catalyst"),
         shims_packages.apply_catalyst,
     ),
     Shim(
         "sox.Transformer",
-        "sox 1.5",
+        "not installed",
         "s3prl's sv_voxceleb1 imports it and does not use it",
         shims_packages.not_installed("sox"),
         shims_packages.apply_sox,

@@ -1,6 +1,6 @@
 """Stand-ins for packages that two of s3prl's tasks import and a run in one process never calls.
 
-Both are left by their makers and would bring old packages along. The registry is ``shims.py``.
+Installing them would bring much along that nothing here uses. The registry is ``shims.py``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_ekd.distill.moments import Moments, take_in
 from s3prl_ekd.distributed import Share
 from s3prl_ekd.errors import EkdError
 
@@ -62,20 +63,11 @@ class PhiS(nn.Module):
 
     @torch.no_grad()
     def _update(self, x: Tensor, share: Share | None) -> None:
-        frames: int | Tensor = x.shape[:-1].numel()
         mean = x.flatten(0, -2).mean(0)
         centred = x.flatten(0, -2) - mean
         covariance = centred.t() @ centred / len(centred)
-        if share is not None:
-            own, mean, frames = mean, share.mean(mean), share.total * x.shape[-2]
-            covariance = share.mean(covariance + torch.outer(own - mean, own - mean))
-        finite = torch.isfinite(covariance).all()  # an overflow of a half-precision teacher leaves no trace
-        self.frames += frames * finite
-        weight = torch.where(finite, frames / self.frames, 0.0)
-        difference = torch.where(finite, mean - self.mean, 0.0)
-        self.mean += weight * difference
-        self.covariance.lerp_(torch.where(finite, covariance, self.covariance), weight)
-        self.covariance += weight * (1 - weight) * torch.outer(difference, difference)
+        so_far = Moments(self.mean, self.covariance, self.frames)
+        take_in(so_far, x, mean, covariance, lambda difference: torch.outer(difference, difference), share)
         self.batches += 1
         if self.batches == self.fit_batches:
             vectors = torch.linalg.eigh(self.covariance.double()).eigenvectors  # columns

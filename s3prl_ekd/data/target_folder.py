@@ -17,11 +17,8 @@ Rows are read and stored by target_cache.py. Shapes: n windows.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +31,8 @@ import numpy as np
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.file_lock import lock_file
+from s3prl_ekd.whole_file import part_of, whole_file
 from s3prl_ekd.writable import make_writable
 
 FORMAT = 3
@@ -104,19 +102,15 @@ def _part(row: Mapping[str, Any]) -> TeacherPart:
 def lock_cache(folder: Path, key: str) -> BinaryIO:
     """The lock of the one run that fills a cache: two would see rows change under them. Kept while the file is open.
 
-    A POSIX lock: data workers do not inherit it, so that none which outlives a killed run can keep it.
-
     Raises:
         EkdError: another run has it, or the folder is not writable.
     """
     try:
-        file = open(folder / LOCK, "wb", buffering=0)
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_file(folder / LOCK)
+    except BlockingIOError as error:
+        raise EkdError(f"{key}: {folder}: another run is filling it; wait for it to end") from error
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN) and (folder / LOCK).exists():
-            raise EkdError(f"{key}: {folder}: another run is filling it; wait for it to end") from error
         raise EkdError(f"{key}: {folder / LOCK}: cannot be locked ({error.strerror})") from error
-    return file
 
 
 def is_complete(folder: Path, key: str) -> bool:
@@ -193,4 +187,5 @@ _OURS = {INDEX, WINDOWS, TARGETS, SIZES, STATE, LOCK, VALIDATION}
 
 def _ours(name: str) -> bool:
     """Of a target cache, or what a kill left of one of its files."""
-    return re.sub(r"^\.(.+)\.tmp-\d+$", r"\1", name) in _OURS
+    part = part_of(name)
+    return (part[0] if part else name) in _OURS

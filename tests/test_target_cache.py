@@ -75,7 +75,7 @@ def test_states_come_back_rounded_once(
                 state = expected[windows][part.name][layer]
                 assert torch.equal(found[part.name][layer], state.to(again.layout.dtype))
                 assert ((found[part.name][layer].float() - state).abs() <= error * state.abs() + 1e-7).all()
-    assert all(name.endswith(" rb") for name in again._files)
+    assert {mode for _, mode in again._files} == {"rb"}
     frames = {samples: (SHAPES["a"].frames(samples), SHAPES["b"].frames(samples)) for samples in (3_200, 6_400)}
     assert frames == {3_200: (9, 8), 6_400: (19, 18)}
     size = (tmp_path / "targets.bin").stat().st_size

@@ -13,7 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -92,7 +93,7 @@ class TargetCache:
         self._check_audio()
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[tuple[str, str], IO[bytes]] = {}  # by name and mode
         self._lock = lock
         self._read_only = False  # found out when there is something to store
         if not self.complete:
@@ -137,7 +138,8 @@ class TargetCache:
         """bool (B,): whose targets are there."""
         rows = list(windows)
         if (self.state[rows] != STORED).any():  # in a worker: perhaps the main process has stored them since
-            seen = self._reading(STATE, lambda file: os.pread(file, len(self.state), 0))
+            with self._file(STATE) as file:
+                seen = os.pread(file, len(self.state), 0)
             self.state = np.maximum(self.state, np.frombuffer(seen, dtype=np.uint8))
         return self.state[rows] == STORED
 
@@ -216,43 +218,38 @@ class TargetCache:
                 f"there, or {other_targets(self.held_out)}"
             )
 
-    def _file(self, name: str, mode: str = "rb") -> int:
-        """A file descriptor, opened at its first use: a complete cache is only read, so its disk may be read-only."""
-        if f"{name} {mode}" not in self._files:
-            self._files[f"{name} {mode}"] = open(self.folder / name, mode, buffering=0)
-        return self._files[f"{name} {mode}"].fileno()
+    @contextmanager
+    def _file(self, name: str, write: bool = False) -> Iterator[int]:
+        """The descriptor of a file, opened at its first use: a complete cache is only read, its disk may be read-only.
+
+        Raises:
+            EkdError: for each OSError of the block.
+        """
+        mode = "r+b" if write else "rb"
+        try:
+            if (name, mode) not in self._files:
+                self._files[name, mode] = open(self.folder / name, mode, buffering=0)
+            yield self._files[name, mode].fileno()
+        except OSError as error:
+            what, kept = ("written", "; what was stored before is kept") if write else ("read", "")
+            raise EkdError(f"{self.key}: {self.folder / name}: cannot be {what} ({error.strerror}){kept}") from error
 
     def _read_into(self, left: memoryview, offset: int) -> None:
         """Fill ``left`` with the bytes of the targets' file from ``offset`` on."""
-        while left:
-            done = self._reading(TARGETS, lambda file: os.preadv(file, [left], offset))  # noqa: B023
-            if not done:
-                raise EkdError(f"{self.key}: {self.folder / TARGETS}: cut short; delete the folder to fill it anew")
-            offset, left = offset + done, left[done:]
-
-    def _reading(self, name: str, read: Any) -> Any:
-        try:
-            return read(self._file(name))
-        except OSError as error:
-            raise EkdError(f"{self.key}: {self.folder / name}: cannot be read ({error.strerror})") from error
+        with self._file(TARGETS) as file:
+            while left:
+                done = os.preadv(file, [left], offset)
+                if not done:
+                    raise EkdError(f"{self.key}: {self.folder / TARGETS}: cut short; delete the folder to fill it anew")
+                offset, left = offset + done, left[done:]
 
     def _write(self, name: str, content: bytes | memoryview, offset: int) -> None:
         left = memoryview(content)
-        try:
-            file = self._file(name, "r+b")
+        with self._file(name, write=True) as file:
             while left:
                 done = os.pwrite(file, left, offset)
                 offset, left = offset + done, left[done:]
-        except OSError as error:
-            raise self._unwritable(name, error) from error
 
     def _sync(self, name: str) -> None:
-        try:
-            os.fsync(self._file(name, "r+b"))
-        except OSError as error:
-            raise self._unwritable(name, error) from error
-
-    def _unwritable(self, name: str, error: OSError) -> EkdError:
-        return EkdError(
-            f"{self.key}: {self.folder / name}: cannot be written ({error.strerror}); what was stored before is kept"
-        )
+        with self._file(name, write=True) as file:
+            os.fsync(file)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.compat.hub import find_upstream
 from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.model.clips import with_frames
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import split_upstream
@@ -147,7 +148,4 @@ def _fit(state: Tensor, pool: int, frames: int) -> Tensor:
     """Average groups of ``pool`` frames, then exactly ``frames`` of them. state (B, T', D) -> (B, frames, D)."""
     if pool > 1:
         state = F.avg_pool1d(state.transpose(1, 2), pool, ceil_mode=True).transpose(1, 2)
-    missing = frames - state.shape[1]
-    if missing > 0:
-        state = torch.cat([state, state[:, -1:].expand(-1, missing, -1)], dim=1)
-    return state[:, :frames]
+    return with_frames(state, frames)

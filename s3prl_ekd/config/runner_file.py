@@ -140,6 +140,6 @@ def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     return check_values(RunnerConfig, dict(values), file, elsewhere=ELSEWHERE)
 
 
-def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:
+def check_data_config(values: Mapping[str, Any]) -> DataConfig:
     """Check ``pretrain_expert.datarc`` alone, which is all that s3prl hands to a pretrain expert."""
-    return check_values(DataConfig, dict(values), file, prefix="pretrain_expert.datarc")
+    return check_values(DataConfig, dict(values), "config_runner.yaml", prefix="pretrain_expert.datarc")

@@ -73,113 +73,115 @@ def other_targets(held_out: bool) -> str:
     return "delete this folder of held-out speech alone to fill it anew" if held_out else "name another folder"
 
 
-def read_index(folder: Path, key: str) -> Index | None:
-    """What the cache in a folder says of itself; None where there is no cache yet.
+class CacheFolder:
+    """A folder, and the configuration key that names it, for messages."""
 
-    Raises:
-        EkdError: unreadable, or the cache of another version.
-    """
-    try:
-        content = json.loads((folder / INDEX).read_text())
-        found = content["format"]
-        index = Index(content["fingerprint"], [_part(row) for row in content["rows"]]) if found == FORMAT else None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "not the index of a target cache"
-        raise EkdError(f"{key}: {folder / INDEX}: {reason}") from error
-    if index is None:
-        raise EkdError(f"{key}: {folder}: a cache of format {found}, this version's is {FORMAT}; give another folder")
-    return index
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
 
+    def wrong(self, what: str, file: str = "") -> EkdError:
+        """The error of the folder, or of a file in it."""
+        return EkdError(f"{self.key}: {self.path / file}: {what}")
 
-def _part(row: Mapping[str, Any]) -> TeacherPart:
-    frames = {int(samples): int(count) for samples, count in row["frames"].items()}
-    layers = tuple(map(int, row["layers"]))
-    return TeacherPart(str(row["teacher"]), layers, int(row["width"]), frames.__getitem__, tuple(frames))
+    def read_index(self) -> Index | None:
+        """What the cache says of itself; None where there is no cache yet.
 
+        Raises:
+            EkdError: unreadable, or the cache of another version.
+        """
+        try:
+            content = json.loads((self.path / INDEX).read_text())
+            found = content["format"]
+            index = Index(content["fingerprint"], [_part(row) for row in content["rows"]]) if found == FORMAT else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.wrong(getattr(error, "strerror", None) or "not the index of a target cache", INDEX) from error
+        if index is None:
+            raise self.wrong(f"a cache of format {found}, this version's is {FORMAT}; give another folder")
+        return index
 
-def lock_cache(folder: Path, key: str) -> BinaryIO:
-    """The lock of the one run that fills a cache: two would see rows change under them. Kept while the file is open.
+    def lock(self) -> BinaryIO:
+        """The lock of the one run that fills a cache: two would see rows change under them. Kept while it is open.
 
-    Raises:
-        EkdError: another run has it, or the folder is not writable.
-    """
-    try:
-        return lock_file(folder / LOCK)
-    except BlockingIOError as error:
-        raise EkdError(f"{key}: {folder}: another run is filling it; wait for it to end") from error
-    except OSError as error:
-        raise EkdError(f"{key}: {folder / LOCK}: cannot be locked ({error.strerror})") from error
+        Raises:
+            EkdError: another run has it, or the folder is not writable.
+        """
+        try:
+            return lock_file(self.path / LOCK)
+        except BlockingIOError as error:
+            raise self.wrong("another run is filling it; wait for it to end") from error
+        except OSError as error:
+            raise self.wrong(f"cannot be locked ({error.strerror})", LOCK) from error
 
+    def is_complete(self) -> bool:
+        """Whether the cache lacks nothing, before it is known to be the right one.
 
-def is_complete(folder: Path, key: str) -> bool:
-    """Whether the cache in a folder lacks nothing, before it is known to be the right one.
+        Raises:
+            EkdError: its file cannot be read.
+        """
+        try:
+            return MISSING not in (self.path / STATE).read_bytes()
+        except OSError as error:
+            raise self.wrong(f"cannot be read ({error.strerror})", STATE) from error
 
-    Raises:
-        EkdError: its file cannot be read.
-    """
-    try:
-        return MISSING not in (folder / STATE).read_bytes()
-    except OSError as error:
-        raise EkdError(f"{key}: {folder / STATE}: cannot be read ({error.strerror})") from error
+    def make(self, size: int) -> None:
+        """Make the folder of a new cache and see that it is ours alone and that ``size`` bytes fit.
 
+        Raises:
+            EkdError: it cannot be made or written to, holds other files, or its disk is too small.
+        """
+        make_writable(self.path, f"{self.key}: {self.path}")
+        others = sorted(path.name for path in self.path.iterdir() if not _ours(path.name))
+        if others:
+            raise self.wrong(f"holds other files ({others[0]}); expected an empty or a new folder")
+        self.check_space(size)
 
-def check_folder(folder: Path, size: int, key: str) -> None:
-    """Make the folder of a new cache and see that it is ours alone and that ``size`` bytes fit.
+    def check_space(self, size: int) -> None:
+        """Raise EkdError where ``size`` bytes are more than the disk has left."""
+        free = shutil.disk_usage(self.path).free
+        if size > free:
+            raise self.wrong(f"the targets need {size / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there")
 
-    Raises:
-        EkdError: it cannot be made or written to, holds other files, or its disk is too small.
-    """
-    make_writable(folder, f"{key}: {folder}")
-    others = sorted(path.name for path in folder.iterdir() if not _ours(path.name))
-    if others:
-        raise EkdError(f"{key}: {folder}: holds other files ({others[0]}); expected an empty or a new folder")
-    check_space(folder, size, key)
+    def create(self, windows: Windows, layout: TargetLayout, fingerprint: Mapping[str, Any]) -> None:
+        """Write an empty cache: every row missing. The index comes last: a half-made cache is none.
 
-
-def check_space(folder: Path, size: int, key: str) -> None:
-    """Raise EkdError where ``size`` bytes are more than the folder's disk has left."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise EkdError(
-            f"{key}: {folder}: the targets need {size / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there"
-        )
-
-
-def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Mapping[str, Any], key: str) -> None:
-    """Write an empty cache: every row missing. The index comes last: a half-made cache is none.
-
-    Raises:
-        EkdError: the disk is full or not writable.
-    """
-    table = BytesIO()
-    np.save(table, np.stack([windows.items, windows.starts, windows.samples], axis=1))
-    lengths = np.unique(windows.samples).tolist()
-    rows = [
-        {
-            "teacher": part.name,
-            "layers": list(part.layers),
-            "width": part.width,
-            "frames": {str(samples): part.frames(samples) for samples in lengths},
-        }
-        for part in layout.parts
-    ]
-    index = {"format": FORMAT, "fingerprint": dict(fingerprint), "rows": rows}
-    try:
-        with open(folder / TARGETS, "wb") as file:
-            file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
+        Raises:
+            EkdError: the disk is full or not writable.
+        """
+        table = BytesIO()
+        np.save(table, np.stack([windows.items, windows.starts, windows.samples], axis=1))
+        lengths = np.unique(windows.samples).tolist()
+        rows = [
+            {
+                "teacher": part.name,
+                "layers": list(part.layers),
+                "width": part.width,
+                "frames": {str(samples): part.frames(samples) for samples in lengths},
+            }
+            for part in layout.parts
+        ]
+        index = {"format": FORMAT, "fingerprint": dict(fingerprint), "rows": rows}
         parts = {
             WINDOWS: table.getvalue(),
             SIZES: bytes(8 * (int(windows.items.max()) + 1)),
             STATE: bytes(len(windows)),
             INDEX: json.dumps(index, indent=2).encode() + b"\n",
         }
-        for name, content in parts.items():
-            with whole_file(folder / name, durable=True) as partial:
-                partial.write_bytes(content)
-    except OSError as error:
-        raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
+        try:
+            with open(self.path / TARGETS, "wb") as file:
+                file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
+            for name, content in parts.items():
+                with whole_file(self.path / name, durable=True) as partial:
+                    partial.write_bytes(content)
+        except OSError as error:
+            raise self.wrong(f"cannot be written ({error.strerror})") from error
+
+
+def _part(row: Mapping[str, Any]) -> TeacherPart:
+    frames = {int(samples): int(count) for samples, count in row["frames"].items()}
+    layers = tuple(map(int, row["layers"]))
+    return TeacherPart(str(row["teacher"]), layers, int(row["width"]), frames.__getitem__, tuple(frames))
 
 
 _OURS = {INDEX, WINDOWS, TARGETS, SIZES, STATE, LOCK, VALIDATION}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.config import TargetsConfig
-from s3prl_ekd.distill.moments import Moments, take_in
+from s3prl_ekd.distill.moments import RunningMoments
 from s3prl_ekd.distill.phi_s import PhiS
 from s3prl_ekd.distill.targets import TeacherLayers, TeacherStates
 from s3prl_ekd.distributed import Share
@@ -20,7 +20,7 @@ from s3prl_ekd.distributed import Share
 EPSILON = 1e-6  # added to the variance: a dead channel becomes 0, not infinite
 
 
-class Standardiser(nn.Module):
+class Standardiser(RunningMoments):
     """Standardises one (teacher, layer): mean 0 and standard deviation 1 in every channel.
 
     ``y = (x - mean) / sqrt(var + 1e-6)``, after the statistics have taken in the batch (``moments.py``): the exact mean
@@ -34,16 +34,12 @@ class Standardiser(nn.Module):
         momentum: least weight of the newest batch.
     """
 
-    mean: Tensor
     variance: Tensor
-    frames: Tensor
 
     def __init__(self, width: int, momentum: float) -> None:
-        super().__init__()
+        super().__init__(width)
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
-        self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor, share: Share | None = None) -> Tensor:
         """x (B, T, D) in any precision -> (B, T, D) fp32. Statistics change in training mode only.
@@ -54,8 +50,7 @@ class Standardiser(nn.Module):
         if self.training:
             states = x.detach()
             variance, mean = torch.var_mean(states.flatten(0, -2), dim=0, correction=0)
-            so_far = Moments(self.mean, self.variance, self.frames)
-            take_in(so_far, states, mean, variance, torch.square, share, least=self.momentum)
+            self._take_in(self.variance, states, mean, variance, share, least=self.momentum)
         return (x - self.mean) * (self.variance + EPSILON).rsqrt()
 
 

@@ -27,10 +27,10 @@ from benchmarks.common import LAYERS, SIZES
 from benchmarks.step import student_config
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.data import target_folder
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.target_cache import TargetCache
+from s3prl_ekd.data.target_folder import CacheFolder
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
 from s3prl_ekd.shape import HUBERT_BASE
@@ -123,9 +123,10 @@ def reading(clips: int, seconds: float, batch: int, passes: int = 5) -> dict[str
         config = DataConfig(num_workers=2, train_batch_size=batch, libri_root="-", file_path="-", sets=["-"])
         layout = TargetLayout([TeacherPart(t, (4, 8, 12), 768, HUBERT_BASE.frames) for t in HUB], "fp16")
         windows = cut_windows(table.samples, 0, batch, None)
-        target_folder.check_folder(folder / "cache", 1, "cache")
-        target_folder.create(folder / "cache", windows, layout, {}, "cache")
-        cache = TargetCache(folder / "cache", layout, "cache", table.paths)
+        place = CacheFolder(folder / "cache", "cache")
+        place.make(1)
+        place.create(windows, layout, {})
+        cache = TargetCache(place, layout, table.paths)
         row = torch.randn(1, layout.numbers(int(windows.samples[0]))).half()
         for window in range(clips):
             cache.store((window,), row)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,3 +29,9 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def part_of(name: str) -> tuple[str, int] | None:
+    """Whose part a kill has left behind under this name, and the process's number; None for any other file."""
+    found = re.fullmatch(r"\.(.+)\.tmp-(\d+)", name)
+    return (found[1], int(found[2])) if found else None

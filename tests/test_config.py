@@ -210,7 +210,8 @@ def test_paths_of_teachers_become_absolute_and_names_stay_names(
     config = load_model_config("mine.yaml")
     assert config.ekd.teachers[0].source == str(tmp_path / "models/one")
     assert config.ekd.initialise_from == "hubert"  # the teacher of that name, not the folder
-    for source in ("random:models/one", "s3prl:hubert_local:models/one", "random:hubert_base", "s3prl:fbank"):
+    paths = ("random:models/one", "s3prl:hubert_local:models/one")
+    for source in (*paths, "random:hubert_base", "s3prl:fbank", "random:", "s3prl:hubert_local:"):
         (tmp_path / "mine.yaml").write_text(
             f"base: config_model.yaml\nekd:\n  teachers:\n    - {{name: hubert, source: '{source}'}}\n"
         )

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from s3prl_ekd.data import target_cache, target_folder
+from s3prl_ekd.data import target_cache
 from s3prl_ekd.data.target_cache import TargetCache
-from s3prl_ekd.data.target_folder import MISSING, STORED, VALIDATION
+from s3prl_ekd.data.target_folder import MISSING, STORED, VALIDATION, CacheFolder
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
@@ -45,9 +45,10 @@ def states(samples: int, clips: int, seed: int = 0) -> dict[str, dict[int, torch
 
 
 def new_cache(folder: Path, precision: str = "fp16") -> TargetCache:
-    target_folder.check_folder(folder, 1, KEY)
-    target_folder.create(folder, WINDOWS, layout(precision), {"a": "b"}, KEY)
-    return TargetCache(folder, layout(precision), KEY, PATHS)
+    place = CacheFolder(folder, KEY)
+    place.make(1)
+    place.create(WINDOWS, layout(precision), {"a": "b"})
+    return TargetCache(place, layout(precision), PATHS)
 
 
 def rows(samples: int, clips: int, seed: int = 0) -> torch.Tensor:
@@ -63,10 +64,8 @@ def test_states_come_back_rounded_once(
     for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):  # not in the order of the file
         expected[windows] = states(samples, 2, seed=samples)
         cache.store(windows, cache.layout.pack(expected[windows], samples))
-    monkeypatch.setattr(
-        target_cache, "lock_cache", lambda *a: pytest.fail("a full cache needs no lock, hence no writing")
-    )
-    again = TargetCache(tmp_path, layout(precision), KEY, PATHS)
+    monkeypatch.setattr(CacheFolder, "lock", lambda *a: pytest.fail("a full cache needs no lock, hence no writing"))
+    again = TargetCache(CacheFolder(tmp_path, KEY), layout(precision), PATHS)
     assert again.complete
     for windows, samples in (((1, 0), 3_200), ((3, 2), 6_400)):
         found = again.layout.unpack(again.read(windows), samples)
@@ -75,7 +74,7 @@ def test_states_come_back_rounded_once(
                 state = expected[windows][part.name][layer]
                 assert torch.equal(found[part.name][layer], state.to(again.layout.dtype))
                 assert ((found[part.name][layer].float() - state).abs() <= error * state.abs() + 1e-7).all()
-    assert all(name.endswith(" rb") for name in again._files)
+    assert {mode for _, mode in again._files} == {"rb"}
     frames = {samples: (SHAPES["a"].frames(samples), SHAPES["b"].frames(samples)) for samples in (3_200, 6_400)}
     assert frames == {3_200: (9, 8), 6_400: (19, 18)}
     size = (tmp_path / "targets.bin").stat().st_size
@@ -95,8 +94,8 @@ def test_a_row_counts_only_once_its_bytes_are_on_the_disk(tmp_path: Path, monkey
     assert list((tmp_path / "state.bin").read_bytes()) == [STORED, MISSING, MISSING, MISSING]
     monkeypatch.setattr(target_cache, "FLUSH_SECONDS", -1.0)  # the time is over
     cache.store((1,), rows(3_200, 1, seed=1))
-    assert TargetCache(tmp_path, layout(), KEY, PATHS).stored([0, 1, 2]).tolist() == [True, True, False]
-    assert torch.equal(TargetCache(tmp_path, layout(), KEY, PATHS).read([1]), rows(3_200, 1, seed=1))
+    assert TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS).stored([0, 1, 2]).tolist() == [True, True, False]
+    assert torch.equal(TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS).read([1]), rows(3_200, 1, seed=1))
 
 
 def test_a_worker_sees_what_the_main_process_stores_later(tmp_path: Path) -> None:
@@ -138,7 +137,7 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_what_is_stored(
     assert str(caught.value) == (
         f"{KEY}: {tmp_path}/targets.bin: cannot be written (No space left on device); what was stored before is kept"
     )
-    again = TargetCache(tmp_path, layout(), KEY, PATHS)
+    again = TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS)
     assert again.stored([0, 1]).tolist() == [True, False] and torch.equal(again.read([0]), rows(3_200, 1))
 
 
@@ -152,17 +151,17 @@ def test_folders_that_will_not_do_are_named_before_anything_is_computed(tmp_path
         (tmp_path / "new", 10**18, "the targets need 1000000000.00 GB, only "),
     ):
         with pytest.raises(EkdError) as caught:
-            target_folder.check_folder(folder, size, KEY)
+            CacheFolder(folder, KEY).make(size)
         assert str(caught.value).startswith(f"{KEY}: {folder}: {expected}")
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     for name in ("targets.bin", ".index.json.tmp-4194305", "lock"):  # of a cache that a kill left half-made
         (tmp_path / "new" / name).touch()
-    target_folder.check_folder(tmp_path / "new", 1, KEY)
+    CacheFolder(tmp_path / "new", KEY).make(1)
 
 
 def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Path) -> None:
     cache = new_cache(tmp_path)
-    index = target_folder.read_index(tmp_path, KEY)
+    index = CacheFolder(tmp_path, KEY).read_index()
     assert index.fingerprint == {"a": "b"}
     assert [(part.name, part.layers, part.width) for part in index.parts] == [("a", (2, 4), 8), ("b", (1,), 5)]
     assert [part.frames(6_400) for part in index.parts] == [19, 18]
@@ -172,15 +171,15 @@ def test_a_cache_that_is_cut_short_or_of_another_version_is_refused(tmp_path: Pa
     with pytest.raises(EkdError, match="targets.bin: cut short"):
         cache.read([3])
     with pytest.raises(EkdError, match="damaged"):
-        TargetCache(tmp_path, layout(), KEY, PATHS)
+        TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS)
     (tmp_path / "index.json").write_text('{"format": 0, "fingerprint": {}}')
     with pytest.raises(EkdError, match=r"a cache of format 0, this version's is 3"):
-        target_folder.read_index(tmp_path, KEY)
+        CacheFolder(tmp_path, KEY).read_index()
     (tmp_path / "index.json").write_text('{"for')
     with pytest.raises(EkdError, match="index.json: not the index of a target cache"):
-        target_folder.read_index(tmp_path, KEY)
+        CacheFolder(tmp_path, KEY).read_index()
     (tmp_path / "index.json").unlink()
-    assert target_folder.read_index(tmp_path, KEY) is None
+    assert CacheFolder(tmp_path, KEY).read_index() is None
 
 
 @pytest.mark.parametrize("name", ["windows.npy", "state.bin", "sizes.bin", "targets.bin"])
@@ -190,7 +189,7 @@ def test_each_file_of_a_damaged_cache_is_looked_at(tmp_path: Path, name: str) ->
     for length in sorted({0, 1, len(whole) // 2, len(whole) - 1}):
         (tmp_path / name).write_bytes(whole[:length])
         with pytest.raises(EkdError, match=f"^{KEY}: {tmp_path}: damaged .*; delete it to fill it anew"):
-            TargetCache(tmp_path, layout(), KEY, PATHS)
+            TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS)
 
 
 @pytest.mark.parametrize(
@@ -208,8 +207,8 @@ def test_a_run_may_read_some_teachers_and_layers_in_its_own_order(
     monkeypatch.setattr(os, "preadv", lambda *a: (sizes.append(real(*a)), sizes[-1])[1])
     widths = {"a": 8, "b": 5}
     parts = [TeacherPart(name, layers, widths[name], SHAPES[name].frames) for name, layers in wanted.items()]
-    stored = TargetLayout(target_folder.read_index(tmp_path, KEY).parts, "fp16")
-    some = TargetCache(tmp_path, stored, KEY, PATHS, wanted=TargetLayout(parts, "fp16"))
+    stored = TargetLayout(CacheFolder(tmp_path, KEY).read_index().parts, "fp16")
+    some = TargetCache(CacheFolder(tmp_path, KEY), stored, PATHS, wanted=TargetLayout(parts, "fp16"))
     found = some.wanted.unpack(some.read((3, 2)), 6_400)
     assert {name: tuple(layers) for name, layers in found.items()} == wanted
     for name, layers in found.items():
@@ -224,46 +223,46 @@ def test_audio_that_was_replaced_since_is_refused_and_what_has_no_targets_yet_ma
         Path(path).write_bytes(bytes(100))
     folder = tmp_path / "cache"
     new_cache(folder)
-    cache = TargetCache(folder, layout(), KEY, paths)
+    cache = TargetCache(CacheFolder(folder, KEY), layout(), paths)
     cache.store((0, 1), rows(3_200, 2))  # of 0.flac, and one of two of 1.flac
     cache.mark_unreadable([3])
     cache.flush()
     Path(paths[2]).write_bytes(bytes(300))  # repaired
-    again = TargetCache(folder, layout(), KEY, paths)
+    again = TargetCache(CacheFolder(folder, KEY), layout(), paths)
     again.store((2, 3), rows(6_400, 2))
     assert again.complete and again.sizes.tolist() == [100, 100, 300]
-    assert TargetCache(folder, layout(), KEY, paths).sizes.tolist() == [100, 100, 300]
+    assert TargetCache(CacheFolder(folder, KEY), layout(), paths).sizes.tolist() == [100, 100, 300]
     Path(paths[0]).unlink()  # a disk that is away: skipped when its turn comes
-    TargetCache(folder, layout(), KEY, paths)
+    TargetCache(CacheFolder(folder, KEY), layout(), paths)
     for path in paths[1:]:
         Path(path).write_bytes(bytes(99))
     with pytest.raises(EkdError) as caught:
-        TargetCache(folder, layout(), KEY, paths)
+        TargetCache(CacheFolder(folder, KEY), layout(), paths)
     assert str(caught.value) == (
         f"{KEY}: {folder}: {paths[1]} has another size than when its targets were stored (100 bytes then, 99 now; "
         "files like it: 2); put back what was there, or name another folder"
     )
     folder.rename(tmp_path / VALIDATION)  # with the corpus's own targets in another folder, which are worth keeping
     with pytest.raises(EkdError, match="or delete this folder of held-out speech alone to fill it anew"):
-        TargetCache(tmp_path / VALIDATION, layout(), KEY, paths, held_out=True)
+        TargetCache(CacheFolder(tmp_path / VALIDATION, KEY), layout(), paths, held_out=True)
     with pytest.raises(EkdError, match="or name another folder"):  # a corpus's own, of that name
-        TargetCache(tmp_path / VALIDATION, layout(), KEY, paths)
+        TargetCache(CacheFolder(tmp_path / VALIDATION, KEY), layout(), paths)
 
 
 def test_two_runs_do_not_fill_one_cache(tmp_path: Path) -> None:
     new_cache(tmp_path)
     code = (
-        "import sys, pathlib; from s3prl_ekd.data.target_folder import lock_cache\n"
-        f"lock = lock_cache(pathlib.Path({str(tmp_path)!r}), 'k'); print('held', flush=True); sys.stdin.read()"
+        "import sys, pathlib; from s3prl_ekd.data.target_folder import CacheFolder\n"
+        f"lock = CacheFolder(pathlib.Path({str(tmp_path)!r}), 'k').lock(); print('held', flush=True); sys.stdin.read()"
     )
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with pytest.raises(EkdError, match=f"{KEY}: {tmp_path}: another run is filling it"):
-            TargetCache(tmp_path, layout(), KEY, PATHS)
+            TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS)
         other.kill()
         other.communicate()
-    cache = TargetCache(tmp_path, layout(), KEY, PATHS)
+    cache = TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS)
     for holds in (True, False):  # as long as it is there
         done = subprocess.run([sys.executable, "-c", code], input="", capture_output=True, text=True, check=False)
         assert ("another run is filling it" in done.stderr) == holds == (done.returncode != 0)

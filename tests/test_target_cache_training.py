@@ -15,9 +15,8 @@ from pretrain_lab import final_weights, run, start
 from target_cache_lab import batches, make_expert, train, write_model
 
 from s3prl_ekd.cli import main
-from s3prl_ekd.data import target_cache, target_folder
 from s3prl_ekd.data.batches import Batch
-from s3prl_ekd.data.target_folder import MISSING, STORED, UNREADABLE
+from s3prl_ekd.data.target_folder import MISSING, STORED, UNREADABLE, CacheFolder
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.torch_file import read_torch_file
@@ -239,9 +238,8 @@ def test_teachers_are_loaded_once_for_all_that_was_mended(
     expert.cache._lock.close()
     stored = (tmp_path / "cache/targets.bin").read_bytes()
     if not writable:
-        monkeypatch.setattr(
-            target_cache, "lock_cache", lambda folder, key: target_folder.lock_cache(folder / "nowhere", key)
-        )
+        lock = CacheFolder.lock
+        monkeypatch.setattr(CacheFolder, "lock", lambda self: lock(CacheFolder(self.path / "nowhere", self.key)))
     expert = make_expert(lab, tmp_path / "cache")
     loads, load = [], expert.teachers.load
     expert.teachers.load = lambda: (loads.append(1), load())[1]

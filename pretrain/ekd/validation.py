@@ -77,37 +77,40 @@ class Validation:
             ``loss``, ``seconds`` of audio and ``heads`` as in a line of metrics.jsonl; None, with a warning, where
             nothing could be read, or where something went wrong: training goes on, and its checkpoint is written.
         """
-        total = np.zeros(2 + len(heads) * len(_PARTS))  # seconds, loss, values of heads
-        failure = ""
+        failed, total = 0.0, np.zeros(2 + len(heads) * len(_PARTS))
         try:
-            for batch in self._shown():
-                self._skipped.tell(batch.skipped)
-                if batch.is_placeholder:
-                    if self.cache is not None:
-                        self.cache.mark_unreadable(batch.unread)
-                    continue
-                loss, found = losses(batch)
-                values = [found[head][part] for head in heads for part in _PARTS]
-                total += batch.seconds * np.array([1.0, float(loss), *values])
-            if self.cache is not None:
-                self.cache.flush()
+            self._add_up(total, losses, heads)
         except (EkdError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
-            failure = one_line(error)
-            logger.warning("[ekd] no validation loss: %s", failure)
-        *sums, failures = self.ranks.sums([*total.tolist(), float(bool(failure))], device)
-        seconds = sums[0]
+            failed = 1.0
+            logger.warning("[ekd] no validation loss: %s", one_line(error))
+        seconds, *sums, failures = self.ranks.sums([*total.tolist(), failed], device)
         if failures:
             return None
         if not seconds:
             if self.ranks.writes:  # all ranks know it
                 logger.warning("[ekd] no validation loss: none of its audio can be read")
             return None
-        mean, *values = [value / seconds for value in sums[1:]]
+        mean, *values = [value / seconds for value in sums]
         rows = np.reshape(values, (len(heads), len(_PARTS))).tolist()
         by_head = {head: dict(zip(_PARTS, row, strict=True)) for head, row in zip(heads, rows, strict=True)}
         return {"loss": mean, "seconds": seconds, "heads": by_head}
+
+    def _add_up(
+        self, total: np.ndarray, losses: Callable[[Batch], tuple[torch.Tensor, HeadValues]], heads: Sequence[str]
+    ) -> None:
+        """Add what this rank's batches have: their seconds; and each times the loss, and the values of the heads."""
+        for batch in self._shown():
+            self._skipped.tell(batch.skipped)
+            if not batch.is_placeholder:
+                loss, found = losses(batch)
+                values = [found[head][part] for head in heads for part in _PARTS]
+                total += batch.seconds * np.array([1.0, float(loss), *values])
+            elif self.cache is not None:
+                self.cache.mark_unreadable(batch.unread)
+        if self.cache is not None:
+            self.cache.flush()
 
     def _shown(self) -> Iterable[Batch]:
         """The batches, with a progress bar where they take long: the runner's own bars stand still meanwhile."""

@@ -16,7 +16,7 @@ from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import Distillation, Experiment, Row, rows
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import load_model_config
-from s3prl_ekd.data import target_folder
+from s3prl_ekd.data.target_folder import INDEX, CacheFolder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.metrics_file import METRICS, read_metrics
@@ -174,7 +174,7 @@ class Students:
         folder, config, budget = self.work / "filling", every_target(self.experiment), self.experiment.distillation
         made_by = {"model": config, "batch_seconds": budget.batch_seconds, "weights": self._weights(config)}
         self._claim(folder, made_by, "target cache", f" and {targets}")
-        if (targets / target_folder.INDEX).is_file() and target_folder.is_complete(targets, "cache_targets"):
+        if (targets / INDEX).is_file() and CacheFolder(targets, "cache_targets").is_complete():
             return
         words = ["s3prl-ekd", "targets", "-g", str(write_config(config, folder, targets))]
         words += ["-c", str(self._write_runner(folder, 0, budget)), "--device", self.device]

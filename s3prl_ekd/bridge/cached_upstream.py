@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.bridge.state_files import StateFiles
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import with_frames
 from s3prl_ekd.teachers.fingerprint import add_weights
 
 KEY = "runner.cache_states"
@@ -132,15 +133,12 @@ class CachedUpstream(nn.Module):
         stacked = torch.stack(list(chosen)) if isinstance(chosen, (list, tuple)) else chosen.unsqueeze(0)
         states = stacked[:, 0].float().cpu()
         wanted = round(len(wav) / self._rate)
-        missing = wanted - states.shape[1]
-        if abs(missing) >= _TOLERATED:
+        if abs(wanted - states.shape[1]) >= _TOLERATED:
             raise EkdError(
                 f"{self.what[0]}: {states.shape[1]} frames of {len(wav)} samples, expected about {wanted}: its "
                 f"get_downsample_rates says {self._rate} samples a frame"
             )
-        if missing > 0:
-            states = torch.cat([states, states[:, -1:].expand(-1, missing, -1)], dim=1)
-        return states[:, : max(wanted, 1)].contiguous()
+        return with_frames(states, max(wanted, 1)).contiguous()
 
     def _digest(self, choice: str) -> str:
         """Of weights, model and choice: equal digests give equal states."""

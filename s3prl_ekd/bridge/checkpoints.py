@@ -15,11 +15,10 @@ from typing import Any
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.signals import uninterrupted
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import part_of, whole_file
 
 STATES, BEST = "states-*.ckpt", "dev-best.ckpt"
 _NAMED = re.compile(r"states-(epoch-)?(\d+)\.ckpt")  # as the runners name them
-_TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 
 
 class AtomicCheckpoints:
@@ -217,9 +216,9 @@ def check_folder(path: Path, expdir: str | None, flag: str, explicit: set[str]) 
 
 def sweep(folder: str | Path) -> None:
     """Delete half-written files that a killed run left in ``folder``; of a run on another host it cannot be told."""
-    for path in Path(folder).glob(".*.tmp-*"):
-        match = _TEMPORARY.match(path.name)
-        if match and not _alive(int(match.group(1))):
+    for path in Path(folder).iterdir():
+        part = part_of(path.name)
+        if part and not _alive(part[1]):
             path.unlink(missing_ok=True)
 
 
@@ -228,6 +227,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:
-        return True
+    except PermissionError:  # another user's
+        pass
     return True

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import re
 import shutil
 from pathlib import Path
 from typing import BinaryIO
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.file_lock import lock_file
 from s3prl_ekd.writable import make_writable
 
 EMPTY_EVENTS = 40  # bytes of a tensorboard file without a value
@@ -22,8 +21,6 @@ _OF_A_START = re.compile(r"config_(runner|model)\.yaml|.+_\d{4}(-\d\d){5}\.\w+|\
 def lock_run(folder: str | Path) -> BinaryIO | None:
     """The lock of the one run that trains in a folder: of two, each would delete the other's checkpoints.
 
-    A POSIX lock: data workers do not inherit it, so that none which outlives a killed run can keep it.
-
     Returns:
         What keeps it while it is open; None where it cannot be had, in a read-only folder or on a disk without locks.
 
@@ -31,16 +28,11 @@ def lock_run(folder: str | Path) -> BinaryIO | None:
         EkdError: another run has it.
     """
     try:
-        file = open(Path(folder, LOCK), "ab", buffering=0)  # a finished run stays as it is
+        return lock_file(Path(folder, LOCK))
+    except BlockingIOError as error:
+        raise EkdError(f"{folder}: another run is training in this folder; wait for it to end") from error
     except OSError:
         return None
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise EkdError(f"{folder}: another run is training in this folder; wait for it to end") from error
-        return None
-    return file
 
 
 class ExperimentFolder:

@@ -171,8 +171,8 @@ def _record(folder: Path) -> dict[str, str]:
         return {}
     try:
         record = json.loads(file.read_text())
-    except ValueError as error:
-        raise EkdError(f"{file}: is damaged; remove {folder} by hand") from error
+    except ValueError:
+        record = None
     if not isinstance(record, dict) or any(Path(name).is_absolute() or ".." in Path(name).parts for name in record):
         raise EkdError(f"{file}: is damaged; remove {folder} by hand")
     return record

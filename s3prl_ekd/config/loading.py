@@ -55,7 +55,7 @@ def _absolute(source: str) -> str:
     """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
     prefix, name = split_source(source)
     path = expanded(name)
-    return f"{prefix}{path.resolve()}" if path.exists() else source
+    return f"{prefix}{path.resolve()}" if name and path.exists() else source
 
 
 def _absolute_model(source: str) -> str:

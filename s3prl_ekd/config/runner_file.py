@@ -112,15 +112,17 @@ class OptimizerSection(BaseModel):
     @model_validator(mode="after")
     def _known_keys(self) -> OptimizerSection:
         """s3prl's functions swallow what they do not know, or fail on it when the teachers are loaded."""
-        known = OPTIMIZER_KEYS.get(self.name)
-        for key, value in (self.model_extra or {}).items():
-            if known is not None and key not in known:
+        given = self.model_extra or {}
+        known = OPTIMIZER_KEYS.get(self.name, given)
+        for key in given:
+            if key not in known:
                 has = f"has {', '.join(known)}" if known else "has no further keys"
                 raise ValueError(f"{key}: {self.name} {has}{did_you_mean(key, known)}")
-            kinds = [type(one) for one in value] if isinstance(value, (list, tuple)) else []
-            if key == "betas" and not (len(kinds) == 2 and set(kinds) <= {int, float}):
-                raise ValueError(f"betas: expected two numbers, as in [0.9, 0.98], found {value!r}")
-        if self.name == "TorchOptim" and not isinstance((self.model_extra or {}).get("torch_optim_name"), str):
+        betas = given.get("betas", [0.9, 0.98])
+        numbers = [type(one) in (int, float) for one in betas] if isinstance(betas, (list, tuple)) else []
+        if numbers != [True, True]:
+            raise ValueError(f"betas: expected two numbers, as in [0.9, 0.98], found {betas!r}")
+        if self.name == "TorchOptim" and not isinstance(given.get("torch_optim_name"), str):
             raise ValueError("torch_optim_name: TorchOptim needs it: the name of a class of torch.optim, as AdamW")
         return self
 
@@ -140,6 +142,6 @@ def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:
     return check_values(RunnerConfig, dict(values), file, elsewhere=ELSEWHERE)
 
 
-def check_data_config(values: Mapping[str, Any], file: str = "config_runner.yaml") -> DataConfig:
+def check_data_config(values: Mapping[str, Any]) -> DataConfig:
     """Check ``pretrain_expert.datarc`` alone, which is all that s3prl hands to a pretrain expert."""
-    return check_values(DataConfig, dict(values), file, prefix="pretrain_expert.datarc")
+    return check_values(DataConfig, dict(values), "config_runner.yaml", prefix="pretrain_expert.datarc")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from s3prl_ekd.audio import SAMPLE_RATE
-from s3prl_ekd.config import DistortionConfig
+from s3prl_ekd.config import AdditiveConfig, DistortionConfig, NonAdditiveConfig
 from s3prl_ekd.data.filters import hertz_to_mel, mel_to_hertz, reject_band, reverberate, room_taps
 from s3prl_ekd.data.noise import add_at_snr, gaussian
 from s3prl_ekd.data.pitch import pitch_shift
@@ -66,21 +66,16 @@ class Distorter:
     def __init__(self, config: DistortionConfig, file: str = "config_model.yaml") -> None:
         self.config = config
         key = f"{file}: distortion"
-        additive, other = config.additive, config.non_additive
-        self.noises: dict[str, AudioPool] = {}
-        self.rooms: AudioPool | None = None
-        additive_choices, other_choices = [CLEAN], [CLEAN]
-        if additive is not None:
-            for i, source in enumerate(additive.noise):
-                self.noises[source] = _pool([source], "noise", f"{key}.additive.noise", i)
-            additive_choices = [*self.noises, *_on({GAUSSIAN: additive.gaussian, CLEAN: additive.clean})]
-        if other is not None:
-            if other.reverb:
-                self.rooms = _pool(other.reverb, "rir", f"{key}.non_additive.reverb")
-            switches = {REVERB: bool(other.reverb), PITCH: other.pitch_cents > 0, BAND_REJECT: other.band_reject}
-            other_choices = _on({**switches, CLEAN: other.clean})
-        self.additive = _shares(additive_choices, additive.weights if additive else {}, f"{key}.additive.weights")
-        self.non_additive = _shares(other_choices, other.weights if other else {}, f"{key}.non_additive.weights")
+        first = self._first = config.additive or AdditiveConfig(gaussian=False, snr=[0, 0])
+        second = self._second = config.non_additive or NonAdditiveConfig(pitch_cents=0, band_reject=False)
+        noises = enumerate(first.noise)
+        self.noises = {source: _pool([source], "noise", f"{key}.additive.noise", i) for i, source in noises}
+        self.rooms = _pool(second.reverb, "rir", f"{key}.non_additive.reverb") if second.reverb else None
+        choices = [*self.noises, *_on({GAUSSIAN: first.gaussian, CLEAN: first.clean})]
+        self.additive = _shares(choices, first.weights, f"{key}.additive.weights")
+        switches = {REVERB: bool(second.reverb), PITCH: second.pitch_cents > 0, BAND_REJECT: second.band_reject}
+        choices = _on({**switches, CLEAN: second.clean})
+        self.non_additive = _shares(choices, second.weights, f"{key}.non_additive.weights")
         for name, shares in (("additive", self.additive), ("non-additive", self.non_additive)):
             text = ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
             logger.info("[distortion] %s, %s: %s", config.setup, name, text)
@@ -94,12 +89,10 @@ class Distorter:
             role: STUDENT, or TEACHER for the second draw of ``setup: independent``.
         """
         rng = np.random.default_rng([self.config.seed, epoch, item, role])
-        low, high = self.config.additive.snr if self.config.additive else (0, 0)
-        cents = self.config.non_additive.pitch_cents if self.config.non_additive else 0
-        width = self.config.non_additive.band_width if self.config.non_additive else 0.0
+        (low, high), cents = self._first.snr, self._second.pitch_cents
         first, second, noise_file, noise_start, room, band_size, band_start = rng.random(7).tolist()
         top = hertz_to_mel(SAMPLE_RATE / 2)
-        size = band_size * width * top
+        size = band_size * self._second.band_width * top
         start = band_start * (top - size)
         return Draw(
             additive=_pick(self.additive, first),
@@ -153,10 +146,9 @@ class Distorter:
         return student, self.apply(wave, self.draw(epoch, item, TEACHER))
 
 
-def _pool(sources: list[str], kind: Kind, key: str, index: int | None = None) -> AudioPool:
-    files: list[str] = []
-    for i, source in enumerate(sources):
-        files += list_files(source, kind, f"{key}[{i if index is None else index}]")
+def _pool(sources: list[str], kind: Kind, key: str, first: int = 0) -> AudioPool:
+    """The files of a list's sources, or of a part of it that begins at ``first``."""
+    files = [file for i, source in enumerate(sources, first) for file in list_files(source, kind, f"{key}[{i}]")]
     name = sources[0] if len(sources) == 1 else f"{len(sources)} folders of room responses"
     return AudioPool(name, files, key, first_channel=kind == "rir").check()
 

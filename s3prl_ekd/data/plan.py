@@ -87,31 +87,31 @@ class BatchPlan(Sampler[BatchSpec]):
         if self.batch_seconds is None:
             cuts = list(range(self.batch_size, len(order), self.batch_size))
         else:
-            cuts = self._cut_by_seconds(on_grid(self.crop[order], self.longest))
+            cuts = _cuts(on_grid(self.crop[order], self.longest), self.batch_seconds * SAMPLE_RATE)
         batches = np.split(order, cuts)
         return [batches[i] for i in rng.permutation(len(batches))]
-
-    def _cut_by_seconds(self, crops: np.ndarray) -> list[int]:
-        """Positions where a new batch starts, so that batch size x shortest crop stays within the budget.
-
-        ``crops`` on the grid: then all batches of a length have one size, the last one of an epoch aside. Each pair of
-        size and length that comes for the first time costs a GPU about 0.25 s (choice of kernels).
-        """
-        budget = float(self.batch_seconds or 0) * SAMPLE_RATE
-        cuts: list[int] = []
-        size, shortest = 0, 0  # of the batch that is being filled
-        for position, crop in enumerate(crops.tolist()):
-            size, shortest = size + 1, min(shortest, crop) if size else crop
-            if size > 1 and size * shortest > budget:
-                cuts.append(position)
-                size, shortest = 1, crop
-        return cuts
 
     def _spec(self, epoch: int, index: int, items: np.ndarray) -> BatchSpec:
         length = int(on_grid(self.crop[items].min(), self.longest))
         rng = np.random.default_rng([self.seed, epoch, index])
         starts = rng.integers(0, self.samples[items] - length + 1)
         return BatchSpec(epoch, index, tuple(items.tolist()), tuple(starts.tolist()), length)
+
+
+def _cuts(crops: np.ndarray, budget: float) -> list[int]:
+    """Positions where a new batch starts, so that batch size x shortest crop stays within ``budget`` samples.
+
+    ``crops`` on the grid: then all batches of a length have one size, the last one of an epoch aside. Each pair of
+    size and length that comes for the first time costs a GPU about 0.25 s (choice of kernels).
+    """
+    cuts: list[int] = []
+    size, shortest = 0, 0  # of the batch that is being filled
+    for position, crop in enumerate(crops.tolist()):
+        size, shortest = size + 1, min(shortest, crop) if size else crop
+        if size > 1 and size * shortest > budget:
+            cuts.append(position)
+            size, shortest = 1, crop
+    return cuts
 
 
 def on_grid(lengths: np.ndarray, longest: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -32,9 +32,8 @@ from s3prl_ekd.data.target_folder import (
     TARGETS,
     UNREADABLE,
     WINDOWS,
+    CacheFolder,
     audio_size,
-    check_space,
-    lock_cache,
     other_targets,
     row_sizes,
 )
@@ -51,11 +50,10 @@ class TargetCache:
     """An open cache. Copies of it in worker processes read; the main process also stores.
 
     Args:
-        folder: of a cache that is there; :func:`target_folder.create` makes one.
+        place: where a cache is.
         layout: what a row holds.
-        key: the configuration key, for messages.
         paths: the audio file of each utterance, in the order of the length table.
-        lock: of :func:`lock_cache`, where it was taken already.
+        lock: of ``place``, where it was taken already.
         wanted: what is read of each row: teachers and layers of ``layout`` in any order; None: all of it.
         held_out: it is that of held-out speech.
 
@@ -66,15 +64,15 @@ class TargetCache:
 
     def __init__(
         self,
-        folder: Path,
+        place: CacheFolder,
         layout: TargetLayout,
-        key: str,
         paths: Sequence[str],
         lock: BinaryIO | None = None,
         wanted: TargetLayout | None = None,
         held_out: bool = False,
     ) -> None:
-        self.folder, self.layout, self.key, self.paths = folder, layout, key, paths
+        self.place, self.layout, self.paths = place, layout, paths
+        folder = place.path
         self.held_out = held_out
         self.wanted = wanted or layout
         try:
@@ -83,21 +81,21 @@ class TargetCache:
             self.sizes = np.frombuffer((folder / SIZES).read_bytes(), dtype=np.int64).copy()
             size = (folder / TARGETS).stat().st_size
         except (OSError, ValueError, EOFError) as error:
-            raise EkdError(f"{key}: {folder}: damaged ({error}); delete it to fill it anew") from error
+            raise place.wrong(f"damaged ({error}); delete it to fill it anew") from error
         self.windows = Windows(*columns.T)
         sizes = row_sizes(self.windows, layout)
         self._offsets = np.cumsum(sizes) - sizes  # first byte of each row
         if len(self.state) != len(columns) or size != sizes.sum() or len(self.sizes) != len(paths):
-            raise EkdError(f"{key}: {folder}: damaged (files of the wrong size); delete it to fill it anew")
+            raise place.wrong("damaged (files of the wrong size); delete it to fill it anew")
         self._check_audio()
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[tuple[str, str], IO[bytes]] = {}  # by name and mode
         self._lock = lock
         self._read_only = False  # found out when there is something to store
         if not self.complete:
-            self._lock = lock or lock_cache(folder, key)
-            check_space(folder, int(sizes[self.state == MISSING].sum()), key)
+            self._lock = lock or place.lock()
+            place.check_space(int(sizes[self.state == MISSING].sum()))
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers that are started afresh: they open the files themselves."""
@@ -117,7 +115,7 @@ class TargetCache:
         """Whether rows may be stored. A cache that was full when it was opened is locked only now, if it can be."""
         if self._lock is None and not self._read_only:
             try:
-                self._lock = lock_cache(self.folder, self.key)
+                self._lock = self.place.lock()
             except EkdError as error:
                 logger.warning("[ekd] %s: targets of audio that became readable are not stored", error)
                 self._read_only = True
@@ -126,7 +124,7 @@ class TargetCache:
     def progress(self) -> str:
         """How far it is filled, as a line for people."""
         unread = int((self.state == UNREADABLE).sum())
-        text = f"targets of {int((self.state == STORED).sum())} of {len(self.windows)} windows are in {self.folder}"
+        text = f"targets of {int((self.state == STORED).sum())} of {len(self.windows)} windows are in {self.place.path}"
         return text + (f"; the audio of {unread} could not be read" if unread else "")
 
     def plan(self, config: DataConfig) -> WindowPlan:
@@ -137,7 +135,8 @@ class TargetCache:
         """bool (B,): whose targets are there."""
         rows = list(windows)
         if (self.state[rows] != STORED).any():  # in a worker: perhaps the main process has stored them since
-            seen = self._reading(STATE, lambda file: os.pread(file, len(self.state), 0))
+            with self._file(STATE) as file:
+                seen = os.pread(file, len(self.state), 0)
             self.state = np.maximum(self.state, np.frombuffer(seen, dtype=np.uint8))
         return self.state[rows] == STORED
 
@@ -210,49 +209,44 @@ class TargetCache:
         others = [item for item, size in now.items() if size and size != self.sizes[item]]  # none: skipped in its turn
         if others:
             first = others[0]
-            raise EkdError(
-                f"{self.key}: {self.folder}: {self.paths[first]} has another size than when its targets were stored "
-                f"({self.sizes[first]} bytes then, {now[first]} now; files like it: {len(others)}); put back what was "
-                f"there, or {other_targets(self.held_out)}"
+            raise self.place.wrong(
+                f"{self.paths[first]} has another size than when its targets were stored ({self.sizes[first]} bytes "
+                f"then, {now[first]} now; files like it: {len(others)}); put back what was there, or "
+                f"{other_targets(self.held_out)}"
             )
 
-    def _file(self, name: str, mode: str = "rb") -> int:
-        """A file descriptor, opened at its first use: a complete cache is only read, so its disk may be read-only."""
-        if f"{name} {mode}" not in self._files:
-            self._files[f"{name} {mode}"] = open(self.folder / name, mode, buffering=0)
-        return self._files[f"{name} {mode}"].fileno()
+    @contextmanager
+    def _file(self, name: str, write: bool = False) -> Iterator[int]:
+        """The descriptor of a file, opened at its first use: a complete cache is only read, its disk may be read-only.
+
+        Raises:
+            EkdError: for each OSError of the block.
+        """
+        mode = "r+b" if write else "rb"
+        try:
+            if (name, mode) not in self._files:
+                self._files[name, mode] = open(self.place.path / name, mode, buffering=0)
+            yield self._files[name, mode].fileno()
+        except OSError as error:
+            what, kept = ("written", "; what was stored before is kept") if write else ("read", "")
+            raise self.place.wrong(f"cannot be {what} ({error.strerror}){kept}", name) from error
 
     def _read_into(self, left: memoryview, offset: int) -> None:
         """Fill ``left`` with the bytes of the targets' file from ``offset`` on."""
-        while left:
-            done = self._reading(TARGETS, lambda file: os.preadv(file, [left], offset))  # noqa: B023
-            if not done:
-                raise EkdError(f"{self.key}: {self.folder / TARGETS}: cut short; delete the folder to fill it anew")
-            offset, left = offset + done, left[done:]
-
-    def _reading(self, name: str, read: Any) -> Any:
-        try:
-            return read(self._file(name))
-        except OSError as error:
-            raise EkdError(f"{self.key}: {self.folder / name}: cannot be read ({error.strerror})") from error
+        with self._file(TARGETS) as file:
+            while left:
+                done = os.preadv(file, [left], offset)
+                if not done:
+                    raise self.place.wrong("cut short; delete the folder to fill it anew", TARGETS)
+                offset, left = offset + done, left[done:]
 
     def _write(self, name: str, content: bytes | memoryview, offset: int) -> None:
         left = memoryview(content)
-        try:
-            file = self._file(name, "r+b")
+        with self._file(name, write=True) as file:
             while left:
                 done = os.pwrite(file, left, offset)
                 offset, left = offset + done, left[done:]
-        except OSError as error:
-            raise self._unwritable(name, error) from error
 
     def _sync(self, name: str) -> None:
-        try:
-            os.fsync(self._file(name, "r+b"))
-        except OSError as error:
-            raise self._unwritable(name, error) from error
-
-    def _unwritable(self, name: str, error: OSError) -> EkdError:
-        return EkdError(
-            f"{self.key}: {self.folder / name}: cannot be written ({error.strerror}); what was stored before is kept"
-        )
+        with self._file(name, write=True) as file:
+            os.fsync(file)

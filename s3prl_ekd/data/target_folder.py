@@ -17,11 +17,8 @@ Rows are read and stored by target_cache.py. Shapes: n windows.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,7 +31,8 @@ import numpy as np
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import Windows
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.file_lock import lock_file
+from s3prl_ekd.whole_file import part_of, whole_file
 from s3prl_ekd.writable import make_writable
 
 FORMAT = 3
@@ -75,24 +73,109 @@ def other_targets(held_out: bool) -> str:
     return "delete this folder of held-out speech alone to fill it anew" if held_out else "name another folder"
 
 
-def read_index(folder: Path, key: str) -> Index | None:
-    """What the cache in a folder says of itself; None where there is no cache yet.
+class CacheFolder:
+    """A folder, and the configuration key that names it, for messages."""
 
-    Raises:
-        EkdError: unreadable, or the cache of another version.
-    """
-    try:
-        content = json.loads((folder / INDEX).read_text())
-        found = content["format"]
-        index = Index(content["fingerprint"], [_part(row) for row in content["rows"]]) if found == FORMAT else None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "not the index of a target cache"
-        raise EkdError(f"{key}: {folder / INDEX}: {reason}") from error
-    if index is None:
-        raise EkdError(f"{key}: {folder}: a cache of format {found}, this version's is {FORMAT}; give another folder")
-    return index
+    def __init__(self, path: Path, key: str) -> None:
+        self.path, self.key = path, key
+
+    def wrong(self, what: str, file: str = "") -> EkdError:
+        """The error of the folder, or of a file in it."""
+        return EkdError(f"{self.key}: {self.path / file}: {what}")
+
+    def read_index(self) -> Index | None:
+        """What the cache says of itself; None where there is no cache yet.
+
+        Raises:
+            EkdError: unreadable, or the cache of another version.
+        """
+        try:
+            content = json.loads((self.path / INDEX).read_text())
+            found = content["format"]
+            index = Index(content["fingerprint"], [_part(row) for row in content["rows"]]) if found == FORMAT else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.wrong(getattr(error, "strerror", None) or "not the index of a target cache", INDEX) from error
+        if index is None:
+            raise self.wrong(f"a cache of format {found}, this version's is {FORMAT}; give another folder")
+        return index
+
+    def lock(self) -> BinaryIO:
+        """The lock of the one run that fills a cache: two would see rows change under them. Kept while it is open.
+
+        Raises:
+            EkdError: another run has it, or the folder is not writable.
+        """
+        try:
+            return lock_file(self.path / LOCK)
+        except BlockingIOError as error:
+            raise self.wrong("another run is filling it; wait for it to end") from error
+        except OSError as error:
+            raise self.wrong(f"cannot be locked ({error.strerror})", LOCK) from error
+
+    def is_complete(self) -> bool:
+        """Whether the cache lacks nothing, before it is known to be the right one.
+
+        Raises:
+            EkdError: its file cannot be read.
+        """
+        try:
+            return MISSING not in (self.path / STATE).read_bytes()
+        except OSError as error:
+            raise self.wrong(f"cannot be read ({error.strerror})", STATE) from error
+
+    def make(self, size: int) -> None:
+        """Make the folder of a new cache and see that it is ours alone and that ``size`` bytes fit.
+
+        Raises:
+            EkdError: it cannot be made or written to, holds other files, or its disk is too small.
+        """
+        make_writable(self.path, f"{self.key}: {self.path}")
+        others = sorted(path.name for path in self.path.iterdir() if not _ours(path.name))
+        if others:
+            raise self.wrong(f"holds other files ({others[0]}); expected an empty or a new folder")
+        self.check_space(size)
+
+    def check_space(self, size: int) -> None:
+        """Raise EkdError where ``size`` bytes are more than the disk has left."""
+        free = shutil.disk_usage(self.path).free
+        if size > free:
+            raise self.wrong(f"the targets need {size / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there")
+
+    def create(self, windows: Windows, layout: TargetLayout, fingerprint: Mapping[str, Any]) -> None:
+        """Write an empty cache: every row missing. The index comes last: a half-made cache is none.
+
+        Raises:
+            EkdError: the disk is full or not writable.
+        """
+        table = BytesIO()
+        np.save(table, np.stack([windows.items, windows.starts, windows.samples], axis=1))
+        lengths = np.unique(windows.samples).tolist()
+        rows = [
+            {
+                "teacher": part.name,
+                "layers": list(part.layers),
+                "width": part.width,
+                "frames": {str(samples): part.frames(samples) for samples in lengths},
+            }
+            for part in layout.parts
+        ]
+        index = {"format": FORMAT, "fingerprint": dict(fingerprint), "rows": rows}
+        parts = {
+            WINDOWS: table.getvalue(),
+            SIZES: bytes(8 * (int(windows.items.max()) + 1)),
+            STATE: bytes(len(windows)),
+            INDEX: json.dumps(index, indent=2).encode() + b"\n",
+        }
+        try:
+            with open(self.path / TARGETS, "wb") as file:
+                file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
+            for name, content in parts.items():
+                with whole_file(self.path / name, durable=True) as partial:
+                    partial.write_bytes(content)
+        except OSError as error:
+            raise self.wrong(f"cannot be written ({error.strerror})") from error
 
 
 def _part(row: Mapping[str, Any]) -> TeacherPart:
@@ -101,96 +184,10 @@ def _part(row: Mapping[str, Any]) -> TeacherPart:
     return TeacherPart(str(row["teacher"]), layers, int(row["width"]), frames.__getitem__, tuple(frames))
 
 
-def lock_cache(folder: Path, key: str) -> BinaryIO:
-    """The lock of the one run that fills a cache: two would see rows change under them. Kept while the file is open.
-
-    A POSIX lock: data workers do not inherit it, so that none which outlives a killed run can keep it.
-
-    Raises:
-        EkdError: another run has it, or the folder is not writable.
-    """
-    try:
-        file = open(folder / LOCK, "wb", buffering=0)
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN) and (folder / LOCK).exists():
-            raise EkdError(f"{key}: {folder}: another run is filling it; wait for it to end") from error
-        raise EkdError(f"{key}: {folder / LOCK}: cannot be locked ({error.strerror})") from error
-    return file
-
-
-def is_complete(folder: Path, key: str) -> bool:
-    """Whether the cache in a folder lacks nothing, before it is known to be the right one.
-
-    Raises:
-        EkdError: its file cannot be read.
-    """
-    try:
-        return MISSING not in (folder / STATE).read_bytes()
-    except OSError as error:
-        raise EkdError(f"{key}: {folder / STATE}: cannot be read ({error.strerror})") from error
-
-
-def check_folder(folder: Path, size: int, key: str) -> None:
-    """Make the folder of a new cache and see that it is ours alone and that ``size`` bytes fit.
-
-    Raises:
-        EkdError: it cannot be made or written to, holds other files, or its disk is too small.
-    """
-    make_writable(folder, f"{key}: {folder}")
-    others = sorted(path.name for path in folder.iterdir() if not _ours(path.name))
-    if others:
-        raise EkdError(f"{key}: {folder}: holds other files ({others[0]}); expected an empty or a new folder")
-    check_space(folder, size, key)
-
-
-def check_space(folder: Path, size: int, key: str) -> None:
-    """Raise EkdError where ``size`` bytes are more than the folder's disk has left."""
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise EkdError(
-            f"{key}: {folder}: the targets need {size / 1e9:.2f} GB, only {free / 1e9:.2f} GB are free there"
-        )
-
-
-def create(folder: Path, windows: Windows, layout: TargetLayout, fingerprint: Mapping[str, Any], key: str) -> None:
-    """Write an empty cache: every row missing. The index comes last: a half-made cache is none.
-
-    Raises:
-        EkdError: the disk is full or not writable.
-    """
-    table = BytesIO()
-    np.save(table, np.stack([windows.items, windows.starts, windows.samples], axis=1))
-    lengths = np.unique(windows.samples).tolist()
-    rows = [
-        {
-            "teacher": part.name,
-            "layers": list(part.layers),
-            "width": part.width,
-            "frames": {str(samples): part.frames(samples) for samples in lengths},
-        }
-        for part in layout.parts
-    ]
-    index = {"format": FORMAT, "fingerprint": dict(fingerprint), "rows": rows}
-    try:
-        with open(folder / TARGETS, "wb") as file:
-            file.truncate(int(row_sizes(windows, layout).sum()))  # sparse: takes up room as it is filled
-        parts = {
-            WINDOWS: table.getvalue(),
-            SIZES: bytes(8 * (int(windows.items.max()) + 1)),
-            STATE: bytes(len(windows)),
-            INDEX: json.dumps(index, indent=2).encode() + b"\n",
-        }
-        for name, content in parts.items():
-            with whole_file(folder / name, durable=True) as partial:
-                partial.write_bytes(content)
-    except OSError as error:
-        raise EkdError(f"{key}: {folder}: cannot be written ({error.strerror})") from error
-
-
 _OURS = {INDEX, WINDOWS, TARGETS, SIZES, STATE, LOCK, VALIDATION}
 
 
 def _ours(name: str) -> bool:
     """Of a target cache, or what a kill left of one of its files."""
-    return re.sub(r"^\.(.+)\.tmp-\d+$", r"\1", name) in _OURS
+    part = part_of(name)
+    return (part[0] if part else name) in _OURS

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.config import TargetsConfig
+from s3prl_ekd.distill.moments import RunningMoments
 from s3prl_ekd.distill.phi_s import PhiS
 from s3prl_ekd.distill.targets import TeacherLayers, TeacherStates
 from s3prl_ekd.distributed import Share
@@ -19,35 +20,26 @@ from s3prl_ekd.distributed import Share
 EPSILON = 1e-6  # added to the variance: a dead channel becomes 0, not infinite
 
 
-class Standardiser(nn.Module):
+class Standardiser(RunningMoments):
     """Standardises one (teacher, layer): mean 0 and standard deviation 1 in every channel.
 
-    ``y = (x - mean) / sqrt(var + 1e-6)``, after the statistics have taken in the batch:
-
-    - ``w = max(momentum, n / (N + n))`` for a batch of n frames after N frames,
-    - ``mean <- mean + w * (m - mean)``,
-    - ``var <- (1 - w) * var + w * v + w * (1 - w) * (m - mean)^2``.
-
-    That is the exact mean and variance of all frames seen until ``n / (N + n)`` falls below ``momentum``, then an
-    exponential moving average: no warm-up of wrong statistics, and no end to adapting. The idea is UNIC's (arXiv
-    2408.05088: teacher outputs standardised by running statistics); this schedule is ours.
-    Buffers only: the statistics go into the checkpoint and move with ``.to(device)``; nothing waits for the device.
+    ``y = (x - mean) / sqrt(var + 1e-6)``, after the statistics have taken in the batch (``moments.py``): the exact mean
+    and variance of all frames seen until the batch's part of them falls below ``momentum``, then an exponential moving
+    average: no warm-up of wrong statistics, and no end to adapting. The idea is UNIC's (arXiv 2408.05088: teacher
+    outputs standardised by running statistics); this schedule is ours.
+    Buffers only: the statistics go into the checkpoint and move with ``.to(device)``.
 
     Args:
         width: D.
         momentum: least weight of the newest batch.
     """
 
-    mean: Tensor
     variance: Tensor
-    frames: Tensor
 
     def __init__(self, width: int, momentum: float) -> None:
-        super().__init__()
+        super().__init__(width)
         self.momentum = momentum
-        self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
-        self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor, share: Share | None = None) -> Tensor:
         """x (B, T, D) in any precision -> (B, T, D) fp32. Statistics change in training mode only.
@@ -56,24 +48,10 @@ class Standardiser(nn.Module):
         """
         x = x.float()
         if self.training:
-            self._update(x.detach(), share)
+            states = x.detach()
+            variance, mean = torch.var_mean(states.flatten(0, -2), dim=0, correction=0)
+            self._take_in(self.variance, states, mean, variance, share, least=self.momentum)
         return (x - self.mean) * (self.variance + EPSILON).rsqrt()
-
-    @torch.no_grad()
-    def _update(self, x: Tensor, share: Share | None) -> None:
-        variance, mean = torch.var_mean(x.flatten(0, -2), dim=0, correction=0)
-        frames: int | Tensor = x.shape[:-1].numel()
-        if share is not None:
-            own, mean, frames = mean, share.mean(mean), share.total * x.shape[-2]
-            variance = share.mean(variance + (own - mean).square())
-        finite = torch.isfinite(variance).all()  # an overflow of a half-precision teacher leaves no trace
-        self.frames += frames * finite
-        weight = (frames / self.frames).clamp(min=self.momentum)  # a tensor: no device sync
-        weight = torch.where(finite, weight, 0.0)
-        difference = torch.where(finite, mean - self.mean, 0.0)
-        self.mean += weight * difference
-        self.variance.lerp_(torch.where(finite, variance, self.variance), weight)
-        self.variance += weight * (1 - weight) * difference.square()
 
 
 class Normaliser(nn.Module):

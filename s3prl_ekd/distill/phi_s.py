@@ -8,13 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from s3prl_ekd.distill.moments import RunningMoments
 from s3prl_ekd.distributed import Share
 from s3prl_ekd.errors import EkdError
 
 
-class PhiS(nn.Module):
+class PhiS(RunningMoments):
     """PCA-Hadamard isotropic standardisation of one (teacher, layer).
 
     ``y = (H U^T (x - mean)) / phi`` with covariance ``U diag(lambda) U^T``, ``H`` an orthonormal Hadamard matrix
@@ -34,20 +35,16 @@ class PhiS(nn.Module):
         EkdError: no Hadamard matrix of that order.
     """
 
-    mean: Tensor
     covariance: Tensor
     rotation: Tensor
-    frames: Tensor
 
     def __init__(self, width: int, fit_batches: int) -> None:
-        super().__init__()
+        super().__init__(width)
         hadamard(width)  # an impossible width is an error before training
         self.fit_batches = fit_batches
         self.batches = 0
-        self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("covariance", torch.eye(width))
         self.register_buffer("rotation", torch.eye(width))
-        self.register_buffer("frames", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor, share: Share | None = None) -> Tensor:
         """x (B, T, D) in any precision -> (B, T, D) fp32; ``share``: as in normalise.Standardiser."""
@@ -62,20 +59,10 @@ class PhiS(nn.Module):
 
     @torch.no_grad()
     def _update(self, x: Tensor, share: Share | None) -> None:
-        frames: int | Tensor = x.shape[:-1].numel()
         mean = x.flatten(0, -2).mean(0)
         centred = x.flatten(0, -2) - mean
         covariance = centred.t() @ centred / len(centred)
-        if share is not None:
-            own, mean, frames = mean, share.mean(mean), share.total * x.shape[-2]
-            covariance = share.mean(covariance + torch.outer(own - mean, own - mean))
-        finite = torch.isfinite(covariance).all()  # an overflow of a half-precision teacher leaves no trace
-        self.frames += frames * finite
-        weight = torch.where(finite, frames / self.frames, 0.0)
-        difference = torch.where(finite, mean - self.mean, 0.0)
-        self.mean += weight * difference
-        self.covariance.lerp_(torch.where(finite, covariance, self.covariance), weight)
-        self.covariance += weight * (1 - weight) * torch.outer(difference, difference)
+        self._take_in(self.covariance, x, mean, covariance, share)
         self.batches += 1
         if self.batches == self.fit_batches:
             vectors = torch.linalg.eigh(self.covariance.double()).eigenvectors  # columns

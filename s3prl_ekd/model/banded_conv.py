@@ -24,10 +24,10 @@ FRAMES = 16
 """P. At k = 128 an eighth more arithmetic than the convolution itself."""
 
 
-def make_band(weight: Tensor, groups: int, frames: int = FRAMES) -> Tensor:
+def make_band(weight: Tensor, groups: int) -> Tensor:
     """The banded matrices of a kernel: weight (D, C, k) -> (G, (P + k - 1) C, P C)."""
     width, channels, taps = weight.shape
-    band = weight.new_zeros(groups, frames + taps - 1, channels, frames, width // groups)
+    band = weight.new_zeros(groups, FRAMES + taps - 1, channels, FRAMES, width // groups)
     _diagonals(band, taps).copy_(weight.view(groups, -1, channels, taps).permute(0, 3, 2, 1).unsqueeze(3))
     return band.flatten(3).flatten(1, 2)
 

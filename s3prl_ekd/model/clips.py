@@ -74,3 +74,11 @@ def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
     mean = (wave * inside).sum(1, keepdim=True) / count
     variance = ((wave - mean).square() * inside).sum(1, keepdim=True) / count
     return (wave - mean) / (variance + eps).sqrt() * inside
+
+
+def with_frames(states: Tensor, frames: int) -> Tensor:
+    """states (B, T, D) -> (B, frames, D): frames too many are cut off, the last one stands in for those that lack."""
+    missing = frames - states.shape[1]
+    if missing > 0:
+        states = torch.cat([states, states[:, -1:].expand(-1, missing, -1)], dim=1)
+    return states[:, :frames]

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s3prl_ekd.compat.hub import find_upstream
-from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.errors import EkdError, naming, one_line
+from s3prl_ekd.model.clips import with_frames
 from s3prl_ekd.model.encoder import EncoderOutput
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import split_upstream
@@ -103,12 +104,22 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     Raises:
         EkdError: s3prl has no such upstream, it could not be built, or it cannot serve as a teacher.
     """
-    if source in _built:
-        return _built[source]
-    name, checkpoint = split_upstream(source)
+    if source not in _built:
+        name, checkpoint = split_upstream(source)
+        with naming(where):
+            expert, states, rate = _built_and_run(name, checkpoint)
+            shape = _shape(name, states, rate)
+        if shape.pool > 1:
+            logger.info("[ekd] %s: %d frames of %g ms are averaged into one of 20 ms", source, shape.pool, rate / 16)
+        _built[source] = S3prlUpstream(name, expert, shape)
+    return _built[source]
+
+
+def _built_and_run(name: str, checkpoint: str) -> tuple[nn.Module, list[Tensor], int]:
+    """An expert, its hidden states of a second of noise, and how many samples it says a frame has."""
     factory = find_upstream(name)
     if factory is None:
-        raise EkdError(f"{where}: s3prl's hub has no upstream {name!r}")
+        raise EkdError(f"s3prl's hub has no upstream {name!r}")
     # of NAME_url and NAME_custom an address, which a Path would change
     arguments: dict[str, Any] = {"ckpt": os.path.expanduser(checkpoint)} if checkpoint else {}
     try:
@@ -117,26 +128,25 @@ def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
             torch.manual_seed(0)
             with torch.no_grad():
                 states = _hidden_states(expert, [0.1 * torch.randn(_SECOND)])
-            rate = int(expert.get_downsample_rates("hidden_states"))
+            return expert, states, int(expert.get_downsample_rates("hidden_states"))
     except Exception as error:  # an expert is foreign code: it raises what it likes
         raise EkdError(
-            f"{where}: s3prl's upstream {name!r} could not be built and run ({type(error).__name__}: "
-            f"{one_line(error, 200)})"
+            f"s3prl's upstream {name!r} could not be built and run ({type(error).__name__}: {one_line(error, 200)})"
         ) from error
+
+
+def _shape(name: str, states: list[Tensor], rate: int) -> UpstreamShape:
+    """The shape of an upstream with these states of a second; EkdError where it cannot be a teacher's."""
     if rate < 1 or HOP % rate:
-        raise EkdError(f"{where}: {name} has a frame every {rate} samples, which does not divide {HOP} (20 ms)")
+        raise EkdError(f"{name} has a frame every {rate} samples, which does not divide {HOP} (20 ms)")
     widths = sorted({state.shape[-1] for state in states})
     if len(widths) != 1:
-        raise EkdError(f"{where}: the hidden states of {name} have different widths {widths}, expected one")
-    pool = HOP // rate
-    shape = UpstreamShape(layers=len(states) - 1, width=widths[0], pool=pool)
+        raise EkdError(f"the hidden states of {name} have different widths {widths}, expected one")
+    shape = UpstreamShape(layers=len(states) - 1, width=widths[0], pool=HOP // rate)
     for state in states:
-        if abs(state.shape[1] // pool - _FAMILY.frames(_SECOND)) > _SLACK:
-            raise EkdError(f"{where}: {name} gives {state.shape[1]} frames a second, not the {_SECOND // rate} it says")
-    if pool > 1:
-        logger.info("[ekd] %s: %d frames of %g ms are averaged into one of 20 ms", source, pool, rate / 16)
-    _built[source] = S3prlUpstream(name, expert, shape)
-    return _built[source]
+        if abs(state.shape[1] // shape.pool - shape.frames(_SECOND)) > _SLACK:
+            raise EkdError(f"{name} gives {state.shape[1]} frames a second, not the {_SECOND // rate} it says")
+    return shape
 
 
 def _hidden_states(expert: nn.Module, clips: list[Tensor]) -> list[Tensor]:
@@ -147,7 +157,4 @@ def _fit(state: Tensor, pool: int, frames: int) -> Tensor:
     """Average groups of ``pool`` frames, then exactly ``frames`` of them. state (B, T', D) -> (B, frames, D)."""
     if pool > 1:
         state = F.avg_pool1d(state.transpose(1, 2), pool, ceil_mode=True).transpose(1, 2)
-    missing = frames - state.shape[1]
-    if missing > 0:
-        state = torch.cat([state, state[:, -1:].expand(-1, missing, -1)], dim=1)
-    return state[:, :frames]
+    return with_frames(state, frames)

@@ -14,10 +14,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.data import target_folder
 from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.data.target_cache import TargetCache
+from s3prl_ekd.data.target_folder import VALIDATION, CacheFolder, other_targets, row_sizes
 from s3prl_ekd.data.target_layout import TargetLayout, TeacherPart
 from s3prl_ekd.data.windows import cut_windows
 from s3prl_ekd.distill.targets import TeacherStates
@@ -63,7 +63,7 @@ class CachedTeachers(nn.Module):
         if rows is None:
             rows = batch.targets if batch.targets is not None else self.cache.read(batch.windows)
         if self.teachers is not None and self.cache.complete and self.cache.stores and self._epoch != batch.epoch:
-            logger.info("[ekd] the target cache %s is complete: it needs no teachers any more", self.cache.folder)
+            logger.info("[ekd] the target cache %s is complete: it needs no teachers any more", self.cache.place.path)
             self.teachers = None
         return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
 
@@ -101,7 +101,7 @@ def open_caches(
     cache = open_cache(plan, table, data, folder)
     if held_out is None:
         return cache, None
-    return cache, open_cache(plan, held_out, data, folder / target_folder.VALIDATION, held_out=True)
+    return cache, open_cache(plan, held_out, data, folder / VALIDATION, held_out=True)
 
 
 def open_cache(
@@ -117,29 +117,30 @@ def open_cache(
     if Ranks.current().size > 1:
         raise EkdError(f"{key}: a target cache is for one process, not for torchrun's several; use null")
     layout = wanted = _layout(plan)
-    there, lock = target_folder.read_index(folder, key), None
+    place, lock = CacheFolder(folder, key), None
+    there = place.read_index()
     if there is None:
         windows = cut_windows(table.samples, config.task.sequence_length, data.train_batch_size, data.batch_seconds)
-        size = int(target_folder.row_sizes(windows, layout).sum())
-        target_folder.check_folder(folder, size, key)
-        lock = target_folder.lock_cache(folder, key)
-        there = target_folder.read_index(folder, key)  # another run may have made it meanwhile
+        size = int(row_sizes(windows, layout).sum())
+        place.make(size)
+        lock = place.lock()
+        there = place.read_index()  # another run may have made it meanwhile
     if there is None:
-        target_folder.create(folder, windows, layout, fingerprint(plan, table, data, download=True), key)
+        place.create(windows, layout, fingerprint(plan, table, data, download=True))
         logger.info("[ekd] new target cache in %s: %d windows, %.2f GB", folder, len(windows), size / 1e9)
     else:  # a complete one does not need the weights, so they are not downloaded to be compared
-        complete = target_folder.is_complete(folder, key)
+        complete = place.is_complete()
         ours = fingerprint(plan, table, data, download=not complete)
         other = difference(there.fingerprint, ours, some=complete)
         if other is not None:
-            advice = target_folder.other_targets(held_out)
+            advice = other_targets(held_out)
             if not held_out and difference(there.fingerprint, ours, some=True) is None:
                 advice += ", or let the run that fills it come to its end: a full cache serves some of its teachers too"
             raise EkdError(f"{key}: {folder} holds the targets of another run: {other}; {advice}")
         _same_states(there.parts, wanted, f"{key}: {folder}")
         if difference(there.fingerprint, ours) is not None:
             layout = TargetLayout(there.parts, config.ekd.cache_precision, layout.key)
-    cache = TargetCache(folder, layout, key, table.paths, lock, wanted, held_out)
+    cache = TargetCache(place, layout, table.paths, lock, wanted, held_out)
     logger.info("[ekd] %s", cache.progress())
     return cache
 

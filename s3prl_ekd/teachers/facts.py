@@ -23,7 +23,6 @@ from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
 
 MIB = 2**20
-SYNTHETIC_SECONDS = 2.0
 
 
 def show(
@@ -116,9 +115,9 @@ def _units(units: dict[str, Any]) -> str:
     return f"{units['clusters']} units of {of}" + (", normalised by utterance" if units["normalize"] else "")
 
 
-def synthetic_clip(seconds: float = SYNTHETIC_SECONDS) -> Tensor:
-    """(1, N): a gliding, pulsing harmonic tone with a little noise; the same one each time."""
-    time = torch.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+def synthetic_clip() -> Tensor:
+    """(1, N): 2 s of a gliding, pulsing harmonic tone with a little noise; the same ones each time."""
+    time = torch.arange(2 * SAMPLE_RATE) / SAMPLE_RATE
     pitch = 2 * math.pi * (110 * time + 20 * time.square())
     tone = sum(torch.sin(k * pitch) / k for k in range(1, 9)) * (0.6 + 0.4 * torch.sin(2 * math.pi * 3 * time))
     noise = torch.randn(time.shape, generator=torch.Generator().manual_seed(0))

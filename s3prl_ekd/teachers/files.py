@@ -107,19 +107,23 @@ def transformers_weights(folder: Path) -> dict[str, Tensor]:
     for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
         if (folder / name).is_file():
             return _read_shard(folder / name)
-        shards = folder / f"{name}.index.json"
-        if shards.is_file():
-            weights: dict[str, Tensor] = {}
-            table = _mapping(read_json(shards), "weight_map", shards)
-            for name, shard in table.items():
-                if not isinstance(shard, str):
-                    raise EkdError(f"{shards}: weight_map.{name} is {shard!r}, expected the name of a file")
-            for shard in sorted(set(table.values())):
-                if not (folder / shard).is_file():
-                    raise EkdError(f"{folder / shard}: missing, though {shards.name} names it")
-                weights |= _read_shard(folder / shard)
-            return weights
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(index)
     raise EkdError(f"{folder}: no weights in it (model.safetensors or pytorch_model.bin)")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    files = _mapping(read_json(index), "weight_map", index)
+    for weight, name in files.items():
+        if not isinstance(name, str):
+            raise EkdError(f"{index}: weight_map.{weight} is {name!r}, expected the name of a file")
+    weights: dict[str, Tensor] = {}
+    for file in (index.parent / name for name in sorted(set(files.values()))):
+        if not file.is_file():
+            raise EkdError(f"{file}: missing, though {index.name} names it")
+        weights |= _read_shard(file)
+    return weights
 
 
 def extractor_normalizes(folder: Path) -> bool | None:

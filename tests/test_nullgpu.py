@@ -182,6 +182,13 @@ def test_the_second_gpu_leaves_the_first_alone(gpu: Server, lab: Path, tmp_path:
             succeed(done)
 
 
+def test_evaluates_runs_are_forks_that_see_their_gpu_alone(gpu: Server, tmp_path: Path) -> None:
+    check, arguments = "nullgpu.checks:a_run_of_evaluate", downstream(tmp_path, "cuda")
+    env = {"NULLGPU_DEVICES": 2, "NULLGPU_FULL": 0}
+    assert succeed(gpu.run(check, "cuda:1", *arguments, cwd=tmp_path, **env)).gpus == {1}
+    assert list((tmp_path / "run").glob("states-*.ckpt"))
+
+
 def downstream(folder: Path, device: str) -> list[str]:
     """Four steps of speaker identification on a small teacher's states."""
     corpus = folder / "vox"

@@ -112,6 +112,22 @@ def validation_is_given_up() -> None:
     assert not (folder / "validation.jsonl").exists()
 
 
+def a_run_of_evaluate() -> None:
+    """run_downstream.py as evaluate runs it on one of several GPUs: device, the command's arguments."""
+    from test_evaluate_fork_server import start
+
+    from s3prl_ekd.evaluate.devices import gpu_environment
+    from s3prl_ekd.evaluate.fork_server import ForkServer
+
+    device, *arguments = sys.argv[1:]
+    server = ForkServer({"OMP_NUM_THREADS": "1"}, "cuda")
+    try:
+        said = start(server, Path.cwd(), *arguments, **gpu_environment(device))
+    finally:
+        server.close()
+    assert "own process" not in said
+
+
 def bench_step() -> None:
     """The benchmark of a step in two precisions; prints what it found."""
     from types import SimpleNamespace

@@ -18,9 +18,18 @@ UNWRITABLE = {
     errno.ENAMETOOLONG,
 }  # fmt: skip
 
+# words of torch's allocator, of the driver, of Triton where it loads a kernel, and of NVIDIA's libraries (cuBLAS at a
+# process's first product)
+OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory", "_ALLOC_FAILED")
+
 
 class EkdError(ValueError):
     """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the error is of a full GPU."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 @contextmanager

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from s3prl_ekd.errors import is_out_of_memory
+
 logger = logging.getLogger(__name__)
 Found = TypeVar("Found")
 
@@ -23,11 +25,14 @@ def can_launch(x: Tensor) -> bool:
 
 
 def try_kernel(trial: Callable[[], Found], otherwise: str) -> Found | None:
-    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises."""
+    """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises.
+
+    An error of a full GPU is raised: it says nothing of the kernel, which the next batch tries again.
+    """
     try:
         return trial()
-    except torch.OutOfMemoryError:  # says nothing of the kernel: the next batch tries again
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         logger.info("[ekd] %s: %s", otherwise, error)
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s3prl_ekd.distill.losses import fused_terms, head_losses, l1_and_cosine
+from s3prl_ekd.kernels import try_kernel
 from s3prl_ekd.model import arithmetic
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.linear import linear_gelu
@@ -163,6 +165,29 @@ def test_not_on_a_cpu() -> None:
     with torch.no_grad():
         assert arithmetic.fused_kernels(torch.ones(1)) is None
     assert fused_terms(*torch.ones(2, 1, 1, 1, 16)) is None
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    def trial() -> None:
+        raise error
+
+    return trial
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
+)
+def test_a_full_gpu_says_nothing_of_a_kernel(error: Exception) -> None:
+    """Whoever finds it full: a kernel that is left out is left out to the end of the process."""
+    with pytest.raises(type(error)):
+        try_kernel(failing(error), "no kernel")
+    lacks = RuntimeError("out of resource: shared memory, Required: 114688, Hardware limit: 101376")
+    assert try_kernel(failing(lacks), "no kernel") is None
 
 
 @pytest.mark.gpu

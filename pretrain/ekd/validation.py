@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from s3prl_ekd.bridge.interrupts import is_out_of_memory
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.distort import Distorter
@@ -22,7 +21,7 @@ from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distributed import Ranks
-from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.errors import EkdError, is_out_of_memory, one_line
 
 logger = logging.getLogger(__name__)
 

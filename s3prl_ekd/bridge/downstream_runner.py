@@ -11,8 +11,7 @@ from typing import Any
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, message
-from s3prl_ekd.bridge.interrupts import is_out_of_memory
-from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.errors import EkdError, is_out_of_memory, one_line
 
 
 def on_device(device: Any) -> Any:

@@ -13,8 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge.interrupts import is_out_of_memory
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, is_out_of_memory
 
 
 class EvaluationMemory:

@@ -17,17 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
-from s3prl_ekd.errors import UNWRITABLE, EkdError, one_line
+from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, one_line
 from s3prl_ekd.signals import Signals, end_children, killed_workers
-
-# words of torch's allocator, of the driver, of Triton where it loads a kernel, and of NVIDIA's libraries (cuBLAS at a
-# process's first product)
-OUT_OF_MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "[CUDA]: out of memory", "_ALLOC_FAILED")
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether the error is of a full GPU."""
-    return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 class Run:

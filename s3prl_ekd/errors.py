@@ -32,6 +32,12 @@ def is_out_of_memory(error: Exception) -> bool:
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
+def out_of_memory_line(error: Exception, advice: str) -> str:
+    """What that error says, without the statistics of torch's allocator; then what to do."""
+    reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
+    return f"{reason}; {advice} (docs/faq.md, Out of memory)"
+
+
 @contextmanager
 def naming(where: str | Path) -> Iterator[None]:
     """Put a file, a key or an option before the errors of the block."""

@@ -91,12 +91,8 @@ class DownstreamLaunch(ScriptLaunch):
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""
-        import torch
-
-        if str(self.args.device).startswith("cuda"):
-            if int(device) >= torch.cuda.device_count():
-                raise EkdError(f"--local_rank {device}: this machine has {torch.cuda.device_count()} GPUs")
-            torch.cuda.set_device(device)
+        if self.args.device.startswith("cuda"):
+            self.world.take_gpu(self.args.device, int(device), f"--local_rank {device}")
 
     # --------------------------------------------------------------------------------------------------- arguments
 

@@ -72,26 +72,45 @@ class World:
         """Join the process group (gloo, with nccl for what lies on GPUs) and take this rank's GPU.
 
         Args:
-            device: "cuda" (one GPU a rank, by local rank) or "cpu".
+            device: "cuda" (one GPU a rank) or "cpu"; "cuda:0" where this rank sees no other.
 
         Raises:
-            EkdError: the machine has fewer GPUs than ranks, or ``device`` names one GPU for all.
+            EkdError: there are fewer GPUs than ranks, or ``device`` names one GPU for all.
         """
         if not self.distributed:
             return
         backend = "gloo"
         if device.startswith("cuda"):
-            import torch
-
-            if device != "cuda":
-                raise EkdError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
-            if self.local_rank >= torch.cuda.device_count():
-                raise EkdError(
-                    f"--nproc_per_node: this machine has {torch.cuda.device_count()} GPUs, no more ranks fit"
-                )
-            torch.cuda.set_device(self.local_rank)
+            self.take_gpu(device, self.local_rank, "--nproc_per_node")
             backend = "cpu:gloo,cuda:nccl"
         self.join(backend)
+
+    def take_gpu(self, device: str, local_rank: int, option: str) -> None:
+        """Make current the GPU of that number, or the only one that this process sees, whatever its number.
+
+        Schedulers show each rank its own GPU alone (``srun --gpus-per-task=1``), and it is cuda:0 to all of them.
+
+        Args:
+            device: "cuda", or "cuda:0" where it is the only one.
+            option: of the number, for an error.
+
+        Raises:
+            EkdError: there are fewer GPUs than ranks, or ``device`` names one GPU for all.
+        """
+        import torch
+
+        count = torch.cuda.device_count()
+        if count != 1:
+            if device != "cuda":
+                raise EkdError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
+            if local_rank >= count:
+                raise EkdError(f"{option}: this machine has {count} GPUs, no more ranks fit")
+            torch.cuda.set_device(local_rank)
+            return
+        torch.cuda.set_device(0)
+        gpu = torch.cuda.get_device_properties(0).uuid
+        if self.store is not None and self.store.add(f"gpu/{gpu}", 1) > 1:
+            raise EkdError(f"{option}: another rank has taken the only GPU that this one sees, no more ranks fit")
 
     def join(self, backend: str, timeout: timedelta = PATIENCE) -> None:
         """``torch.distributed.init_process_group``, over the store that is connected already."""

@@ -1,4 +1,4 @@
-"""How a command ends: a user's mistake, a full disk or a signal is one line on stderr and an exit status.
+"""How a command ends: a user's mistake, a full disk or GPU or a signal is one line on stderr and an exit status.
 
 Any other exception is a bug and keeps its traceback. The launchers end as s3prl's runs do: bridge/interrupts.py.
 """
@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 
-from s3prl_ekd.errors import UNWRITABLE, EkdError, full_gpu, is_out_of_memory, message
+from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, message, out_of_memory_line
 from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
@@ -47,7 +47,9 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         signals.end()
         if signals.ended_workers(error):
             return _interrupted(signals, error, advice)
-        line = f"{full_gpu(error)} (docs/faq.md, Out of memory)" if is_out_of_memory(error) else killed_workers(error)
+        line = killed_workers(error)
+        if is_out_of_memory(error):
+            line = out_of_memory_line(error, "make room on this GPU, or set a smaller batch")
         if not line:
             raise
         sys.stderr.write(f"error: {line}\n")

@@ -26,6 +26,17 @@ class EkdError(ValueError):
     """Something that the user can fix: a wrong key, a missing file, an unreadable checkpoint."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the error is of a full GPU."""
+    return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+def out_of_memory_line(error: Exception, advice: str) -> str:
+    """What that error says, without the statistics of torch's allocator; then what to do."""
+    reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
+    return f"{reason}; {advice} (docs/faq.md, Out of memory)"
+
+
 @contextmanager
 def naming(where: str | Path) -> Iterator[None]:
     """Put a file, a key or an option before the errors of the block."""
@@ -43,16 +54,6 @@ def message(error: Exception) -> str:
     last = text.splitlines()[-1]
     head, _, rest = last.partition(": ")
     return rest if "." in head and " " not in head else last
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether the error is of a full GPU."""
-    return any(words in str(error) for words in OUT_OF_MEMORY)
-
-
-def full_gpu(error: Exception) -> str:
-    """What such an error says, without torch's account of who holds the memory."""
-    return str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
 
 
 def one_line(error: Exception, most: int | None = None) -> str:

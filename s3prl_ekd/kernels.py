@@ -27,16 +27,12 @@ def can_launch(x: Tensor) -> bool:
 def try_kernel(trial: Callable[[], Found], otherwise: str) -> Found | None:
     """What a trial of a kernel returns; None where its compiler, driver or operator fails, whatever it raises.
 
-    Raises:
-        torch.OutOfMemoryError: the GPU is full, which says nothing of the kernel. The batch does not fit, and the next
-            one tries again. Triton and cuBLAS say so in words of their own, which s3prl's runners do not know.
+    An error of a full GPU is raised: it says nothing of the kernel, which the next batch tries again.
     """
     try:
         return trial()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise torch.OutOfMemoryError(f"CUDA out of memory: {error}") from error
+            raise
         logger.info("[ekd] %s: %s", otherwise, error)
         return None

@@ -7,9 +7,11 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
 from torch import Tensor, tensor
 
@@ -110,6 +112,36 @@ def test_who_never_comes_is_waited_for_no_longer_than_said(store: Any, monkeypat
 @pytest.mark.parametrize("error", [RuntimeError("[../gloo/x.cc] Connection closed"), RuntimeError("NCCL error")])
 def test_a_lost_peer(error: RuntimeError) -> None:
     assert ranks.lost_peer(error) and not ranks.lost_peer(RuntimeError("shapes do not fit"))
+
+
+def take_gpus(
+    monkeypatch: pytest.MonkeyPatch, store: Any, visible: list[list[str]], device: str = "cuda"
+) -> list[tuple[int, int]]:
+    """(rank, GPU) as ranks of one machine take them, each of which sees GPUs of these UUIDs."""
+    taken: list[tuple[int, int]] = []
+    for rank, gpus in enumerate(visible):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda gpus=gpus: len(gpus))
+        monkeypatch.setattr(torch.cuda, "set_device", lambda gpu, rank=rank: taken.append((rank, gpu)))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu, gpus=gpus: SimpleNamespace(uuid=gpus[gpu]))
+        monkeypatch.setattr(ranks.World, "join", lambda self, backend: None)
+        world(rank, store, len(visible)).start(device)
+    return taken
+
+
+def test_each_rank_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch, store: Any) -> None:
+    assert take_gpus(monkeypatch, store, 2 * [["A", "B"]]) == [(0, 0), (1, 1)]
+    with pytest.raises(EkdError, match="--nproc_per_node: this machine has 2 GPUs, no more ranks fit"):
+        take_gpus(monkeypatch, store, 3 * [["A", "B"]])
+    with pytest.raises(EkdError, match="--device cuda:1: each rank takes a GPU of its own; give --device cuda"):
+        take_gpus(monkeypatch, store, 2 * [["A", "B"]], "cuda:1")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_ranks_that_see_one_gpu_each_take_it(monkeypatch: pytest.MonkeyPatch, store: Any, device: str) -> None:
+    """As under ``srun --gpus-per-task=1``, where each rank's GPU is cuda:0 to it."""
+    assert take_gpus(monkeypatch, store, [["A"], ["B"]], device) == [(0, 0), (1, 0)]
+    with pytest.raises(EkdError, match="--nproc_per_node: another rank has taken the only GPU that this one sees"):
+        take_gpus(monkeypatch, store, [["C"], ["C"]], device)
 
 
 def training(skip: memory.SkipBatch, steps: list[int], accumulated: int = 0) -> tuple[Any, ...]:

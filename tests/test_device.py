@@ -63,17 +63,25 @@ def test_commands_take_the_gpu_that_they_are_given(
         assert capsys.readouterr().err.endswith("error: takes cuda:1\n")
 
 
-def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def full(gpu: torch.device) -> None:
-        raise torch.OutOfMemoryError(
-            "CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 80 GiB"
-        )
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB. GPU 0 has a total capacity of 80 GiB"),
+         "CUDA out of memory. Tried to allocate 2.00 MiB"),
+        (RuntimeError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` ..."), "CUDA error: out of memory"),
+    ],
+)  # fmt: skip
+def test_a_full_gpu_ends_a_command_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: RuntimeError, said: str
+) -> None:
+    def fill(gpu: torch.device) -> None:
+        raise error
 
-    gpus(monkeypatch, 2)
-    monkeypatch.setattr(torch.cuda, "set_device", full)
-    assert main(["teachers", "embedded:tiny_hubert", "--device", "cuda:1"]) == 2
-    expected = "error: CUDA out of memory. Tried to allocate 2.00 MiB (docs/faq.md, Out of memory)\n"
-    assert capsys.readouterr().err.endswith(expected)
+    gpus(monkeypatch, 1)
+    monkeypatch.setattr(torch.cuda, "set_device", fill)
+    assert main(["teachers", "embedded:tiny_hubert", "--device", "cuda:0"]) == 2
+    advice = "make room on this GPU, or set a smaller batch (docs/faq.md, Out of memory)"
+    assert capsys.readouterr().err == f"error: {said}; {advice}\n"
 
 
 def test_a_gpu_shows_by_its_drivers_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What a downstream training survives, by s3prl's real runner: batches that do not fit into memory.
 
-On a GPU memory really runs out, in the batches that an argument lists; on a CPU torch's error is raised by hand.
+On a GPU memory really runs out, in the batches that an argument lists; on a CPU the error is raised by hand:
+cuBLAS's on the way forward, else torch's.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ faults = dict(part.split(":") for part in faults.split(",")) if ":" in faults el
 sys.argv[:] = ["run_downstream.py", *words]
 original, graphs, batches = expert.DownstreamExpert.forward, weakref.WeakSet(), 0
 
-def fill():
+def fill(error=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")):
     if words[words.index("--device") + 1] == "cpu":
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        raise error
     torch.empty(2**45, dtype=torch.uint8, device="cuda")
 
 class Graph: pass
@@ -63,7 +64,7 @@ def forward(self, mode, features, *rest, **more):
         file.write(json.dumps({"batch": batches, "graphs": len(graphs)}) + "\\n")
     fault = faults.get(str(batches)) if isinstance(faults, dict) else {"always": "forward"}.get(faults)
     if fault == "forward":
-        fill()
+        fill(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     graph = Graph()
     graphs.add(graph)
     return Root.apply(original(self, mode, features, *rest, **more), graph, fault == "backward")

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
 from s3prl_ekd.kernels import try_kernel
 
 
-def trial_that_raises(error: Exception) -> None:
+def failing(error: Exception) -> Callable[[], None]:
     def trial() -> None:
         raise error
 
-    try_kernel(trial, "slower")
+    return trial
 
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("Triton Error [CUDA]: out of memory")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        RuntimeError("CUDA error: out of memory"),
+    ],
 )
 def test_a_full_gpu_says_nothing_of_the_kernel(error: Exception) -> None:
-    """In words that s3prl's runners know: they leave the batch out, and the next one tries again."""
-    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        trial_that_raises(error)
+    """Whoever finds it full: a kernel that is left out is left out to the end of the process."""
+    with pytest.raises(type(error)):
+        try_kernel(failing(error), "slower")
 
 
 def test_any_other_failure_does() -> None:
-    trial_that_raises(RuntimeError("Triton Error [CUDA]: device kernel image is invalid"))
+    lacks = RuntimeError("out of resource: shared memory, Required: 114688, Hardware limit: 101376")
+    assert try_kernel(failing(lacks), "slower") is None

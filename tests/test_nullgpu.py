@@ -128,7 +128,8 @@ def test_a_batch_that_does_not_fit_is_left_out(gpu: Server, lab: Path, tmp_path:
     ("who", "error"),
     [
         ("torch", "CUDA out of memory. Tried to allocate 2.00 MiB; set a smaller batch"),
-        ("cublas", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`; set a smaller batch"),
+        # met in a step, which leaves the batch out
+        ("cublas", "out of GPU memory at step 1: 10 batches in a row do not fit; set a smaller"),
         ("triton", "out of GPU memory at step 1: 10 batches in a row do not fit; set a smaller"),
     ],
 )
@@ -230,7 +231,15 @@ def test_two_ranks_on_one_gpu_are_refused(gpu: Server, lab: Path, tmp_path: Path
     """nccl would wait for ever, or say so in many lines."""
     ranks = gpu.run_all([(IN_RANKS, words(lab, tmp_path), launch) for launch in launched(2)], tmp_path)
     assert [rank.status for rank in ranks] == [2, 2]
-    assert sum("error: --nproc_per_node: this machine has 1 GPU, no more ranks fit" in rank.err for rank in ranks) == 1
+    error = "error: --nproc_per_node: another rank has taken the only GPU that this one sees, no more ranks fit"
+    assert sum(error in rank.err for rank in ranks) == 1
+
+
+def test_ranks_of_a_downstream_run_take_the_gpus_that_they_are_shown(gpu: Server, tmp_path: Path) -> None:
+    arguments = downstream(tmp_path, "cuda")
+    envs = [{**launch, "NULLGPU_DEVICES": 2, "CUDA_VISIBLE_DEVICES": launch["RANK"]} for launch in launched(2)]
+    ranks = gpu.run_all([("nullgpu.checks:downstream_in_ranks", arguments, env) for env in envs], tmp_path)
+    assert [succeed(rank).gpus for rank in ranks] == [{0}, {1}]
 
 
 def launched(ranks: int) -> list[dict[str, object]]:

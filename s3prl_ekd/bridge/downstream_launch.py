@@ -81,12 +81,13 @@ class DownstreamLaunch(ScriptLaunch):
     def _change_runner(self, runner: Any) -> None:
         import torch
 
-        from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch
+        from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch, words
 
         super()._change_runner(runner)
         runner.torch.save = self.memory.save
         empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
         runner.torch.cuda = ModuleProxy(torch.cuda, empty_cache=empty_cache, device=downstream_runner.on_device)
+        runner.str = words
         runner.DDP = downstream_runner.data_parallel(runner.DDP)
         runner.Featurizer = downstream_runner.featurizer_class(runner.Featurizer)
         downstream_runner.count_steps(runner)
@@ -96,12 +97,8 @@ class DownstreamLaunch(ScriptLaunch):
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""
-        import torch
-
-        if str(self.args.device).startswith("cuda"):
-            if int(device) >= torch.cuda.device_count():
-                raise EkdError(f"--local_rank {device}: this machine has {torch.cuda.device_count()} GPUs")
-            torch.cuda.set_device(device)
+        if self.args.device.startswith("cuda"):
+            self.world.take_gpu(self.args.device, int(device), f"--local_rank {device}")
 
     # --------------------------------------------------------------------------------------------------- arguments
 

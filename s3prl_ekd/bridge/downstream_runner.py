@@ -125,12 +125,16 @@ def count_steps(runner: Any) -> None:
 def data_parallel(original: Any) -> Any:
     """DistributedDataParallel as s3prl's runner needs it.
 
-    ``device_ids=[local_rank]`` is passed for models on the CPU too, where it is an error. And rank 0 evaluates alone
-    with the wrapped model, so its forward must not exchange buffers (s3prl's hold the best score, which is rank 0's).
+    ``device_ids=[local_rank]`` is passed for models on the CPU too, where it is an error, and by a rank that sees its
+    own GPU alone, which is number 0. And rank 0 evaluates alone with the wrapped model, so its forward must not
+    exchange buffers (s3prl's hold the best score, which is rank 0's).
     """
 
     def build(model: Any, device_ids: Any = None, **kwargs: Any) -> Any:
+        import torch
+
         on_gpu = all(parameter.is_cuda for parameter in model.parameters())
-        return original(model, device_ids=device_ids if on_gpu else None, broadcast_buffers=False, **kwargs)
+        device_ids = [torch.cuda.current_device()] if on_gpu else None
+        return original(model, device_ids=device_ids, broadcast_buffers=False, **kwargs)
 
     return build

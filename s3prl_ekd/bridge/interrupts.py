@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
-from s3prl_ekd.errors import UNWRITABLE, EkdError, full_gpu, is_out_of_memory, one_line
+from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, one_line, out_of_memory_line
 from s3prl_ekd.signals import Signals, end_children, killed_workers
 
 
@@ -83,7 +83,7 @@ class Run:
     def _ending_of_runtime_error(self, error: RuntimeError) -> tuple[int, str] | None:
         """Status and message of a full GPU, or of what a signal to other processes did; None for any other error."""
         if is_out_of_memory(error):
-            return 2, self._report(f"{full_gpu(error)}; set a smaller batch (docs/faq.md, Out of memory)")
+            return 2, self._report(out_of_memory_line(error, "set a smaller batch"))
         if self.signals.ended_workers(error):
             return self._farewell()
         killed = killed_workers(error)

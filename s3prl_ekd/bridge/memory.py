@@ -1,7 +1,8 @@
 """Out of GPU memory in training: what s3prl's runners leave undone when a batch does not fit, and what users read.
 
 Both runners catch the error of a batch, print the step, call ``torch.cuda.empty_cache()``, drop the gradients and go on
-with the next batch. :class:`SkipBatch` takes the place of that one call, since four things are missing:
+with the next batch. They know it by the words of torch's allocator; :func:`words` puts these into errors that Triton,
+cuBLAS and the driver word otherwise. :class:`SkipBatch` takes the place of the call, since four things are missing:
 
 - the error that is being handled holds the batch's activations, so that there is nothing to give back;
 - after a failed pass back the runner's variables hold the graph until others take their place: the next batch would
@@ -23,7 +24,7 @@ from typing import Any
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.data.batches import Batch
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,13 @@ class SkipBatch:
         log.warning(
             "step %d: a batch%s does not fit into the GPU's memory and is left out; %s", step, size, self._advice
         )
+
+
+def words(value: object) -> str:
+    """Stands in for ``str`` in a runner, which calls an error a full GPU's where it reads "CUDA out of memory"."""
+    if isinstance(value, RuntimeError) and is_out_of_memory(value):
+        return f"CUDA out of memory: {value}"
+    return str(value)
 
 
 def _release(runner: FrameType) -> tuple[int, str]:

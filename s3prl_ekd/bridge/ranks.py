@@ -72,27 +72,45 @@ class World:
         """Join the process group (gloo, with nccl for what lies on GPUs) and take this rank's GPU.
 
         Args:
-            device: "cuda" or "cpu". A rank takes the GPU of its local rank, or the one that it is shown: job schedulers
-                may give each process a GPU of its own, which is cuda:0 to all of them.
+            device: "cuda" (one GPU a rank) or "cpu"; "cuda:0" where this rank sees no other.
 
         Raises:
-            EkdError: the machine has fewer GPUs than ranks, or ``device`` names one GPU for all.
+            EkdError: there are fewer GPUs than ranks, or ``device`` names one GPU for all.
         """
         if not self.distributed:
             return
         backend = "gloo"
         if device.startswith("cuda"):
-            import torch
-
-            shown = torch.cuda.device_count()
-            if device != "cuda" and (device, shown) != ("cuda:0", 1):
-                raise EkdError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
-            gpu = 0 if shown == 1 else self.local_rank
-            if gpu >= shown or (shown == 1 and not self._is_mine(str(torch.cuda.get_device_properties(0).uuid))):
-                raise EkdError(f"--nproc_per_node: this machine has {shown} GPU{'s' * (shown != 1)}, no more ranks fit")
-            torch.cuda.set_device(gpu)
+            self.take_gpu(device, self.local_rank, "--nproc_per_node")
             backend = "cpu:gloo,cuda:nccl"
         self.join(backend)
+
+    def take_gpu(self, device: str, local_rank: int, option: str) -> None:
+        """Make current the GPU of that number, or the only one that this process sees, whatever its number.
+
+        Schedulers show each rank its own GPU alone (``srun --gpus-per-task=1``), and it is cuda:0 to all of them.
+
+        Args:
+            device: "cuda", or "cuda:0" where it is the only one.
+            option: of the number, for an error.
+
+        Raises:
+            EkdError: there are fewer GPUs than ranks, or ``device`` names one GPU for all.
+        """
+        import torch
+
+        count = torch.cuda.device_count()
+        if count != 1:
+            if device != "cuda":
+                raise EkdError(f"--device {device}: each rank takes a GPU of its own; give --device cuda")
+            if local_rank >= count:
+                raise EkdError(f"{option}: this machine has {count} GPUs, no more ranks fit")
+            torch.cuda.set_device(local_rank)
+            return
+        torch.cuda.set_device(0)
+        gpu = torch.cuda.get_device_properties(0).uuid
+        if self.store is not None and self.store.add(f"gpu/{gpu}", 1) > 1:
+            raise EkdError(f"{option}: another rank has taken the only GPU that this one sees, no more ranks fit")
 
     def _is_mine(self, gpu: str) -> bool:
         """Whether no other rank has come with that GPU before."""

@@ -7,7 +7,8 @@ A fault strikes the N-th batch of its step, the first without N (``always``: eve
 - ``nan``: the first clip is NaN;
 - ``inf``: one weight's gradient is infinite;
 - ``forward``, ``backward``: the device's memory runs out in that pass. On a GPU it really does, by a batch that is far
-  too large, or since all that is free is taken between the passes; on the CPU torch's error is raised there;
+  too large, or since all that is free is taken between the passes; on the CPU an error is raised there, in the words of
+  Triton, which loads a kernel, and of torch;
 - ``step``: the memory runs out beside the optimizer's step, where s3prl's runner expects no error;
 - ``kill``: SIGKILL;
 - ``worker``: SIGKILL to a data worker, as by the system where memory runs out.
@@ -34,6 +35,7 @@ import torch
 import yaml
 
 LIMIT = 3 * 2**30  # bytes that a run may take of a GPU: it fills up quickly, and others have room
+TRITONS = "Triton Error [CUDA]: out of memory"
 MADE_UP = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.19 GiB"
 
 
@@ -156,7 +158,7 @@ def main() -> int:
                 self.hooks.append(weight.register_hook(lambda grad: torch.full_like(grad, float("inf"))))
             if fault in ("forward", "always"):
                 if not self.on_gpu:
-                    raise torch.OutOfMemoryError(MADE_UP)
+                    raise RuntimeError(TRITONS)
                 # the first convolution makes more than ten times of these 512 MiB
                 data.wave = data.wave.repeat(2**29 // data.wave.nbytes, 1)
             loss, records = super().forward(data, records, global_step, log_step, **kwargs)

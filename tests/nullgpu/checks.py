@@ -82,13 +82,26 @@ def a_step_waits_for_nothing() -> None:
 
 
 def pretrain_in_ranks() -> int:
-    """run_pretrain.py without DDP's comparison of shapes, whose answer torch 2.15 copies by a kernel."""
-    from torch.nn.parallel import distributed
-
+    """run_pretrain.py, one of several ranks."""
     from s3prl_ekd.bridge.launch import run_pretrain
 
-    distributed._verify_param_shape_across_processes = lambda *args: None
+    _compare_no_shapes()
     return run_pretrain()
+
+
+def downstream_in_ranks() -> int:
+    """run_downstream.py, one of several ranks."""
+    from s3prl_ekd.bridge.launch import run_downstream
+
+    _compare_no_shapes()
+    return run_downstream()
+
+
+def _compare_no_shapes() -> None:
+    """DDP compares them among ranks, and torch 2.15 copies the answer by a kernel."""
+    from torch.nn.parallel import distributed
+
+    distributed._verify_param_shape_across_processes = lambda *args: None
 
 
 def trouble_with_losses_of_one() -> int:

@@ -112,10 +112,6 @@ class World:
         if self.store is not None and self.store.add(f"gpu/{gpu}", 1) > 1:
             raise EkdError(f"{option}: another rank has taken the only GPU that this one sees, no more ranks fit")
 
-    def _is_mine(self, gpu: str) -> bool:
-        """Whether no other rank has come with that GPU before."""
-        return self.store.add(f"gpu/{gpu}", 1) == 1
-
     def join(self, backend: str, timeout: timedelta = PATIENCE) -> None:
         """``torch.distributed.init_process_group``, over the store that is connected already."""
         import torch.distributed as dist

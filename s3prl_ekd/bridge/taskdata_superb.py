@@ -55,13 +55,13 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
 def _keywords(data: Section) -> None:
     from s3prl.downstream.speech_commands.dataset import CLASSES
 
-    for key, what in (("speech_commands_root", "WORD/*.wav"), ("speech_commands_test_root", "CLASS/*.wav")):
-        root = data.folder(key)
-        if next(root.glob("*/*.wav"), None) is None:
-            raise data.wrong(key, f"{root}: holds no {what}")
-    for folder in sorted(root.iterdir()):  # the last of them, the test set
+    test = "speech_commands_test_root"
+    for key in ("speech_commands_root", test):
+        if next(data.folder(key).glob("*/*.wav"), None) is None:
+            raise data.wrong(key, f"{data.folder(key)}: holds no FOLDER/*.wav")
+    for folder in sorted(data.folder(test).iterdir()):
         if folder.is_dir() and folder.name not in CLASSES:
-            raise data.wrong(key, f"{folder}: expected folders of the test set's classes, {', '.join(CLASSES)}")
+            raise data.wrong(test, f"{folder}: expected folders of the test set's classes, {', '.join(CLASSES)}")
 
 
 def _intents(data: Section) -> None:

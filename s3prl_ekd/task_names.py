@@ -11,3 +11,5 @@ FURTHER = {
     "qbe": "quesst14_dtw",
 }
 """Those that ``run_downstream.py`` runs besides, with a config of ours."""
+
+WITH_CONFIG = DOWNSTREAM | FURTHER

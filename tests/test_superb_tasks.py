@@ -95,7 +95,7 @@ def test_queries_are_looked_for_in_the_utterances(trained: tuple[Path, str]) -> 
 def test_asv_keeps_its_lengths_with_the_experiment(trained: tuple[Path, str]) -> None:
     """In the installed package, where s3prl keeps them, a second corpus would get the first one's."""
     lengths = trained[0] / "result" / "downstream" / "sv_voxceleb1" / ".wav_lengths" / "Voxceleb1_length.pt"
-    assert len(torch.load(lengths)[0]) == 6
+    assert len(torch.load(lengths, weights_only=True)[0]) == 6
 
 
 @pytest.mark.slow
@@ -182,6 +182,7 @@ DAMAGE = [
     ),
     ("fluent_commands", "data/test_data.csv", "path,action,object,location\ngone.wav,a,b,c\n", "gone.wav: no such"),
     ("fluent_commands", "data/train_data.csv", "path,action,object,location\n", "lists no utterance"),
+    ("sv_voxceleb1", "pairs.txt", "\n", "line 1: expected `1|0 CLIP CLIP`, found ''"),
     ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
     ("sv_voxceleb1", "pairs.txt", "1 a.wav b.wav\n", "line 1: a.wav: no such file below"),
     ("sv_voxceleb1", "dev/wav", "", "holds no clips (links to folders are not followed)"),
@@ -204,6 +205,21 @@ def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text
         for speaker in (tmp_path / "elsewhere").iterdir():
             (path / speaker.name).symlink_to(speaker)
     with pytest.raises(EkdError, match=re.escape(message)):
+        _check(task, items, ("dev",), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("fluent_commands", "data/train_data.csv"),
+        ("sv_voxceleb1", "pairs.txt"),
+        ("quesst14_dtw", "scoring/language_key_dev.lst"),
+    ],
+)
+def test_a_table_that_is_no_text_is_named(tmp_path: Path, task: str, file: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    (tmp_path / task / file).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EkdError, match=f"{file}: cannot be read as text"):
         _check(task, items, ("dev",), tmp_path)
 
 

@@ -18,12 +18,12 @@ from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
-from s3prl_ekd.task_names import DOWNSTREAM, FURTHER
+from s3prl_ekd.task_names import FURTHER, WITH_CONFIG
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
 
-CONFIGS = {downstream: f"{task}.yaml" for task, downstream in (DOWNSTREAM | FURTHER).items()}
+CONFIGS = {downstream: f"{task}.yaml" for task, downstream in WITH_CONFIG.items()}
 """s3prl's -d -> our config of that task."""
 # Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
 S3PRL_CONFIGS = {
@@ -86,8 +86,8 @@ def check_task(name: str, s3prl: Path) -> None:
     known = {path.parent.name for path in (s3prl / "downstream").glob("*/expert.py")}
     if name in known:
         return
-    if name in DOWNSTREAM | FURTHER:
-        raise EkdError(f"-d {name}: s3prl calls this task -d {(DOWNSTREAM | FURTHER)[name]}")
+    if name in WITH_CONFIG:
+        raise EkdError(f"-d {name}: s3prl calls this task -d {WITH_CONFIG[name]}")
     raise EkdError(f"-d {name}: s3prl has no such downstream task{did_you_mean(name, known, count=3)}")
 
 

@@ -81,13 +81,12 @@ class DownstreamLaunch(ScriptLaunch):
     def _change_runner(self, runner: Any) -> None:
         import torch
 
-        from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch, words
+        from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch
 
         super()._change_runner(runner)
         runner.torch.save = self.memory.save
         empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
         runner.torch.cuda = ModuleProxy(torch.cuda, empty_cache=empty_cache, device=downstream_runner.on_device)
-        runner.str = words
         runner.DDP = downstream_runner.data_parallel(runner.DDP)
         runner.Featurizer = downstream_runner.featurizer_class(runner.Featurizer)
         downstream_runner.count_steps(runner)

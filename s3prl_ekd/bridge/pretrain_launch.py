@@ -102,13 +102,12 @@ class PretrainLaunch(ScriptLaunch):
     def _change_runner(self, runner: Any) -> None:
         import torch
 
-        from s3prl_ekd.bridge.memory import SkipBatch, words
+        from s3prl_ekd.bridge.memory import SkipBatch
         from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         super()._change_runner(runner)
         amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
         runner.torch.cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=SkipBatch(torch.cuda.empty_cache))
-        runner.str = words
         runner.math = ModuleProxy(math, isnan=self._no_step)
         if self.world.distributed:
             pretrain_runner.share_work(runner, self.world)

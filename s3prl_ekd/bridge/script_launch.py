@@ -165,6 +165,9 @@ class ScriptLaunch(ABC):
         """Put the stand-ins into the namespace of the runner's module."""
         import torch
 
+        from s3prl_ekd.bridge.memory import words
+
+        runner.str = words
         runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.glob = ModuleProxy(glob, glob=self.keeper.glob)

@@ -56,10 +56,11 @@ def _keywords(data: Section) -> None:
     from s3prl.downstream.speech_commands.dataset import CLASSES
 
     test = "speech_commands_test_root"
-    for key in ("speech_commands_root", test):
-        if next(data.folder(key).glob("*/*.wav"), None) is None:
-            raise data.wrong(key, f"{data.folder(key)}: holds no FOLDER/*.wav")
-    for folder in sorted(data.folder(test).iterdir()):
+    roots = {key: data.folder(key) for key in ("speech_commands_root", test)}
+    for key, root in roots.items():
+        if next(root.glob("*/*.wav"), None) is None:
+            raise data.wrong(key, f"{root}: holds no FOLDER/*.wav")
+    for folder in sorted(roots[test].iterdir()):
         if folder.is_dir() and folder.name not in CLASSES:
             raise data.wrong(test, f"{folder}: expected folders of the test set's classes, {', '.join(CLASSES)}")
 
@@ -71,8 +72,7 @@ def _intents(data: Section) -> None:
         table = root / "data" / f"{split}_data.csv"
         if not table.is_file():
             raise data.wrong("file_path", f"{table}: no such table")
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(_lines(table)))
         for number, row in enumerate(rows, start=2):
             where = f"{table}: line {number}"
             lacking = [column for column in ("path", *SLOTS) if not row.get(column)]
@@ -97,13 +97,16 @@ def _verification(args: Namespace, data: Section) -> None:
             raise data.wrong("file_path", f"{folder}: no such folder")
     if not any(files for _, _, files in os.walk(root / "dev" / "wav")):  # as s3prl looks for them
         raise data.wrong("file_path", f"{root / 'dev' / 'wav'}: holds no clips (links to folders are not followed)")
-    for number, line in enumerate(pairs.read_text().splitlines(), start=1):
-        label, *clips = line.split()
-        if label not in ("0", "1") or len(clips) != 2:
+    there: set[str] = set()  # a clip is in many pairs
+    for number, line in enumerate(_lines(pairs), start=1):
+        fields = line.split()
+        clips = fields[1:]
+        if fields[:1] not in (["0"], ["1"]) or len(clips) != 2:
             raise EkdError(f"{pairs}: line {number}: expected `1|0 CLIP CLIP`, found {line!r}")
         for clip in clips:
-            if not (root / "test" / "wav" / clip).is_file():
+            if clip not in there and not (root / "test" / "wav" / clip).is_file():
                 raise EkdError(f"{pairs}: line {number}: {clip}: no such file below {root / 'test' / 'wav'}")
+        there.update(clips)
     # s3prl keeps the clips' lengths inside its installed package, where a second corpus would get the first one's
     dataset: Any = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
     dataset.__file__ = str(Path(args.expdir).resolve() / "dataset.py")
@@ -150,9 +153,17 @@ def _queries(data: Section, used: Collection[str]) -> None:
 
 def _english(table: Path) -> Iterator[str]:
     """The clips of lines ``FOLDER/CLIP LANGUAGE`` that s3prl takes: English ones, without the first folder."""
-    for number, line in enumerate(table.read_text().splitlines(), start=1):
+    for number, line in enumerate(_lines(table), start=1):
         fields = line.split()
         if len(fields) != 2:
             raise EkdError(f"{table}: line {number}: expected `CLIP LANGUAGE`, found {line!r}")
         if fields[1] == "nnenglish":
             yield fields[0].partition("/")[2] or fields[0]
+
+
+def _lines(table: Path) -> list[str]:
+    """The lines of a text file, without their ends."""
+    try:
+        return table.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise EkdError(f"{table}: cannot be read as text ({error})") from error

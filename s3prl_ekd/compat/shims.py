@@ -2,8 +2,9 @@
 
 A shim is applied only where the thing is really missing or broken in this process, so a stack that still has it (or an
 s3prl that no longer asks for it) is left alone. ``tests/test_shims.py`` fails for an entry that has become needless.
-Here is the registry, with the shims of torch, Python, numpy, matplotlib and of s3prl's wheel; those of torchaudio and
-huggingface_hub have a file each, the soundfile reader is ``torchaudio_io.py``, the PR corpus code ``libriphone.py``.
+Here is the registry, with the shims of torch, Python, numpy, matplotlib and of s3prl's wheel; those of torchaudio,
+huggingface_hub and of packages that are not installed have a file each, the soundfile reader is ``torchaudio_io.py``,
+the effects ``sox_effects.py``, the PR corpus code ``libriphone.py``.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.source_names import S3PRL
-from s3prl_ekd.task_names import DOWNSTREAM
+from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
@@ -270,12 +270,12 @@ def prepared(folder: Path) -> list[Finding]:
     if not folder.is_dir():
         return [Finding("folder", "broken", f"no folder {folder}", again)]
     rows = []
-    for task in ("pr", "sid", "er", "asr"):
+    for task in DOWNSTREAM:
         file = folder / f"{task}.yaml"
-        if not file.is_file():
-            rows.append(Finding(task, "note", f"not prepared (no {file.name})"))
-        else:
+        if file.is_file():
             rows.append(_task_data(task, file))
+        elif task in PAPER_TASKS:
+            rows.append(Finding(task, "note", f"not prepared (no {file.name})"))
     rows.append(_pretraining_sets(folder, again))
     if all(row.state == "note" for row in rows):
         rows.append(Finding("folder", "broken", "nothing prepared here", again))

@@ -1,15 +1,19 @@
 """SUPERB's tasks by their short names, and what s3prl's ``-d`` calls them."""
 
-DOWNSTREAM = {"pr": "ctc", "sid": "voxceleb1", "er": "emotion", "asr": "asr"}
-"""The four that are prepared, evaluated and reported on."""
+PAPER_TASKS = ("pr", "sid", "er", "asr")
+"""The four of EKD's paper, which ``s3prl-ekd evaluate`` runs where it is not told which."""
 
-FURTHER = {
+DOWNSTREAM = {
+    "pr": "ctc",
+    "sid": "voxceleb1",
+    "er": "emotion",
+    "asr": "asr",
     "ks": "speech_commands",
     "ic": "fluent_commands",
-    "asv": "sv_voxceleb1",
-    "sd": "diarization",
-    "qbe": "quesst14_dtw",
 }
+"""Those that are prepared, evaluated and reported on."""
+
+FURTHER = {"asv": "sv_voxceleb1", "sd": "diarization", "qbe": "quesst14_dtw"}
 """Those that ``run_downstream.py`` runs besides, with a config of ours."""
 
 WITH_CONFIG = DOWNSTREAM | FURTHER

@@ -92,7 +92,7 @@ def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, me
         taskkeys.check_kinds(config, task_config(task), DOWNSTREAM[task], "x.yaml")
 
 
-def test_values_of_the_usual_kinds_pass() -> None:
+def test_values_of_the_usual_kinds_pass(hub: ModuleType) -> None:
     for name, task in DOWNSTREAM.items():
         config = task_config(name)
         taskkeys.check_kinds(config, task_config(name), task, "x.yaml")

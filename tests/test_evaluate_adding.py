@@ -131,7 +131,7 @@ def test_data_that_have_changed_under_the_rows_are_refused(data, tmp_path, capfd
     capfd.readouterr()
     assert evaluate(data, tmp_path, upstream=up("b=mfcc")) == 2
     told = " ".join(capfd.readouterr().err.split())
-    assert f"a, sid was tested there with another {data / 'split.txt'}: it has changed since" in told
+    assert f"a, sid was tested there before {data / 'split.txt'} changed" in told
 
 
 def test_a_checkpoint_that_has_changed_is_refused(data, tmp_path, capfd):

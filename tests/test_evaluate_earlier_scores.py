@@ -75,7 +75,7 @@ def test_the_configurations_own_rate_is_compared_too_and_is_not_trained_anew(dat
     (data / "sid.yaml").write_text(config[:-1] + ', "optimizer": {"lr": 0.2}}')
     assert evaluate(data, tmp_path, "--lr", "0.3") == 2  # that score is of other data
     told = " ".join(capfd.readouterr().err.split())
-    assert f"sid was tested there with another {data / 'sid.yaml'}: it has changed since" in told
+    assert f"sid was tested there before {data / 'sid.yaml'} changed" in told
     assert evaluate(data, tmp_path, "--lr", "0.3", "--overwrite") == 0
     assert read_scores(tmp_path / "out")["tasks"]["sid"]["lr"] == 0.3
 

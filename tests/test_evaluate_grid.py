@@ -16,6 +16,7 @@ from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.rates import check_rates, choose_rates
 from s3prl_ekd.evaluate.results import merge_folds, merge_grids, merge_seeds, standard_error
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.task_names import PAPER_TASKS
 
 FBANK = Upstream("fbank", "fbank")
 
@@ -30,7 +31,7 @@ def plan(data, tmp_path, tasks="pr,sid,er,asr", **more):
 def test_one_run_a_rate_fold_and_seed_each_in_its_own_folder(data, tmp_path):
     rates, seeds = {"pr": [0.1, 0.01], "er": [1e-3, 1e-4, 1e-5]}, [3, 1]
     runs = plan(data, tmp_path, rates=rates, seeds=seeds)
-    counts = {name: sum(run.task.name == name for run in runs) for name in TASKS}
+    counts = {name: sum(run.task.name == name for run in runs) for name in PAPER_TASKS}
     assert counts == {"pr": 2 * 2, "sid": 2, "er": 3 * 2 * 2, "asr": 2}
     assert len({run.key for run in runs}) == len({run.expdir for run in runs}) == len(runs)
     for run in runs:
@@ -63,7 +64,7 @@ def test_the_hidden_sets_settings(tmp_path):
 
     folder = tmp_path / "real"
     make_data(folder)
-    for name in TASKS:
+    for name in PAPER_TASKS:
         text = (resources.files("s3prl_ekd.downstream_configs") / f"{name}.yaml").read_text()
         (folder / f"{name}.yaml").write_text(text)
     chosen = preset("hidden")
@@ -71,7 +72,7 @@ def test_the_hidden_sets_settings(tmp_path):
     runs = plan(folder, tmp_path, overrides=chosen.tasks, rates=chosen.grid, folds=["fold1"])
     steps = {run.task.name: run.effective_config()["runner"]["total_steps"] for run in runs}
     assert steps == {"pr": 1000, "sid": 5000, "er": 2500, "asr": 10_000}
-    rates = {name: {run.rate for run in runs if run.task.name == name} for name in TASKS}
+    rates = {name: {run.rate for run in runs if run.task.name == name} for name in PAPER_TASKS}
     assert rates["pr"] == {1e-1, 1e-2, 1e-3}
     assert rates["sid"] == {1.0, 1e-1, 1e-2, 1e-3}
     assert rates["er"] == {1e-2, 1e-3, 1e-4, 1e-5}
@@ -86,7 +87,7 @@ def test_who_sets_the_rate():
     assert choose_rates(by_preset, [], none) == by_preset
     assert choose_rates(by_preset, ["pr:1e-3"], none) == {"pr": [1e-3], "sid": [1.0]}
     assert choose_rates({}, ["0.5,0.1", "asr:1e-4"], none) == {
-        "pr": [0.5, 0.1], "sid": [0.5, 0.1], "er": [0.5, 0.1], "asr": [1e-4]
+        **dict.fromkeys(TASKS, [0.5, 0.1]), "asr": [1e-4]
     }  # fmt: skip
     by_hand = none | {"pr": {"config.optimizer.lr": "0.3"}}
     assert choose_rates(by_preset, [], by_hand) == {"sid": [1.0]}
@@ -100,7 +101,7 @@ def test_who_sets_the_rate():
 @pytest.mark.parametrize("seed", range(20))
 def test_the_picked_rate_is_the_best_on_dev(data, tmp_path, seed):
     source = random.Random(seed)
-    task = source.choice(list(TASKS.values()))
+    task = TASKS[source.choice(PAPER_TASKS)]
     rates = source.sample([1.0, 0.1, 0.01, 1e-3, 1e-4], k=source.randint(2, 5))
     runs = plan(data, tmp_path, task.name, rates={task.name: rates})
     dev = {run.key: {"dev": source.choice([None, source.randint(0, 8), source.uniform(0, 100)])} for run in runs}

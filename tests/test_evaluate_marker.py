@@ -52,7 +52,7 @@ def test_what_lies_under_the_same_path_may_have_changed(what, tmp_path, stand_in
     else:
         file = config
         file.write_text(json.dumps({**read_yaml(file), "specaug": {}}))
-    with pytest.raises(EkdError, match=rf"run.json: an earlier run here read another {file}: it has changed since"):
+    with pytest.raises(EkdError, match=rf"run.json: an earlier run here was made before {file} changed"):
         run_all(planned(), board)
     run_all(planned(), board, overwrite=True)
     assert calls(tmp_path / "out") == ["sid", "sid"]
@@ -92,7 +92,7 @@ def test_what_no_path_of_the_call_names_may_have_changed_too(what, tmp_path, sta
     run_all(planned(), board)
     assert calls(tmp_path / "out") == [task]
     changing.write_text(latter)
-    with pytest.raises(EkdError, match=f"an earlier run here read another {named}"):
+    with pytest.raises(EkdError, match=f"an earlier run here was made before {named}"):
         run_all(planned(), board)
 
 
@@ -107,7 +107,7 @@ def test_files_of_other_upstreams_and_asrs_tables_count(key, tmp_path, stand_in,
         (data / "asr.yaml").write_text(json.dumps(config))
     run_all(make_plan([TASKS["asr"]], data, tmp_path / "out", model, {}), board)
     file.write_text("b")
-    with pytest.raises(EkdError, match=f"an earlier run here read another {file}"):
+    with pytest.raises(EkdError, match=f"an earlier run here was made before {file} changed"):
         run_all(make_plan([TASKS["asr"]], data, tmp_path / "out", model, {}), board)
 
 

@@ -136,6 +136,9 @@ def test_a_student_is_not_handed_to_another_upstream_unasked(tmp_path):
 
 
 MISTAKES = {
+    "preset's tasks": (
+        ["--preset", "hidden", "--tasks", "pr,ks"], "--preset hidden: is for pr,sid,er,asr, not for ks",
+    ),
     "preset": (["--preset", "huge"], "no preset 'huge'; expected one of superb, superb_grid, hidden, small, tiny"),
     "rate that is no number": (["--lr", "pr:0.1,fast"], "--lr pr:0.1,fast: learning rate 'fast': expected a positive"),
     "rate of 0": (["--lr", "0"], "--lr 0: learning rate '0': expected a positive number"),

@@ -71,6 +71,13 @@ def test_rescore_reads_a_folds_files(tmp_path):
     assert result == {"acc": pytest.approx(200 / 3), "majority": 100.0, "n_utterances": 3}
 
 
+def test_an_intent_is_right_in_all_its_slots(tmp_path):
+    (tmp_path / "test_predict.csv").write_text("a b,on,lights,none\nb,up,heat,none\nc,up,heat,kitchen\n")
+    (tmp_path / "test_truth.csv").write_text("a b,on,lights,none\nc,up,heat,bedroom\nb,up,heat,none\n")
+    result = score.rescore(TASKS["ic"], tmp_path)
+    assert result == {"acc": pytest.approx(200 / 3), "majority": pytest.approx(100 / 3), "n_utterances": 3}
+
+
 def test_prediction_files_that_cannot_be_scored(tmp_path):
     with pytest.raises(EkdError, match="test-hyp.ark: not found"):
         score.rescore(TASKS["pr"], tmp_path)

@@ -20,6 +20,8 @@ LAYOUT = {
     "predict/sid_public/predict.txt",
     *(f"predict/er_fold{number}_public/predict.txt" for number in range(1, 6)),
     "predict/asr_public/predict.ark",
+    "predict/ks_public/predict.txt",
+    "predict/ic_public/predict.csv",
 }
 
 
@@ -38,6 +40,11 @@ def runs(tmp_path: Path) -> Path:
     write(root / "asr" / "test-clean-noLM-hyp.ark", {"1-1-0": "HE HOPES SO", "1-1-1": ""})
     write(root / "sid" / "test_truth.txt", {"id10001-a-1": "id10001", "id10002-a-1": "id10002"})
     write(root / "sid" / "test_predict.txt", {"id10001-a-1": "id10001", "id10002-a-1": "id10001"})
+    write(root / "ks" / "test_truth.txt", {"yes-a.wav": "yes", "no-a.wav": "no"})
+    write(root / "ks" / "test_predict.txt", {"yes-a.wav": "yes", "no-a.wav": "_unknown_"})
+    (root / "ic").mkdir()
+    (root / "ic" / "test_truth.csv").write_text("a,on,lights,none\nb,up,heat,none\n")
+    (root / "ic" / "test_predict.csv").write_text("a,on,lights,none\nb,up,heat,kitchen\n")
     for number, fold in enumerate(FOLDS):
         write(root / f"er-{fold}" / f"test_{fold}_truth.txt", {f"Ses{number}_{i}": "neu" for i in range(4)})
         guesses = {f"Ses{number}_{i}": "neu" if i < number else "sad" for i in range(4)}
@@ -56,7 +63,7 @@ def test_layout_and_scores(runs: Path, tmp_path: Path, capfd: pytest.CaptureFixt
     scores = export_public(runs, out)[1]
     assert scores["pr"] == pytest.approx(1 / 4)  # one deletion over four phonemes
     assert scores["asr"] == pytest.approx(3 / 3)  # a substitution, an insertion, and "" against YES
-    assert scores["sid"] == 0.5
+    assert scores["sid"] == scores["ks"] == scores["ic"] == 0.5
     assert scores["er"] == pytest.approx((0 + 0.25 + 0.5 + 0.75 + 1) / 5)
     assert "sid acc: 0.500000 (50.00 %)" in printed
     assert export_public(runs / "runs", out, "sid")[1] == {"sid": 0.5}
@@ -69,7 +76,7 @@ def test_what_lies_at_out(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureF
     out = tmp_path / "predict.zip"
     export_public(runs, out)
     export_public(runs, out, "sid")
-    assert f"{out}: replaced; the earlier one held pr, er, asr too" in caplog.text
+    assert f"{out}: replaced; the earlier one held pr, er, asr, ks, ic too" in caplog.text
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("holiday.jpg", "mine")
     with pytest.raises(EkdError, match=r"--out .*predict.zip: is there, and no earlier submission"):

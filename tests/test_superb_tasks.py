@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -11,17 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from console import check_mistakes, code, environment
+from bridge_corpora import tone
+from console import check_mistakes, code, command, environment
 from dotted import changed
 from superb_corpora import CORPORA
 
 from s3prl_ekd.bridge import downstream_arguments, taskdata_superb
 from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.cli import main
 from s3prl_ekd.compat.guarded_eval import look_up
 from s3prl_ekd.compat.shims import apply_shims
+from s3prl_ekd.corpora.keyword_folders import NOISE, split_of
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
-from s3prl_ekd.task_names import FURTHER
+from s3prl_ekd.task_names import PAPER_TASKS, WITH_CONFIG
 from s3prl_ekd.torch_file import read_torch_file
 
 SHORT = ["config.runner.total_steps=2", "config.runner.eval_step=2", "config.runner.save_step=2",
@@ -137,6 +141,37 @@ for line in sys.argv[1:]:
 
 
 @pytest.mark.slow
+def test_evaluate_scores_keywords_and_intents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpora, data, out = tmp_path / "corpora", tmp_path / "data", tmp_path / "scores"
+    for task in ("speech_commands", "fluent_commands"):
+        CORPORA[task](corpora / task)
+    train, test = corpora / "speech_commands" / "train", corpora / "speech_commands" / "test"
+    assert main(["prepare", "speech_commands", str(train), "--test-set", str(test), "--out", str(data)]) == 0
+    assert main(["prepare", "fluent_commands", str(corpora / "fluent_commands"), "--out", str(data)]) == 0
+    words = ["evaluate", "--upstream", "fbank", "--data", data, "--out", out, "--device", "cpu", "--tasks", "ks,ic"]
+    words += ["--preset", "tiny", "--override", ",,".join(SHORT), "-o", "ic:config.optimizer.lr=1.0e-5"]
+    done = command("s3prl-ekd", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    tasks = json.loads((out / "scores.json").read_text())["tasks"]
+    assert list(tasks) == ["ks", "ic"]
+    for name, utterances, chance in (("ks", 12, 100 / 12), ("ic", 3, 200 / 3)):
+        assert tasks[name]["n_utterances"] == utterances and tasks[name]["steps"] == 2
+        assert tasks[name]["rescored"]["agrees"] and tasks[name]["rescored"]["acc"] == pytest.approx(tasks[name]["acc"])
+        assert tasks[name]["chance"] == pytest.approx(chance)
+    table = (out / "scores.md").read_text()
+    assert "| KS acc ↑ | IC acc ↑ |" in table
+    assert "Chance: KS 8.33 (the commonest word), IC 66.67 (the commonest intent)." in table
+    page = tmp_path / "report.html"
+    assert main(["report", str(out), "--reference", "--out", str(page)]) == 0
+    assert "KS acc ↑" in page.read_text() and "<td>96.30</td><td>98.34</td>" in page.read_text()
+    assert main(["export", "public", "--runs", str(out), "--out", str(tmp_path / "predict.zip")]) == 0
+    assert "ic acc: " in capsys.readouterr().out
+    tone(test / "yes" / "b.wav", 5, 1.0)
+    done = command("s3prl-ekd", *words, cwd=tmp_path)
+    assert done.returncode == 2 and f"was tested there before the clips below {test} changed" in done.stderr
+
+
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     corpus = " -o " + ",,".join(CORPORA["speech_commands"](tmp_path / "ks"))
     new = "-m train -n x -u fbank -d"
@@ -163,8 +198,9 @@ def shims() -> None:
 
 def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path) -> None:
     """The check of a task's data, on its config with ``items`` filled in."""
-    name = next(short for short, downstream in FURTHER.items() if downstream == task)
-    given = dict(item.removeprefix("config.downstream_expert.").split("=", 1) for item in items)
+    name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
+    pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
+    given = {key: yaml.safe_load(value) for key, _, value in pairs}
     config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
     values = changed(config["downstream_expert"], given)
     args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path))
@@ -208,6 +244,28 @@ def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text
         _check(task, items, ("dev",), tmp_path)
 
 
+def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path) -> None:
+    """s3prl leaves out a batch that is not full, and would look for one without end."""
+    items, root = CORPORA["speech_commands"](tmp_path / "ks"), tmp_path / "ks" / "train"
+    noise = root / NOISE / "noise.wav"
+    there = [file for file in root.glob("*/*.wav") if split_of(file.name) == "train" and file != noise]
+    count = len(there) + 1
+    size = "config.downstream_expert.datarc.batch_size"
+    _check("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)
+    too_large = [*items, f"{size}={count + 1}"]
+    with pytest.raises(EkdError, match=rf"datarc.batch_size: {count + 1}: .* {count} clips to train on"):
+        _check("speech_commands", too_large, ("train",), tmp_path)
+    _check("speech_commands", too_large, ("test",), tmp_path)
+    noise.unlink()
+    for file in there:
+        file.unlink()
+    with pytest.raises(EkdError, match="speech_commands_root: .*no clip of train by the hash of its name"):
+        _check("speech_commands", items, ("train", "dev"), tmp_path)
+    tone(noise, 1, 0.9)
+    with pytest.raises(EkdError, match="speech_commands_root: .*noise.wav: 14400 samples long"):
+        _check("speech_commands", items, ("dev",), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("task", "file"),
     [
@@ -226,7 +284,7 @@ def test_a_table_that_is_no_text_is_named(tmp_path: Path, task: str, file: str) 
 @pytest.mark.parametrize(
     ("task", "file", "message"),
     [
-        ("fluent_commands", "data/test_data.csv", "file_path: .*test_data.csv: no such table"),
+        ("fluent_commands", "data/test_data.csv", "test_data.csv: no such table .*file_path"),
         ("diarization", "dev/reco2dur", "loaderrc.dev_dir: .*: a Kaldi folder without reco2dur"),
         ("quesst14_dtw", "scoring/language_key_eval.lst", "language_key_eval.lst: no such list"),
     ],
@@ -240,9 +298,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str,
         _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
 
 
-def test_every_further_task_has_a_config_and_its_splits() -> None:
-    assert set(FURTHER.values()) == set(taskdata_superb.SPLITS) == set(CORPORA)
-    for short, task in FURTHER.items():
+def test_every_task_has_a_config_and_its_splits() -> None:
+    paper = {WITH_CONFIG[name] for name in PAPER_TASKS}
+    assert set(WITH_CONFIG.values()) - paper == set(taskdata_superb.SPLITS) == set(CORPORA)
+    for short, task in WITH_CONFIG.items():
         assert downstream_arguments.find_task_config(None, task, Path("/")).endswith(f"downstream_configs/{short}.yaml")
 
 

@@ -18,7 +18,7 @@ from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
-from s3prl_ekd.task_names import FURTHER, WITH_CONFIG
+from s3prl_ekd.task_names import WITH_CONFIG
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
@@ -28,11 +28,8 @@ CONFIGS = {downstream: f"{task}.yaml" for task, downstream in WITH_CONFIG.items(
 # Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
 S3PRL_CONFIGS = {
     "downstream/ctc/libriphone.yaml": "pr.yaml",
-    "downstream/voxceleb1/config.yaml": "sid.yaml",
-    "downstream/emotion/config.yaml": "er.yaml",
-    "downstream/asr/config.yaml": "asr.yaml",
     "downstream/sv_voxceleb1/configs/amsoftmax.yaml": "asv.yaml",
-    **{f"downstream/{name}/config.yaml": f"{task}.yaml" for task, name in FURTHER.items()},
+    **{f"downstream/{name}/config.yaml": f"{task}.yaml" for task, name in WITH_CONFIG.items() if task != "pr"},
 }
 SUPERB_PACKAGES = ("h5py", "dtw", "lxml")  # what the extra superb installs: SD's, QbE's
 # What a run goes on with as its checkpoint has it, whatever the command says: argument of s3prl's -> its option.

@@ -1,12 +1,11 @@
 """The configs of SUPERB's other tasks (KS, IC, ASV, SD, QbE) before s3prl's experts read them: missing data named.
 
-These run natively alone; ``prepare`` and ``evaluate`` know the four of ``taskdata.py``. Slot filling is s3prl's ctc, on
-a corpus whose code the registry's wheel leaves out.
+The paper's four are in ``taskdata.py``. Slot filling is s3prl's ctc, on a corpus whose code the registry's wheel leaves
+out.
 """
 
 from __future__ import annotations
 
-import csv
 import importlib
 import os
 from argparse import Namespace
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.corpora.intent_tables import read_intents
+from s3prl_ekd.corpora.keyword_folders import test_clips, training_clips
 from s3prl_ekd.errors import EkdError
 
 SPLITS = {
@@ -26,7 +27,6 @@ SPLITS = {
 }
 """s3prl's -d -> what ``-t`` and ``runner.eval_dataloaders`` may name."""
 UNTRAINED = ("quesst14_dtw",)  # DTW on the upstream's states: there is no head to train
-SLOTS = ("action", "object", "location")
 KALDI = ("segments", "utt2spk", "spk2utt", "reco2dur")
 
 
@@ -41,7 +41,7 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         EkdError: a section, folder or file is missing, or does not hold what s3prl's expert looks for.
     """
     if args.downstream == "speech_commands":
-        _keywords(expert.section("datarc"))
+        _keywords(expert.section("datarc"), used)
     elif args.downstream == "fluent_commands":
         _intents(expert.section("datarc"))
     elif args.downstream == "sv_voxceleb1":
@@ -52,41 +52,32 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         _queries(expert.section("datarc"), used)
 
 
-def _keywords(data: Section) -> None:
-    from s3prl.downstream.speech_commands.dataset import CLASSES
-
-    test = "speech_commands_test_root"
-    roots = {key: data.folder(key) for key in ("speech_commands_root", test)}
-    for key, root in roots.items():
-        if next(root.glob("*/*.wav"), None) is None:
-            raise data.wrong(key, f"{root}: holds no FOLDER/*.wav")
-    for folder in sorted(roots[test].iterdir()):
-        if folder.is_dir() and folder.name not in CLASSES:
-            raise data.wrong(test, f"{folder}: expected folders of the test set's classes, {', '.join(CLASSES)}")
+def _keywords(data: Section, used: Collection[str]) -> None:
+    root, test = data.folder("speech_commands_root"), data.folder("speech_commands_test_root")
+    try:
+        clips = training_clips(root)
+    except EkdError as error:
+        raise data.wrong("speech_commands_root", str(error)) from error
+    counts = {split: len(clips[split]) + len(clips["noise"]) for split in ("train", "dev")}
+    for split in counts.keys() & {*used}:
+        if counts[split] == 0:
+            raise data.wrong("speech_commands_root", f"{root}: no clip of {split} by the hash of its name")
+    batch = data.values.get("batch_size")
+    if "train" in used and isinstance(batch, int) and counts["train"] < batch:
+        raise data.wrong("batch_size", f"{batch}: s3prl leaves out a batch that is not full, and there are "
+                         f"{counts['train']} clips to train on")  # fmt: skip
+    try:
+        test_clips(test)
+    except EkdError as error:
+        raise data.wrong("speech_commands_test_root", str(error)) from error
 
 
 def _intents(data: Section) -> None:
     root = data.folder("file_path")
-    seen: dict[str, set[str]] = {}  # s3prl numbers the values that train has
-    for split in ("train", "valid", "test"):
-        table = root / "data" / f"{split}_data.csv"
-        if not table.is_file():
-            raise data.wrong("file_path", f"{table}: no such table")
-        rows = list(csv.DictReader(_lines(table)))
-        for number, row in enumerate(rows, start=2):
-            where = f"{table}: line {number}"
-            lacking = [column for column in ("path", *SLOTS) if not row.get(column)]
-            if lacking:
-                raise EkdError(f"{where}: no {' and '.join(lacking)}")
-            if not (root / row["path"]).is_file():
-                raise EkdError(f"{where}: {row['path']}: no such file below {root} ({data.path}.file_path)")
-            for slot in SLOTS:
-                if split == "train":
-                    seen.setdefault(slot, set()).add(row[slot])
-                elif row[slot] not in seen[slot]:
-                    raise EkdError(f"{where}: {slot} {row[slot]!r} is none of train_data.csv's")
-        if not rows:
-            raise EkdError(f"{table}: lists no utterance")
+    try:
+        read_intents(root)
+    except EkdError as error:
+        raise EkdError(f"{error} ({data.source}: {data.path}.file_path)") from error
 
 
 def _verification(args: Namespace, data: Section) -> None:

@@ -11,21 +11,25 @@ from rich.console import Console
 from rich.table import Table
 
 from s3prl_ekd.audio import count_other_audio, find_audio
+from s3prl_ekd.corpora.fluent_commands import prepare_fluent_commands
 from s3prl_ekd.corpora.folders import Prepared, turn_in
 from s3prl_ekd.corpora.iemocap import prepare_iemocap
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.librispeech import prepare_librispeech
 from s3prl_ekd.corpora.prepare import lay_out, parse_tasks, plan_manifest
+from s3prl_ekd.corpora.speech_commands import prepare_speech_commands
 from s3prl_ekd.corpora.voxceleb1 import prepare_voxceleb1
 from s3prl_ekd.device import shows_gpu
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
 
-SOURCES = ("manifest", "librispeech", "voxceleb1", "iemocap", "audio")
+SOURCES = ("manifest", "librispeech", "voxceleb1", "iemocap", "speech_commands", "fluent_commands", "audio")
 TASKS_OF = {
     "librispeech": ("pr", "asr", "pretrain"),
     "voxceleb1": ("sid",),
     "iemocap": ("er",),
+    "speech_commands": ("ks",),
+    "fluent_commands": ("ic",),
     "audio": ("pretrain",),
 }
 READERS = {  # option -> the sources that read it
@@ -34,6 +38,7 @@ READERS = {  # option -> the sources that read it
     "skip_bad": {"manifest"},
     "split_file": {"voxceleb1"},
     "allow_missing": {"voxceleb1"},
+    "test_set": {"speech_commands"},
     "name": {"manifest", "audio"},
     "held_out": {"manifest", "audio"},
 }
@@ -45,6 +50,8 @@ examples:
   s3prl-ekd prepare librispeech /corpora/LibriSpeech --out data              pr, asr, pretrain
   s3prl-ekd prepare voxceleb1 /corpora/VoxCeleb1 --split-file iden_split.txt --out data
   s3prl-ekd prepare iemocap /corpora/IEMOCAP_full_release --out data
+  s3prl-ekd prepare speech_commands /corpora/KS --out data                   holds the two archives' folders
+  s3prl-ekd prepare fluent_commands /corpora/fluent_speech_commands_dataset --out data
   s3prl-ekd prepare audio /corpora/podcasts --name podcasts --out data       pretraining on any audio
   s3prl-ekd prepare audio /corpora/held_out --held-out --out data            its validation loss
 
@@ -52,10 +59,12 @@ columns of a manifest (tab-separated, with a header; further columns are ignored
   pr, asr   path split speaker text [phones]    split: train, dev, test
   sid       path split speaker
   er        path fold speaker emotion           fold: 1, 2, ...
+  ks        path split keyword                  [speaker]; other words than the ten are the class unknown
+  ic        path split action object location   [speaker] [text]
   pretrain  path [speaker] [split]              dev is held out for the validation loss, test left out
 
-Audio is linked where it can be; other than 16 kHz mono (for pr, asr: FLAC) is converted to that. Calls with the same
---out add up: each task's folder is replaced as a whole, pretraining sets are added.
+Audio is linked where it can be; other than 16 kHz mono (for pr, asr: FLAC, for ks: WAV) is converted to that. Calls
+with the same --out add up: each task's folder is replaced as a whole, pretraining sets are added.
 """
 
 
@@ -66,7 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", nargs="?", type=Path, metavar="PATH", help="the corpus, manifest or folder of audio")
     parser.add_argument("--manifest", nargs="+", type=Path, default=[], metavar="FILE", help="manifest.tsv files")
     parser.add_argument("--out", type=Path, required=True, metavar="DATA", help="the data folder to fill")
-    parser.add_argument("--tasks", metavar="T,T", help="some of pr,asr,sid,er,pretrain (default: what the data is for)")
+    parser.add_argument("--tasks", metavar="T,T", help="some of pr,asr,sid,er,ks,ic,pretrain (default: by the data)")
     parser.add_argument(
         "--lexicon", nargs="+", type=Path, default=[], metavar="FILE",
         help="WORD<TAB>PH PH PH lines for pr, the first file first; CMUdict for words they lack",
@@ -74,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="folder that a manifest's paths are relative to")
     parser.add_argument("--skip-bad", action="store_true", help="leave out a manifest's missing and damaged audio")
     parser.add_argument("--split-file", type=Path, metavar="FILE", help="VoxCeleb1's iden_split.txt")
+    parser.add_argument("--test-set", type=Path, metavar="DIR", help="Speech Commands' test archive, unpacked")
     parser.add_argument("--allow-missing", action="store_true", help="VoxCeleb1: leave out files that are not there")
     parser.add_argument("--name", metavar="SET", help="the pretraining set's name (default: its folder's name)")
     parser.add_argument("--held-out", action="store_true", help="the pretraining set is for the validation loss")
@@ -172,6 +182,10 @@ def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[P
         return [prepare_voxceleb1(args.path, args.out, args.split_file, args.allow_missing)]
     if source == "iemocap":
         return [prepare_iemocap(args.path, args.out)]
+    if source == "speech_commands":
+        return [prepare_speech_commands(args.path, args.out, args.test_set)]
+    if source == "fluent_commands":
+        return [prepare_fluent_commands(args.path, args.out)]
     name = args.name or args.path.resolve().name
     others, types = count_other_audio(args.path)
     notes = [f"{others} files of other types left out ({', '.join(types)})"] if others else []

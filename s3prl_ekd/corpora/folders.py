@@ -62,7 +62,7 @@ class Prepared:
             splits=tuple(clips),
             utterances=tuple(map(len, clips.values())),
             samples=sum(clip.samples for clip in every),
-            speakers=len({clip.row.speaker for clip in every}),
+            speakers=len({clip.row.speaker for clip in every} - {""}),
             notes=tuple(notes),
         )
 
@@ -135,18 +135,18 @@ def _settle(folder: Path, before: Path) -> None:
         before.rename(folder)
 
 
-def converted_note(count: int) -> list[str]:
+def converted_note(count: int, form: str = "FLAC") -> list[str]:
     """What there is to say of so many converted files."""
-    return [f"{count} files converted to 16 kHz mono FLAC"] if count else []
+    return [f"{count} files converted to 16 kHz mono {form}"] if count else []
 
 
-def place(clips: Sequence[Clip], targets: Sequence[Path], flac_only: bool) -> int:
-    """Put each clip at its target: a link where the file can stay as it is, else a 16 kHz mono FLAC file.
+def place(clips: Sequence[Clip], targets: Sequence[Path], only: str | None = None) -> int:
+    """Put each clip at its target: a link where the file can stay as it is, else a 16 kHz mono file.
 
     Args:
         clips: what to place.
         targets: where, without the suffix (:func:`placed_suffix`).
-        flac_only: link FLAC only (s3prl's PR corpus looks for ``*.flac``).
+        only: FLAC or WAV, where s3prl looks for files of that ending alone; else what is converted becomes FLAC.
 
     Returns:
         How many were converted.
@@ -156,26 +156,29 @@ def place(clips: Sequence[Clip], targets: Sequence[Path], flac_only: bool) -> in
 
     def put(pair: tuple[Clip, Path]) -> bool:
         clip, target = pair
-        if not must_convert(clip, flac_only):
-            Path(f"{target}{placed_suffix(clip, flac_only)}").symlink_to(clip.row.audio.resolve())
+        file = Path(f"{target}{placed_suffix(clip, only)}")
+        if not must_convert(clip, only):
+            file.symlink_to(clip.row.audio.resolve())
             return False
         wave = read_audio(clip.row.audio)
         try:
-            soundfile.write(f"{target}.flac", wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            soundfile.write(file, wave, SAMPLE_RATE, format=only or "FLAC", subtype="PCM_16")
         except soundfile.LibsndfileError as error:
-            raise EkdError(f"{target}.flac: cannot be written ({error})") from error
+            raise EkdError(f"{file}: cannot be written ({error})") from error
         return True
 
     return sum(in_parallel(put, zip(clips, targets, strict=True)))
 
 
-def must_convert(clip: Clip, flac_only: bool) -> bool:
-    return not clip.plain or (flac_only and not clip.flac)
+def must_convert(clip: Clip, only: str | None = None) -> bool:
+    return not clip.plain or (only is not None and clip.form != only)
 
 
-def placed_suffix(clip: Clip, flac_only: bool) -> str:
+def placed_suffix(clip: Clip, only: str | None = None) -> str:
     """The suffix, with its dot, that :func:`place` gives a clip."""
-    return ".flac" if clip.flac or must_convert(clip, flac_only) else clip.row.audio.suffix.lower()
+    if only is not None or clip.form == "FLAC" or must_convert(clip):
+        return f".{(only or 'FLAC').lower()}"
+    return clip.row.audio.suffix.lower()
 
 
 def safe_name(text: str) -> str:

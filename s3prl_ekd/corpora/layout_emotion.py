@@ -64,11 +64,11 @@ def prepare_emotion(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
     )
     keys = [f"Session{sessions[clip.row.fold]}/{name}" for clip, name in zip(clips, names, strict=True)]
     items = [
-        {"path": key + placed_suffix(clip, flac_only=False), "label": emotion, "speaker": clip.row.speaker}
+        {"path": key + placed_suffix(clip), "label": emotion, "speaker": clip.row.speaker}
         for key, clip, emotion in zip(keys, clips, emotions, strict=True)
     ]
     with fresh_folder(out / "er", manifest.file) as folder:
-        converted = place(clips, [folder / "audio" / key for key in keys], flac_only=False)
+        converted = place(clips, [folder / "audio" / key for key in keys])
         by_session = {
             number: [item for item, clip in zip(items, clips, strict=True) if sessions[clip.row.fold] == number]
             for number in sessions.values()

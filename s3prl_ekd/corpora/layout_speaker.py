@@ -41,10 +41,10 @@ def prepare_speaker(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
         [f"{numbers[c.row.speaker]}/{safe_name(c.row.audio.parent.name)}/{safe_name(c.row.audio.stem)}" for c in clips],
         [clip.row.path for clip in clips],
     )
-    entries = [f"{key}{placed_suffix(clip, flac_only=False)}" for key, clip in zip(keys, clips, strict=True)]
+    entries = [f"{key}{placed_suffix(clip)}" for key, clip in zip(keys, clips, strict=True)]
     with fresh_folder(out / "sid", manifest.file) as folder:
         tree = folder / "VoxCeleb1" / "all" / "wav"
-        converted = place(clips, [tree / key for key in keys], flac_only=False)
+        converted = place(clips, [tree / key for key in keys])
         lines = [f"{PARTS[clip.row.split]} {entry}\n" for clip, entry in zip(clips, entries, strict=True)]
         (folder / "split.txt").write_text("".join(lines), encoding="utf-8")
         table = "".join(f"{number}\t{speaker}\n" for speaker, number in numbers.items())

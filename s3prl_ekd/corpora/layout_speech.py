@@ -150,10 +150,10 @@ def prepare_speech(
 
 def _tree(spoken: Sequence[Utterance], tree: Path, other: Path | None) -> int:
     """Audio and transcripts; what the other task's tree already converted is taken from there."""
-    converted = [item for item in spoken if must_convert(item.clip, flac_only=True)]
+    converted = [item for item in spoken if must_convert(item.clip, only="FLAC")]
     there = {item.key for item in converted} if other else set()
     fresh = [item for item in spoken if item.key not in there]
-    place([item.clip for item in fresh], [tree / item.folder / item.key for item in fresh], flac_only=True)
+    place([item.clip for item in fresh], [tree / item.folder / item.key for item in fresh], only="FLAC")
     if other:
         for item in converted:
             (tree / item.folder).mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def _clips(root: Path, speech: _Speech) -> list[Clip]:
     return [
         Clip(
             Row(0, path, root / path, path.split("/")[1], role, speech.texts[Path(path).stem]),
-            samples, plain=True, flac=True,
+            samples, plain=True, form="FLAC",
         )
         for role, split in SPLITS.items()
         for path, samples in speech.lengths[split]

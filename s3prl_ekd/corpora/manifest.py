@@ -1,9 +1,9 @@
 """Reading a ``manifest.tsv``: rows with the line they came from, where their audio is, and which tasks they can serve.
 
 A manifest is tab-separated text with a header. Columns by task: pr, asr: ``path split speaker text`` (and ``phones``
-where known); sid: ``path split speaker``; er: ``path fold speaker emotion``; pretrain: ``path`` (and ``split``: dev is
-held out, test left out). Further columns are ignored. Opening the audio itself is ``probe.py``; laying files out for
-s3prl is ``layout_*.py``.
+where known); sid: ``path split speaker``; er: ``path fold speaker emotion``; ks: ``path split keyword``; ic: ``path
+split action object location``; pretrain: ``path`` (and ``split``: dev is held out, test left out). Further columns are
+ignored. Opening the audio itself is ``probe.py``; laying files out for s3prl is ``layout_*.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ REQUIRED = {
     "asr": ("path", "split", "speaker", "text"),
     "sid": ("path", "split", "speaker"),
     "er": ("path", "fold", "speaker", "emotion"),
+    "ks": ("path", "split", "keyword"),
+    "ic": ("path", "split", "action", "object", "location"),
     "pretrain": ("path",),
 }
 TASKS = tuple(REQUIRED)
@@ -45,6 +47,10 @@ class Row:
     phones: str = ""
     fold: str = ""
     emotion: str = ""
+    keyword: str = ""
+    action: str = ""
+    object: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,10 @@ def _row(file: Path, number: int, cells: dict[str, str], bases: list[Path]) -> R
         phones=cell("phones"),
         fold=cell("fold"),
         emotion=cell("emotion"),
+        keyword=cell("keyword"),
+        action=cell("action"),
+        object=cell("object"),
+        location=cell("location"),
     )
 
 
@@ -134,6 +144,10 @@ def choose_tasks(manifest: Manifest) -> tuple[tuple[str, ...], str]:
     columns = set(manifest.columns)
     if {"emotion", "fold", "speaker"} <= columns:
         return ("er",), "it has columns emotion and fold"
+    if {"split", "keyword"} <= columns:
+        return ("ks",), "it has columns keyword and split"
+    if {"split", "action", "object", "location"} <= columns:
+        return ("ic",), "it has columns action, object, location and split"
     if {"split", "speaker"} <= columns and "phones" not in columns:
         speakers = {split: {row.speaker for row in manifest.rows if row.split == split} for split in SPLITS}
         if speakers["test"] and speakers["test"] <= speakers["train"] and len(speakers["train"]) > 1:

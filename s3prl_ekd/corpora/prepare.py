@@ -1,7 +1,7 @@
 """From one manifest to the tasks it is for: what ``s3prl-ekd prepare --manifest`` does.
 
-Corpora in their own layout are ``librispeech.py``, ``voxceleb1.py`` and ``iemocap.py``; arguments and tables are
-``command.py``.
+Corpora in their own layout are ``librispeech.py``, ``voxceleb1.py``, ``iemocap.py``, ``speech_commands.py`` and
+``fluent_commands.py``; arguments and tables are ``command.py``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from s3prl_ekd.corpora.folders import Prepared, turn_in
 from s3prl_ekd.corpora.layout_emotion import prepare_emotion
+from s3prl_ekd.corpora.layout_intent import prepare_intent
+from s3prl_ekd.corpora.layout_keyword import prepare_keyword
 from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
 from s3prl_ekd.corpora.layout_speech import prepare_speech
@@ -21,6 +23,9 @@ from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
 logger = logging.getLogger(__name__)
+
+LAYOUTS = {"sid": prepare_speaker, "er": prepare_emotion, "ks": prepare_keyword, "ic": prepare_intent}
+"""Tasks that have a folder each; pr and asr share their audio (layout_speech.py)."""
 
 
 def parse_tasks(text: str) -> tuple[str, ...]:
@@ -43,7 +48,7 @@ def plan_manifest(
 
     Args:
         manifest: a ``manifest.tsv`` or the folder it lies in; see ``manifest.py`` for its columns.
-        tasks: some of pr, asr, sid, er, pretrain; None decides by the columns and says so.
+        tasks: some of pr, asr, sid, er, ks, ic, pretrain; None decides by the columns and says so.
         root: folder that ``path`` is relative to, where that is not the manifest's folder or its parent.
 
     Raises:
@@ -93,10 +98,7 @@ def lay_out(
             speech = [task for task in ("asr", "pr") if task in tasks]
             if speech:
                 results.extend(prepare_speech(rows, clips, out, speech, lexicons))
-            if "sid" in tasks:
-                results.append(prepare_speaker(rows, clips, out))
-            if "er" in tasks:
-                results.append(prepare_emotion(rows, clips, out))
+            results += [layout(rows, clips, out) for task, layout in LAYOUTS.items() if task in tasks]
         if "pretrain" in tasks:
             results.append(_pretraining(rows, out, name, held_out))
     return results

@@ -34,13 +34,13 @@ Result = TypeVar("Result")
 class Clip:
     """A manifest row whose audio was opened.
 
-    ``samples``: its length at 16 kHz; ``plain``: 16 kHz mono already; ``flac``: stored as FLAC.
+    ``samples``: its length at 16 kHz; ``plain``: 16 kHz mono already; ``form``: FLAC, WAV, ..., as libsndfile calls it.
     """
 
     row: Row
     samples: int
     plain: bool
-    flac: bool
+    form: str
 
 
 def in_parallel(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
@@ -157,7 +157,7 @@ def _open(row: Row) -> Clip | str:
     try:
         info = audio_info(row.audio)
         with soundfile.SoundFile(str(row.audio)) as file:
-            flac, frames, read, finite = file.format == "FLAC", file.frames, 0, True
+            form, frames, read, finite = file.format, file.frames, 0, True
             for block in file.blocks(BLOCK, dtype="float32"):
                 read += len(block)
                 finite = finite and bool(np.isfinite(block).all())
@@ -172,4 +172,4 @@ def _open(row: Row) -> Clip | str:
     short = _too_short(row.audio, info.samples)
     if short is not None:
         return short
-    return Clip(row, info.samples, info.is_16k_mono, flac)
+    return Clip(row, info.samples, info.is_16k_mono, form)

@@ -1,1 +1,1 @@
-"""Train and test the four tasks with the native runner, score again independently, tabulate."""
+"""Train and test the tasks with the native runner, score again independently, tabulate."""

@@ -1,4 +1,4 @@
-"""``s3prl-ekd evaluate``: train and test the four tasks with s3prl's runner and write one score table.
+"""``s3prl-ekd evaluate``: train and test the tasks with s3prl's runner and write one score table.
 
 Here are the command's arguments and its course alone: plan, run, write, show. Each step is in a file of its own.
 """
@@ -36,6 +36,7 @@ from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import FILE_NAME
 from s3prl_ekd.evaluate.table import score_table
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.task_names import PAPER_TASKS
 from s3prl_ekd.writable import make_writable
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_models(parser)
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
-    parser.add_argument("--tasks", default=",".join(TASKS), metavar="T,T", help="default: %(default)s")
+    parser.add_argument(
+        "--tasks", default=",".join(PAPER_TASKS), metavar="T,T",
+        help=f"some of {','.join(TASKS)} (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for runs, scores.json and scores.md")
     about = "; ".join(f"{name}: {preset(name).about}" for name in preset_names())
     parser.add_argument("--preset", default="superb", metavar="NAME", help=f"{about} (default: %(default)s)")

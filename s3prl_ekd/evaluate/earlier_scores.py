@@ -203,6 +203,5 @@ def _check_data(
             changed = changed_input(read, or_gone=called)
             if changed:
                 raise EkdError(
-                    f"--out {out}: {what} was tested there with another {changed}: it has changed "
-                    f"since; {_ADVICE} to do it again"
+                    f"--out {out}: {what} was tested there before {changed} changed; {_ADVICE} to do it again"
                 )

@@ -1,7 +1,7 @@
 """The inputs of a run by content: a path stays the same when another training or ``prepare`` puts other things there.
 
 Audio is not hashed: it is large, and who changes it changes the tables too. An input that is no file of its own has a
-name that begins with :data:`TRANSCRIPTS`, :data:`WEIGHTS` or :data:`UNTRAINED`.
+name that begins with :data:`TRANSCRIPTS`, :data:`CLIPS`, :data:`WEIGHTS` or :data:`UNTRAINED`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.file_digest import file_digest
 
-TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv"}
-"""Configuration key of a folder of tables -> the tables in it (ER, ASR)."""
+TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv", "file_path": "data/*_data.csv"}
+"""Configuration key of a folder of tables -> the tables in it (ER, ASR, IC)."""
+FOLDERS = ("speech_commands_root", "speech_commands_test_root")
+"""Configuration keys of folders whose clips' names are what a table is elsewhere (KS)."""
 TRANSCRIPTS = "the transcripts below "
+CLIPS = "the clips below "
 WEIGHTS = "the weights of "
 UNTRAINED = "the student of "
-"""Prefixes of a folder, a teacher's source and a config_model.yaml, for the contents that these hold or name."""
+"""Prefixes of folders, a teacher's source and a config_model.yaml, for the contents that these hold or name."""
 
 
 def inputs(run: Run) -> dict[str, str]:
@@ -40,6 +43,8 @@ def inputs(run: Run) -> dict[str, str]:
     section = run.effective_config().get("downstream_expert")
     found = {str(run.config): _configuration(run.config)}
     names = [*map(str, _tables(section)), *(f"{TRANSCRIPTS}{folder}" for folder in _text_folders(section))]
+    data = section.get("datarc") if isinstance(section, dict) else None
+    names += [f"{CLIPS}{data[key]}" for key in FOLDERS if isinstance(data, dict) and data.get(key)]
     for name in [*_model(run.upstream), *names]:
         digest = _digest_of(name)
         if digest is not None:
@@ -90,6 +95,8 @@ def _digest_of(name: str) -> str | None:
     """The digest of an input by its name; None where it does not exist."""
     if name.startswith(TRANSCRIPTS):
         return _texts(Path(name.removeprefix(TRANSCRIPTS)))
+    if name.startswith(CLIPS):
+        return _clips(Path(name.removeprefix(CLIPS)))
     if name.startswith(WEIGHTS):
         with suppress(EkdError):
             return _weights(name.removeprefix(WEIGHTS))
@@ -107,6 +114,13 @@ def _texts(folder: Path) -> str | None:
     for file in files:
         digest.update(f"{file.relative_to(folder)}\0".encode() + file.read_bytes())
     return digest.hexdigest() if files else None
+
+
+@cache
+def _clips(folder: Path) -> str | None:
+    """The digest of the names of all clips below a folder: they hold the words, and train or dev."""
+    names = [str(file.relative_to(folder)) for file in audio_below(folder)]
+    return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest() if names else None
 
 
 @cache

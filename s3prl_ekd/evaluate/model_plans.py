@@ -30,6 +30,11 @@ def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
     """
     tasks = parse_tasks(args.tasks)
     chosen = preset(args.preset)
+    foreign = [task.name for task in tasks if task.name not in chosen.only]
+    if foreign:
+        raise EkdError(
+            f"--preset {args.preset}: is for {','.join(chosen.only)}, not for {','.join(foreign)}; see --tasks"
+        )
     if not args.data.is_dir():
         raise EkdError(f"--data {args.data}: no such folder; s3prl-ekd prepare ... --out {args.data} makes it")
     given = parse_overrides(args.override)

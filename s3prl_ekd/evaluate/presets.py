@@ -36,6 +36,8 @@ class Preset:
     tasks: dict[str, Overrides]
     grid: dict[str, list[float]]
     """Task -> learning rates to search; a task that is not there trains at its configuration's."""
+    only: tuple[str, ...]
+    """The tasks that it is for."""
 
 
 def preset(name: str) -> Preset:
@@ -57,7 +59,8 @@ def preset(name: str) -> Preset:
             items[TASKS[task].workers_key] = workers
         tasks[task] = {key: literal(key, value) for key, value in items.items()}
     grid = {task: [float(rate) for rate in rates] for task, rates in entry.get("lr", {}).items()}
-    return Preset(entry["about"], bool(entry.get("upstream_feature_normalize", False)), tasks, grid)
+    only = tuple(entry.get("only", TASKS))
+    return Preset(entry["about"], bool(entry.get("upstream_feature_normalize", False)), tasks, grid, only)
 
 
 def literal(key: str, value: Any) -> str:
@@ -73,7 +76,7 @@ def literal(key: str, value: Any) -> str:
 
 
 def parse_overrides(items: list[str]) -> dict[str, Overrides]:
-    """Sort ``["pr:config.optimizer.lr=1e-2", "config.runner.total_steps=10"]`` by task; without a task: for all four.
+    """Sort ``["pr:config.optimizer.lr=1e-2", "config.runner.total_steps=10"]`` by task; without a task: for all.
 
     Raises:
         EkdError: an unknown task, or no ``config.key=value`` that s3prl's ``-o`` takes.

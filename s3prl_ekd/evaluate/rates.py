@@ -27,7 +27,7 @@ def choose_rates(by_preset: Grid, items: Sequence[str], overrides: Mapping[str, 
 
 
 def parse_rates(items: Sequence[str]) -> Grid:
-    """Sort ``["pr:0.1,0.01", "sid:1e-3"]`` by task; without a task the rates are for all four, a task's own win.
+    """Sort ``["pr:0.1,0.01", "sid:1e-3"]`` by task; without a task the rates are for all, a task's own win.
 
     Raises:
         EkdError: an unknown task, one that is given twice, or no rates.

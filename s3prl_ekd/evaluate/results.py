@@ -124,13 +124,17 @@ def merge_folds(task: Task, parts_by_fold: dict[str, dict[str, Any]]) -> dict[st
 
 
 def chance(task: Task, run: Run, record: dict[str, Any]) -> float | None:
-    """The chance level in percent: for SID one in the number of speakers, for ER the commonest emotion, else None.
+    """The chance level in percent: for SID one in the number of speakers, else that of the commonest answer.
+
+    That is ER's commonest emotion, KS's word, IC's intent; PR and ASR have none.
 
     Raises:
         EkdError: SID's split file cannot be read.
     """
     if task.name == "er":
         return _commonest_emotion(task, run.expdir.parent, record)
+    if task.name in ("ks", "ic"):
+        return float(record["rescored"]["majority"])
     if task.name != "sid":
         return None
     split_file = Path(run.effective_config()["downstream_expert"]["datarc"]["meta_data"])

@@ -54,7 +54,7 @@ def _unlike(run: Run, marker: Marker) -> str | None:
     before, now = marker.settings, run.settings()
     if before == now:
         changed = changed_input(marker.inputs)
-        return None if changed is None else f"read another {changed}: it has changed since"
+        return None if changed is None else f"was made before {changed} changed"
     key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
     return f"had another {key} ({before.get(key)}, now {now.get(key)})"
 

@@ -1,7 +1,7 @@
 """Scores computed from the runner's prediction files, independently of the runner, and compared with what it printed.
 
-PR and ASR: edit distance over reference length, summed over utterances (jiwer). SID and ER: exact matches. All in
-percent. The score that counts stays the runner's own; this module tells whether the two agree.
+PR and ASR: edit distance over reference length, summed over utterances (jiwer). The others: exact matches, of IC in all
+three slots. All in percent. The score that counts stays the runner's own; this module tells whether the two agree.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TOLERANCE = 0.01  # percentage points: the runner averages accuracies in float32
 
 
 def read_predictions(path: Path) -> dict[str, str]:
-    """Read ``{utterance: text}`` from a prediction file: one utterance a line, the first space separates.
+    """Read ``{utterance: text}`` from a prediction file: one utterance a line, the first space (or comma) separates.
 
     Raises:
         EkdError: the file is missing, empty, or names an utterance twice.
@@ -34,13 +34,18 @@ def read_predictions(path: Path) -> dict[str, str]:
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         if not line.strip():
             continue
-        utterance, _, text = line.partition(" ")
+        utterance, _, text = line.partition(separator(path))
         if utterance in table:
             raise EkdError(f"{path}:{number}: utterance {utterance} appears twice")
         table[utterance] = " ".join(text.split())
     if not table:
         raise EkdError(f"{path}: holds no utterance")
     return table
+
+
+def separator(path: Path) -> str:
+    """What stands behind an utterance's name in a prediction file."""
+    return "," if path.suffix == ".csv" else " "
 
 
 def word_error_rate(hypotheses: dict[str, str], references: dict[str, str]) -> float:

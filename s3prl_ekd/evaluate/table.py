@@ -19,6 +19,12 @@ from s3prl_ekd.evaluate.differences import differences, first_of
 from s3prl_ekd.evaluate.tasks import TASKS, is_error_rate, shown
 
 MISSING = "–"
+CHANCE = {
+    "sid": "one speaker in all",
+    "er": "the commonest emotion",
+    "ks": "the commonest word",
+    "ic": "the commonest intent",
+}
 
 
 @dataclass(frozen=True)
@@ -152,7 +158,7 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     if costs(records):
         parts.append("MACs: over the challenge's 32 utterances.")
     levels = []
-    for name, what in (("sid", "one speaker in all"), ("er", "the commonest emotion")):
+    for name, what in CHANCE.items():
         found = {cell(record["tasks"][name]["chance"]) for record in records if _chance(record, name) is not None}
         if len(found) == 1:
             levels.append(f"{name.upper()} {found.pop()} ({what})")

@@ -1,6 +1,6 @@
-"""The four SUPERB tasks as one table: what s3prl's runner calls them, what it prints and what it writes.
+"""The tasks of SUPERB as one table: what s3prl's runner calls them, what it prints and what it writes.
 
-The names are those of s3prl 0.4.18 (``downstream/{ctc,voxceleb1,emotion,asr}/expert.py``). Data paths and recipes are
+The names are those of s3prl 0.4.18 (``downstream/TASK/expert.py``). Data paths and recipes are
 not here: they come with ``DATA/<task>.yaml`` (``s3prl-ekd prepare``) and the presets.
 """
 
@@ -17,12 +17,12 @@ class Task:
     """One downstream task of s3prl's runner."""
 
     name: str
-    """Ours: pr, sid, er, asr."""
+    """Ours: pr, sid, er, asr, ks, ic."""
     title: str
     metric: str
     """The key in the runner's output and in scores.json: per, wer or acc."""
     hypothesis: str
-    """Prediction file in the experiment folder after ``-m evaluate``; may hold ``{fold}``."""
+    """Prediction file in the experiment folder after ``-m evaluate``; may hold ``{fold}``. CSV: commas separate."""
     reference: str
     dev_split: str = "dev"
     test_split: str = "test"
@@ -70,6 +70,8 @@ _ALL = (
         "asr", "speech recognition", "wer", "test-clean-noLM-hyp.ark", "test-clean-noLM-ref.ark",
         dev_split="dev-clean", test_split="test-clean", runner_scale=1.0,
     ),
+    Task("ks", "keyword spotting", "acc", "test_predict.txt", "test_truth.txt"),
+    Task("ic", "intent classification", "acc", "test_predict.csv", "test_truth.csv"),
 )  # fmt: skip
 TASKS: dict[str, Task] = {task.name: task for task in _ALL}
 
@@ -78,7 +80,7 @@ def parse_tasks(text: str) -> list[Task]:
     """Read ``"pr,sid"`` as tasks, in the table's order.
 
     Raises:
-        EkdError: a name that is not one of the four.
+        EkdError: a name that is not in :data:`TASKS`.
     """
     names = [name.strip().lower() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in TASKS]

@@ -29,7 +29,14 @@ _NO_ORIGIN = "Converted from a transformers model with s3prl-ekd; how it was tra
 _SCORES = "\n## Scores\n"
 _SEAL = re.compile(r"\n<!-- as s3prl-ekd wrote it: \w+ -->\n$")  # on a page the hub does not show it
 _WRITTEN = re.compile(r"\n<!-- (\S+) as s3prl-ekd wrote it: (\w+) -->")
-_TITLES = {"pr": "PR (PER %)", "sid": "SID (acc %)", "er": "ER (acc %)", "asr": "ASR (WER %)"}
+_TITLES = {
+    "pr": "PR (PER %)",
+    "sid": "SID (acc %)",
+    "er": "ER (acc %)",
+    "asr": "ASR (WER %)",
+    "ks": "KS (acc %)",
+    "ic": "IC (acc %)",
+}
 
 
 def superb_card(

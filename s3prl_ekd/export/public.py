@@ -16,10 +16,12 @@ from typing import Any
 
 import editdistance
 
+from s3prl_ekd.corpora import fluent_commands, speech_commands
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.marker import MARKER
+from s3prl_ekd.evaluate.score import separator
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_scores, runs_of
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.whole_file import whole_file
@@ -28,8 +30,16 @@ from s3prl_ekd.writable import output_file
 log = logging.getLogger(__name__)
 
 FOLDS = tuple(f"fold{number}" for number in range(1, 6))
-# Utterances of SUPERB's public test sets: test-clean, VoxCeleb1's identification split, IEMOCAP's five sessions
-FULL = {"pr": 2620, "sid": 8251, "er": 1085 + 1023 + 1151 + 1031 + 1241, "asr": 2620}
+# Utterances of SUPERB's public test sets: test-clean, VoxCeleb1's identification split, IEMOCAP's five sessions, and
+# those of Speech Commands v0.01 and Fluent Speech Commands
+FULL = {
+    "pr": 2620,
+    "sid": 8251,
+    "er": 1085 + 1023 + 1151 + 1031 + 1241,
+    "asr": 2620,
+    "ks": speech_commands.TEST_UTTERANCES,
+    "ic": fluent_commands.TEST_UTTERANCES,
+}
 LIMIT = 50 * 10**6  # bytes: the site's form takes no larger file
 ALL_FOLDS = "the site scores ER only with all five folds"
 # The site's name of a task's predictions below predict/
@@ -38,6 +48,8 @@ PLACES = {
     "sid": "sid_public/predict.txt",
     "er": "er_{fold}_public/predict.txt",
     "asr": "asr_public/predict.ark",
+    "ks": "ks_public/predict.txt",
+    "ic": "ic_public/predict.csv",
 }
 
 
@@ -50,7 +62,7 @@ class Prediction:
     place: str
     """Its path in the zip."""
     score: float
-    """As the site computes it: a fraction, an error rate for PR and ASR, an accuracy for SID and ER."""
+    """As the site computes it: a fraction, an error rate for PR and ASR, else an accuracy."""
     utterances: int
 
 
@@ -138,7 +150,7 @@ def score_lines(scores: Mapping[str, float]) -> list[str]:
 def site_score(task: Task, predictions: Mapping[str, str], references: Mapping[str, str]) -> float:
     """The site's scoring (backend/calculate.py) of one prediction file, as a fraction.
 
-    PR and ASR: edit distance over ``split(" ")`` summed, by the references' tokens summed; SID and ER: exact matches.
+    PR and ASR: edit distance over ``split(" ")`` summed, by the references' tokens summed; the others: exact matches.
     """
     if task.metric == "acc":
         return sum(predictions[name] == references[name] for name in predictions) / len(predictions)
@@ -244,7 +256,7 @@ def _collect(task: Task, folders: Mapping[str | None, Path]) -> list[Prediction]
 
 
 def _read(path: Path) -> dict[str, str]:
-    """Read ``{utterance: text}``: the first space separates, as on the site; the text is kept as it is."""
+    """Read ``{utterance: text}``: the first space (or comma) separates, as on the site; the text is kept as it is."""
     if not path.is_file():
         raise EkdError(f"{path}: not found; s3prl's runner writes it when it tests a checkpoint (-m evaluate)")
     try:
@@ -253,9 +265,9 @@ def _read(path: Path) -> dict[str, str]:
         raise EkdError(f"{path}: is not plain text, which the site asks for") from error
     table: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        name, _, text = line.partition(" ")
+        name, _, text = line.partition(separator(path))
         if not name:
-            raise EkdError(f"{path}:{number}: expected an utterance's name, a space, and its prediction")
+            raise EkdError(f"{path}:{number}: expected an utterance's name, {separator(path)!r}, and its prediction")
         if name in table:
             raise EkdError(f"{path}:{number}: utterance {name} appears twice")
         table[name] = text

@@ -165,12 +165,14 @@ def _folded(blocks: Sequence[str], what: str) -> str:
 
 
 def _published(rows: Sequence[Published]) -> str:
+    columns = [column for column in OF_TASKS if any(getattr(row, column.task) is not None for row in rows)]
     lines = "".join(
-        f"<tr><th>{escape(row.name)}</th><td>{row.params:.1f}</td><td>{cell(row.pr)}</td><td>{cell(row.sid)}</td>"
-        f"<td>{cell(row.er)}</td><td>{cell(row.asr)}</td></tr>"
+        f"<tr><th>{escape(row.name)}</th><td>{row.params:.1f}</td>"
+        + "".join(f"<td>{cell(getattr(row, column.task))}</td>" for column in columns)
+        + "</tr>"
         for row in rows
     )
-    head = "<th>M params</th>" + "".join(f"<th>{column.heading}</th>" for column in OF_TASKS)
+    head = "<th>M params</th>" + "".join(f"<th>{column.heading}</th>" for column in columns)
     return table("scores others", head, lines)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import yaml
+from dotted import changed
 
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -78,7 +79,9 @@ def iemocap(root: Path) -> dict[str, Path]:
 
 
 def all_tasks(root: Path) -> dict[str, dict[str, Any]]:
-    """Our four configs with every place filled in, by our name of the task."""
+    """Our configs of :data:`DOWNSTREAM` with every place filled in, by our name of the task."""
+    import superb_corpora  # here: it makes its clips by the functions above
+
     libri, vox, iem = librispeech(root / "libri"), voxceleb(root / "vox"), iemocap(root / "iem")
     found = {name: yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text()) for name in DOWNSTREAM}
     experts = {name: config["downstream_expert"] for name, config in found.items()}
@@ -86,6 +89,12 @@ def all_tasks(root: Path) -> dict[str, dict[str, Any]]:
     experts["asr"]["datarc"] |= {"libri_root": str(libri["root"]), "bucket_file": str(libri["tables"])}
     experts["sid"]["datarc"] |= {"file_path": str(vox["root"]), "meta_data": str(vox["table"])}
     experts["er"]["datarc"] |= {"root": str(iem["root"]), "meta_data": str(iem["tables"])}
+    for name in ("ks", "ic"):
+        items = [item.removeprefix("config.") for item in superb_corpora.CORPORA[DOWNSTREAM[name]](root / name)]
+        found[name] = changed(
+            found[name], {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in items)}
+        )
+        experts[name] = found[name]["downstream_expert"]
     for expert in experts.values():
         expert["corpus" if "corpus" in expert else "datarc"]["num_workers"] = 0
     return found

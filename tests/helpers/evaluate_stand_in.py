@@ -18,6 +18,7 @@ from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.task_names import PAPER_TASKS
 
 # Prints and writes what s3prl's runner prints and writes, for two utterances; notes its calls in calls.txt, tests.txt
 # and gpus.txt. Rows of dev.json set dev scores: [[task, lr, seed, model's folder, run's folder], score], null for any.
@@ -75,7 +76,7 @@ def make_data(folder: Path, folds: tuple[str, ...] = ("fold1", "fold2")) -> Path
     (folder / "er").mkdir(parents=True)
     (folder / "er" / "folds.json").write_text(json.dumps(folds))
     (folder / "split.txt").write_text("1 id10001/a/1.wav\n3 id10002/a/1.wav\n")
-    for name in TASKS:
+    for name in PAPER_TASKS:
         config = {"runner": {"total_steps": 2, "eval_step": 2}}
         config["downstream_expert"] = {"datarc": {"meta_data": str(folder / "split.txt")}}
         (folder / f"{name}.yaml").write_text(json.dumps(config))  # JSON is YAML
@@ -118,7 +119,7 @@ def evaluate(data, tmp_path, *words, upstream=("--upstream", "fbank"), tasks="si
     return main(["evaluate", *upstream, *where, *words])
 
 
-def plan(data: Path, tmp_path: Path, tasks: Sequence[str] = tuple(TASKS), **more: Any) -> list[Run]:
+def plan(data: Path, tmp_path: Path, tasks: Sequence[str] = PAPER_TASKS, **more: Any) -> list[Run]:
     """The runs of fbank on the prepared folder, below ``tmp_path/out``."""
     chosen = [TASKS[name] for name in tasks]
     model = Upstream("fbank", "fbank")

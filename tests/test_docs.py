@@ -11,11 +11,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPO
 
 from s3prl_ekd.cli import COMMANDS
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.config.reference import reference
+from s3prl_ekd.version import __version__
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 PROGRAMS = r"(?:s3prl-ekd|run_pretrain\.py|run_downstream\.py)"
@@ -96,6 +98,17 @@ def test_the_configuration_reference_is_what_the_classes_say() -> None:
     assert (REPO / "docs/configuration.md").read_text() == reference(), (
         "config classes changed: python -m s3prl_ekd.config.reference > docs/configuration.md"
     )
+
+
+def test_the_citation_is_of_this_version_and_this_paper() -> None:
+    """CITATION.cff is what GitHub and Zenodo read; the README's entry is for people."""
+    citation = yaml.safe_load((REPO / "CITATION.cff").read_text())
+    paper = citation["preferred-citation"]
+    assert citation["version"] == __version__
+    entry = re.sub(r"\s+", " ", (REPO / "README.md").read_text().partition("```bibtex")[2])
+    assert f"= {{{paper['title']}}}" in entry and f"= {{{paper['year']}}}" in entry
+    names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
+    assert f"= {{{names}}}" in entry and paper["identifiers"][0]["value"] in entry
 
 
 def test_a_wrong_option_and_a_wrong_link_would_be_found(tmp_path: Path) -> None:

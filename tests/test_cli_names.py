@@ -80,4 +80,4 @@ def test_data_is_the_prepared_folder_and_metavars_agree() -> None:
 
 def test_the_device_is_chosen_alike_without_the_option() -> None:
     defaults = {command: action.default for command, action in OPTIONS if "--device" in action.option_strings}
-    assert defaults == {"evaluate": None, "teachers": None, "targets": None, "demo": "cpu"}
+    assert defaults == {"evaluate": None, "robustness": None, "teachers": None, "targets": None, "demo": "cpu"}

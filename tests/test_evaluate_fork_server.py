@@ -14,7 +14,7 @@ import pytest
 from bridge_corpora import overrides, voxceleb
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate import fork_server, fork_server_process, schedule
+from s3prl_ekd.evaluate import fork_server, fork_server_process, schedule, side_by_side
 from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.process import Children, run_logged
@@ -82,7 +82,7 @@ def test_the_schedule_asks_for_cuda_runs(monkeypatch: pytest.MonkeyPatch) -> Non
         def __init__(self, environment: dict[str, str], device: str) -> None:
             raise Asked(device)
 
-    monkeypatch.setattr(schedule, "ForkServer", Fake)
+    monkeypatch.setattr(side_by_side, "ForkServer", Fake)
     with pytest.raises(Asked, match="^cuda$"):
         schedule.run_all([], None, jobs=2, devices=["cuda:0", "cuda:1"])
 

@@ -51,9 +51,9 @@ def test_only_what_is_picked_is_tested(data, tmp_path, stand_in):
 
 def test_trainings_that_end_together_are_tested_once(data, tmp_path, stand_in, monkeypatch):
     """Both rates of a search are done in one look: its pick is tested by one thread, not by two in one folder."""
-    from s3prl_ekd.evaluate import schedule
+    from s3prl_ekd.evaluate import side_by_side
 
-    monkeypatch.setattr(schedule, "wait", lambda futures, return_when: wait(futures))
+    monkeypatch.setattr(side_by_side, "wait", lambda futures, return_when: wait(futures))
     assert evaluate(data, tmp_path, "--lr", "0.01,0.1", "--jobs", "2") == 0
     assert calls(tmp_path / "out", "tests.txt") == ["sid-lr0.01"]
 

@@ -156,7 +156,7 @@ def test_no_run_begins_after_a_failure(data, tmp_path, stand_in, board, monkeypa
 
 
 def test_what_ends_together_with_a_failure_counts(data, tmp_path, stand_in, board, monkeypatch):
-    from s3prl_ekd.evaluate import schedule
+    from s3prl_ekd.evaluate import schedule, side_by_side
 
     meet = threading.Barrier(2)
 
@@ -170,7 +170,7 @@ def test_what_ends_together_with_a_failure_counts(data, tmp_path, stand_in, boar
         return wait(futures)
 
     monkeypatch.setattr(schedule, "do_train", train)
-    monkeypatch.setattr(schedule, "wait", both)
+    monkeypatch.setattr(side_by_side, "wait", both)
     results = {}
     with pytest.raises(EkdError, match="boom"):
         run_all(plan(data, tmp_path, ["pr", "sid"]), board, jobs=2, results=results)

@@ -166,6 +166,14 @@ def test_evaluate_scores_keywords_and_intents(tmp_path: Path, capsys: pytest.Cap
     assert "KS acc ↑" in page.read_text() and "<td>96.30</td><td>98.34</td>" in page.read_text()
     assert main(["export", "public", "--runs", str(out), "--out", str(tmp_path / "predict.zip")]) == 0
     assert "ic acc: " in capsys.readouterr().out
+    (tmp_path / "loud.yaml").write_text("distortion: {additive: {snr: [-10, -10], clean: false}}\n")
+    clean = (out / "runs" / "ks" / "test_predict.txt").read_bytes()
+    done = command("s3prl-ekd", "robustness", out, "--distortion", "loud.yaml", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    heard = json.loads((out / "runs" / "ic" / "distorted" / "loud" / "result.json").read_text())
+    assert heard["rescored"]["n_utterances"] == 3 and heard["rescored"]["agrees"]
+    assert (out / "runs" / "ks" / "test_predict.txt").read_bytes() == clean
+    assert "| fbank | loud |" in (out / "robustness.md").read_text()
     tone(test / "yes" / "b.wav", 5, 1.0)
     done = command("s3prl-ekd", *words, cwd=tmp_path)
     assert done.returncode == 2 and f"was tested there before the clips below {test} changed" in done.stderr

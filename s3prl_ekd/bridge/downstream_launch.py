@@ -144,6 +144,7 @@ class DownstreamLaunch(ScriptLaunch):
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
         """Besides, what ships with us is filled in; ``rest``: the files that s3prl copies into the folder."""
         from s3prl_ekd.bridge import taskdata, taskkeys
+        from s3prl_ekd.bridge.distorted_test import check_distortion
         from s3prl_ekd.compat.guarded_eval import guard_downstream
 
         self.args = args
@@ -166,6 +167,7 @@ class DownstreamLaunch(ScriptLaunch):
         use_device(args.device)
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
+        check_distortion(config, self.trains, self.names_folder, self.source)
         if self.trains:
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
         return args, config, *rest

@@ -23,7 +23,7 @@ def on_device(device: Any) -> Any:
 
 
 def runner_class(original: type, memory: EvaluationMemory) -> type:
-    """s3prl's runner, whose frozen upstream may keep the states that it has computed (``runner.cache_states``).
+    """s3prl's runner, whose frozen upstream may keep its states (``runner.cache_states``), or hear distorted clips.
 
     Args:
         original: ``s3prl.downstream.runner.Runner``.
@@ -62,6 +62,11 @@ def runner_class(original: type, memory: EvaluationMemory) -> type:
                 text = Path(config).read_text() if config and Path(config).is_file() else str(config)
                 entry.model = CachedUpstream(entry.model, Path(folder), (self.args.upstream, text))
                 entry.model.to(self.args.device)
+            distortion = self.config["runner"].get("distortion")
+            if distortion:
+                from s3prl_ekd.bridge.distorted_test import DistortedAudio
+
+                DistortedAudio(distortion).put_before(entry.model)
             return entry
 
     return Runner

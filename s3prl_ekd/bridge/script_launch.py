@@ -85,6 +85,11 @@ class ScriptLaunch(ABC):
         """Whether it is a training; the downstream script has other modes too."""
         return getattr(self.args, "mode", "train") == "train"
 
+    @property
+    def names_folder(self) -> bool:
+        """Whether the command line says which folder its results go into (``-n``, ``-p``)."""
+        return bool(self.explicit & {"expdir", "expname"})
+
     def run(self, argv: list[str]) -> None:
         """Run the script with these arguments.
 
@@ -201,6 +206,8 @@ class ScriptLaunch(ABC):
             self._note_kept(checkpoint)
             if not self.trains:  # of a training that goes on it is asked whether a step is left first
                 find_device(args.device)
+                if self.names_folder:
+                    self._make_folder()
             return
         self._check_new(args)
         if self.trains:
@@ -236,8 +243,9 @@ class ScriptLaunch(ABC):
         )
         self.world.agree("checkpoint to continue from", "" if found is None else str(found))
         if found is not None:
-            flag = "-p" if "expdir" in self.explicit else "-n"
-            checkpoints.check_folder(found, args.expdir, flag, self.explicit)
+            if self.trains:
+                flag = "-p" if "expdir" in self.explicit else "-n"
+                checkpoints.check_folder(found, args.expdir, flag, self.explicit)
             if args.past_exp is not None and found == Path(args.past_exp) and self.trains:
                 checkpoints.check_last(found, self._read_runner)
                 # to be continued from what comes after it
@@ -298,7 +306,8 @@ class ScriptLaunch(ABC):
         state = checkpoints.read(path)
         self.before, self.step = copy.deepcopy(state["Config"]), int(state.get("Step") or 0)
         saved: Namespace = state["Args"]
-        saved.expdir = str(Path(path).parent)  # where the run lies now
+        # where the run lies now; a test writes its predictions into the folder that it names
+        saved.expdir = self.args.expdir if self.names_folder and not self.trains else str(Path(path).parent)
         saved.past_exp, saved.auto_resume = self.args.past_exp, self.args.auto_resume
         self._correct_saved(saved)
         return state

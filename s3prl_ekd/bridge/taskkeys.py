@@ -39,8 +39,11 @@ class Runner(BaseModel):
 
 
 RUNNER = tuple(name for name, field in Runner.model_fields.items() if field.is_required())
-# What is read beside the keys of our four configs: by the runner, and cache_states by us (cached_upstream.py)
-FURTHER = {"runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states"), "": ("scheduler", "specaug")}
+# What is read beside the keys of our four configs: by the runner, and by us (cached_upstream.py, distorted_test.py)
+FURTHER = {
+    "runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states", "distortion"),
+    "": ("scheduler", "specaug"),
+}
 # What s3prl's experts read of ``downstream_expert`` without a default, beside the data (taskdata.py)
 EXPERT = {
     "ctc": ("corpus.bucketing", "corpus.batch_size", "text.mode", "model.project_dim", "model.zero_infinity",

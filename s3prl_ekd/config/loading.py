@@ -51,6 +51,24 @@ def load_model_config(
     return config
 
 
+def load_distortion(path: Path) -> DistortionConfig:
+    """Read the section ``distortion`` of a YAML file: of a model configuration, or of a file that has nothing else.
+
+    Raises:
+        EkdError: file and key, and what was expected.
+    """
+    values = _read_with_base(path)
+    if not isinstance(values.get("distortion"), dict):
+        raise EkdError(f"{path}: distortion: the section is missing")
+    if len(values) > 1:
+        config = load_model_config(path).distortion
+        assert config is not None
+        return config
+    config = check_values(DistortionConfig, values["distortion"], str(path), prefix="distortion")
+    _make_sources_absolute(config)
+    return config
+
+
 def _absolute(source: str) -> str:
     """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
     prefix, name = split_source(source)

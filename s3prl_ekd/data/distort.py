@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -78,7 +79,12 @@ class Distorter:
         self.non_additive = _shares(choices, second.weights, f"{key}.non_additive.weights")
         for name, shares in (("additive", self.additive), ("non-additive", self.non_additive)):
             text = ", ".join(f"{choice} {share:.0%}" for choice, share in shares.items())
-            logger.info("[distortion] %s, %s: %s", config.setup, name, text)
+            logger.info("[distortion] %s: %s", name, text)
+
+    def source_files(self) -> list[Path]:
+        """Every file that noises and rooms are drawn from, in the order of the configuration."""
+        pools = [*self.noises.values(), *([self.rooms] if self.rooms else [])]
+        return [Path(file) for pool in pools for file in pool.files]
 
     def draw(self, epoch: int, item: int, role: int = STUDENT) -> Draw:
         """The distortion of an utterance.

@@ -73,6 +73,10 @@ class Run:
             items = {**items, CACHE_KEY: str(self.cache)}
         return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
 
+    def on(self, device: str) -> Run:
+        """The same run on a device."""
+        return replace(self, device=device)
+
     def settings(self) -> dict[str, Any]:
         """The settings that determine this run's numbers: two runs with equal settings are the same run.
 

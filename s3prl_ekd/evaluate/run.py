@@ -21,6 +21,7 @@ from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.provenance import deciding_versions
 from s3prl_ekd.evaluate.score import agrees, best, rescore, runner_scores
+from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.writable import empty_folder
 
 LOGS = {"train": "train.log", "test": "evaluate.log"}
@@ -136,27 +137,39 @@ def chosen_checkpoint(run: Run) -> Path:
 
 
 def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
-    printed = runner_scores(run.task, output, run.task.test_split)
-    if not printed:
-        log_file = run.expdir / LOGS["test"]
-        raise EkdError(f"{log_file}: the runner printed no {run.task.test_split} {run.task.metric}")
-    again = rescore(run.task, run.expdir, run.fold)
-    same = agrees(float(again[run.task.metric]), printed[-1])
-    if not same:
-        log.warning(
-            "%s: the runner says %s %.2f, its prediction files %.2f", run.key, run.task.metric, printed[-1],
-            again[run.task.metric],
-        )  # fmt: skip
+    score, again = scored(run.key, run.task, output, run.expdir, run.fold)
     return {
-        run.task.metric: printed[-1],  # type: ignore[misc]  # one of the three keys
-        "rescored": {**again, "agrees": same},
+        run.task.metric: score,  # type: ignore[misc]  # one of the three keys
+        "rescored": again,
         **_trained(run, seconds),
         "checkpoint_step": checkpoint_step(checkpoint),
-        "n_utterances": again["n_utterances"],
+        "n_utterances": int(again["n_utterances"]),
         "checkpoint": str(checkpoint),
         "commands": [shlex.join(run.train_command()), shlex.join(run.evaluate_command(checkpoint))],
         "versions": deciding_versions(),
     }
+
+
+def scored(key: str, task: Task, output: str, folder: Path, fold: str | None) -> tuple[float, dict[str, float]]:
+    """The score that a native test printed and, from its prediction files in ``folder``, ours: ``rescored``.
+
+    Args:
+        key: the run's name, for the warning where the two disagree.
+        output: what the test printed.
+
+    Raises:
+        EkdError: it printed no score, or its files cannot be scored.
+    """
+    printed = runner_scores(task, output, task.test_split)
+    if not printed:
+        raise EkdError(f"{folder / LOGS['test']}: the runner printed no {task.test_split} {task.metric}")
+    again = rescore(task, folder, fold)
+    same = agrees(float(again[task.metric]), printed[-1])
+    if not same:
+        log.warning(
+            "%s: the runner says %s %.2f, its prediction files %.2f", key, task.metric, printed[-1], again[task.metric]
+        )
+    return printed[-1], {**again, "agrees": same}
 
 
 def _trained(run: Run, seconds: float) -> Trained:

@@ -43,6 +43,7 @@ def page(
     records = [one.scores for one in evaluations]
     sections = [
         scores.scores(records) if records else "",
+        scores.robustness(evaluations),
         scores.reference() if reference else "",
         scores.macs(records),
         scores.learning_rates(records),

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.evaluate.differences import seeds_text
+from s3prl_ekd.evaluate.distorted import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
 from s3prl_ekd.evaluate.provenance import versions
+from s3prl_ekd.evaluate.robustness import NOTE as ROBUSTNESS_NOTE
+from s3prl_ekd.evaluate.robustness import rows_of, table_lines
 from s3prl_ekd.evaluate.scores_file import by_seed
 from s3prl_ekd.evaluate.table import MISSING, OF_TASKS, best_rows, cell, columns_of, costs, footnote
 from s3prl_ekd.evaluate.tasks import TASKS
@@ -45,6 +48,21 @@ def scores(records: Records) -> str:
         detail = " · ".join([record["upstream"], f"preset {record['preset']}", _seeds(record)])
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
     return section("Scores", table("scores", head, "".join(rows)) + note(footnote(records)))
+
+
+def robustness(evaluations: Sequence[Evaluation]) -> str:
+    """Scores on distorted audio below the clean ones; empty where there are none."""
+    rows = rows_of([(one.folder, one.scores) for one in evaluations])
+    if not rows:
+        return ""
+    headings, lines = table_lines(rows)
+    head = "<th>test audio</th>" + "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = []
+    for row, cells in zip(rows, lines, strict=True):
+        label = breakable(row.label) if row.condition == CLEAN else ""
+        found = "".join(f"<td{' class=best' if best else ''}>{escape(text)}</td>" for text, best in cells)
+        body.append(f"<tr><th>{label}</th><td>{escape(row.condition)}</td>{found}</tr>")
+    return section("Distorted test audio", table("scores", head, "".join(body)) + note(ROBUSTNESS_NOTE))
 
 
 def reference() -> str:

@@ -91,7 +91,10 @@ def check_without_teachers(config: ModelConfig, file: str = FILE) -> Distorter |
     """
     with naming(file):
         _check_student(config)
-    return Distorter(config.distortion, file) if config.distortion is not None else None
+    if config.distortion is None:
+        return None
+    logger.info("[distortion] setup %s", config.distortion.setup)
+    return Distorter(config.distortion, file)
 
 
 def _check_student(config: ModelConfig) -> EncoderShape:

@@ -1,0 +1,216 @@
+"""Tests on distorted audio of what ``evaluate`` has trained: which there are, and how one is done.
+
+A condition is a name and a file with a section ``distortion``; a test is one tested run's best checkpoint under one
+condition. The native runner distorts (``bridge/distorted_test.py``). A test has a folder of its own in its run's,
+``RUN/distorted/NAME``, whose ``result.json`` says that it is done; the tables are made of those (``robustness.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from s3prl_ekd.config.loading import load_distortion
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate import plan
+from s3prl_ekd.evaluate.devices import gpu_environment, native_device
+from s3prl_ekd.evaluate.marker import MARKER, read_marker
+from s3prl_ekd.evaluate.process import Children, run_logged
+from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.run import LOGS, scored
+from s3prl_ekd.evaluate.scores_file import by_seed, runs_of
+from s3prl_ekd.evaluate.tasks import Task
+from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import empty_folder
+
+KEY = "config.runner.distortion"
+FOLDER, RESULT = "distorted", "result.json"
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A distortion by its name."""
+
+    name: str
+    file: Path
+    """Absolute."""
+    digest: str
+    """SHA-256 of what the file says and of the names of the files that it draws from."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """One tested run, to be tested again under a condition."""
+
+    key: str
+    """Names it among all of a call."""
+    task: Task
+    fold: str | None
+    checkpoint: Path
+    condition: Condition
+    workers: str | None
+    """As -o spells ``num_workers``; None: the configuration's."""
+    device: str = "cpu"
+
+    @property
+    def folder(self) -> Path:
+        return self.checkpoint.parent / FOLDER / self.condition.name
+
+    def on(self, device: str) -> Test:
+        """The same test on a device."""
+        return replace(self, device=device)
+
+    def command(self) -> list[str]:
+        """The native command."""
+        items = {KEY: str(self.condition.file)}
+        if self.workers is not None:  # s3prl's ctc takes it out of what a checkpoint keeps (plan.py)
+            items[self.task.workers_key] = self.workers
+        words = [*plan.downstream_program(), "-m", "evaluate", "-t", self.task.test_split, "-e", str(self.checkpoint)]
+        words += ["-p", str(self.folder), "--device", native_device(self.device)]
+        return [*words, "-o", ",,".join(f"{key}={value}" for key, value in items.items())]
+
+
+def parse_conditions(texts: Sequence[str]) -> list[Condition]:
+    """Read each of ``--distortion``.
+
+    Raises:
+        EkdError: one that is wrong (:func:`parse_condition`), or a name that is there twice.
+    """
+    conditions = [parse_condition(text) for text in texts]
+    names = [one.name for one in conditions]
+    double = next((name for name in names if names.count(name) > 1), None)
+    if double is not None:
+        raise EkdError(f"--distortion: {double} is there twice; give one another name (NAME=FILE)")
+    return conditions
+
+
+def parse_condition(text: str) -> Condition:
+    """Read ``NAME=FILE``, or ``FILE`` whose name without its ending is the name.
+
+    Raises:
+        EkdError: a name that is no folder's, no such file, mistakes in it, sources that are not there.
+    """
+    name, equals, file = text.rpartition("=")
+    path = Path(file).expanduser().absolute()
+    name = name if equals else path.stem
+    if not re.fullmatch(r"\w[\w.-]*", name) or name == CLEAN:
+        raise EkdError(
+            f"--distortion {text}: {name!r}: expected a name of letters, digits, '-', '.', '_', not {CLEAN!r}"
+        )
+    if not path.is_file():
+        raise EkdError(f"--distortion {text}: {path}: no such file")
+    if "=" in str(path) or ",," in str(path):
+        raise EkdError(f"--distortion {text}: s3prl's -o cannot carry a path with '=' or ',,': {path}")
+    config = load_distortion(path)
+    from s3prl_ekd.data.distort import Distorter  # here: it takes as long to import as all the checks before
+
+    files = Distorter(config, str(path)).source_files()
+    facts = {"distortion": config.model_dump(mode="json", exclude={"setup"}), "files": [str(file) for file in files]}
+    return Condition(name, path, hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+
+
+def plan_tests(
+    models: Sequence[tuple[Path, Mapping[str, Any]]], conditions: Sequence[Condition], tasks: Sequence[Task]
+) -> list[Test]:
+    """Every test of some tasks of some models.
+
+    Args:
+        models: each one's folder and record (``scores_file.read_models``).
+
+    Raises:
+        EkdError: a run or its checkpoint is gone, or a condition's name was another distortion's there.
+    """
+    tests = []
+    for home, record in models:
+        prefix = f"{home.name}/" if len(models) > 1 else ""
+        for task in tasks:
+            for fold, run in tested_runs(record, task):
+                folder = home / "runs" / Path(run["folder"]).name  # no path out of it
+                checkpoint = folder / Path(run["checkpoint"]).name
+                marker = read_marker(folder)
+                if marker is None or marker.result is None or not checkpoint.is_file():
+                    raise EkdError(
+                        f"{checkpoint if marker else folder / MARKER}: is gone, and so cannot be tested again"
+                    )
+                workers = marker.settings["overrides"].get(task.workers_key)
+                tests += [
+                    Test(f"{prefix}{run['folder']} {one.name}", task, fold, checkpoint, one, workers)
+                    for one in conditions
+                ]
+    return tests
+
+
+def tested_runs(record: Mapping[str, Any], task: Task) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
+    """Fold and record of each run that a model's score of a task is made of; none where it was not evaluated on it."""
+    scores = record["tasks"].get(task.name)
+    for part in by_seed(scores).values() if scores else ():
+        yield from runs_of(part).items()
+
+
+def check_earlier(test: Test) -> bool:
+    """Whether a test is done.
+
+    Raises:
+        EkdError: under the condition's name another distortion was tested.
+    """
+    earlier = read_result(test.folder)
+    if earlier is None:
+        return False
+    if earlier["digest"] != test.condition.digest:
+        raise EkdError(
+            f"{test.folder}: {test.condition.name} was another distortion, or drew from other files; give this one "
+            "another name, or --overwrite"
+        )
+    return True
+
+
+def do_test(test: Test, board: Board, children: Children) -> dict[str, Any]:
+    """Carry out a test; returns what ``result.json`` then holds.
+
+    Raises:
+        EkdError: it fails.
+    """
+    if test.folder.is_dir():
+        empty_folder(test.folder)  # a try that was stopped, or another distortion
+    command = test.command()
+    with board.phase(test.key, "test") as watch:
+        output, seconds = run_logged(
+            command, test.folder / LOGS["test"], watch, gpu_environment(test.device), children,
+            len(plan.downstream_program()),
+        )  # fmt: skip
+    score, again = scored(test.key, test.task, output, test.folder, test.fold)
+    result = {
+        test.task.metric: score,
+        "rescored": again,
+        "seconds": round(seconds, 1),
+        "digest": test.condition.digest,
+        "distortion": str(test.condition.file),
+        "command": shlex.join(command),
+    }
+    with whole_file(test.folder / RESULT) as partial:
+        partial.write_text(json.dumps(result, indent=1))
+    board.finished(test.key, result)  # type: ignore[arg-type]  # of a Result it reads the metric and cer
+    return result
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result in a test's folder; None where it is not done.
+
+    Raises:
+        EkdError: the file is damaged.
+    """
+    file = folder / RESULT
+    if not file.is_file():
+        return None
+    try:
+        result = json.loads(file.read_text())
+        return {**result, "digest": result["digest"], "rescored": result["rescored"]}
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise EkdError(f"{file}: not readable ({error!r}); delete {folder} to test again") from error

@@ -1,0 +1,121 @@
+"""``s3prl-ekd robustness``: test what ``evaluate`` has trained once more, on distorted audio; one table.
+
+Arguments and what the user sees; a test is in ``distorted.py``, the tables in ``robustness.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from s3prl_ekd.device import default_device
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
+from s3prl_ekd.evaluate.distorted import Condition, Test, check_earlier, do_test, parse_conditions, plan_tests
+from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_markdown, robustness_table, rows_of
+from s3prl_ekd.evaluate.scores_file import read_models
+from s3prl_ekd.evaluate.side_by_side import native_children, work_off
+from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.whole_file import whole_file
+
+EXAMPLES = """\
+examples:
+  s3prl-ekd robustness scores --distortion noise=musan_5db.yaml --distortion rooms.yaml
+  s3prl-ekd robustness table --distortion noise.yaml --tasks pr,sid --devices cuda:0,cuda:1
+
+A file is YAML with the section distortion of a model configuration, such as
+  distortion:
+    additive: {noise: [/corpora/musan/noise], snr: [5, 5], gaussian: false, clean: false}
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument("scores", type=Path, metavar="SCORES", help="what s3prl-ekd evaluate wrote (its --out)")
+    parser.add_argument(
+        "--distortion", action="append", default=[], metavar="[NAME=]FILE",
+        help="what the test audio undergoes, by a name for the table (default: the file's); repeatable",
+    )  # fmt: skip
+    parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
+    parser.add_argument(
+        "--devices", "--device", metavar="DEVICE,...",
+        help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, metavar="N", help="tests at a time (default: one a device)")
+    parser.add_argument("--overwrite", action="store_true", help="test again where a name was another distortion's")
+    parser.add_argument("--dry-run", action="store_true", help="print the native commands and stop")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out; returns 0.
+
+    Raises:
+        EkdError: what the user can correct; a test that failed.
+    """
+    devices = None if args.devices is None else parse_devices(args.devices)
+    if args.jobs is not None and args.jobs < 1:
+        raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
+    if not args.distortion:
+        raise EkdError("robustness: give --distortion FILE, a YAML file with a section distortion (see --help)")
+    conditions = parse_conditions(args.distortion)
+    tests = _plan(args, conditions)
+    devices = devices or [default_device()]
+    jobs = args.jobs or len(devices)
+    console = Console()
+    if args.dry_run:
+        console.out("\n".join(shlex.join(test.on(devices[0]).command()) for test in tests), highlight=False)
+        return 0
+    check_devices(devices)
+    with ExitStack() as locks:
+        for folder in dict.fromkeys([args.scores.resolve(), *(home.resolve() for home, _ in read_models(args.scores))]):
+            locks.enter_context(locked_folder(folder))
+        pending = [test for test in _plan(args, conditions) if args.overwrite or not check_earlier(test)]
+        where = f"{len(pending)} of {len(tests)} tests to do, on {', '.join(devices)} -> {args.scores}"
+        console.print(escape(where), highlight=False, soft_wrap=True)
+        try:
+            _carry_out(pending, devices, jobs, console)
+        finally:
+            rows = rows_of(read_models(args.scores))
+            if rows:
+                with whole_file(args.scores / FILE_NAME) as partial:
+                    partial.write_text(robustness_markdown(rows))
+    console.print(robustness_table(rows))
+    console.print(f"[dim]{escape(str(args.scores / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> list[Test]:
+    """All tests of the call; refuses names that were another distortion's."""
+    if not args.scores.is_dir():
+        raise EkdError(f"{args.scores}: no such folder; s3prl-ekd evaluate --out {args.scores} makes it")
+    models: list[tuple[Path, dict[str, Any]]] = read_models(args.scores)
+    there = {name for _, record in models for name in record["tasks"]}
+    tasks = parse_tasks(args.tasks) if args.tasks else [task for task in TASKS.values() if task.name in there]
+    foreign = [task.name for task in tasks if task.name not in there]
+    if foreign:
+        raise EkdError(f"--tasks: {', '.join(foreign)}: not evaluated in {args.scores}, which has {', '.join(there)}")
+    tests = plan_tests(models, conditions, tasks)
+    if not args.overwrite:
+        for test in plan_tests(models, conditions, [TASKS[name] for name in TASKS if name in there]):
+            check_earlier(test)
+    return tests
+
+
+def _carry_out(tests: Sequence[Test], devices: Sequence[str], jobs: int, console: Console) -> None:
+    width = max([10, *(len(test.key) for test in tests)])
+    with Board(console, width) as board, native_children(devices, jobs) as children:
+        action = partial(do_test, board=board, children=children)
+        work_off(deque((action, test) for test in tests), slots(devices, jobs), children, lambda *_: None)

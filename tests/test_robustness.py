@@ -1,0 +1,198 @@
+"""Tests on distorted audio: what the upstream hears, what the launcher refuses, and the command with its table."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from corpora_lab import audio
+from evaluate_stand_in import calls, evaluate, files, up
+
+from s3prl_ekd.bridge.distorted_test import DistortedAudio, check_distortion
+from s3prl_ekd.cli import main
+from s3prl_ekd.config.loading import load_distortion
+from s3prl_ekd.data.distort import Distorter
+from s3prl_ekd.errors import EkdError
+
+NOISY = "distortion: {seed: 3, additive: {noise: [noise], gaussian: false, clean: false, snr: [0, 0]}}\n"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with two noises and a file that mixes one of them in at 0 dB."""
+    monkeypatch.chdir(tmp_path)
+    for name, samples in (("hum", 9000), ("hiss", 7000)):
+        audio(tmp_path / "noise" / f"{name}.wav", samples)
+    (tmp_path / "noisy.yaml").write_text(NOISY)
+    return tmp_path
+
+
+# ---------------------------------------------------------------------------------------------------- what is heard
+
+
+def test_a_clip_sounds_the_same_wherever_it_comes(here: Path) -> None:
+    """By its samples alone: other clips of the batch, order and process do not matter; a seed does."""
+    clips = [torch.randn(length, generator=torch.Generator().manual_seed(length)) for length in (4000, 6000)]
+    ears = DistortedAudio("noisy.yaml")
+    first, second = (ears.hear(clip) for clip in clips)
+    assert torch.equal(DistortedAudio("noisy.yaml").hear(clips[1]), second)
+    for clip, heard in zip(clips, (first, second), strict=True):
+        assert heard.shape == clip.shape and heard.dtype == clip.dtype
+        power = 10 * torch.log10(clip.square().mean() / (heard - clip).square().mean())
+        assert power == pytest.approx(0, abs=0.01)
+    (here / "noisy.yaml").write_text(NOISY.replace("seed: 3", "seed: 4"))
+    assert not torch.equal(DistortedAudio("noisy.yaml").hear(clips[0]), first)
+
+
+def test_an_upstream_hears_distorted_clips() -> None:
+    class Upstream(torch.nn.Module):
+        def forward(self, wavs: list[torch.Tensor], more: int = 0) -> tuple[list[torch.Tensor], int]:
+            return wavs, more
+
+    upstream, ears = Upstream(), DistortedAudio("noisy.yaml")
+    ears.put_before(upstream)
+    clips = [torch.randn(4000), torch.randn(5000)]
+    heard, more = upstream(clips, 5)
+    assert more == 5 and all(torch.equal(one, ears.hear(clip)) for one, clip in zip(heard, clips, strict=True))
+
+
+def test_the_section_alone_or_in_a_model_configuration(here: Path) -> None:
+    (here / "model.yaml").write_text("base: embedded.yaml\n" + NOISY)
+    alone, whole = load_distortion(Path("noisy.yaml")), load_distortion(Path("model.yaml"))
+    assert alone == whole
+    assert alone.additive is not None and alone.additive.noise == [str(here / "noise")]  # from any folder
+    assert {file.name for file in Distorter(alone).source_files()} == {"hum.wav", "hiss.wav"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("ekd: {}\n", "noisy.yaml: distortion: the section is missing"),
+        ("distortion: 3\n", "noisy.yaml: distortion: the section is missing"),
+        (NOISY.replace("snr", "snrs"), "noisy.yaml: distortion.additive.snrs: "),
+        (NOISY.replace("[noise]", "[nowhere]"), "noisy.yaml: distortion.additive.noise[0]: "),
+    ],
+)
+def test_a_file_with_a_mistake_is_one_line(text: str, message: str, here: Path) -> None:
+    (here / "noisy.yaml").write_text(text)
+    with pytest.raises(EkdError, match=re.escape(message)):
+        check_distortion({"runner": {"distortion": "noisy.yaml"}}, False, True, "x.yaml")
+    assert main(["robustness", str(here), "--distortion", "noisy.yaml"]) == 2
+
+
+def test_what_the_launcher_refuses(here: Path) -> None:
+    config = {"runner": {"distortion": "noisy.yaml"}}
+    with pytest.raises(EkdError, match="x.yaml: runner.distortion: is for a test"):
+        check_distortion(config, True, True, "x.yaml")
+    with pytest.raises(EkdError, match="x.yaml: runner.distortion: give -p DIR for the predictions"):
+        check_distortion(config, False, False, "x.yaml")
+    for wrong in ("nowhere.yaml", 3):
+        with pytest.raises(EkdError, match=rf"x.yaml: runner.distortion: {wrong!r}: expected a YAML file"):
+            check_distortion({"runner": {"distortion": wrong}}, False, True, "x.yaml")
+    check_distortion({"runner": {}}, True, False, "x.yaml")
+    check_distortion(config, False, True, "x.yaml")
+    assert config["runner"]["distortion"] == str(here / "noisy.yaml")
+
+
+# ------------------------------------------------------------------------------------------------------- the command
+
+
+def robustness(out: Path, *words: str) -> int:
+    return main(["robustness", str(out), "--device", "cpu", *words])
+
+
+def test_each_tested_run_is_tested_under_each_condition(data, tmp_path, stand_in, capsys):
+    """ER over its folds, SID over two seeds; the clean predictions stay, and nothing is done twice."""
+    assert evaluate(data, tmp_path, "--seeds", "1,2", upstream=up("fbank", "mel"), tasks="pr,sid,er") == 0
+    out = tmp_path / "out"
+    clean = files(out)
+    capsys.readouterr()
+    assert robustness(out, "--distortion", "noisy.yaml", "--dry-run") == 0
+    commands = capsys.readouterr().out.splitlines()
+    assert len(commands) == 2 * 2 * (1 + 1 + 2)
+    assert all(f"-o config.runner.distortion={tmp_path / 'noisy.yaml'}" in line for line in commands)
+    assert files(out) == clean
+    assert robustness(out, "--distortion", "noisy.yaml", "--distortion", "loud=noisy.yaml") == 0
+    printed = capsys.readouterr().out
+    assert "32 of 32 tests to do, on cpu" in printed and "fbank/sid-seed2 loud" in printed
+    assert {path: text for path, text in files(out).items() if path in clean and path.name != "tests.txt"} == {
+        path: text for path, text in clean.items() if path.name != "tests.txt"
+    }
+    table = (out / "robustness.md").read_text()
+    assert "| fbank | clean | 33.33 ± 0.00 | 50.00 ± 0.00 | 50.00 ± 0.00 |" in table
+    assert "| fbank | noisy | 33.33 ± 0.00 | 0.00 ± 0.00 | 0.00 ± 0.00 |" in table
+    assert table.count("| loud |") == 2
+    done = calls(out / "fbank", "tests.txt")
+    assert robustness(out, "--distortion", "noisy.yaml", "--tasks", "er") == 0
+    assert "0 of 8 tests to do" in capsys.readouterr().out and calls(out / "fbank", "tests.txt") == done
+    page = tmp_path / "report.html"
+    assert main(["report", str(out), "--out", str(page)]) == 0
+    assert "Distorted test audio" in page.read_text() and "<td>noisy</td>" in page.read_text()
+
+
+def test_a_condition_is_shown_when_all_its_tests_are_there(data, tmp_path, stand_in, capsys):
+    """Of a stopped call what is done is kept, and a mean over some of the folds is no score."""
+    assert evaluate(data, tmp_path, tasks="sid,er") == 0
+    out, deaf = tmp_path / "out", tmp_path / "out" / "runs" / "er-fold2" / "deaf"
+    deaf.touch()
+    assert robustness(out, "--distortion", "noisy.yaml") == 2
+    assert "RuntimeError: boom" in capsys.readouterr().err
+    assert "| fbank | noisy | 0.00 | – |" in (out / "robustness.md").read_text()
+    deaf.unlink()
+    assert robustness(out, "--distortion", "noisy.yaml") == 0
+    assert "1 of 3 tests to do" in capsys.readouterr().out
+    assert "| fbank | noisy | 0.00 | 0.00 |" in (out / "robustness.md").read_text()
+
+
+def test_another_distortion_under_a_name_is_refused(data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path, tasks="pr,sid") == 0
+    out = tmp_path / "out"
+    assert robustness(out, "--distortion", "noisy.yaml", "--tasks", "sid") == 0
+    before = files(out)
+    (tmp_path / "noisy.yaml").write_text(NOISY.replace("[0, 0]", "[0, 5]"))
+    for tasks in ("sid", "pr"):  # of the other task, whose row would have two distortions
+        assert robustness(out, "--distortion", "noisy.yaml", "--tasks", tasks) == 2
+        assert "sid/distorted/noisy: noisy was another distortion" in capsys.readouterr().err
+    assert files(out) == before
+    assert robustness(out, "--distortion", "noisy.yaml", "--overwrite") == 0
+    audio(tmp_path / "noise" / "more.wav", 8000)
+    assert robustness(out, "--distortion", "noisy.yaml") == 2
+    assert "or drew from other files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "robustness: give --distortion FILE"),
+        (["--distortion", "nowhere.yaml"], "nowhere.yaml: no such file"),
+        (["--distortion", "clean=noisy.yaml"], "'clean': expected a name"),
+        (["--distortion", "a/b=noisy.yaml"], "'a/b': expected a name"),
+        (["--distortion", "noisy.yaml", "--distortion", "noisy=noisy.yaml"], "noisy is there twice"),
+        (["--distortion", "noisy.yaml", "--tasks", "pr"], "--tasks: pr: not evaluated in"),
+        (["--distortion", "noisy.yaml", "--jobs", "0"], "--jobs 0: expected 1 or more"),
+    ],
+)
+def test_mistakes(words, message, data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path) == 0
+    before = files(tmp_path / "out")
+    assert robustness(tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err and files(tmp_path / "out") == before
+
+
+def test_a_run_that_is_gone_or_a_folder_without_scores(data, tmp_path, stand_in, capsys):
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml") == 2
+    assert "out: no such folder; s3prl-ekd evaluate --out" in capsys.readouterr().err
+    assert evaluate(data, tmp_path) == 0
+    run = tmp_path / "out" / "runs" / "sid"
+    (run / "dev-best.ckpt").rename(run / "away.ckpt")
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml") == 2
+    assert "dev-best.ckpt: is gone, and so cannot be tested again" in capsys.readouterr().err
+    (run / "away.ckpt").rename(run / "dev-best.ckpt")
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml") == 0
+    result = run / "distorted" / "noisy" / "result.json"
+    result.write_text(json.dumps({"acc": 1}))
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml") == 2
+    assert f"{result}: not readable (KeyError('digest'))" in capsys.readouterr().err

@@ -186,6 +186,7 @@ DAMAGE = [
     ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
     ("sv_voxceleb1", "pairs.txt", "1 a.wav b.wav\n", "line 1: a.wav: no such file below"),
     ("sv_voxceleb1", "dev/wav", "", "holds no clips (links to folders are not followed)"),
+    ("diarization", "dev/wav.scp", "mix0 a.wav\nmix1 cat x.wav | \n", "line 2: a command, which s3prl would run"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
 ]  # fmt: skip

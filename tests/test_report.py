@@ -363,3 +363,7 @@ def test_a_record_from_elsewhere_puts_no_markup_and_no_other_file_into_the_page(
     text = page([], evaluations, "t")
     assert "<script>" not in text and "<b>" not in text.replace("<div><b>", "")
     assert "# of mine" in text and "hunter2" not in text
+    row["label"] = "a\x1b[31mb"
+    (tmp_path / "other" / "scores.json").write_text(json.dumps(row))
+    with pytest.raises(EkdError, match=r"scores.json: label: 'a\\x1b\[31mb': expected printable characters"):
+        read_results([tmp_path / "other"])

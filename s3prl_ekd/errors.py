@@ -47,8 +47,11 @@ def naming(where: str | Path) -> Iterator[None]:
 
 
 def message(error: Exception) -> str:
-    """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it."""
-    text = str(error).strip()
+    """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it.
+
+    Control characters, which it may have from somebody's file, are spelled out: a terminal would obey them.
+    """
+    text = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(error).strip())
     if "Original Traceback" not in text:
         return text
     last = text.splitlines()[-1]

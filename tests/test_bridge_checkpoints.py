@@ -133,6 +133,10 @@ def test_a_checkpoint_of_another_kind_says_so(tmp_path: Path) -> None:
     torch.save(state(1), tmp_path / "a.ckpt")
     with pytest.raises(EkdError, match="not a checkpoint of s3prl's downstream runner: it has no 'Downstream'"):
         checkpoints.read_runner(tmp_path / "a.ckpt", ("Args", "Downstream"), "s3prl's downstream runner")
+    for wrong, said in (({"Args": {}}, "its Args is a dict"), ({"Config": 3}, "its Config is a int")):
+        torch.save({"Args": Namespace(), "Config": {}} | wrong, tmp_path / "b.ckpt")
+        with pytest.raises(EkdError, match=f"b.ckpt: not a checkpoint of the runner: {said}"):
+            checkpoints.read_runner(tmp_path / "b.ckpt", ("Args", "Config"), "the runner")
 
 
 def test_a_missing_best_checkpoint_names_what_is_there(tmp_path: Path) -> None:

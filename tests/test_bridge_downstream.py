@@ -86,16 +86,17 @@ def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
         check("average")
 
 
+@pytest.mark.parametrize("given", [set(), {"hub"}], ids=["default", "--hub torch"])
 @pytest.mark.parametrize("saved", [{"hub": "huggingface"}, {"hub": "torch", "from_hf_hub": True}])
 def test_code_from_a_repository_that_a_checkpoint_names_is_not_run_unasked(
-    monkeypatch: pytest.MonkeyPatch, saved: dict[str, object]
+    monkeypatch: pytest.MonkeyPatch, saved: dict[str, object], given: set[str]
 ) -> None:
-    """s3prl downloads the repository and imports its expert.py."""
+    """s3prl downloads the repository and imports its expert.py, whatever --hub says beside -e."""
     monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": Namespace(upstream="a/b", **saved)})
     with pytest.raises(
         EkdError, match="^x.ckpt: its upstream is code from the Hugging Face repository a/b; if you trust"
     ):
-        downstream_arguments.check_same(Namespace(), set(), Path("x.ckpt"))
+        downstream_arguments.check_same(Namespace(hub="torch"), given, Path("x.ckpt"))
     downstream_arguments.check_same(Namespace(hub="huggingface"), {"hub"}, Path("x.ckpt"))
 
 

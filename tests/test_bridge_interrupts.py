@@ -37,6 +37,11 @@ def test_bugs_keep_their_traceback() -> None:
         run.execute(bug)
 
 
+def test_a_terminal_does_not_obey_what_a_message_quotes() -> None:
+    quoted = EkdError("x.ckpt: made with -u \x1b]0;a\x07b\n\x9b1mé→")
+    assert one_line(quoted) == r"x.ckpt: made with -u \x1b]0;a\x07b \x9b1mé→"
+
+
 def test_an_error_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     run = interrupts.Run([])
 

@@ -119,6 +119,8 @@ def test_values_that_the_runner_cannot_train_with(key: str, value: object, messa
     with pytest.raises(EkdError, match=re.escape(f"x.yaml: runner.{key}: {message}")):
         taskkeys.check_runner(config, "x.yaml", taskdata.splits("voxceleb1", config))
     assert taskdata.splits("asr", task_config("asr")) == ["train", "dev-clean", "dev-other", "test-clean", "test-other"]
+    outside = changed(task_config("asr"), {"downstream_expert.datarc": {"test/../../x": [], "test-own": []}})
+    assert taskdata.splits("asr", outside) == ["test-own"]  # s3prl names files by the split
     assert taskdata.splits("a_task_of_s3prls", config) is None
 
 

@@ -108,6 +108,7 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
         ("pr", "downstream_expert.corpus.train", "dev-clean", "train: 'dev-clean': expected a list of split names"),
         ("pr", "downstream_expert.corpus.dev", ["dev-x"], "corpus.dev: ROOT/libri/LibriSpeech/dev-x: no such folder"),
         ("asr", "downstream_expert.datarc.train", ["a"], "ROOT/libri/len_for_bucket/a.csv: no such table of lengths ("),
+        ("er", "downstream_expert.datarc.test_fold", "fold1/../x", "test_fold: fold1/../x: expected the name of a"),
         ("er", "downstream_expert.datarc.test_fold", "fold7", "fold7: ROOT/iem/meta_data/Session7/train_meta_data"),
         ("er", "downstream_expert.datarc.root", "ROOT", "train_meta_data.json: Session1/sentences/wav/Ses01F/Ses01"),
         ("sid", "downstream_expert.datarc.file_path", "ROOT/vox", "datarc.file_path: ROOT/vox: has no */wav/ folder"),

@@ -22,6 +22,7 @@ from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.macs.models import model_cost
 from s3prl_ekd.variants import variant_file
 
@@ -206,6 +207,15 @@ def test_devices_of_this_machine(monkeypatch):
     check_devices(["cuda", "cuda:1"])
     with pytest.raises(EkdError, match="--devices cuda:2: torch sees 2 CUDA GPUs here"):
         check_devices(["cuda:0", "cuda:2"])
+
+
+def test_code_in_a_models_folder_is_not_run_for_its_cost(checkpoint, tmp_path):
+    """A folder with an expert.py is a submission to ``s3prl-ekd macs``; here it is a student of somebody's."""
+    folder = export_huggingface(checkpoint, tmp_path / "student")
+    (folder / "expert.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    counted = upstream_cost(Upstream("ekd_student", "x", checkpoint=folder))
+    assert counted == upstream_cost(Upstream("ekd_student", "x", checkpoint=checkpoint))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_cost_of_what_is_evaluated(tmp_path):

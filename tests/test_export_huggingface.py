@@ -17,6 +17,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
+from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
 from s3prl_ekd.shape import HUBERT_BASE
 from s3prl_ekd.student_checkpoint import load_student
@@ -165,6 +166,18 @@ def test_a_folder_of_somebody_else_stays(checkpoint: Path, exported: Path, tmp_p
     assert (ours / "LICENSE").is_file()
     export_huggingface(checkpoint, ours, licence="cc-by-nc-4.0")  # an earlier export is written over
     assert not (ours / "LICENSE").exists()
+
+
+def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    ekd = state["EKD"]["config"]["ekd"]
+    ekd["teachers"][0] |= {"name": "x](javascript:a)<script>\n\n# Mine\n", "source": "/models/`a`\n<b>"}
+    ekd["initialise_from"] = "<img src=x>\n# Mine"
+    state["EKD"]["head_sets"][0]["labels"][0] = "4 |\n# Mine"
+    torch.save(state, tmp_path / "evil.ckpt")
+    card = (export_huggingface(tmp_path / "evil.ckpt", tmp_path / "hf") / "README.md").read_text()
+    card += (export_superb(tmp_path / "evil.ckpt", tmp_path / "superb", keep_heads=True) / "README.md").read_text()
+    assert not any(words in card for words in ("\n# Mine", "<script>", "<img", "<b>", "](java", "`a`"))
 
 
 def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path: Path, caplog) -> None:

@@ -344,3 +344,26 @@ def test_a_killed_runs_steps_are_forgotten_where_it_goes_on(tmp_path):
     assert file.read_text() == good + '{"step": 60, "r{"step": 50, "run": 2}\n{"st\n'
     file.write_text(good + '{"step": 60, "run": 1}\n{"step": 50, "run": 2}\n')  # by an older version
     assert [(line["step"], line["run"]) for line in read_metrics(file)] == [(20, 1), (40, 1), (50, 2)]
+
+
+def test_a_record_from_elsewhere_puts_no_markup_and_no_other_file_into_the_page(evaluation, tmp_path):
+    """Of a file that a record names, the report shows nothing but an untrained student's configuration."""
+    record = json.loads((evaluation / "scores.json").read_text())
+    secret, mine = tmp_path / "secret.yaml", tmp_path / "mine.yaml"
+    secret.write_text("password: hunter2\n")
+    mine.write_text("base: config_model.yaml  # of mine\n")
+    grid = [{"lr": 0.1, "dev": 12.5, "picked": True}]
+    for seed in (2, "<script>"):
+        name = "student" if seed == 2 else "other"
+        (tmp_path / name).mkdir(exist_ok=True)
+        row = {**record, "label": f"{name} <b>", "seed": seed, "model_config": str(mine if seed == 2 else secret)}
+        row["tasks"] = {"pr": {**record["tasks"]["pr"], "grid": grid, "seed": seed}}
+        (tmp_path / name / "scores.json").write_text(json.dumps(row))
+    _, evaluations = read_results([tmp_path / "student", tmp_path / "other"])
+    text = page([], evaluations, "t")
+    assert "<script>" not in text and "<b>" not in text.replace("<div><b>", "")
+    assert "# of mine" in text and "hunter2" not in text
+    row["label"] = "a\x1b[31mb"
+    (tmp_path / "other" / "scores.json").write_text(json.dumps(row))
+    with pytest.raises(EkdError, match=r"scores.json: label: 'a\\x1b\[31mb': expected printable characters"):
+        read_results([tmp_path / "other"])

@@ -230,6 +230,7 @@ DAMAGE = [
     ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
     ("sv_voxceleb1", "pairs.txt", "1 a.wav b.wav\n", "line 1: a.wav: no such file below"),
     ("sv_voxceleb1", "dev/wav", "", "holds no clips (links to folders are not followed)"),
+    ("diarization", "dev/wav.scp", "mix0 a.wav\nmix1 cat x.wav | \n", "line 2: a command, which s3prl would run"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
 ]  # fmt: skip
@@ -321,6 +322,8 @@ def test_names_and_numbers_are_looked_up() -> None:
     local = [1, 2]
     assert look_up("_Model") is _Model and look_up(" local ") is local
     assert look_up("_Model.rate") == 4 and look_up("-_Model.rate") == -4 and look_up("-1.5") == -1.5
+    assert look_up("local[-1]") == 2 and look_up("torch.nn.Linear") is torch.nn.Linear
+    assert look_up("[(512, 10, 5)] + [(512, 3, 2)] * 2") == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
 
 
 @pytest.mark.parametrize(
@@ -328,7 +331,13 @@ def test_names_and_numbers_are_looked_up() -> None:
     [
         ("print(1)", "would run it as code"),
         ("_Model()", "would run it as code"),
-        ("[].append", "would run it as code"),
+        ("[print(1)]", "would run it as code"),
+        ("{}.keys", "would run it as code"),
+        ("torch.hub.load", "expected a model or function of test_superb_tasks, not of other code"),
+        ("subprocess.run", "expected a model or function of test_superb_tasks, not of other code"),
+        ("subprocess.Popen", "expected a model or function of test_superb_tasks, not of other code"),
+        ("[].append", "expected a model or function of test_superb_tasks, not of other code"),
+        ("_Model.rate[0]", "would run it as code"),
         ("_Model.__subclasses__", "would run it as code"),
         ("_Model or print", "would run it as code"),
         ("lambda: 1", "would run it as code"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,16 @@ def read_runner(path: str | Path, keys: tuple[str, ...], what: str, mmap: bool =
     """:func:`read`, and check that the runner's own ``keys`` are there.
 
     Raises:
-        EkdError: also where a key is missing; the message says which and what kind was expected (``what``).
+        EkdError: also where a key is missing, or arguments or configuration are none; the message says which and what
+            kind was expected (``what``).
     """
     state = read(path, mmap)
     for key in keys:
         if key not in state:
             raise EkdError(f"{path}: not a checkpoint of {what}: it has no {key!r}")
+    for key, kind in (("Args", Namespace), ("Config", dict)):
+        if key in keys and not isinstance(state[key], kind):
+            raise EkdError(f"{path}: not a checkpoint of {what}: its {key} is a {type(state[key]).__name__}")
     return state
 
 

@@ -52,7 +52,8 @@ log = logging.getLogger(__name__)
 def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
     """What the command names is what the checkpoint was made with, for s3prl goes on with that and says nothing."""
     saved: Namespace = checkpoints.read(checkpoint, mmap=True)["Args"]
-    if "hub" not in explicit and (getattr(saved, "hub", "torch") != "torch" or getattr(saved, "from_hf_hub", False)):
+    is_code = getattr(saved, "hub", "torch") != "torch" or getattr(saved, "from_hf_hub", False)
+    if is_code and args.hub != "huggingface":  # --hub torch is not heard: s3prl takes this, too, from the file
         # s3prl would download what the file names, and run it
         raise EkdError(
             f"{checkpoint}: its upstream is code from the Hugging Face repository {saved.upstream}; "

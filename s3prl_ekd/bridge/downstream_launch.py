@@ -145,7 +145,7 @@ class DownstreamLaunch(ScriptLaunch):
         """Besides, what ships with us is filled in; ``rest``: the files that s3prl copies into the folder."""
         from s3prl_ekd.bridge import taskdata, taskkeys
         from s3prl_ekd.bridge.distorted_test import check_distortion
-        from s3prl_ekd.compat.guarded_eval import guard_downstream
+        from s3prl_ekd.compat.guarded_eval import guard_s3prl
 
         self.args = args
         self.current.expdir = Path(args.expdir)
@@ -158,7 +158,7 @@ class DownstreamLaunch(ScriptLaunch):
             downstream_arguments.check_upstream(args)
             downstream_arguments.check_world(args)
         downstream_arguments.import_expert(args.downstream)
-        guard_downstream()
+        guard_s3prl()
         if self.is_ours:
             known = read_yaml(shipped(f"downstream_configs/{downstream_arguments.CONFIGS[args.downstream]}"))
             taskkeys.check_spelling(config, known, self.source)

@@ -195,7 +195,8 @@ class PretrainLaunch(ScriptLaunch):
         return state
 
     def _correct_saved(self, saved: Namespace) -> None:
-        for name in {"device", "override", "multi_gpu"} & self.explicit:
+        saved.override = self.args.override  # what it was is in the configuration; s3prl would run it as code
+        for name in {"device", "multi_gpu"} & self.explicit:
             setattr(saved, name, getattr(self.args, name))
 
     def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
@@ -237,8 +238,14 @@ class PretrainLaunch(ScriptLaunch):
             self._set_objective(sys.modules[f"pretrain.{task}.pretrain_expert"].UpstreamPretrainExpert)
         elif self.objective is not None:
             raise EkdError(f"-u {task}: run_pretrain(objective=...) is for -u ekd")
+        elif task not in self.tasks:  # the parser has not seen what a checkpoint names
+            raise EkdError(f"{self.source}: -u {task}: s3prl has no such pretraining task")
         else:
+            from s3prl_ekd.compat.guarded_eval import guard_s3prl
+
             apply_shims("pretrain")
+            importlib.import_module(f"pretrain.{task}.pretrain_expert")
+            guard_s3prl()
 
     def _set_objective(self, expert: Any) -> None:
         from s3prl_ekd.distill.objective import Objective

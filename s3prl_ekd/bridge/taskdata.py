@@ -28,7 +28,8 @@ def splits(task: str, config: dict[str, Any]) -> list[str] | None:
     if task != "asr":
         return ["train", "dev", "test"] if task in ("ctc", "voxceleb1", "emotion") else taskdata_superb.SPLITS.get(task)
     data = config["downstream_expert"].get("datarc") or {}
-    return [key for key in data if key.startswith(("train", "dev", "test")) and "batch" not in key]
+    # s3prl names files of the experiment by the split, and by ER's fold: neither may be a path out of its folder
+    return [key for key in data if key.startswith(("train", "dev", "test")) and "batch" not in key and "/" not in key]
 
 
 def check_sections(config: Any, task: str, source: str) -> None:
@@ -133,6 +134,8 @@ def _emotion(args: Namespace, expert: Section) -> None:
     data = expert.section("datarc")
     root, tables = data.folder("root"), data.folder("meta_data")
     fold = str(data.values.get("test_fold") or getattr(args, "downstream_variant", None) or "fold1")
+    if "/" in fold:
+        raise data.wrong("test_fold", f"{fold}: expected the name of a fold")
     for name in ("train", "test"):
         table = tables / fold.replace("fold", "Session") / f"{name}_meta_data.json"
         if not table.is_file():

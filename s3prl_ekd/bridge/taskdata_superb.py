@@ -127,8 +127,12 @@ def _diarization(loaders: Section, used: Collection[str]) -> None:
         missing = [name for name in KALDI if not (folder / name).is_file()]
         if missing:
             raise loaders.wrong(f"{split}_dir", f"{folder}: a Kaldi folder without {', '.join(missing)}")
-        if not (folder / "wav.scp").is_file() and not (folder / "wav").is_dir():
+        table = folder / "wav.scp"
+        if not table.is_file() and not (folder / "wav").is_dir():
             raise loaders.wrong(f"{split}_dir", f"{folder}: has neither wav.scp nor wav/")
+        for number, line in enumerate(_lines(table) if table.is_file() else (), start=1):
+            if line.rstrip().endswith("|"):
+                raise EkdError(f"{table}: line {number}: a command, which s3prl would run; expected an audio file")
 
 
 def _queries(data: Section, used: Collection[str]) -> None:

@@ -1,41 +1,59 @@
-"""What s3prl's downstream code may ``eval``: the names of its own modules, and nothing that runs.
+"""What s3prl's experts and models may ``eval`` and unpickle: names and numbers, and nothing that runs.
 
-Its experts and models evaluate values of the configuration (``select``, ``pooling``, ``metric``, ``module``, ...) to
-find a class or function by its name. A checkpoint holds a configuration too, and would run any expression in it. Here
-each module gets an ``eval`` of its own that looks a dotted name up where it is called from.
+They evaluate values of a configuration (``select``, ``pooling``, ``metric``, ``conv_feature_layers``, ...) to find a
+class, a function or a list of numbers. A checkpoint holds a configuration too, a downstream one also names the upstream
+and its checkpoint, and any expression in them would run. Here each module gets an ``eval`` of its own that looks a
+dotted name up where it is called from, and a ``pickle`` that reads containers and numbers.
 """
 
 from __future__ import annotations
 
 import ast
+import inspect
+import operator
+import pickle
 import sys
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
+from torch import nn
+
+from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
 
+# Downstream training imports s3prl's packages by their full names, pretraining by their bare ones.
+_GUARDED = ("s3prl.downstream.", "s3prl.upstream.", "upstream.", "pretrain.")
+_FEATURES = "torchaudio.compliance.kaldi"  # whose functions compute fbank, mfcc, ... for s3prl's baselines
+_OPERATORS = {ast.Add: operator.add, ast.Mult: operator.mul}  # [(512, 10, 5)] + [(512, 3, 2)] * 4
 
-def guard_downstream() -> None:
-    """Give every module of s3prl's downstream package that has been imported the ``eval`` that only looks up."""
+
+def guard_s3prl() -> None:
+    """Give every module of s3prl's upstreams and tasks that has been imported what only looks up (repeatable)."""
     for name, module in list(sys.modules.items()):
-        if name.startswith("s3prl.downstream.") and module is not None:
+        if name.startswith(_GUARDED) and module is not None:
             module.eval = look_up  # type: ignore[attr-defined]
+            if getattr(module, "pickle", None) is pickle:
+                module.pickle = ModuleProxy(pickle, load=_load)  # type: ignore[attr-defined]
 
 
 def look_up(expression: str) -> Any:
-    """What a dotted name stands for in the caller's function or module, or a number.
+    """What a dotted name stands for in the caller's function or module, or a number, or a list of numbers.
 
     Raises:
-        EkdError: the expression is more than that, or the caller's module has no such name.
+        EkdError: the expression is more than that, the caller's module has no such name, or it is a function or class
+            of foreign code: s3prl calls what it finds, with values of the same configuration.
     """
     caller = sys._getframe(1)
     module = caller.f_globals["__name__"]
     try:
         tree = ast.parse(expression.strip(), mode="eval").body
-        return _value(tree, {**caller.f_globals, **caller.f_locals})
+        found = _value(tree, {**caller.f_globals, **caller.f_locals})
     except (SyntaxError, TypeError) as error:
         raise EkdError(f"{expression!r}: expected a name of {module}; s3prl would run it as code") from error
-    except (KeyError, AttributeError) as error:
+    except (LookupError, AttributeError) as error:
         raise EkdError(f"{expression!r}: {module} has no such name") from error
+    if not _may_be_called(found, module):
+        raise EkdError(f"{expression!r}: expected a model or function of {module.partition('.')[0]}, not of other code")
+    return found
 
 
 def _value(tree: ast.AST, names: dict[str, Any]) -> Any:
@@ -43,8 +61,43 @@ def _value(tree: ast.AST, names: dict[str, Any]) -> Any:
         return names[tree.id]
     if isinstance(tree, ast.Attribute) and not tree.attr.startswith("_"):
         return getattr(_value(tree.value, names), tree.attr)
+    if isinstance(tree, ast.Subscript):
+        return _value(tree.value, names)[_value(tree.slice, names)]  # self.model.encoder.layers[3]
     if isinstance(tree, ast.UnaryOp) and isinstance(tree.op, ast.USub):
         return -_value(tree.operand, names)  # -math.inf
+    if isinstance(tree, (ast.List, ast.Tuple)):
+        items = [_value(item, names) for item in tree.elts]
+        return items if isinstance(tree, ast.List) else tuple(items)
+    if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
+        return _OPERATORS[type(tree.op)](_value(tree.left, names), _value(tree.right, names))
     if isinstance(tree, ast.Constant) and isinstance(tree.value, (int, float)):
         return tree.value
     raise TypeError(type(tree).__name__)
+
+
+def _may_be_called(found: Any, module: str) -> bool:
+    """False for functions and classes from elsewhere: ``torch.hub.load`` runs what its arguments name."""
+    if isinstance(found, type):
+        if issubclass(found, nn.Module):
+            return True
+    elif not inspect.isroutine(found):
+        return True
+    home = str(found.__module__)
+    return home.partition(".")[0] == module.partition(".")[0] or home == _FEATURES
+
+
+class _Plain(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> NoReturn:
+        raise pickle.UnpicklingError(f"it holds {module}.{name}")
+
+
+def _load(file: BinaryIO, **kwargs: Any) -> Any:
+    """``pickle.load`` of s3prl's lists of files.
+
+    Raises:
+        EkdError: the file holds more than containers, text and numbers.
+    """
+    try:
+        return _Plain(file, **kwargs).load()
+    except pickle.UnpicklingError as error:
+        raise EkdError(f"{file.name}: refused, since reading it could run code from the file ({error})") from error

@@ -27,11 +27,14 @@ UPSTREAMS = {
 
 
 def register() -> ModuleType:
-    """Patch s3prl for the installed stack and set the names of :data:`UPSTREAMS` on its hub (repeatable); the hub."""
+    """Patch s3prl for the installed stack, guard its ``eval``, add :data:`UPSTREAMS` to its hub (repeatable)."""
     apply_shims()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its experts' files: escapes that Python, and calls that torch deprecates
         from s3prl import hub
+    from s3prl_ekd.compat.guarded_eval import guard_s3prl  # imports torch
+
+    guard_s3prl()
 
     for folder, names in UPSTREAMS.items():
         hubconf = importlib.import_module(f"s3prl_ekd.upstream.{folder}.hubconf")

@@ -6,6 +6,7 @@ Read here for everybody: the evaluation's plan and ``s3prl-ekd doctor``. ``layou
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
@@ -15,7 +16,8 @@ def read_folds(file: Path) -> list[str]:
     """The names of the folds, in the file's order.
 
     Raises:
-        EkdError: unreadable, or not a list of one or more different names.
+        EkdError: unreadable, or not a list of one or more different names. A name becomes part of a path and of a
+            native command's ``-o``, where s3prl would run what follows a ``,,`` as code.
     """
     try:
         folds = json.loads(file.read_text(encoding="utf-8"))
@@ -23,6 +25,9 @@ def read_folds(file: Path) -> list[str]:
         raise EkdError(f"{file}: cannot be read as a list of folds ({error})") from error
     if not isinstance(folds, list) or not folds or not all(isinstance(fold, str) for fold in folds):
         raise EkdError(f'{file}: expected a list of folds, as ["fold1", "fold2"]; s3prl-ekd prepare writes it')
+    odd = next((fold for fold in folds if re.fullmatch(r"\w+", fold, re.ASCII) is None), None)
+    if odd is not None:
+        raise EkdError(f"{file}: {odd!r}: expected a fold's name of letters and digits, as fold1")
     repeated = next((fold for fold in folds if folds.count(fold) > 1), None)
     if repeated is not None:
         raise EkdError(f"{file}: {repeated} is there twice")

@@ -5,6 +5,8 @@ The counting is in ``macs/counting.py``; here an evaluation's upstream is turned
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, Cost, cost
 
@@ -22,9 +24,9 @@ def upstream_cost(upstream: Upstream) -> dict[str, int] | None:
 def _cost(upstream: Upstream) -> Cost | None:
     name, checkpoint, model_config = upstream.name, upstream.checkpoint, upstream.model_config
     if name.startswith(STUDENT) and checkpoint is not None:
-        from s3prl_ekd.macs.models import model_cost  # torch: not needed for --help
+        from s3prl_ekd.macs.models import checkpoint_cost  # torch: not needed for --help
 
-        return model_cost(str(checkpoint))
+        return checkpoint_cost(Path(checkpoint))
     if name.startswith(STUDENT) and model_config is not None:
         from s3prl_ekd.student_checkpoint import untrained_student
 

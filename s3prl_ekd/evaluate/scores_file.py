@@ -121,6 +121,8 @@ def _checked(path: Path, record: Any) -> dict[str, Any]:
     tasks = record.get("tasks") if isinstance(record, dict) and "label" in record else None
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
         raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: expected the keys label and tasks")
+    if not str(record["label"]).isprintable():  # a terminal would obey it
+        raise EkdError(f"{path}: label: {record['label']!r}: expected printable characters")
     for task in tasks.values():
         if "seeds" not in task:
             task.setdefault("seed", record.get("seed"))  # older versions named it for the whole record alone

@@ -50,7 +50,7 @@ def superb_card(
         names: what each hidden state is.
         task_states: task -> the states it gets, where a choice was made.
     """
-    rows = "\n".join(f"| {number} | {name} |" for number, name in enumerate(names))
+    rows = "\n".join(f"| {number} | {_plain(name)} |" for number, name in enumerate(names))
     chosen = "".join(
         f"\n`{task}` gets the states {', '.join(map(str, states))}." for task, states in task_states.items()
     )
@@ -174,7 +174,7 @@ def _origin(part: Mapping[str, Any]) -> str:
     if part.get("config") is None:
         return _NO_ORIGIN
     teachers = part["config"]["ekd"]["teachers"]
-    listed = ", ".join(f"{teacher['name']} (`{_shown(teacher['source'])}`)" for teacher in teachers)
+    listed = ", ".join(f"{_plain(teacher['name'])} (`{_shown(teacher['source'])}`)" for teacher in teachers)
     return (
         f"A small student distilled from {len(teachers)} teacher{'s' * (len(teachers) > 1)}: {listed}, after {PAPER}."
     )
@@ -182,7 +182,12 @@ def _origin(part: Mapping[str, Any]) -> str:
 
 def _shown(source: str) -> str:
     """A teacher's source for readers elsewhere: of a file or folder here its last name, not where it lies."""
-    return source if "://" in source else source.rstrip("/").rsplit("/", 1)[-1]
+    return _plain(source if "://" in source else source.rstrip("/").rsplit("/", 1)[-1])
+
+
+def _plain(text: str) -> str:
+    """A name out of a checkpoint, which may be somebody else's, without what Markdown or HTML would make of it."""
+    return re.sub(r"[^\w .,:/+()?=&%~@#-]+", "_", text)
 
 
 def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None = None) -> str:
@@ -196,7 +201,8 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
         lines.append(f"- {parameters:,} parameters")
     if part.get("config") is not None:
         ekd = part["config"]["ekd"]
-        layers = "; ".join(f"{teacher['name']} {teacher['layers']}" for teacher in ekd["teachers"])
+        teachers = ((_plain(teacher["name"]), list(map(int, teacher["layers"]))) for teacher in ekd["teachers"])
+        layers = "; ".join(f"{name} {numbers}" for name, numbers in teachers)
         lines += [
             f"- targets: {_MODES[ekd['mode']]}; teacher layers: {layers}",
             f"- loss: L1 + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads",

@@ -34,7 +34,7 @@ class Check:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a submission folder (expert.py, model.pt)")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a submission folder, whose expert.py is run")
     parser.add_argument(
         "--python", type=Path, help="make the assertions with this interpreter (a bare venv with torch)"
     )

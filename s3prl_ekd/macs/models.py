@@ -23,7 +23,7 @@ EXPERT = Path(__file__).parents[1] / "export" / "superb_expert.py"
 
 
 def model_cost(model: str, heads: bool = False) -> Cost:
-    """Cost of whatever ``model`` names; no weights are downloaded.
+    """Cost of whatever ``model`` names; no weights are downloaded. Of a submission folder it runs the code.
 
     Raises:
         EkdError: nothing of that name, or nothing whose arithmetic is known.
@@ -33,6 +33,19 @@ def model_cost(model: str, heads: bool = False) -> Cost:
         if heads:
             raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")
         return submission_cost(path)
+    return _known_cost(model, path, heads)
+
+
+def checkpoint_cost(path: Path) -> Cost:
+    """Cost of a checkpoint, of the newest of a folder, or of a transformers folder, whatever code lies in it.
+
+    Raises:
+        EkdError: there is none, or it is not readable.
+    """
+    return _known_cost(str(path), path)
+
+
+def _known_cost(model: str, path: Path, heads: bool = False) -> Cost:
     named = model in HUB_SHAPES and model_path(model) is None
     if path.is_dir() and not (path / "config.json").is_file() and not named:
         path = newest_checkpoint(path)

@@ -11,6 +11,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.config import load_model_config
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.distorted import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
@@ -138,12 +140,21 @@ def settings(records: Records) -> str:
         cells = "".join(f"<td>{_trained(record, name)}</td>" for name in tasks)
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
         path = Path(record.get("model_config") or "")
-        if path.is_file():
+        if path.is_file() and _is_model_config(path):
             files.append(fold(f"{record['label']}: {path.name}", pre(path.read_text())))
     body = table("scores plainer", head, "".join(rows)) + note("Training steps, and the learning rate that was tested.")
     if len(rows) > _OPEN_ROWS:
         body = fold(f"{len(rows)} models", body)
     return section("Evaluation settings", body + "".join(files))
+
+
+def _is_model_config(path: Path) -> bool:
+    """Whether a file is what a record says that it is: of one from elsewhere, it could be any file of the reader's."""
+    try:
+        load_model_config(path)
+    except EkdError:
+        return False
+    return True
 
 
 def commands(records: Records) -> str:
@@ -199,7 +210,7 @@ def _grid_table(grid: GridOfTask) -> str:
     head = seed + "".join(f"<th>{rate:g}</th>" for rate in grid.rates) + "<th>test</th>"
     rows = []
     for row in grid.rows:
-        cells = f"<td class=size>{row.seed}</td>" if grid.several_seeds else ""
+        cells = f"<td class=size>{escape(str(row.seed))}</td>" if grid.several_seeds else ""
         for rate in grid.rates:
             mark = " class=picked" if rate == row.picked else ""
             cells += f"<td{mark}>{escape(row.cell(rate))}</td>"

@@ -1,0 +1,71 @@
+"""Checkpoints of other people's: what they hold is read, and nothing in them runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from argparse import Namespace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from console import command
+
+from s3prl_ekd.compat import guarded_eval
+from s3prl_ekd.errors import EkdError
+
+
+def touching(mark: Path) -> str:
+    """An expression that leaves a file behind."""
+    return f"__import__('pathlib').Path({str(mark)!r}).touch()"
+
+
+@pytest.mark.slow
+def test_what_a_pretraining_checkpoint_was_told_by_o_is_not_evaluated(tmp_path: Path) -> None:
+    """s3prl lets all arguments of a checkpoint win, ``-o`` too, and evaluates its values."""
+    mark = tmp_path / "ran"
+    args = Namespace(upstream="ekd", override=f"config.a={touching(mark)}", device="cpu", multi_gpu=False, seed=1)
+    state = {"Optimizer": {}, "Step": 1, "Args": args, "Config": {"runner": {}}}
+    torch.save(state, tmp_path / "states-1.ckpt")
+    done = command("run_pretrain.py", "-e", "states-1.ckpt", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 2 and "states-1.ckpt: runner.total_steps: required key is missing" in done.stderr
+    assert not mark.exists()
+    args.upstream = "no.such"
+    torch.save(state | {"Config": {"runner": {}, "optimizer": {}, "pretrain_expert": {}}}, tmp_path / "states-1.ckpt")
+    done = command("run_pretrain.py", "-e", "states-1.ckpt", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+
+
+def test_the_configuration_of_an_upstreams_file_is_not_evaluated(hub: ModuleType, tmp_path: Path) -> None:
+    """s3prl's HuBERT evaluates conv_feature_layers; a downstream checkpoint may name such a file, or its address."""
+    mark, file = tmp_path / "ran", tmp_path / "hubert.pt"
+    model = {"label_rate": 50, "conv_feature_layers": f"[{touching(mark)}]"}
+    state = {"task_cfg": {"label_rate": 50}, "model_cfg": model, "model_weight": {}, "dictionaries_symbols": []}
+    torch.save(state, file)
+    with pytest.raises(EkdError, match="expected a name of s3prl.upstream.hubert.hubert_model; s3prl would run it"):
+        hub.hubert_local(str(file))
+    assert not mark.exists()
+
+
+def test_lists_that_s3prl_pickles_hold_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of its datasets keep their lists of files in the folder that they are started in."""
+    module = ModuleType("s3prl.downstream.its_dataset")
+    module.pickle = pickle  # type: ignore[attr-defined]
+    monkeypatch.setitem(guarded_eval.sys.modules, module.__name__, module)
+    guarded_eval.guard_s3prl()
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    for content in ({"a": ["b.wav", 1]}, Evil()):
+        with open(tmp_path / "list.p", "wb") as file:
+            module.pickle.dump(content, file)
+        with open(tmp_path / "list.p", "rb") as file:
+            if isinstance(content, dict):
+                assert module.pickle.load(file) == content
+                continue
+            with pytest.raises(EkdError, match=r"list.p: refused, .* code from the file \(it holds posix.mkdir\)"):
+                module.pickle.load(file)
+    assert not (tmp_path / "ran").exists()

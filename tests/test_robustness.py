@@ -125,12 +125,22 @@ def test_each_tested_run_is_tested_under_each_condition(data, tmp_path, stand_in
     assert "| fbank | clean | 33.33 ± 0.00 | 50.00 ± 0.00 | 50.00 ± 0.00 |" in table
     assert "| fbank | noisy | 33.33 ± 0.00 | 0.00 ± 0.00 | 0.00 ± 0.00 |" in table
     assert table.count("| loud |") == 2
+    rows = re.findall(r"\| fbank \| (\S+) \|", table)
+    assert rows == ["clean", "loud", "noisy"]
     done = calls(out / "fbank", "tests.txt")
     assert robustness(out, "--distortion", "noisy.yaml", "--tasks", "er") == 0
     assert "0 of 8 tests to do" in capsys.readouterr().out and calls(out / "fbank", "tests.txt") == done
     page = tmp_path / "report.html"
     assert main(["report", str(out), "--out", str(page)]) == 0
     assert "Distorted test audio" in page.read_text() and "<td>noisy</td>" in page.read_text()
+
+
+def test_levels_stand_in_their_order(data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path) == 0
+    words = [word for name in ("snr10", "snr5", "rooms") for word in ("--distortion", f"{name}=noisy.yaml")]
+    assert robustness(tmp_path / "out", *words) == 0
+    rows = re.findall(r"\| fbank \| (\S+) \|", (tmp_path / "out" / "robustness.md").read_text())
+    assert rows == ["clean", "rooms", "snr5", "snr10"]
 
 
 def test_a_condition_is_shown_when_all_its_tests_are_there(data, tmp_path, stand_in, capsys):

@@ -61,6 +61,7 @@ class Test:
 
     @property
     def folder(self) -> Path:
+        """Where its predictions and its result go."""
         return self.checkpoint.parent / FOLDER / self.condition.name
 
     def on(self, device: str) -> Test:

@@ -5,6 +5,7 @@ Nothing is run here (``distorted.py``).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,11 +38,12 @@ class Row:
 
 
 def conditions_of(home: Path, record: Mapping[str, Any]) -> list[str]:
-    """The conditions that some run of a model was tested under, sorted."""
+    """The conditions that some run of a model was tested under, sorted, noise5 before noise10."""
     folders = [
         home / "runs" / run["folder"] / FOLDER for task in TASKS.values() for _, run in tested_runs(record, task)
     ]
-    return sorted({one.name for folder in folders if folder.is_dir() for one in folder.iterdir() if read_result(one)})
+    found = {one.name for folder in folders if folder.is_dir() for one in folder.iterdir() if read_result(one)}
+    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
 
 
 def rows_of(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Row]:

@@ -43,7 +43,11 @@ def conditions_of(home: Path, record: Mapping[str, Any]) -> list[str]:
         home / "runs" / run["folder"] / FOLDER for task in TASKS.values() for _, run in tested_runs(record, task)
     ]
     found = {one.name for folder in folders if folder.is_dir() for one in folder.iterdir() if read_result(one)}
-    return sorted(found, key=lambda name: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)])
+    return sorted(found, key=_natural)
+
+
+def _natural(name: str) -> list[int | str]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def rows_of(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Row]:

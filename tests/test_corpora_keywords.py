@@ -125,6 +125,7 @@ def test_a_manifests_rows_are_in_their_splits(
             for split, count in (("train", 3), ("dev", 2), ("test", 1))
             for word in ("Yes", "no", "House", "tree 2") for number in range(count)]  # fmt: skip
     rows = [(f"{split}/{name}", split, word, samples) for name, split, word, samples in rows]
+    rows += [(f"{number}a_nohash_0.wav", "train", "no", 8000) for number in range(9)]  # Speech Commands' own names
     rows += [("hum.flac", "train", "silence", 40_000), ("hiss.wav", "dev", "_background_noise_", 16_000)]
     rows += [("quiet.wav", "test", "_silence_", 8000), ("stop.wav", "test", "stop", 8000)]
     out = tmp_path / "data"
@@ -132,13 +133,13 @@ def test_a_manifests_rows_are_in_their_splits(
     assert prepare("--manifest", write_manifest(tmp_path / "in", rows), "--out", out) == 0
     assert "prepared for ks, since it has columns keyword and split" in caplog.text
     printed = capsys.readouterr().out
-    assert "train 13, dev 9, test 6" in printed
+    assert "train 22, dev 9, test 6" in printed
     assert "ks: 1 files converted to 16 kHz mono WAV\n" in printed
     assert "ks: no clip to train on of test's stop\n" in printed
     assert "ks: 2 silences of train and dev serve both, as s3prl has it\n" in printed
     names, source = ids(out / "ks"), {f"in/{name}": (split, keyword_class(word)) for name, split, word, _ in rows}
     found = as_s3prl_reads(out / "ks.yaml", s3prls)
-    assert {split: len(part) for split, part in found.items()} == {"train": 12 + 2, "dev": 8 + 2, "test": 6}
+    assert {split: len(part) for split, part in found.items()} == {"train": 21 + 2, "dev": 8 + 2, "test": 6}
     by_file = {key.partition("-")[2]: path for key, path in names.items()}
     assert len(by_file) == len(rows)
     for split, part in found.items():

@@ -135,6 +135,13 @@ def test_each_tested_run_is_tested_under_each_condition(data, tmp_path, stand_in
     assert "Distorted test audio" in page.read_text() and "<td>noisy</td>" in page.read_text()
 
 
+def test_a_run_whose_data_have_changed_is_not_tested(data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path) == 0
+    (data / "split.txt").write_text("1 id10001/a/1.wav\n3 id10003/a/1.wav\n")
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml") == 2
+    assert f"run.json: was tested before {data / 'split.txt'} changed; evaluate it again" in capsys.readouterr().err
+
+
 def test_levels_stand_in_their_order(data, tmp_path, stand_in):
     assert evaluate(data, tmp_path) == 0
     words = [word for name in ("snr10", "snr5", "rooms") for word in ("--distortion", f"{name}=noisy.yaml")]
@@ -167,7 +174,8 @@ def test_another_distortion_under_a_name_is_refused(data, tmp_path, stand_in, ca
         assert robustness(out, "--distortion", "noisy.yaml", "--tasks", tasks) == 2
         assert "sid/distorted/noisy: noisy was another distortion" in capsys.readouterr().err
     assert files(out) == before
-    assert robustness(out, "--distortion", "noisy.yaml", "--overwrite") == 0
+    assert robustness(out, "--distortion", "noisy.yaml", "--overwrite", "--tasks", "pr") == 0
+    assert "| fbank | noisy | 33.33 | – |" in (out / "robustness.md").read_text()  # no row of two distortions
     audio(tmp_path / "noise" / "more.wav", 8000)
     assert robustness(out, "--distortion", "noisy.yaml") == 2
     assert "or drew from other files" in capsys.readouterr().err

@@ -73,6 +73,7 @@ def _file(manifest: Manifest, clip: Clip, name: str) -> Path:
             raise EkdError(f"{manifest.where(row)}: {too_short(clip.samples)}")
         return Path(TRAIN, NOISE, name)
     folder = chosen if chosen in WORDS else safe_name(row.keyword.lower())
+    name = name.replace("_nohash", "")  # as Speech Commands' own have it: what follows the first one is not hashed
     tried = (f"{name}{'' if number == 0 else f'_{number}'}_nohash_0" for number in itertools.count())
     return Path(TRAIN, folder, next(one for one in tried if split_of(one) == row.split))
 

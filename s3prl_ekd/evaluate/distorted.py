@@ -20,6 +20,7 @@ from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import plan
 from s3prl_ekd.evaluate.devices import gpu_environment, native_device
+from s3prl_ekd.evaluate.inputs import changed_input
 from s3prl_ekd.evaluate.marker import MARKER, read_marker
 from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
@@ -126,26 +127,34 @@ def plan_tests(
         models: each one's folder and record (``scores_file.read_models``).
 
     Raises:
-        EkdError: a run or its checkpoint is gone, or a condition's name was another distortion's there.
+        EkdError: a run or its checkpoint is gone, or what it has read has changed since.
     """
     tests = []
     for home, record in models:
         prefix = f"{home.name}/" if len(models) > 1 else ""
         for task in tasks:
             for fold, run in tested_runs(record, task):
-                folder = home / "runs" / Path(run["folder"]).name  # no path out of it
+                folder = run_folder(home, run)
                 checkpoint = folder / Path(run["checkpoint"]).name
                 marker = read_marker(folder)
                 if marker is None or marker.result is None or not checkpoint.is_file():
                     raise EkdError(
                         f"{checkpoint if marker else folder / MARKER}: is gone, and so cannot be tested again"
                     )
+                changed = changed_input(marker.inputs)
+                if changed is not None:
+                    raise EkdError(f"{folder / MARKER}: was tested before {changed} changed; evaluate it again")
                 workers = marker.settings["overrides"].get(task.workers_key)
                 tests += [
                     Test(f"{prefix}{run['folder']} {one.name}", task, fold, checkpoint, one, workers)
                     for one in conditions
                 ]
     return tests
+
+
+def run_folder(home: Path, run: Mapping[str, Any]) -> Path:
+    """Where a run of a record lies; a record from elsewhere leads nowhere else."""
+    return home / "runs" / Path(run["folder"]).name
 
 
 def tested_runs(record: Mapping[str, Any], task: Task) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
@@ -170,6 +179,13 @@ def check_earlier(test: Test) -> bool:
             "another name, or --overwrite"
         )
     return True
+
+
+def forget_other(test: Test) -> None:
+    """Remove the result of another distortion under the condition's name, so that no table mixes the two."""
+    earlier = read_result(test.folder)
+    if earlier is not None and earlier["digest"] != test.condition.digest:
+        (test.folder / RESULT).unlink()
 
 
 def do_test(test: Test, board: Board, children: Children) -> dict[str, Any]:

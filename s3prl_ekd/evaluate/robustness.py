@@ -14,7 +14,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result, tested_runs
+from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result, run_folder, tested_runs
 from s3prl_ekd.evaluate.results import merge_folds, merge_seeds
 from s3prl_ekd.evaluate.scores_file import by_seed, folds, runs_of
 from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plain_table
@@ -39,9 +39,7 @@ class Row:
 
 def conditions_of(home: Path, record: Mapping[str, Any]) -> list[str]:
     """The conditions that some run of a model was tested under, sorted, noise5 before noise10."""
-    folders = [
-        home / "runs" / run["folder"] / FOLDER for task in TASKS.values() for _, run in tested_runs(record, task)
-    ]
+    folders = [run_folder(home, run) / FOLDER for task in TASKS.values() for _, run in tested_runs(record, task)]
     found = {one.name for folder in folders if folder.is_dir() for one in folder.iterdir() if read_result(one)}
     return sorted(found, key=_natural)
 
@@ -76,7 +74,7 @@ def _task(home: Path, record: Mapping[str, Any], task: Task, condition: str) -> 
     for seed, part in by_seed(record["tasks"][task.name]).items():
         parts: dict[str | None, dict[str, Any]] = {}
         for fold, run in runs_of(part).items():
-            result = read_result(home / "runs" / run["folder"] / FOLDER / condition)
+            result = read_result(run_folder(home, run) / FOLDER / condition)
             if result is None:
                 return None
             parts[fold] = {**run, **result, "commands": [result["command"]]}

@@ -20,7 +20,15 @@ from rich.markup import escape
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
-from s3prl_ekd.evaluate.distorted import Condition, Test, check_earlier, do_test, parse_conditions, plan_tests
+from s3prl_ekd.evaluate.distorted import (
+    Condition,
+    Test,
+    check_earlier,
+    do_test,
+    forget_other,
+    parse_conditions,
+    plan_tests,
+)
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_markdown, robustness_table, rows_of
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.distortion:
         raise EkdError("robustness: give --distortion FILE, a YAML file with a section distortion (see --help)")
     conditions = parse_conditions(args.distortion)
-    tests = _plan(args, conditions)
+    tests = _plan(args, conditions)[0]
     devices = devices or [default_device()]
     jobs = args.jobs or len(devices)
     console = Console()
@@ -82,7 +90,10 @@ def run(args: argparse.Namespace) -> int:
     with ExitStack() as locks:
         for folder in dict.fromkeys([args.scores.resolve(), *(home.resolve() for home, _ in read_models(args.scores))]):
             locks.enter_context(locked_folder(folder))
-        pending = [test for test in _plan(args, conditions) if args.overwrite or not check_earlier(test)]
+        tests, every = _plan(args, conditions)  # again: a call that had the folder may have ended since
+        for test in every if args.overwrite else ():
+            forget_other(test)
+        pending = [test for test in tests if args.overwrite or not check_earlier(test)]
         where = f"{len(pending)} of {len(tests)} tests to do, on {', '.join(devices)} -> {args.scores}"
         console.print(escape(where), highlight=False, soft_wrap=True)
         try:
@@ -97,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> list[Test]:
-    """All tests of the call; refuses names that were another distortion's."""
+def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> tuple[list[Test], list[Test]]:
+    """The call's tests, and those of all tasks; refuses names that were another distortion's in any of them."""
     if not args.scores.is_dir():
         raise EkdError(f"{args.scores}: no such folder; s3prl-ekd evaluate --out {args.scores} makes it")
     models: list[tuple[Path, dict[str, Any]]] = read_models(args.scores)
@@ -107,11 +118,10 @@ def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> list[Tes
     foreign = [task.name for task in tasks if task.name not in there]
     if foreign:
         raise EkdError(f"--tasks: {', '.join(foreign)}: not evaluated in {args.scores}, which has {', '.join(there)}")
-    tests = plan_tests(models, conditions, tasks)
-    if not args.overwrite:
-        for test in plan_tests(models, conditions, [TASKS[name] for name in TASKS if name in there]):
-            check_earlier(test)
-    return tests
+    every = plan_tests(models, conditions, [task for task in TASKS.values() if task.name in there])
+    for test in every if not args.overwrite else ():
+        check_earlier(test)
+    return [test for test in every if test.task in tasks], every
 
 
 def _carry_out(tests: Sequence[Test], devices: Sequence[str], jobs: int, console: Console) -> None:

@@ -20,8 +20,8 @@ from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
 from recipes.mini_superb.students import every_target, model_config
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.student_checkpoint import read_checkpoint
+from s3prl_ekd.task_names import PAPER_TASKS
 from s3prl_ekd.teachers.build import check_teachers
 
 HERE = Path(command.__file__).parent
@@ -259,7 +259,7 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert list(results) == ["hubert", "hubert_longer", "merged"]
     assert results.pop("hubert_longer").distillation["1"]["steps"] == 6
     for result in results.values():
-        assert {task: sorted(result.items(task)) for task in TASKS} == dict.fromkeys(TASKS, ["1", "2"])
+        assert {task: sorted(result.items(task)) for task in PAPER_TASKS} == dict.fromkeys(PAPER_TASKS, ["1", "2"])
         first, second = (scores["tasks"]["sid"] for scores in result.scores.values())
         assert [rate["lr"] for rate in first["grid"]] == [0.1, 0.01]
         assert second["lr"] == first["lr"] and "grid" not in second

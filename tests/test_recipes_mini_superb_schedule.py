@@ -22,7 +22,7 @@ from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.settings import Row, read_experiment, rows
 from s3prl_ekd.data import target_folder
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.task_names import PAPER_TASKS
 
 HERE = Path(command.__file__).parent
 
@@ -72,7 +72,7 @@ class FakeCalls:
             (log.parent / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
         else:
             log.parent.mkdir(parents=True, exist_ok=True)
-            tasks = {task: {"lr": 0.1} for task in TASKS}
+            tasks = {task: {"lr": 0.1} for task in PAPER_TASKS}
             (log.parent / "scores.json").write_text(json.dumps({"label": name, "tasks": tasks}))
         self.note("end", act, name, seed)
 

@@ -20,8 +20,9 @@ from recipes.mini_superb.students import Students
 from recipes.mini_superb.tables import HERE, RESULTS
 from s3prl_ekd.device import usable_cpus
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.evaluate.tasks import parse_tasks
 from s3prl_ekd.signals import Signals, leave
+from s3prl_ekd.task_names import PAPER_TASKS
 
 SETS = ("pretrain", "asr", "sid", "er")
 
@@ -75,7 +76,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: the recipe's own results/")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some rows (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", help="some of them (default: the experiment's)")
-    parser.add_argument("--tasks", default=",".join(TASKS), help="some of the four (default: %(default)s)")
+    parser.add_argument(
+        "--tasks", default=",".join(PAPER_TASKS), help="some of those of evaluate (default: %(default)s)"
+    )
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--jobs", type=int, default=1, help="evaluation runs at a time (default: %(default)s)")
     parser.add_argument("--parallel", type=int, default=1, metavar="N", help="rows at a time (default: %(default)s)")

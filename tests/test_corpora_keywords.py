@@ -150,6 +150,17 @@ def test_a_manifests_rows_are_in_their_splits(
         assert soundfile.info(file).format == "WAV"
 
 
+@pytest.mark.parametrize("form", ["wav", "flac"])
+def test_a_name_made_for_one_clip_may_be_anothers_own(form: str, tmp_path: Path, s3prls: Any) -> None:
+    """Linked files stood in each other's way; of converted ones the last was left."""
+    names = [f"{speaker}_yes{take}.{form}" for speaker in range(12) for take in ("", "_1", "_2", "_3")]
+    rows = [(name, "test" if at < 4 else "dev" if at < 16 else "train", "yes", 8000) for at, name in enumerate(names)]
+    assert prepare("--manifest", write_manifest(tmp_path / "in", rows), "--out", tmp_path / "data") == 0
+    found = as_s3prl_reads(tmp_path / "data" / "ks.yaml", s3prls)
+    assert {split: len(part) for split, part in found.items()} == {"train": 32, "dev": 12, "test": 4}
+    assert len(ids(tmp_path / "data" / "ks")) == len(names)
+
+
 def test_a_silence_to_train_on_is_a_second_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(f"{split}.wav", split, "yes", 8000) for split in ("train", "dev", "test")]
     manifest = write_manifest(tmp_path / "in", [*rows, ("hum.wav", "dev", "silence", 15_999)])

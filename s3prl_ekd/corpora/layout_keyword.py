@@ -41,7 +41,8 @@ def prepare_keyword(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
         ["_".join(safe_name(part) for part in (clip.row.speaker, clip.row.audio.stem) if part) for clip in clips],
         [clip.row.path for clip in clips],
     )
-    files = [_file(manifest, clip, name) for clip, name in zip(clips, names, strict=True)]
+    taken: set[Path] = set()
+    files = [_file(manifest, clip, name, taken) for clip, name in zip(clips, names, strict=True)]
     with fresh_folder(out / "ks", manifest.file) as folder:
         (folder / TRAIN).mkdir()
         converted = place(clips, [folder / file for file in files], only="WAV")
@@ -63,8 +64,8 @@ def keyword_class(keyword: str) -> str:
     return word if word in WORDS else ALIASES.get(word, word if word == SILENCE else UNKNOWN)
 
 
-def _file(manifest: Manifest, clip: Clip, name: str) -> Path:
-    """Where a clip goes below ``DATA/ks``, without its suffix."""
+def _file(manifest: Manifest, clip: Clip, name: str, taken: set[Path]) -> Path:
+    """Where a clip goes below ``DATA/ks``, without its suffix; put into ``taken``, which holds those of other clips."""
     row, chosen = clip.row, keyword_class(clip.row.keyword)
     if row.split == "test":
         return Path(TEST, chosen, name)
@@ -75,7 +76,10 @@ def _file(manifest: Manifest, clip: Clip, name: str) -> Path:
     folder = chosen if chosen in WORDS else safe_name(row.keyword.lower())
     name = name.replace("_nohash", "")  # as Speech Commands' own have it: what follows the first one is not hashed
     tried = (f"{name}{'' if number == 0 else f'_{number}'}_nohash_0" for number in itertools.count())
-    return Path(TRAIN, folder, next(one for one in tried if split_of(one) == row.split))
+    files = (Path(TRAIN, folder, one) for one in tried if split_of(one) == row.split)
+    file = next(one for one in files if one not in taken)  # NAME_1 may be another clip's own name
+    taken.add(file)
+    return file
 
 
 def write_ks_config(file: Path, train: Path, test: Path) -> None:

@@ -87,7 +87,7 @@ def test_what_the_launcher_refuses(here: Path) -> None:
     config = {"runner": {"distortion": "noisy.yaml"}}
     with pytest.raises(EkdError, match="x.yaml: runner.distortion: is for a test"):
         check_distortion(config, True, True, "x.yaml")
-    with pytest.raises(EkdError, match="x.yaml: runner.distortion: give -p DIR for the predictions"):
+    with pytest.raises(EkdError, match="x.yaml: runner.distortion: give -p another DIR for the predictions"):
         check_distortion(config, False, False, "x.yaml")
     for wrong in ("nowhere.yaml", 3):
         with pytest.raises(EkdError, match=rf"x.yaml: runner.distortion: {wrong!r}: expected a YAML file"):

@@ -22,13 +22,13 @@ from s3prl_ekd.user_paths import expanded
 KEY = "runner.distortion"
 
 
-def check_distortion(config: dict[str, Any], trains: bool, names_folder: bool, source: str) -> None:
+def check_distortion(config: dict[str, Any], trains: bool, apart: bool, source: str) -> None:
     """Read the file that ``runner.distortion`` names, where there is one, and look for its noises; makes it absolute.
 
     Args:
         config: the merged downstream config.
         trains: ``-m train``.
-        names_folder: the command line says where results go.
+        apart: results go into another folder than the checkpoint's.
         source: the config's file, for messages.
 
     Raises:
@@ -41,8 +41,10 @@ def check_distortion(config: dict[str, Any], trains: bool, names_folder: bool, s
     key = f"{source}: {KEY}"
     if trains:
         raise EkdError(f"{key}: is for a test (-m evaluate); heads are trained on the clips as they are")
-    if not names_folder:
-        raise EkdError(f"{key}: give -p DIR for the predictions; beside the checkpoint are those on clean audio")
+    if not apart:
+        raise EkdError(
+            f"{key}: give -p another DIR for the predictions; beside the checkpoint are those on clean audio"
+        )
     if not isinstance(file, str) or not expanded(file).is_file():
         raise EkdError(f"{key}: {file!r}: expected a YAML file with a section distortion")
     path = config["runner"]["distortion"] = str(expanded(file).absolute())

@@ -167,7 +167,8 @@ class DownstreamLaunch(ScriptLaunch):
         use_device(args.device)
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
-        check_distortion(config, self.trains, self.names_folder, self.source)
+        beside = args.past_exp is not None and Path(args.past_exp).parent.resolve() == Path(args.expdir).resolve()
+        check_distortion(config, self.trains, self.names_folder and not beside, self.source)
         if self.trains:
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
         return args, config, *rest

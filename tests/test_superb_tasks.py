@@ -174,6 +174,11 @@ def test_evaluate_scores_keywords_and_intents(tmp_path: Path, capsys: pytest.Cap
     assert heard["rescored"]["n_utterances"] == 3 and heard["rescored"]["agrees"]
     assert (out / "runs" / "ks" / "test_predict.txt").read_bytes() == clean
     assert "| fbank | loud |" in (out / "robustness.md").read_text()
+    run = out / "runs" / "ks"
+    test_of_run = ["-m", "evaluate", "-e", run / "states-2.ckpt", "-o", "config.runner.distortion=loud.yaml"]
+    done = command("run_downstream.py", *test_of_run, "-p", run, "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 2 and "runner.distortion: give -p another DIR for the predictions" in done.stderr
+    assert (run / "test_predict.txt").read_bytes() == clean
     tone(test / "yes" / "b.wav", 5, 1.0)
     done = command("s3prl-ekd", *words, cwd=tmp_path)
     assert done.returncode == 2 and f"was tested there before the clips below {test} changed" in done.stderr

@@ -176,6 +176,11 @@ def test_another_distortion_under_a_name_is_refused(data, tmp_path, stand_in, ca
     assert files(out) == before
     assert robustness(out, "--distortion", "noisy.yaml", "--overwrite", "--tasks", "pr") == 0
     assert "| fbank | noisy | 33.33 | – |" in (out / "robustness.md").read_text()  # no row of two distortions
+    done = (out / "runs" / "pr" / "distorted" / "noisy" / "result.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert robustness(out, "--distortion", "noisy.yaml", "--overwrite") == 0  # what is done is not done again
+    assert "1 of 2 tests to do" in capsys.readouterr().out
+    assert (out / "runs" / "pr" / "distorted" / "noisy" / "result.json").stat().st_mtime_ns == done
     audio(tmp_path / "noise" / "more.wav", 8000)
     assert robustness(out, "--distortion", "noisy.yaml") == 2
     assert "or drew from other files" in capsys.readouterr().err

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         tests, every = _plan(args, conditions)  # again: a call that had the folder may have ended since
         for test in every if args.overwrite else ():
             forget_other(test)
-        pending = [test for test in tests if args.overwrite or not check_earlier(test)]
+        pending = [test for test in tests if not check_earlier(test)]
         where = f"{len(pending)} of {len(tests)} tests to do, on {', '.join(devices)} -> {args.scores}"
         console.print(escape(where), highlight=False, soft_wrap=True)
         try:

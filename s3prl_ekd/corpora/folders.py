@@ -198,6 +198,13 @@ def unique_names(names: Sequence[str], paths: Sequence[str]) -> list[str]:
     return marked
 
 
+def clip_names(clips: Sequence[Clip]) -> list[str]:
+    """A name for each clip, no two alike: its speaker, where it has one, and its file's name."""
+    parts = [(clip.row.speaker, clip.row.audio.stem) for clip in clips]
+    names = ["_".join(safe_name(part) for part in pair if part) for pair in parts]
+    return unique_names(names, [clip.row.path for clip in clips])
+
+
 def write_ids(file: Path, ids: Sequence[str], clips: Sequence[Clip]) -> None:
     """``id<TAB>path`` for every utterance: from what s3prl's predictions name back to the manifest."""
     lines = [

@@ -21,13 +21,17 @@ NOISE = "_background_noise_"
 _BUCKETS = 2**27 - 1  # Speech Commands' own rule (s3prl's speech_commands/expert.py: split_dataset)
 
 
+def speaker_of(name: str) -> str:
+    """The speaker in a clip's file name: what precedes ``_nohash_``."""
+    return re.sub(r"_nohash_.*$", "", name)
+
+
 def split_of(name: str) -> str | None:
-    """The split that a clip of the training folder is in by its file's name: what precedes ``_nohash_`` is hashed.
+    """The split that a clip of the training folder is in by its file's name, of which the speaker is hashed.
 
     None for a tenth of all names: an older test set, which s3prl leaves out.
     """
-    speaker = re.sub(r"_nohash_.*$", "", name)
-    percent = int(hashlib.sha1(speaker.encode()).hexdigest(), 16) % (_BUCKETS + 1) * (100.0 / _BUCKETS)
+    percent = int(hashlib.sha1(speaker_of(name).encode()).hexdigest(), 16) % (_BUCKETS + 1) * (100.0 / _BUCKETS)
     if percent < 10:
         return "dev"
     return None if percent < 20 else "train"

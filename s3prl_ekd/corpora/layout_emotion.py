@@ -12,13 +12,12 @@ from pathlib import Path
 
 from s3prl_ekd.corpora.folders import (
     Prepared,
+    clip_names,
     converted_note,
     filled_config,
     fresh_folder,
     place,
     placed_suffix,
-    safe_name,
-    unique_names,
     write_ids,
 )
 from s3prl_ekd.corpora.manifest import Manifest
@@ -58,10 +57,7 @@ def prepare_emotion(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
         raise EkdError(
             f"{manifest.file}: {len(sessions)} folds and {len(labels)} emotions; task er needs two of each at least"
         )
-    names = unique_names(
-        [f"{safe_name(clip.row.speaker)}_{safe_name(clip.row.audio.stem)}" for clip in clips],
-        [clip.row.path for clip in clips],
-    )
+    names = clip_names(clips)
     keys = [f"Session{sessions[clip.row.fold]}/{name}" for clip, name in zip(clips, names, strict=True)]
     items = [
         {"path": key + placed_suffix(clip), "label": emotion, "speaker": clip.row.speaker}

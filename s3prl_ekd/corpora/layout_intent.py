@@ -11,13 +11,12 @@ from pathlib import Path
 
 from s3prl_ekd.corpora.folders import (
     Prepared,
+    clip_names,
     converted_note,
     filled_config,
     fresh_folder,
     place,
     placed_suffix,
-    safe_name,
-    unique_names,
     write_ids,
 )
 from s3prl_ekd.corpora.intent_tables import SLOTS, TABLES, misread
@@ -38,10 +37,7 @@ def prepare_intent(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Prep
     parts = {split: [clip for clip in clips if clip.row.split == split] for split in SPLITS}
     for slot in SLOTS:
         _check_slot(manifest, parts, slot)
-    names = unique_names(
-        ["_".join(safe_name(part) for part in (clip.row.speaker, clip.row.audio.stem) if part) for clip in clips],
-        [clip.row.path for clip in clips],
-    )
+    names = clip_names(clips)
     with fresh_folder(out / "ic", manifest.file) as folder:
         converted = place(clips, [folder / "wavs" / name for name in names])
         (folder / "data").mkdir()

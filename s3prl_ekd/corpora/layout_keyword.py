@@ -13,12 +13,12 @@ from pathlib import Path
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.corpora.folders import (
     Prepared,
+    clip_names,
     converted_note,
     filled_config,
     fresh_folder,
     place,
     safe_name,
-    unique_names,
     write_ids,
 )
 from s3prl_ekd.corpora.keyword_folders import CLASSES, NOISE, SILENCE, UNKNOWN, WORDS, split_of, too_short
@@ -37,10 +37,7 @@ def prepare_keyword(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
     Raises:
         EkdError: a silence of train or dev that is shorter than a second, or a folder that is not ours.
     """
-    names = unique_names(
-        ["_".join(safe_name(part) for part in (clip.row.speaker, clip.row.audio.stem) if part) for clip in clips],
-        [clip.row.path for clip in clips],
-    )
+    names = clip_names(clips)
     taken: set[Path] = set()
     files = [_file(manifest, clip, name, taken) for clip, name in zip(clips, names, strict=True)]
     with fresh_folder(out / "ks", manifest.file) as folder:

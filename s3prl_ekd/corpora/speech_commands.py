@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from s3prl_ekd.corpora.folders import Prepared, fresh_folder
-from s3prl_ekd.corpora.keyword_folders import NOISE, test_clips, training_clips
+from s3prl_ekd.corpora.keyword_folders import NOISE, speaker_of, test_clips, training_clips
 from s3prl_ekd.corpora.layout_keyword import write_ks_config
 from s3prl_ekd.corpora.probe import ready_lengths
 from s3prl_ekd.errors import EkdError
@@ -45,7 +44,7 @@ def prepare_speech_commands(root: Path, out: Path, test_set: Path | None = None)
         splits=("train", "dev", "test"),
         utterances=(len(clips["train"]), len(clips["dev"]), len(test)),
         samples=sum(samples),
-        speakers=len({re.sub(r"_nohash_.*$", "", file.name) for file in [*clips["train"], *clips["dev"], *test]}),
+        speakers=len({speaker_of(file.name) for file in [*clips["train"], *clips["dev"], *test]}),
         notes=tuple(notes),
     )
 

@@ -193,7 +193,7 @@ def test_a_download_that_fails_is_one_line() -> None:
         def _get_upstream(self) -> None:
             raise self.error
 
-    runner = downstream_runner.runner_class(Original, EvaluationMemory(torch.save))()
+    runner = downstream_runner.runner_class(Original, EvaluationMemory(torch.save), lambda: None)()
     with pytest.raises(OSError, match="of the disk"):
         runner._get_upstream()
     Original.error = urllib.error.URLError("no route\nto host")

@@ -263,6 +263,6 @@ def test_the_runner_gets_it_where_it_is_asked_for(tmp_path: Path) -> None:
         def _get_upstream(self) -> Namespace:
             return Namespace(model=Upstream())
 
-    build = downstream_runner.runner_class(Runner, EvaluationMemory(torch.save))
+    build = downstream_runner.runner_class(Runner, EvaluationMemory(torch.save), lambda: None)
     assert isinstance(build(None)._get_upstream().model, Upstream)
     assert isinstance(build(str(tmp_path))._get_upstream().model, CachedUpstream)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import subprocess  # noqa: F401  # a name that is looked up
 from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import torch
 from console import command
 
 from s3prl_ekd.compat import guarded_eval
+from s3prl_ekd.compat.guarded_eval import look_up
 from s3prl_ekd.errors import EkdError
 
 
@@ -69,3 +71,41 @@ def test_lists_that_s3prl_pickles_hold_nothing_else(tmp_path: Path, monkeypatch:
             with pytest.raises(EkdError, match=r"list.p: refused, .* code from the file \(it holds posix.mkdir\)"):
                 module.pickle.load(file)
     assert not (tmp_path / "ran").exists()
+
+
+class _Model:
+    rate = 4
+
+
+def test_names_and_numbers_are_looked_up() -> None:
+    local = [1, 2]
+    assert look_up("_Model") is _Model and look_up(" local ") is local
+    assert look_up("_Model.rate") == 4 and look_up("-_Model.rate") == -4 and look_up("-1.5") == -1.5
+    assert look_up("local[-1]") == 2 and look_up("torch.nn.Linear") is torch.nn.Linear
+    assert look_up("[(512, 10, 5)] + [(512, 3, 2)] * 2") == [(512, 10, 5), (512, 3, 2), (512, 3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("print(1)", "would run it as code"),
+        ("_Model()", "would run it as code"),
+        ("[print(1)]", "would run it as code"),
+        ("{}.keys", "would run it as code"),
+        ("torch.hub.load", "expected a model or function of test_foreign_checkpoints, not of other code"),
+        ("subprocess.run", "expected a model or function of test_foreign_checkpoints, not of other code"),
+        ("subprocess.Popen", "expected a model or function of test_foreign_checkpoints, not of other code"),
+        ("[].append", "expected a model or function of test_foreign_checkpoints, not of other code"),
+        ("_Model.rate[0]", "would run it as code"),
+        ("_Model.__subclasses__", "would run it as code"),
+        ("_Model or print", "would run it as code"),
+        ("lambda: 1", "would run it as code"),
+        ("two words", "would run it as code"),
+        ("print", "has no such name"),  # what Python brings along is no name of the module
+        ("_Model.heat", "has no such name"),
+        ("_Modle", "has no such name"),
+    ],
+)
+def test_nothing_else_is(expression: str, message: str) -> None:
+    with pytest.raises(EkdError, match=f"{__name__}.*{message}" if "name" in message else message):
+        look_up(expression)

@@ -11,7 +11,7 @@ import torch
 from corpora_lab import audio
 from evaluate_stand_in import calls, evaluate, files, up
 
-from s3prl_ekd.bridge.distorted_test import DistortedAudio, check_distortion
+from s3prl_ekd.bridge.distorted_test import DistortedAudio, distorted_audio
 from s3prl_ekd.cli import main
 from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.data.distort import Distorter
@@ -79,21 +79,21 @@ def test_the_section_alone_or_in_a_model_configuration(here: Path) -> None:
 def test_a_file_with_a_mistake_is_one_line(text: str, message: str, here: Path) -> None:
     (here / "noisy.yaml").write_text(text)
     with pytest.raises(EkdError, match=re.escape(message)):
-        check_distortion({"runner": {"distortion": "noisy.yaml"}}, False, True, "x.yaml")
+        distorted_audio({"runner": {"distortion": "noisy.yaml"}}, False, False, "x.yaml")
     assert main(["robustness", str(here), "--distortion", "noisy.yaml"]) == 2
 
 
 def test_what_the_launcher_refuses(here: Path) -> None:
     config = {"runner": {"distortion": "noisy.yaml"}}
     with pytest.raises(EkdError, match="x.yaml: runner.distortion: is for a test"):
-        check_distortion(config, True, True, "x.yaml")
+        distorted_audio(config, True, False, "x.yaml")
     with pytest.raises(EkdError, match="x.yaml: runner.distortion: give -p another DIR for the predictions"):
-        check_distortion(config, False, False, "x.yaml")
+        distorted_audio(config, False, True, "x.yaml")
     for wrong in ("nowhere.yaml", 3):
         with pytest.raises(EkdError, match=rf"x.yaml: runner.distortion: {wrong!r}: expected a YAML file"):
-            check_distortion({"runner": {"distortion": wrong}}, False, True, "x.yaml")
-    check_distortion({"runner": {}}, True, False, "x.yaml")
-    check_distortion(config, False, True, "x.yaml")
+            distorted_audio({"runner": {"distortion": wrong}}, False, False, "x.yaml")
+    assert distorted_audio({"runner": {}}, True, True, "x.yaml") is None
+    assert distorted_audio(config, False, False, "x.yaml") is not None
     assert config["runner"]["distortion"] == str(here / "noisy.yaml")
 
 

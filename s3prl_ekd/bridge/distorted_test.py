@@ -22,40 +22,14 @@ from s3prl_ekd.user_paths import expanded
 KEY = "runner.distortion"
 
 
-def check_distortion(config: dict[str, Any], trains: bool, apart: bool, source: str) -> None:
-    """Read the file that ``runner.distortion`` names, where there is one, and look for its noises; makes it absolute.
-
-    Args:
-        config: the merged downstream config.
-        trains: ``-m train``.
-        apart: results go into another folder than the checkpoint's.
-        source: the config's file, for messages.
-
-    Raises:
-        EkdError: no such file, mistakes in it, missing sources; a training, or a test that would write over the
-            predictions of the clean one.
-    """
-    file = config["runner"].get("distortion")
-    if file is None:
-        return
-    key = f"{source}: {KEY}"
-    if trains:
-        raise EkdError(f"{key}: is for a test (-m evaluate); heads are trained on the clips as they are")
-    if not apart:
-        raise EkdError(
-            f"{key}: give -p another DIR for the predictions; beside the checkpoint are those on clean audio"
-        )
-    if not isinstance(file, str) or not expanded(file).is_file():
-        raise EkdError(f"{key}: {file!r}: expected a YAML file with a section distortion")
-    path = config["runner"]["distortion"] = str(expanded(file).absolute())
-    Distorter(load_distortion(Path(path)), path)
-
-
 class DistortedAudio:
     """What an upstream hears in place of its clips.
 
     Args:
-        file: of :func:`check_distortion`.
+        file: YAML with a section ``distortion``.
+
+    Raises:
+        EkdError: mistakes in it, or missing sources.
     """
 
     def __init__(self, file: str) -> None:
@@ -74,3 +48,32 @@ class DistortedAudio:
         wave = wav.detach().float().cpu().contiguous().numpy()
         clip = int.from_bytes(hashlib.blake2b(wave.tobytes(), digest_size=8).digest(), "big")
         return torch.from_numpy(self.distorter.apply(wave, self.distorter.draw(0, clip))).to(wav)
+
+
+def distorted_audio(config: dict[str, Any], trains: bool, beside: bool, source: str) -> DistortedAudio | None:
+    """What the upstream hears, where ``runner.distortion`` names a file, whose path becomes absolute; else None.
+
+    Args:
+        config: the merged downstream config.
+        trains: ``-m train``.
+        beside: results go into the checkpoint's own folder.
+        source: the config's file, for messages.
+
+    Raises:
+        EkdError: no such file, mistakes in it, missing sources; a training, or a test that would write over the
+            predictions of the clean one.
+    """
+    file = config["runner"].get("distortion")
+    if file is None:
+        return None
+    key = f"{source}: {KEY}"
+    if trains:
+        raise EkdError(f"{key}: is for a test (-m evaluate); heads are trained on the clips as they are")
+    if beside:
+        raise EkdError(
+            f"{key}: give -p another DIR for the predictions; beside the checkpoint are those on clean audio"
+        )
+    if not isinstance(file, str) or not expanded(file).is_file():
+        raise EkdError(f"{key}: {file!r}: expected a YAML file with a section distortion")
+    path = config["runner"]["distortion"] = str(expanded(file).absolute())
+    return DistortedAudio(path)

@@ -11,7 +11,7 @@ from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge import arguments, downstream_arguments, downstream_runner, ranks
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
@@ -24,6 +24,9 @@ from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
+
+if TYPE_CHECKING:
+    from s3prl_ekd.bridge.distorted_test import DistortedAudio
 
 
 def run(argv: list[str], current: Run) -> None:
@@ -52,6 +55,7 @@ class DownstreamLaunch(ScriptLaunch):
     def __init__(self, current: Run) -> None:
         super().__init__(current)
         self.memory = EvaluationMemory(self.keeper.save)
+        self.distorted: DistortedAudio | None = None  # what the upstream hears in a test on distorted audio
 
     @property
     def is_ours(self) -> bool:
@@ -92,7 +96,7 @@ class DownstreamLaunch(ScriptLaunch):
         downstream_runner.count_steps(runner)
 
     def _runner_class(self, original: type) -> type:
-        return downstream_runner.runner_class(original, self.memory)
+        return downstream_runner.runner_class(original, self.memory, lambda: self.distorted)
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""
@@ -144,7 +148,7 @@ class DownstreamLaunch(ScriptLaunch):
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
         """Besides, what ships with us is filled in; ``rest``: the files that s3prl copies into the folder."""
         from s3prl_ekd.bridge import taskdata, taskkeys
-        from s3prl_ekd.bridge.distorted_test import check_distortion
+        from s3prl_ekd.bridge.distorted_test import distorted_audio
         from s3prl_ekd.compat.guarded_eval import guard_s3prl
 
         self.args = args
@@ -168,7 +172,7 @@ class DownstreamLaunch(ScriptLaunch):
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
         beside = args.past_exp is not None and Path(args.past_exp).parent.resolve() == Path(args.expdir).resolve()
-        check_distortion(config, self.trains, self.names_folder and not beside, self.source)
+        self.distorted = distorted_audio(config, self.trains, beside, self.source)
         if self.trains:
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
         return args, config, *rest

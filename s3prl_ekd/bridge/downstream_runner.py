@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, message
 from s3prl_ekd.errors import EkdError, is_out_of_memory, one_line
+
+if TYPE_CHECKING:
+    from s3prl_ekd.bridge.distorted_test import DistortedAudio
 
 
 def on_device(device: Any) -> Any:
@@ -22,12 +26,13 @@ def on_device(device: Any) -> Any:
     return torch.cuda.device(device) if str(device).startswith("cuda") else nullcontext()
 
 
-def runner_class(original: type, memory: EvaluationMemory) -> type:
+def runner_class(original: type, memory: EvaluationMemory, heard: Callable[[], DistortedAudio | None]) -> type:
     """s3prl's runner, whose frozen upstream may keep its states (``runner.cache_states``), or hear distorted clips.
 
     Args:
         original: ``s3prl.downstream.runner.Runner``.
         memory: answers for an evaluation while training that does not fit into the GPU's memory.
+        heard: what stands before the upstream once arguments and configuration are read; None: nothing.
     """
 
     class Runner(original):
@@ -62,11 +67,9 @@ def runner_class(original: type, memory: EvaluationMemory) -> type:
                 text = Path(config).read_text() if config and Path(config).is_file() else str(config)
                 entry.model = CachedUpstream(entry.model, Path(folder), (self.args.upstream, text))
                 entry.model.to(self.args.device)
-            distortion = self.config["runner"].get("distortion")
-            if distortion:
-                from s3prl_ekd.bridge.distorted_test import DistortedAudio
-
-                DistortedAudio(distortion).put_before(entry.model)
+            distorted = heard()
+            if distorted is not None:
+                distorted.put_before(entry.model)
             return entry
 
     return Runner

@@ -19,7 +19,7 @@ from rich.markup import escape
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
+from s3prl_ekd.evaluate.devices import add_device_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
 from s3prl_ekd.evaluate.earlier_scores import check_earlier_scores, tell_second_rows
 from s3prl_ekd.evaluate.folder_lock import locked_folder
@@ -68,11 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", "--seed", default="1337", metavar="N,N,...",
         help="the table shows mean and standard error of several (default: %(default)s)",
     )  # fmt: skip
-    parser.add_argument(
-        "--devices", "--device", metavar="DEVICE,...",
-        help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
-    )  # fmt: skip
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one a device)")
+    add_device_arguments(parser, "runs")
     parser.add_argument(
         "-o",
         "--override",
@@ -148,9 +144,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EkdError: what the user can correct; a run that failed.
     """
-    devices = None if args.devices is None else parse_devices(args.devices)
-    if args.jobs is not None and args.jobs < 1:
-        raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
+    devices = given_devices(args)
     plans = _checked_plans(args)
     models = [plan.upstream for plan in plans]
     check_names(models)

@@ -6,12 +6,34 @@ and of many upstreams use plain ``cuda``, which is the first GPU.
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from collections.abc import Sequence
 
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Declare ``--devices`` and ``--jobs``; ``what`` there are so many of at a time."""
+    parser.add_argument(
+        "--devices", "--device", metavar="DEVICE,...",
+        help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time (default: one a device)")
+
+
+def given_devices(args: argparse.Namespace) -> list[str] | None:
+    """The devices that the command names; None where it leaves them to us.
+
+    Raises:
+        EkdError: an unknown device, one that is named twice, or no job at a time.
+    """
+    devices = None if args.devices is None else parse_devices(args.devices)
+    if args.jobs is not None and args.jobs < 1:
+        raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
+    return devices
 
 
 def parse_devices(text: str) -> list[str]:

@@ -7,11 +7,10 @@ condition. The native runner distorts (``bridge/distorted_test.py``). A test has
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,12 @@ from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import plan
 from s3prl_ekd.evaluate.devices import gpu_environment, native_device
-from s3prl_ekd.evaluate.inputs import changed_input
-from s3prl_ekd.evaluate.marker import MARKER, read_marker
+from s3prl_ekd.evaluate.inputs import changed_input, values_digest
+from s3prl_ekd.evaluate.kept_scores import tested_runs
+from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import LOGS, scored
-from s3prl_ekd.evaluate.scores_file import by_seed, runs_of
 from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import empty_folder
@@ -115,7 +114,7 @@ def parse_condition(text: str) -> Condition:
 
     files = Distorter(config, str(path)).source_files()
     facts = {"distortion": config.model_dump(mode="json", exclude={"setup"}), "files": [str(file) for file in files]}
-    return Condition(name, path, hashlib.sha256(json.dumps(facts).encode()).hexdigest())
+    return Condition(name, path, values_digest(facts))
 
 
 def plan_tests(
@@ -132,36 +131,22 @@ def plan_tests(
     tests = []
     for home, record in models:
         prefix = f"{home.name}/" if len(models) > 1 else ""
-        for task in tasks:
-            for fold, run in tested_runs(record, task):
-                folder = run_folder(home, run)
-                checkpoint = folder / Path(run["checkpoint"]).name
-                marker = read_marker(folder)
-                if marker is None or marker.result is None or not checkpoint.is_file():
-                    raise EkdError(
-                        f"{checkpoint if marker else folder / MARKER}: is gone, and so cannot be tested again"
-                    )
+        for task in (one for one in tasks if one.name in record["tasks"]):
+            for _, folder, marker in tested_runs(record["tasks"][task.name], home):
+                if marker is None or marker.result is None:
+                    raise EkdError(f"{folder / MARKER}: is gone, and so cannot be tested again")
+                checkpoint = folder / Path(marker.result["checkpoint"]).name
+                if not checkpoint.is_file():
+                    raise EkdError(f"{checkpoint}: is gone, and so cannot be tested again")
                 changed = changed_input(marker.inputs)
                 if changed is not None:
                     raise EkdError(f"{folder / MARKER}: was tested before {changed} changed; evaluate it again")
                 workers = marker.settings["overrides"].get(task.workers_key)
                 tests += [
-                    Test(f"{prefix}{run['folder']} {one.name}", task, fold, checkpoint, one, workers)
+                    Test(f"{prefix}{folder.name} {one.name}", task, marker.settings["fold"], checkpoint, one, workers)
                     for one in conditions
                 ]
     return tests
-
-
-def run_folder(home: Path, run: Mapping[str, Any]) -> Path:
-    """Where a run of a record lies; a record from elsewhere leads nowhere else."""
-    return home / "runs" / Path(run["folder"]).name
-
-
-def tested_runs(record: Mapping[str, Any], task: Task) -> Iterator[tuple[str | None, Mapping[str, Any]]]:
-    """Fold and record of each run that a model's score of a task is made of; none where it was not evaluated on it."""
-    scores = record["tasks"].get(task.name)
-    for part in by_seed(scores).values() if scores else ():
-        yield from runs_of(part).items()
 
 
 def check_earlier(test: Test) -> bool:

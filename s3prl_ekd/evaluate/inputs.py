@@ -55,7 +55,7 @@ def inputs(run: Run) -> dict[str, str]:
 def data_digest(run: Run) -> str:
     """One SHA-256 of what a run reads beside its model: configuration, tables, texts."""
     model = _model(run.upstream)
-    return _of_values({name: digest for name, digest in inputs(run).items() if name not in model})
+    return values_digest({name: digest for name, digest in inputs(run).items() if name not in model})
 
 
 def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | None:
@@ -141,15 +141,16 @@ def _weights(source: str) -> str:
 def _student(file: Path) -> str | None:
     from s3prl_ekd.config import load_model_config
 
-    return _of_values(load_model_config(file).student.model_dump(mode="json")) if file.is_file() else None
+    return values_digest(load_model_config(file).student.model_dump(mode="json")) if file.is_file() else None
 
 
 def _configuration(path: Path) -> str:
     """The digest of a task's configuration, whose comments and order do not count."""
-    return _of_values(read_yaml(path))
+    return values_digest(read_yaml(path))
 
 
-def _of_values(values: Any) -> str:
+def values_digest(values: Any) -> str:
+    """SHA-256 of values as JSON, whose keys' order does not count."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
 
 

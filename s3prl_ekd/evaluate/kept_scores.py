@@ -27,6 +27,7 @@ from s3prl_ekd.evaluate.scores_file import (
     own_record,
     rates,
     read_models,
+    run_folder,
     runs_of,
 )
 
@@ -94,7 +95,7 @@ def tested_runs(task: Mapping[str, Any], out: Path) -> Iterator[tuple[int | None
     """
     for seed, part in by_seed(task).items():
         for run in runs_of(part).values():
-            folder = out / "runs" / run["folder"]
+            folder = run_folder(out, run)
             marker = read_marker(folder)
             yield seed, folder, marker if marker and seed in (None, marker.settings.get("seed")) else None
 

@@ -14,9 +14,10 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result, run_folder, tested_runs
+from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result
+from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.results import merge_folds, merge_seeds
-from s3prl_ekd.evaluate.scores_file import by_seed, folds, runs_of
+from s3prl_ekd.evaluate.scores_file import by_seed, runs_of
 from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plain_table
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 
@@ -39,7 +40,8 @@ class Row:
 
 def conditions_of(home: Path, record: Mapping[str, Any]) -> list[str]:
     """The conditions that some run of a model was tested under, sorted, noise5 before noise10."""
-    folders = [run_folder(home, run) / FOLDER for task in TASKS.values() for _, run in tested_runs(record, task)]
+    runs = [folder for task in record["tasks"].values() for _, folder, _ in tested_runs(task, home)]
+    folders = [folder / FOLDER for folder in runs]
     found = {one.name for folder in folders if folder.is_dir() for one in folder.iterdir() if read_result(one)}
     return sorted(found, key=_natural)
 
@@ -73,13 +75,13 @@ def _task(home: Path, record: Mapping[str, Any], task: Task, condition: str) -> 
     seeds = {}
     for seed, part in by_seed(record["tasks"][task.name]).items():
         parts: dict[str | None, dict[str, Any]] = {}
-        for fold, run in runs_of(part).items():
-            result = read_result(run_folder(home, run) / FOLDER / condition)
+        for (fold, run), (_, folder, marker) in zip(runs_of(part).items(), tested_runs(part, home), strict=True):
+            result = None if marker is None else read_result(folder / FOLDER / condition)
             if result is None:
                 return None
             parts[fold] = {**run, **result, "commands": [result["command"]]}
-        found = {fold: one for fold, one in parts.items() if fold is not None}
-        seeds[str(seed)] = merge_folds(task, found) if folds(part) else parts[None]
+        by_fold = {fold: one for fold, one in parts.items() if fold is not None}
+        seeds[str(seed)] = merge_folds(task, by_fold) if by_fold else parts[None]
     return merge_seeds(task, seeds) if len(seeds) > 1 else next(iter(seeds.values()))
 
 

@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.devices import check_devices, parse_devices, slots
+from s3prl_ekd.evaluate.devices import add_device_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.distorted import (
     Condition,
     Test,
@@ -58,11 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the test audio undergoes, by a name for the table (default: the file's); repeatable",
     )  # fmt: skip
     parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
-    parser.add_argument(
-        "--devices", "--device", metavar="DEVICE,...",
-        help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
-    )  # fmt: skip
-    parser.add_argument("--jobs", type=int, metavar="N", help="tests at a time (default: one a device)")
+    add_device_arguments(parser, "tests")
     parser.add_argument("--overwrite", action="store_true", help="test again where a name was another distortion's")
     parser.add_argument("--dry-run", action="store_true", help="print the native commands and stop")
 
@@ -73,9 +69,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         EkdError: what the user can correct; a test that failed.
     """
-    devices = None if args.devices is None else parse_devices(args.devices)
-    if args.jobs is not None and args.jobs < 1:
-        raise EkdError(f"--jobs {args.jobs}: expected 1 or more")
+    devices = given_devices(args)
     if not args.distortion:
         raise EkdError("robustness: give --distortion FILE, a YAML file with a section distortion (see --help)")
     conditions = parse_conditions(args.distortion)

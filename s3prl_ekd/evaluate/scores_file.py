@@ -96,6 +96,16 @@ def runs_of(part: Mapping[str, Any]) -> dict[str | None, Mapping[str, Any]]:
     return part.get("folds", {None: part})
 
 
+def run_folder(home: Path, run: Mapping[str, Any]) -> Path:
+    """Where a run of a model's record lies; a record from elsewhere leads nowhere else.
+
+    Args:
+        home: the folder of the record.
+        run: of :func:`runs_of`.
+    """
+    return home / "runs" / Path(run["folder"]).name
+
+
 def folds(part: Mapping[str, Any]) -> list[str]:
     """The folds of a part; none where the task has no folds."""
     return list(part.get("folds", ()))

@@ -22,7 +22,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.score import separator
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_scores, runs_of
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_scores, run_folder, runs_of
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import output_file
@@ -208,7 +208,7 @@ def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | N
     for fold in FOLDS if task.folded else (None,):
         if fold not in parts:
             raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
-        folders[fold] = home / "runs" / parts[fold]["folder"]
+        folders[fold] = run_folder(home, parts[fold])
     for seed, folder, marker in tested_runs(tested, home):
         if marker is None and (folder / MARKER).is_file():
             raise EkdError(f"{folder}: is not the run of seed {seed} that {home / FILE_NAME} names; that one is gone")

@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import read_marker
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_models, runs_of
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_models, run_folder, runs_of
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ def _checkpoints(folder: Path, task: dict[str, Any]) -> Iterator[Path]:
         for run in runs_of(part).values():
             path = Path(run["checkpoint"])
             # The folder may have been moved since: look beside scores.json first.
-            here = folder / "runs" / run["folder"] / path.name
+            here = run_folder(folder, run) / path.name
             path = here if here.is_file() else path
             if path.is_file() and _is_still_of(seed, path.parent):
                 yield path

@@ -16,10 +16,7 @@ COMMANDS = {
     "prepare": ("s3prl_ekd.corpora.command", "turn a corpus or a manifest.tsv into what the tasks read"),
     "teachers": ("s3prl_ekd.teachers.command", "list what can be a teacher; load one and show what it is and does"),
     "targets": ("s3prl_ekd.bridge.targets_command", "have the teachers compute a run's targets ahead of it"),
-    "evaluate": (
-        "s3prl_ekd.evaluate.command",
-        "train and test PR, SID, ER, ASR, KS, IC with s3prl's runner; one table",
-    ),
+    "evaluate": ("s3prl_ekd.evaluate.command", "train and test the tasks with s3prl's runner; one score table"),
     "robustness": ("s3prl_ekd.evaluate.robustness_command", "test evaluated models once more, on distorted audio"),
     "report": ("s3prl_ekd.report.command", "one HTML page and PNGs of pretraining curves and evaluation scores"),
     "export": ("s3prl_ekd.export.command", "take a student away: SUPERB submissions, a Hugging Face model, ONNX"),

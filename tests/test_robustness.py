@@ -142,6 +142,16 @@ def test_a_run_whose_data_have_changed_is_not_tested(data, tmp_path, stand_in, c
     assert f"run.json: was tested before {data / 'split.txt'} changed; evaluate it again" in capsys.readouterr().err
 
 
+def test_another_seeds_run_in_the_folder_is_not_tested(data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path, "--seed", "1") == 0
+    file = tmp_path / "out" / "runs" / "sid" / "run.json"
+    marker = json.loads(file.read_text())
+    marker["settings"]["seed"] = 2
+    file.write_text(json.dumps(marker))
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml") == 2
+    assert f"{file}: is gone, and so cannot be tested again" in capsys.readouterr().err
+
+
 def test_levels_stand_in_their_order(data, tmp_path, stand_in):
     assert evaluate(data, tmp_path) == 0
     words = [word for name in ("snr10", "snr5", "rooms") for word in ("--distortion", f"{name}=noisy.yaml")]

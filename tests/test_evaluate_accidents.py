@@ -75,7 +75,7 @@ def test_a_call_beside_another_is_refused_in_a_rows_folder_too(data, tmp_path, m
 
     def while_running(*given: Any) -> Any:
         monkeypatch.setattr(command, "run_all", run_all)
-        assert "another s3prl-ekd evaluate is at work there" in refused(capfd, call(then))
+        assert "another s3prl-ekd evaluate or robustness is at work there" in refused(capfd, call(then))
         return run_all(*given)
 
     monkeypatch.setattr(command, "run_all", while_running)

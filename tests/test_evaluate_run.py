@@ -20,9 +20,9 @@ from s3prl_ekd.evaluate.schedule import run_all
 
 
 def test_a_second_call_on_one_folder_waits_for_its_turn(data, tmp_path, stand_in, capsys):
-    with locked_folder(tmp_path / "out"):
+    with locked_folder(tmp_path / "out", "--out out"):
         assert evaluate(data, tmp_path) == 2
-    assert "another s3prl-ekd evaluate is at work there" in capsys.readouterr().err
+    assert "another s3prl-ekd evaluate or robustness is at work there" in capsys.readouterr().err
     assert evaluate(data, tmp_path) == 0
 
 

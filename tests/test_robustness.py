@@ -10,12 +10,17 @@ import pytest
 import torch
 from corpora_lab import audio
 from evaluate_stand_in import calls, evaluate, files, up
+from matplotlib.figure import Figure
 
 from s3prl_ekd.bridge.distorted_test import DistortedAudio, distorted_audio
 from s3prl_ekd.cli import main
 from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.robustness import note, rows_of
+from s3prl_ekd.evaluate.scores_file import read_models
+from s3prl_ekd.report import score_figures
+from s3prl_ekd.report.score_figures import robustness_png
 
 NOISY = "distortion: {seed: 3, additive: {noise: [noise], gaussian: false, clean: false, snr: [0, 0]}}\n"
 
@@ -72,6 +77,8 @@ def test_the_section_alone_or_in_a_model_configuration(here: Path) -> None:
     [
         ("ekd: {}\n", "noisy.yaml: distortion: the section is missing"),
         ("distortion: 3\n", "noisy.yaml: distortion: the section is missing"),
+        ("distortion: {}\n", "noisy.yaml: distortion: changes nothing; it has neither additive nor non_additive"),
+        ("base: embedded.yaml\ndistortion: {seed: 1}\n", "noisy.yaml: distortion: changes nothing"),
         (NOISY.replace("snr", "snrs"), "noisy.yaml: distortion.additive.snrs: "),
         (NOISY.replace("[noise]", "[nowhere]"), "noisy.yaml: distortion.additive.noise[0]: "),
     ],
@@ -152,12 +159,68 @@ def test_another_seeds_run_in_the_folder_is_not_tested(data, tmp_path, stand_in,
     assert f"{file}: is gone, and so cannot be tested again" in capsys.readouterr().err
 
 
-def test_levels_stand_in_their_order(data, tmp_path, stand_in):
+def conditions(out: Path) -> list[str]:
+    return re.findall(r"\| fbank \| ([^|]+) \|", (out / "robustness.md").read_text())
+
+
+def test_levels_of_one_noise_stand_together(data, tmp_path, stand_in):
+    """From the highest SNR to the lowest, and a line joins them; all else goes by its name, noise5 before noise10."""
     assert evaluate(data, tmp_path) == 0
-    words = [word for name in ("snr10", "snr5", "rooms") for word in ("--distortion", f"{name}=noisy.yaml")]
-    assert robustness(tmp_path / "out", *words) == 0
-    rows = re.findall(r"\| fbank \| (\S+) \|", (tmp_path / "out" / "robustness.md").read_text())
-    assert rows == ["clean", "rooms", "snr5", "snr10"]
+    out = tmp_path / "out"
+    for level in (0, 5, 10):
+        (tmp_path / f"quiet{level}.yaml").write_text(NOISY.replace("[0, 0]", f"[{level}, {level}]"))
+    for name, snr in (("mixed10", "[0, 10]"), ("mixed5", "[0, 5]")):
+        (tmp_path / f"{name}.yaml").write_text(NOISY.replace("[0, 0]", snr))
+    (tmp_path / "another.yaml").write_text(NOISY.replace("seed: 3", "seed: 4"))
+    (tmp_path / "x.yaml").write_text("distortion: {non_additive: {pitch_cents: 100}}\n")
+    names = ("mixed10", "quiet5", "x", "quiet10", "another", "mixed5", "quiet0")
+    assert robustness(out, *(word for name in names for word in ("--distortion", f"{name}.yaml"))) == 0
+    assert conditions(out) == ["clean", "another", "mixed5", "mixed10", "quiet10", "quiet5", "quiet0", "x"]
+    found = {row.condition: row.series for row in rows_of(read_models(out))}
+    assert found["quiet10"] and found["quiet10"] == found["quiet5"] == found["quiet0"] != found["another"]
+    assert found["mixed5"] == found["mixed10"] == found["x"] == found["clean"] == ""
+
+
+def test_two_distortions_of_one_name_in_a_report_are_told_apart(data, tmp_path, stand_in):
+    """evaluate's folders of two people: what was heard under a name need not be the same."""
+    rows = []
+    for place, snr in (("a", "[0, 0]"), ("b", "[9, 9]"), ("c", "[0, 0]")):
+        (tmp_path / place).mkdir()
+        (tmp_path / "noisy.yaml").write_text(NOISY.replace("[0, 0]", snr))
+        assert evaluate(data, tmp_path / place, upstream=up(f"{place}=fbank")) == 0
+        out = tmp_path / place / "out"
+        assert robustness(out, "--distortion", "noisy.yaml") == 0
+        rows += read_models(out)
+    found = rows_of(rows)
+    shown = [(row.label, row.condition) for row in found if row.place]
+    assert len({condition for _, condition in shown}) == 2
+    assert dict(shown)["a"] == dict(shown)["c"] != dict(shown)["b"]
+    assert {condition for _, condition in shown} == {"noisy", "noisy (2)"}
+    assert "(2): another distortion than the first of that name" in note(found)
+    assert "(2)" not in note(rows_of(rows[:1]))
+
+
+def test_the_figure(data, tmp_path, stand_in, monkeypatch):
+    """A panel a task, a line through clean and the levels, a mark for what has no level."""
+    assert evaluate(data, tmp_path, "--seeds", "1,2", upstream=up("fbank", "mel"), tasks="pr,sid") == 0
+    out = tmp_path / "out"
+    assert robustness_png(rows_of(read_models(out)), ["fbank", "mel"]) is None
+    (tmp_path / "noisy10.yaml").write_text(NOISY.replace("[0, 0]", "[10, 10]"))
+    (tmp_path / "pitch.yaml").write_text("distortion: {non_additive: {pitch_cents: 100}}\n")
+    names = ("noisy", "noisy10", "pitch")
+    assert robustness(out, *(word for name in names for word in ("--distortion", f"{name}.yaml"))) == 0
+    assert main(["report", str(out), "--out", "report.html"]) == 0
+    assert (tmp_path / "report" / "distorted-audio.png").read_bytes().startswith(b"\x89PNG")
+    figures: list[Figure] = []
+    monkeypatch.setattr(score_figures, "png", figures.append)
+    robustness_png(rows_of(read_models(out)), ["fbank", "mel"])
+    panels = [axis for axis in figures[0].axes if axis.get_visible()]
+    assert [axis.get_title("left") for axis in panels] == ["PR PER ↓", "SID acc ↑"]
+    for axis, scores in zip(panels, ([33.33] * 3, [50, 0, 0]), strict=True):
+        assert [text.get_text() for text in axis.get_xticklabels()] == ["clean", "noisy10", "noisy", "pitch"]
+        joined = [line.get_ydata() for line in axis.lines if len(line.get_xdata()) == 3]
+        assert len(joined) == 2 and joined[0] == pytest.approx(scores, abs=0.01)
+        assert len(axis.containers) == 2 * 4  # marks with their standard errors
 
 
 def test_a_condition_is_shown_when_all_its_tests_are_there(data, tmp_path, stand_in, capsys):

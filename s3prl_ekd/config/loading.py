@@ -63,9 +63,11 @@ def load_distortion(path: Path) -> DistortionConfig:
     if len(values) > 1:
         config = load_model_config(path).distortion
         assert config is not None
-        return config
-    config = check_values(DistortionConfig, values["distortion"], str(path), prefix="distortion")
-    _make_sources_absolute(config)
+    else:
+        config = check_values(DistortionConfig, values["distortion"], str(path), prefix="distortion")
+        _make_sources_absolute(config)
+    if config.additive is None and config.non_additive is None:
+        raise EkdError(f"{path}: distortion: changes nothing; it has neither additive nor non_additive")
     return config
 
 

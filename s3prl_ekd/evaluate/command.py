@@ -165,7 +165,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False, soft_wrap=True)
     with ExitStack() as locks:
         for folder in dict.fromkeys([args.out.resolve(), *(plan.out for plan in plans)]):
-            locks.enter_context(locked_folder(folder))  # a row's own folder may be the --out of another call
+            # a row's own folder may be the --out of another call
+            locks.enter_context(locked_folder(folder, f"--out {folder}"))
         plans = _checked_plans(args)  # again: a call that had the folder may have ended since
         records = _carry_out(args, plans, costs, devices, jobs, console)
     for table in [*grid_tables(records), score_table(records)]:

@@ -41,8 +41,10 @@ class Condition:
     name: str
     file: Path
     """Absolute."""
+    settings: Mapping[str, Any]
+    """What the file says, with all defaults."""
     digest: str
-    """SHA-256 of what the file says and of the names of the files that it draws from."""
+    """SHA-256 of the settings and of the names of the files that it draws from."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ def parse_condition(text: str) -> Condition:
     from s3prl_ekd.data.distort import Distorter  # here: it takes as long to import as all the checks before
 
     files = Distorter(config, str(path)).source_files()
-    facts = {"distortion": config.model_dump(mode="json", exclude={"setup"}), "files": [str(file) for file in files]}
-    return Condition(name, path, values_digest(facts))
+    settings = config.model_dump(mode="json", exclude={"setup"})
+    digest = values_digest({"distortion": settings, "files": [str(file) for file in files]})
+    return Condition(name, path, settings, digest)
 
 
 def plan_tests(
@@ -194,6 +197,7 @@ def do_test(test: Test, board: Board, children: Children) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "digest": test.condition.digest,
         "distortion": str(test.condition.file),
+        "settings": test.condition.settings,
         "command": shlex.join(command),
     }
     with whole_file(test.folder / RESULT) as partial:

@@ -12,19 +12,22 @@ from s3prl_ekd.writable import make_writable
 
 
 @contextmanager
-def locked_folder(out: Path) -> Iterator[None]:
-    """Make ``out`` and keep other calls out of it while the block runs; a file system without locks keeps none out.
+def locked_folder(folder: Path, name: str) -> Iterator[None]:
+    """Make ``folder`` and keep other calls out of it while the block runs; a file system without locks keeps none out.
+
+    Args:
+        name: what messages call it.
 
     Raises:
         EkdError: another call is at work there, or the folder cannot be written.
     """
-    make_writable(out, f"--out {out}")
-    with open(out / ".evaluate.lock", "w") as file:
+    make_writable(folder, name)
+    with open(folder / ".evaluate.lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            reason = "another s3prl-ekd evaluate is at work there; wait for it, or take another"
-            raise EkdError(f"--out {out}: {reason}") from error
+            reason = "another s3prl-ekd evaluate or robustness is at work there; wait for it, or take another"
+            raise EkdError(f"{name}: {reason}") from error
         except OSError:
             pass  # a file system without locks
         yield

@@ -5,9 +5,10 @@ Nothing is run here (``distorted.py``).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,24 @@ from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plai
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 
 FILE_NAME = "robustness.md"
-NOTE = (
+_NOTE = (
     "Test scores in %; the heads were trained on clean audio, and every model hears the same distorted clips. A "
     "condition is shown for a task once all its folds and seeds are tested."
 )
+_UNLIKE = "(2): another distortion than the first of that name, or other noise files, so that the rows do not compare."
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A condition as a model was tested under it."""
+
+    name: str
+    digest: str
+    """Of the distortion and its files; two models can have been tested under one name and two of these."""
+    series: str = field(default="", compare=False)
+    """Equal for conditions that differ in their SNR alone; empty where the SNR is not one level."""
+    snr: int = field(default=0, compare=False)
+    """Of that level, dB."""
 
 
 @dataclass(frozen=True)
@@ -34,38 +49,74 @@ class Row:
 
     label: str
     condition: str
+    place: int
+    """Of the condition among all rows' ones; the clean one is 0."""
+    series: str
+    """As :attr:`Heard.series`."""
     record: dict[str, Any]
     """As far as a table reads one: ``tasks``."""
-
-
-def conditions_of(home: Path, record: Mapping[str, Any]) -> list[str]:
-    """The conditions that some run of a model was tested under, sorted, noise5 before noise10."""
-    runs = [folder for task in record["tasks"].values() for _, folder, _ in tested_runs(task, home)]
-    folders = [folder / FOLDER for folder in runs]
-    found = {one.name for folder in folders if folder.is_dir() for one in folder.iterdir() if read_result(one)}
-    return sorted(found, key=_natural)
-
-
-def _natural(name: str) -> list[int | str]:
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def rows_of(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Row]:
     """Each model's clean row and, below it, a row for each condition that a task of it is fully tested under.
 
+    Levels of one noise stand together, from the highest SNR to the lowest; what has no level goes by its name.
+
     Args:
         models: each one's folder and record. Models without any condition are left out.
     """
+    heard = [_conditions(home, record) for home, record in models]
+    ordered = _in_order([one for found in heard for one in found])
+    names = {one: one.name for one in ordered}
+    for one in ordered:
+        alike = [other for other in ordered if other.name == one.name]
+        if alike.index(one):
+            names[one] += f" ({alike.index(one) + 1})"
     rows = []
-    for home, record in models:
+    for (home, record), found in zip(models, heard, strict=True):
         distorted = []
-        for name in conditions_of(home, record):
-            tasks = {task.name: found for task in TASKS.values() if (found := _task(home, record, task, name))}
+        for place, one in enumerate(ordered, start=1):
+            if one not in found:
+                continue
+            tasks = {task.name: scores for task in TASKS.values() if (scores := _task(home, record, task, one.name))}
             if tasks:
-                distorted.append(Row(record["label"], name, {"tasks": tasks}))
+                distorted.append(Row(record["label"], names[one], place, one.series, {"tasks": tasks}))
         if distorted:
-            rows += [Row(record["label"], CLEAN, dict(record)), *distorted]
+            rows += [Row(record["label"], CLEAN, 0, "", dict(record)), *distorted]
     return rows
+
+
+def _conditions(home: Path, record: Mapping[str, Any]) -> list[Heard]:
+    """The conditions that some run of a model was tested under."""
+    found = {}
+    for task in record["tasks"].values():
+        for _, folder, _ in tested_runs(task, home):
+            for one in (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ():
+                result = read_result(one)
+                if result is not None:
+                    found[one.name] = _heard(one.name, result)
+    return list(found.values())
+
+
+def _heard(name: str, result: Mapping[str, Any]) -> Heard:
+    additive = result.get("settings", {}).get("additive")  # results of earlier versions do not have them
+    if not additive or len(set(additive["snr"])) > 1:
+        return Heard(name, result["digest"])
+    rest = result["settings"] | {"additive": additive | {"snr": None}}
+    return Heard(name, result["digest"], json.dumps(rest, sort_keys=True), additive["snr"][0])
+
+
+def _in_order(heard: Sequence[Heard]) -> list[Heard]:
+    """Each once: series by the first of their names, in one from the highest SNR to the lowest."""
+    first: dict[str, list[int | str]] = {}
+    for one in sorted(heard, key=lambda one: _natural(one.name)):
+        first.setdefault(one.series or one.name, _natural(one.name))
+    return sorted(dict.fromkeys(heard), key=lambda one: (first[one.series or one.name], -one.snr, _natural(one.name)))
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sorts noise5 before noise10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def _task(home: Path, record: Mapping[str, Any], task: Task, condition: str) -> dict[str, Any] | None:
@@ -100,10 +151,16 @@ def table_lines(rows: Sequence[Row]) -> tuple[list[str], list[list[tuple[str, bo
     return [column.heading for column in columns], lines
 
 
+def note(rows: Sequence[Row]) -> str:
+    """What stands below the table."""
+    unlike = any(" " in row.condition for row in rows)  # no name has a blank
+    return f"{_NOTE} {_UNLIKE}" if unlike else _NOTE
+
+
 def robustness_table(rows: Sequence[Row]) -> Table:
     """The rich table."""
     headings, lines = table_lines(rows)
-    table = plain_table(caption=NOTE)
+    table = plain_table(caption=note(rows))
     table.add_column("test audio", no_wrap=True)
     for heading in headings:
         table.add_column(heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
@@ -120,4 +177,4 @@ def robustness_markdown(rows: Sequence[Row]) -> str:
         [row.label, row.condition, *(f"**{text}**" if best else text for text, best in cells)]
         for row, cells in zip(rows, lines, strict=True)
     ]
-    return f"{markdown_table([['upstream', 'test audio', *headings], *body], left=2)}\n{NOTE}\n"
+    return f"{markdown_table([['upstream', 'test audio', *headings], *body], left=2)}\n{note(rows)}\n"

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     check_devices(devices)
     with ExitStack() as locks:
         for folder in dict.fromkeys([args.scores.resolve(), *(home.resolve() for home, _ in read_models(args.scores))]):
-            locks.enter_context(locked_folder(folder))
+            locks.enter_context(locked_folder(folder, str(folder)))
         tests, every = _plan(args, conditions)  # again: a call that had the folder may have ended since
         for test in every if args.overwrite else ():
             forget_other(test)

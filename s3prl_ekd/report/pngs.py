@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from s3prl_ekd.evaluate.robustness import rows_of
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png
-from s3prl_ekd.report.score_figures import cost_png, grid_png
+from s3prl_ekd.report.score_figures import cost_png, grid_png, robustness_png
 from s3prl_ekd.report.sources import Evaluation, Pretraining
 
 
@@ -24,6 +25,8 @@ def write_pngs(folder: Path, pretrainings: list[Pretraining], evaluations: list[
     figures["pretraining-runs.png"] = comparison_png(pretrainings) if len(pretrainings) > 1 else None
     figures["learning-rates.png"] = grid_png(records)
     figures["macs.png"] = cost_png(records)
+    rows = rows_of([(one.folder, one.scores) for one in evaluations])
+    figures["distorted-audio.png"] = robustness_png(rows, [record["label"] for record in records])
     figures["layer-weights.png"] = layer_weights_png(evaluations)
     written = {folder / name: data for name, data in figures.items() if data is not None}
     if written:

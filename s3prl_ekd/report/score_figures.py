@@ -1,6 +1,6 @@
-"""Figures of evaluations as PNG bytes: dev score by learning rate, and test score against MACs.
+"""Figures of evaluations as PNG bytes: dev score by learning rate, test score against MACs and by test audio.
 
-One panel a task, one colour a model, the same in both figures. Curves of pretraining are in ``curves.py``.
+One panel a task, one colour a model, the same in all of them. Curves of pretraining are in ``curves.py``.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.evaluate.grid_table import GridOfTask, grids
+from s3prl_ekd.evaluate.robustness import Row
 from s3prl_ekd.evaluate.table import OF_TASKS, Column
 from s3prl_ekd.report.curves import png
 from s3prl_ekd.report.style import LIGHT, WIDTH, Look, Theme, drawing, legend_below, looks
@@ -18,6 +19,8 @@ from s3prl_ekd.report.style import LIGHT, WIDTH, Look, Theme, drawing, legend_be
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_TICKS = 44  # characters below a panel; where there are more, they are slanted
 
 
 def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes | None:
@@ -33,7 +36,7 @@ def grid_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
         figure, axes = _panels(len(found))
         for axis, grid in zip(axes, found, strict=True):
             _grid_panel(axis, grid, look, theme)
-        _legend(figure, [row.label for grid in found for row in grid.rows], look, theme, ring=True)
+        _legend(figure, [row.label for grid in found for row in grid.rows], look, theme, lines=True, ring=True)
         return png(figure)
 
 
@@ -54,6 +57,26 @@ def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
         for axis, column in zip(axes, columns, strict=True):
             _cost_panel(axis, column, shown, look)
         _legend(figure, [record["label"] for record in shown], look, theme)
+        return png(figure)
+
+
+def robustness_png(rows: Sequence[Row], labels: Sequence[str], theme: Theme = LIGHT) -> bytes | None:
+    """Draw the test score by condition, clean first; ``None`` where nothing was tested on distorted audio.
+
+    A line joins the levels of one noise; the first one's begins at the clean score.
+
+    Args:
+        labels: of all models of the report, for their colours.
+    """
+    if not rows:
+        return None
+    columns = [column for column in OF_TASKS if any(row.place and column.value(row.record) is not None for row in rows)]
+    with drawing(theme):
+        look = looks(labels, theme)
+        figure, axes = _panels(len(columns))
+        for axis, column in zip(axes, columns, strict=True):
+            _robustness_panel(axis, column, rows, look)
+        _legend(figure, [row.label for row in rows], look, theme, lines=True)
         return png(figure)
 
 
@@ -107,6 +130,32 @@ def _cost_panel(axis: Axes, column: Column, records: list[dict[str, Any]], look:
     axis.set_title(column.heading)
 
 
+def _robustness_panel(axis: Axes, column: Column, rows: Sequence[Row], look: dict[str, Look]) -> None:
+    names = {row.place: row.condition for row in sorted(rows, key=lambda row: row.place)}
+    tick = {place: number for number, place in enumerate(names)}
+    first = next((row.series for row in rows if row.place == 1), "")
+    for label in dict.fromkeys(row.label for row in rows):
+        one = look[label]
+        lines: dict[str, list[tuple[int, float]]] = {}
+        for row in rows:
+            value = column.value(row.record)
+            if row.label != label or value is None:
+                continue
+            at, error = tick[row.place], column.error(row.record)
+            axis.errorbar(at, value, error, fmt=one.marker, color=one.colour, markersize=5.5, capsize=3.5, zorder=3)
+            lines.setdefault(row.series if row.place else first, []).append((at, value))
+        lines.pop("", None)
+        for line in lines.values():
+            axis.plot(*zip(*line, strict=True), color=one.colour, linestyle=one.line, zorder=2)
+    slanted = sum(map(len, names.values())) > _TICKS
+    axis.set_xticks(range(len(names)), list(names.values()))
+    if slanted:
+        axis.tick_params("x", rotation=30)
+    axis.set_xlim(-0.35, len(names) - 0.65)
+    axis.margins(y=0.16)
+    axis.set_title(column.heading)
+
+
 def _panels(count: int) -> tuple[Figure, list[Axes]]:
     """``count`` panels, two side by side; an odd last one stands alone."""
     import matplotlib.pyplot as plt
@@ -120,11 +169,13 @@ def _panels(count: int) -> tuple[Figure, list[Axes]]:
     return figure, list(axes.flat[:count])
 
 
-def _legend(figure: Figure, labels: list[str], look: dict[str, Look], theme: Theme, ring: bool = False) -> None:
+def _legend(
+    figure: Figure, labels: list[str], look: dict[str, Look], theme: Theme, lines: bool = False, ring: bool = False
+) -> None:
     from matplotlib.lines import Line2D
 
     handles = [
-        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.line if ring else "", label=name)
+        Line2D([], [], color=one.colour, marker=one.marker, linestyle=one.line if lines else "", label=name)
         for name, one in {name: look[name] for name in labels}.items()
     ]
     if ring:

@@ -17,7 +17,7 @@ from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.distorted import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
 from s3prl_ekd.evaluate.provenance import versions
-from s3prl_ekd.evaluate.robustness import NOTE as ROBUSTNESS_NOTE
+from s3prl_ekd.evaluate.robustness import note as robustness_note
 from s3prl_ekd.evaluate.robustness import rows_of, table_lines
 from s3prl_ekd.evaluate.scores_file import by_seed
 from s3prl_ekd.evaluate.table import MISSING, OF_TASKS, best_rows, cell, columns_of, costs, footnote
@@ -25,7 +25,7 @@ from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.report.curves import layer_weights_png
 from s3prl_ekd.report.html import breakable, figure, fold, note, pre, section, table
 from s3prl_ekd.report.reference import HIDDEN_SET, PUBLIC_SUPERB, Published
-from s3prl_ekd.report.score_figures import cost_png, grid_png
+from s3prl_ekd.report.score_figures import cost_png, grid_png, robustness_png
 from s3prl_ekd.report.sources import Evaluation
 
 Records = Sequence[dict[str, Any]]
@@ -64,7 +64,15 @@ def robustness(evaluations: Sequence[Evaluation]) -> str:
         label = breakable(row.label) if row.condition == CLEAN else ""
         found = "".join(f"<td{' class=best' if best else ''}>{escape(text)}</td>" for text, best in cells)
         body.append(f"<tr><th>{label}</th><td>{escape(row.condition)}</td>{found}</tr>")
-    return section("Distorted test audio", table("scores", head, "".join(body)) + note(ROBUSTNESS_NOTE))
+    labels = [one.scores["label"] for one in evaluations]
+    picture = figure(
+        lambda theme: robustness_png(rows, labels, theme),
+        "Test score by what the test audio undergoes; a line joins the levels of one noise, bars are the standard "
+        "error over seeds, where there are several",
+        "Points over the conditions, a panel a task and a colour a model; the table has their values",
+    )
+    text = note(robustness_note(rows))
+    return section("Distorted test audio", table("scores", head, "".join(body)) + text + picture)
 
 
 def reference() -> str:

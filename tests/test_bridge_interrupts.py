@@ -98,7 +98,7 @@ def test_what_is_no_bug_is_one_line(end: Any, tmp_path: Path, monkeypatch: pytes
     nameless = OSError(errno.ENOSPC, "No space left on device")
     assert end(nameless) == (2, f"error: {tmp_path}: No space left on device; what was saved is kept\n")
     memory = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3 GiB.\nMore.")
-    advice = "; set a smaller batch (docs/faq.md, Out of memory)\n"
+    advice = "; make room on this GPU, or set a smaller batch (docs/faq.md, Out of memory)\n"
     assert end(memory) == (2, f"error: CUDA out of memory. Tried to allocate 2.00 GiB{advice}")
     cublas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
     for words in ("CUDA error: out of memory", "Triton Error [CUDA]: out of memory", cublas):

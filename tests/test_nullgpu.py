@@ -127,7 +127,7 @@ def test_a_batch_that_does_not_fit_is_left_out(gpu: Server, lab: Path, tmp_path:
 @pytest.mark.parametrize(
     ("who", "error"),
     [
-        ("torch", "CUDA out of memory. Tried to allocate 2.00 MiB; set a smaller batch"),
+        ("torch", "CUDA out of memory. Tried to allocate 2.00 MiB; make room on this GPU, or set a smaller batch"),
         # met in a step, which leaves the batch out
         ("cublas", "out of GPU memory at step 1: 10 batches in a row do not fit; set a smaller"),
         ("triton", "out of GPU memory at step 1: 10 batches in a row do not fit; set a smaller"),

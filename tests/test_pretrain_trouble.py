@@ -47,7 +47,8 @@ def test_out_of_memory_beside_a_step_is_one_line(lab: Path, tmp_path: Path) -> N
     words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
     _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:step"), status=2)
     last = err.strip().splitlines()[-1]
-    assert last.startswith("error: CUDA out of memory. Tried to allocate 20.00 GiB; set a smaller batch (docs/faq.md")
+    advice = "make room on this GPU, or set a smaller batch (docs/faq.md"
+    assert last.startswith(f"error: CUDA out of memory. Tried to allocate 20.00 GiB; {advice}")
     assert "Traceback" not in err and (tmp_path / "x" / "states-4.ckpt").is_file()
 
 

@@ -83,7 +83,7 @@ class Run:
     def _ending_of_runtime_error(self, error: RuntimeError) -> tuple[int, str] | None:
         """Status and message of a full GPU, or of what a signal to other processes did; None for any other error."""
         if is_out_of_memory(error):
-            return 2, self._report(out_of_memory_line(error, "set a smaller batch"))
+            return 2, self._report(out_of_memory_line(error, "make room on this GPU, or set a smaller batch"))
         if self.signals.ended_workers(error):
             return self._farewell()
         killed = killed_workers(error)

@@ -18,6 +18,10 @@ COMMANDS = {
     "targets": ("s3prl_ekd.bridge.targets_command", "have the teachers compute a run's targets ahead of it"),
     "evaluate": ("s3prl_ekd.evaluate.command", "train and test the tasks with s3prl's runner; one score table"),
     "robustness": ("s3prl_ekd.evaluate.robustness_command", "test evaluated models once more, on distorted audio"),
+    "compare": (
+        "s3prl_ekd.evaluate.compare_command",
+        "whether evaluated models differ by more than their test sets' chance",
+    ),
     "report": ("s3prl_ekd.report.command", "one HTML page and PNGs of pretraining curves and evaluation scores"),
     "export": ("s3prl_ekd.export.command", "take a student away: SUPERB submissions, a Hugging Face model, ONNX"),
     "validate": ("s3prl_ekd.export.validate", "check a SUPERB hidden-set submission folder as the organisers do"),

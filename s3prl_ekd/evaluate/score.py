@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import jiwer
@@ -70,11 +71,7 @@ def majority_share(labels: dict[str, str]) -> float:
 
 def rescore(task: Task, folder: Path, fold: str | None = None) -> dict[str, float | int]:
     """Score one tested run from its files: ``{metric: percent, "n_utterances": int, ["cer"], ["majority"]}``."""
-    hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
-    references = read_predictions(folder / task.reference.format(fold=fold))
-    if hypotheses.keys() != references.keys():
-        odd = sorted(hypotheses.keys() ^ references.keys())
-        raise EkdError(f"{folder}: {task.hypothesis.format(fold=fold)} and its reference disagree on {odd[0]}")
+    hypotheses, references = _read_both(task, folder, fold)
     if task.metric == "acc":
         scores: dict[str, float | int] = {"acc": accuracy(hypotheses, references)}
         scores["majority"] = majority_share(references)
@@ -84,6 +81,44 @@ def rescore(task: Task, folder: Path, fold: str | None = None) -> dict[str, floa
         scores["cer"] = character_error_rate(hypotheses, references)
     scores["n_utterances"] = len(references)
     return scores
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one utterance was recognised."""
+
+    errors: float
+    """Edits, or 1 for a wrong class; a mean over seeds is not whole."""
+    tokens: int
+    """What they are out of: words or phonemes of the reference, or one class."""
+    reference: str
+
+
+def outcomes(task: Task, folder: Path, fold: str | None = None) -> dict[str, Outcome]:
+    """How a tested run did on each utterance; the task's score is all errors over all tokens.
+
+    Raises:
+        EkdError: prediction files are missing, or do not go together.
+    """
+    hypotheses, references = _read_both(task, folder, fold)
+    found = {}
+    for name, reference in references.items():
+        if task.metric == "acc":
+            errors, tokens = int(hypotheses[name] != reference), 1
+        else:
+            errors, tokens = edit_counts(hypotheses[name], reference, jiwer.process_words)
+        found[name] = Outcome(errors, tokens, reference)
+    return found
+
+
+def _read_both(task: Task, folder: Path, fold: str | None) -> tuple[dict[str, str], dict[str, str]]:
+    """Hypotheses and references of a tested run."""
+    hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
+    references = read_predictions(folder / task.reference.format(fold=fold))
+    if hypotheses.keys() != references.keys():
+        odd = sorted(hypotheses.keys() ^ references.keys())
+        raise EkdError(f"{folder}: {task.hypothesis.format(fold=fold)} and its reference disagree on {odd[0]}")
+    return hypotheses, references
 
 
 def runner_scores(task: Task, output: str, split: str) -> list[float]:

@@ -1,0 +1,119 @@
+"""``s3prl-ekd compare``: whether evaluated models differ by more than the chance of their test sets."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.compare import Model, Settings, compare, comparison_markdown, comparison_table, note
+from s3prl_ekd.evaluate.scores_file import read_models
+from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
+from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.writable import output_file
+
+EXAMPLES = """\
+examples:
+  s3prl-ekd compare table --baseline distilhubert
+  s3prl-ekd compare scores/ekd scores/hubert --tasks pr,asr --blocks '^([0-9]+)-'      # LibriSpeech: by speaker
+  s3prl-ekd compare table --condition noise --out noise.md                             # what robustness has tested
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "scores", nargs="+", type=Path, metavar="SCORES", help="what s3prl-ekd evaluate wrote (its --out)"
+    )
+    parser.add_argument(
+        "--baseline", metavar="LABEL", help="the model that the others are compared with (default: the first)"
+    )
+    parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
+    parser.add_argument(
+        "--condition", metavar="NAME", help="on distorted audio, as s3prl-ekd robustness NAME=FILE tested it"
+    )
+    parser.add_argument(
+        "--blocks", metavar="REGEX",
+        help="draw whole blocks of utterances, such as a speaker's: the first group, found in an utterance's name, is "
+        "the name of its block (default: each utterance is one)",
+    )  # fmt: skip
+    parser.add_argument("--draws", type=int, default=10_000, metavar="N", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the table in Markdown too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Carry the command out; returns 0.
+
+    Raises:
+        EkdError: what the user can correct.
+    """
+    settings = Settings(args.draws, args.seed, _pattern(args.blocks), args.condition)
+    if args.draws < 100:
+        raise EkdError(f"--draws {args.draws}: expected 100 or more")
+    if args.seed < 0:
+        raise EkdError(f"--seed {args.seed}: expected 0 or more")
+    models = _labelled([one for folder in args.scores for one in _read(folder)])
+    labels = [str(record["label"]) for _, record in models]
+    baseline = labels[0] if args.baseline is None else args.baseline
+    if baseline not in labels:
+        raise EkdError(f"--baseline {baseline}: no such model; there are {', '.join(labels)}")
+    tasks = _tasks(args.tasks, models, baseline)
+    if args.out is not None:
+        output_file(args.out)
+    found = [compare(models, task, baseline, settings) for task in tasks]
+    caption = note(found, baseline, settings)
+    console = Console()
+    console.print(comparison_table(found, caption))
+    if args.out is not None:
+        with whole_file(args.out) as partial:
+            partial.write_text(comparison_markdown(found, caption), encoding="utf-8")
+        console.print(f"[dim]{escape(str(args.out))}[/]", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _pattern(text: str | None) -> re.Pattern[str] | None:
+    if text is None:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise EkdError(f"--blocks {text}: not a regular expression ({error})") from error
+    if pattern.groups < 1:
+        raise EkdError(f"--blocks {text}: expected a group in brackets, which names the block, such as '^([0-9]+)-'")
+    return pattern
+
+
+def _read(folder: Path) -> list[Model]:
+    if not folder.exists():
+        raise EkdError(f"{folder}: no such folder; s3prl-ekd evaluate --out {folder} makes it")
+    return [*read_models(folder)]
+
+
+def _labelled(models: Sequence[Model]) -> list[Model]:
+    """The models, those that share a label with their folders behind it."""
+    counts = Counter(record["label"] for _, record in models)
+    if len({home.resolve() for home, _ in models}) < len(models):
+        raise EkdError("SCORES: a model is there twice; name each folder once")
+    return [
+        (home, {**record, "label": f"{record['label']} ({home})"} if counts[record["label"]] > 1 else record)
+        for home, record in models
+    ]
+
+
+def _tasks(text: str | None, models: Sequence[Model], baseline: str) -> list[Task]:
+    """Those of the baseline, or some of them."""
+    there = next(record["tasks"] for _, record in models if record["label"] == baseline)
+    tasks = parse_tasks(text) if text else [task for task in TASKS.values() if task.name in there]
+    foreign = [task.name for task in tasks if task.name not in there]
+    if foreign:
+        raise EkdError(f"--tasks: {', '.join(foreign)}: {baseline} was not tested on it, but on {', '.join(there)}")
+    return tasks

@@ -229,6 +229,7 @@ DAMAGE = [
         "line 2: action 'fly' is none of train_data.csv's",
     ),
     ("fluent_commands", "data/test_data.csv", "path,action,object,location\ngone.wav,a,b,c\n", "gone.wav: no such"),
+    ("fluent_commands", "data/train_data.csv", "path,action,object,location\nx.wav,a,b,c,\n", "line 2: more cells"),
     ("fluent_commands", "data/train_data.csv", "path,action,object,location\n", "lists no utterance"),
     ("sv_voxceleb1", "pairs.txt", "\n", "line 1: expected `1|0 CLIP CLIP`, found ''"),
     ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),

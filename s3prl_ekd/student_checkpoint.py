@@ -6,15 +6,19 @@ A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT) is rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from s3prl_ekd.checked import check_values
 from s3prl_ekd.config import ModelConfig, load_model_config
+from s3prl_ekd.config.model_file import Mode
 from s3prl_ekd.distill.targets import TargetSet
 from s3prl_ekd.errors import EkdError, naming, one_line
 from s3prl_ekd.model.encoder import Encoder
@@ -28,6 +32,47 @@ CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
 # what every checkpoint's EKD part holds
 _SECTIONS = {"shape": dict, "encoder": dict, "heads": dict, "head_sets": list}
+
+
+class _Read(BaseModel):
+    """What is read of a checkpoint's configuration and head sets; further keys, of another version, may be there."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Teacher(_Read):
+    name: str
+    source: str
+    layers: list[int]
+
+
+class _Ekd(_Read):
+    teachers: list[_Teacher]
+    mode: Mode
+    cosine_weight: float
+    initialise_from: str | None
+
+
+class _Student(_Read):
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+
+class _Config(_Read):
+    ekd: _Ekd
+    student: _Student
+
+
+class _Heads(_Read):
+    name: str
+    labels: list[str]
+    width: int = Field(ge=1)
+
+
+class _Part(_Read):
+    config: _Config | None = None
+    head_sets: list[_Heads]
 
 
 def student_state(student: Student, config: ModelConfig, target_sets: Sequence[TargetSet]) -> dict[str, Any]:
@@ -98,7 +143,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if not isinstance(part.get(key), kind):
             what = f"is a {type(part[key]).__name__}" if key in part else "is missing"
             raise EkdError(f"{file}: damaged student checkpoint: {CHECKPOINT_KEY}.{key} {what}")
+    read = {"config": part.get("config"), "head_sets": part["head_sets"]}
+    check_values(_Part, read, f"{file}: damaged student checkpoint", CHECKPOINT_KEY)
+    with _damage(file):
+        EncoderShape.from_dict(part["shape"])
     return part
+
+
+@contextmanager
+def _damage(file: str | Path) -> Iterator[None]:
+    """What goes wrong in the block lies in the file."""
+    try:
+        yield
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = one_line(error, 200)  # torch's first line doesn't name the weight
+        raise EkdError(f"{file}: damaged student checkpoint ({reason})") from error
 
 
 def _is_fine_tuned(states: Mapping[str, Any]) -> bool:
@@ -168,16 +227,13 @@ def load_student(path: str | Path) -> LoadedStudent:
         EkdError: unreadable, or the checkpoint of another model.
     """
     part = read_checkpoint(path)
-    try:
+    with _damage(path):
         encoder = Encoder(EncoderShape.from_dict(part["shape"]))
         encoder.load_state_dict(part["encoder"])
         heads = nn.ModuleDict(
             {s["name"]: HeadSet(encoder.shape.width, len(s["labels"]), s["width"]) for s in part["head_sets"]}
         )
         heads.load_state_dict(part["heads"])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = one_line(error, 200)  # torch's first line doesn't name the weight
-        raise EkdError(f"{path}: damaged student checkpoint ({reason})") from error
     return LoadedStudent(encoder.eval(), heads.eval(), part)
 
 

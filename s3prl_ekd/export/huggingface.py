@@ -21,7 +21,7 @@ from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 
 _OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
 
@@ -65,13 +65,11 @@ def export_huggingface(
         (out / CARD).unlink(missing_ok=True)  # of other weights: a kill from here on must not leave it beside these
     for name, text in files.items():
         if name not in kept:
-            with whole_file(out / name) as partial:
-                partial.write_text(text)
+            write_whole(out / name, text)
     write_transformers_weights(encoder, out)
     if facts is not None:
         card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
-        with whole_file(out / CARD) as partial:
-            partial.write_text(card)
+        write_whole(out / CARD, card)
         write_license(out, facts.licence)
     return out
 
@@ -88,9 +86,9 @@ def _kept_files(out: Path, files: Mapping[str, str], same: bool, known: bool) ->
         EkdError: one was edited, and is of other weights.
     """
     card, kept = out / CARD, set()
-    record = cards.written(card.read_text(errors="replace")) if card.is_file() else {}
+    record = cards.written(card.read_text("utf-8", "replace")) if card.is_file() else {}
     for name in files:
-        there = (out / name).read_text(errors="replace") if (out / name).is_file() else files[name]
+        there = (out / name).read_text("utf-8", "replace") if (out / name).is_file() else files[name]
         edited = there != files[name] and cards.digest(there) != record.get(name)
         if edited and not same:
             raise EkdError(f"{out / name}: was edited, or another version wrote it, for other weights; "
@@ -114,7 +112,7 @@ def _facts(out: Path, same: bool, part: Mapping[str, Any], given: Mapping[str, s
     card = out / CARD
     if not card.is_file():
         return cards.CardFacts(**given)
-    text = card.read_text(errors="replace")
+    text = card.read_text("utf-8", "replace")
     earlier, edited = cards.card_facts(text), cards.is_edited(text)
     poorer = part.get("config") is None and cards.says_origin(text)
     if same and not given and (edited or poorer):

@@ -6,8 +6,7 @@ A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT) is rea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from s3prl_ekd.checked import check_values
 from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.config.model_file import Mode
 from s3prl_ekd.distill.targets import TargetSet
-from s3prl_ekd.errors import EkdError, naming, one_line
+from s3prl_ekd.errors import EkdError, naming, reading
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
@@ -145,19 +144,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise EkdError(f"{file}: damaged student checkpoint: {CHECKPOINT_KEY}.{key} {what}")
     read = {"config": part.get("config"), "head_sets": part["head_sets"]}
     check_values(_Part, read, f"{file}: damaged student checkpoint", CHECKPOINT_KEY)
-    with _damage(file):
+    with reading(f"{file}: damaged student checkpoint"):
         EncoderShape.from_dict(part["shape"])
     return part
-
-
-@contextmanager
-def _damage(file: str | Path) -> Iterator[None]:
-    """What goes wrong in the block lies in the file."""
-    try:
-        yield
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = one_line(error, 200)  # torch's first line doesn't name the weight
-        raise EkdError(f"{file}: damaged student checkpoint ({reason})") from error
 
 
 def _is_fine_tuned(states: Mapping[str, Any]) -> bool:
@@ -227,7 +216,7 @@ def load_student(path: str | Path) -> LoadedStudent:
         EkdError: unreadable, or the checkpoint of another model.
     """
     part = read_checkpoint(path)
-    with _damage(path):
+    with reading(f"{path}: damaged student checkpoint"):
         encoder = Encoder(EncoderShape.from_dict(part["shape"]))
         encoder.load_state_dict(part["encoder"])
         heads = nn.ModuleDict(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from export_student import export_hf, score_record
 
+from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
@@ -56,9 +57,31 @@ def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint
     ekd["initialise_from"] = "<img src=x>\n# Mine"
     state["EKD"]["head_sets"][0]["labels"][0] = "4 |\n# Mine"
     torch.save(state, tmp_path / "evil.ckpt")
-    card = (export_huggingface(tmp_path / "evil.ckpt", tmp_path / "hf") / "README.md").read_text()
+    scores = score_record(tmp_path / "evil.ckpt") | {"label": "`a` <b>", "preset": "](javascript:a)\n# Mine"}
+    scores["tasks"]["pr"] |= {"n_utterances": "|\n# Mine", "steps": "<b>"}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    folder = export_huggingface(tmp_path / "evil.ckpt", tmp_path / "hf", scores=tmp_path / "scores.json")
+    card = (folder / "README.md").read_text()
     card += (export_superb(tmp_path / "evil.ckpt", tmp_path / "superb", keep_heads=True) / "README.md").read_text()
     assert not any(words in card for words in ("\n# Mine", "<script>", "<img", "<b>", "](java", "`a`"))
+
+
+@pytest.mark.parametrize(
+    "task", [{}, {"per": "low"}, {"per": 1.0, "lr": "x"}, {"per": 1.0, "standard_error": 3}, {"per": 1.0, "seeds": 3}]
+)
+def test_a_record_of_another_kind_is_one_line(
+    task: dict[str, object], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps(score_record(checkpoint) | {"tasks": {"pr": {"standard_error": {}} | task}}))
+    assert export_hf(checkpoint, tmp_path / "out", "--scores", str(scores)) == 2
+    told = capsys.readouterr().err
+    assert f"--scores {scores}: not a scores.json of s3prl-ekd evaluate (" in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "run").mkdir()
+    scores.rename(tmp_path / "run" / "scores.json")
+    assert main(["export", "public", "--runs", str(tmp_path / "run"), "--out", str(tmp_path / "predict.zip")]) == 2
+    assert f"{tmp_path / 'run' / 'scores.json'}: not a scores.json" in capsys.readouterr().err
 
 
 def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
@@ -50,7 +50,7 @@ def export_huggingface(
     if licence is not None and re.fullmatch(r"[\w.+-]+", licence) is None:
         raise EkdError(f"--licence {licence!r}: expected an identifier, such as mit or cc-by-4.0")
     encoder, _, part = load_student(checkpoint)
-    section = None if scores is None else cards.scores_section(_student_scores(scores, checkpoint))
+    section = None if scores is None else _scores_section(scores, checkpoint)
     _check(encoder, checkpoint)
     output_folder(out, marker="config.json")
     given = {"licence": licence, "data": data, "scores": section}
@@ -164,15 +164,16 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     return f"uploaded to {repository} ({getattr(commit, 'oid', commit)})"
 
 
-def _student_scores(path: Path, checkpoint: Path) -> dict[str, Any]:
-    """The record of an evaluation; another upstream's scores do not belong on a student's card, nor another one's."""
+def _scores_section(path: Path, checkpoint: Path) -> str:
+    """Of an evaluation's record; another upstream's scores do not belong on a student's card, nor another one's."""
     record = read_scores(path)
     if not str(record.get("upstream", "")).startswith("ekd_student"):
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
     file = newest_checkpoint(checkpoint)
     if record.get("checkpoint_sha256") != content(file):
         raise EkdError(f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {file} is")
-    return record
+    with reading(f"--scores {path}: not a scores.json of s3prl-ekd evaluate"):
+        return cards.scores_section(record)
 
 
 def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def test_weights_that_are_missing_are_not_merged(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [{"width": "wide"}, None])
+@pytest.mark.parametrize("shape", [{"width": "wide"}, None, []])
 def test_a_submissions_numbers_of_another_kind_are_its_own_codes_to_refuse(
     shape: object, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,3 +82,14 @@ def test_a_submissions_numbers_of_another_kind_are_its_own_codes_to_refuse(
     assert main(["macs", str(folder)]) == 2
     told = capsys.readouterr().err
     assert f"{folder}: its expert.py cannot be run: " in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("weights", [3, {}, "each", None])
+def test_a_damaged_submission_is_written_anew(weights: object, checkpoint: Path, tmp_path: Path) -> None:
+    folder = export_superb(checkpoint, tmp_path / "submission")
+    whole = torch.load(folder / "model.pt", weights_only=True)
+    saved = whole | {"weights": dict.fromkeys(whole["weights"], 3) if weights == "each" else weights}
+    torch.save(saved, folder / "model.pt")
+    export_superb(checkpoint, folder)
+    again = torch.load(folder / "model.pt", weights_only=True)
+    assert all(torch.equal(again["weights"][name], value) for name, value in whole["weights"].items())

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.export.isolated import TASKS
@@ -94,16 +94,13 @@ def export_superb(
 
 def _holds(out: Path, model: Mapping[str, Any]) -> bool:
     """Whether an earlier export there is of the same model."""
-    file = out / "model.pt"
-    if not file.is_file():
-        return False
     try:
-        there = read_torch_file(file)
-    except EkdError:
+        with reading("model.pt"):
+            there = read_torch_file(out / "model.pt")
+            same = all(there[key] == model[key] for key in model if key != "weights")
+            return same and same_weights(there["weights"], model["weights"])
+    except EkdError:  # none there, or a damaged one
         return False
-    if any(there.get(key) != model[key] for key in model if key != "weights"):
-        return False
-    return same_weights(there["weights"], model["weights"])
 
 
 def parse_task_states(items: Sequence[str]) -> dict[str, list[int]]:

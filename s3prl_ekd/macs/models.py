@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import S3PRL
@@ -87,8 +87,9 @@ def _own_cost(folder: Path) -> Cost | None:
     if (folder / "expert.py").read_bytes() != EXPERT.read_bytes():
         return None  # edited, or another version's: what it computes is seen when it runs
     try:
-        saved = read_torch_file(folder / "model.pt")
-        shape = EncoderShape.from_dict(saved["shape"])
-        return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
-    except (KeyError, TypeError, ValueError):
+        with reading("model.pt"):
+            saved = read_torch_file(folder / "model.pt")
+            shape = EncoderShape.from_dict(saved["shape"])
+            return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
+    except EkdError:
         return None  # somebody else's file; whether it can be read shows when their code is run

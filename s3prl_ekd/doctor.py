@@ -289,9 +289,10 @@ def _pretraining_sets(folder: Path, again: str) -> Finding:
         return Finding("pretrain", "note", "no length CSVs in pretrain/")
     if not root_file.is_file():
         return Finding("pretrain", "broken", f"no {root_file}", "prepare this folder again")
-    if {table.stem for table in tables} <= set(earlier_held_out(folder / "pretrain")):
-        return Finding("pretrain", "broken", "held-out sets, and none to train on yet", f"{again}, without --held-out")
     try:
+        if {table.stem for table in tables} <= set(earlier_held_out(folder / "pretrain")):
+            todo = f"{again}, without --held-out"
+            return Finding("pretrain", "broken", "held-out sets, and none to train on yet", todo)
         _, *found = pretraining_data(folder / "pretrain.yaml")
     except EkdError as error:
         return Finding("pretrain", "broken", str(error), "prepare this folder again")

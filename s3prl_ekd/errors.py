@@ -46,6 +46,17 @@ def naming(where: str | Path) -> Iterator[None]:
         raise EkdError(f"{where}: {error}") from error
 
 
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """What goes wrong in the block lies in what it reads, which may be anybody's: a line that begins with ``what``."""
+    try:
+        yield
+    except EkdError:
+        raise
+    except (LookupError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise EkdError(f"{what} ({one_line(error, 200)})") from error  # torch's first line doesn't name the weight
+
+
 def message(error: Exception) -> str:
     """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it.
 

@@ -114,11 +114,17 @@ class EncoderShape:
         """The reverse of :meth:`to_dict`.
 
         Raises:
-            ValueError: a key is unknown.
+            ValueError: a key is unknown, or its value of another kind than its default.
         """
-        unknown = set(values) - {field.name for field in fields(cls)}
+        defaults: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+        unknown = set(values) - set(defaults)
         if unknown:
-            raise ValueError(f"unknown encoder fields: {', '.join(sorted(unknown))}")
+            raise ValueError(f"unknown encoder fields: {', '.join(map(str, unknown))}")
+        for name, value in values.items():
+            kind = type(defaults[name])
+            if kind is not tuple and (type(value) is not kind or (kind is int and value < 1)):
+                expected = "a number of 1 or more" if kind is int else f"a {kind.__name__}"
+                raise ValueError(f"{name}: expected {expected}, found {value!r}")
         return cls(**{**values, "conv_layers": conv_layers(values.get("conv_layers", BASE_CONV))})
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from s3prl_ekd.checked import check_values
 from s3prl_ekd.config import ModelConfig, load_model_config
+from s3prl_ekd.config.model_file import Mode
 from s3prl_ekd.distill.targets import TargetSet
-from s3prl_ekd.errors import EkdError, naming, one_line
+from s3prl_ekd.errors import EkdError, naming, reading
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
@@ -28,6 +31,47 @@ CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
 # what every checkpoint's EKD part holds
 _SECTIONS = {"shape": dict, "encoder": dict, "heads": dict, "head_sets": list}
+
+
+class _Read(BaseModel):
+    """What is read of a checkpoint's configuration and head sets; further keys, of another version, may be there."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Teacher(_Read):
+    name: str
+    source: str
+    layers: list[int]
+
+
+class _Ekd(_Read):
+    teachers: list[_Teacher]
+    mode: Mode
+    cosine_weight: float
+    initialise_from: str | None
+
+
+class _Student(_Read):
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
+
+
+class _Config(_Read):
+    ekd: _Ekd
+    student: _Student
+
+
+class _Heads(_Read):
+    name: str
+    labels: list[str]
+    width: int = Field(ge=1)
+
+
+class _Part(_Read):
+    config: _Config | None = None
+    head_sets: list[_Heads]
 
 
 def student_state(student: Student, config: ModelConfig, target_sets: Sequence[TargetSet]) -> dict[str, Any]:
@@ -98,6 +142,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if not isinstance(part.get(key), kind):
             what = f"is a {type(part[key]).__name__}" if key in part else "is missing"
             raise EkdError(f"{file}: damaged student checkpoint: {CHECKPOINT_KEY}.{key} {what}")
+    read = {"config": part.get("config"), "head_sets": part["head_sets"]}
+    check_values(_Part, read, f"{file}: damaged student checkpoint", CHECKPOINT_KEY)
+    with reading(f"{file}: damaged student checkpoint"):
+        EncoderShape.from_dict(part["shape"])
     return part
 
 
@@ -168,16 +216,13 @@ def load_student(path: str | Path) -> LoadedStudent:
         EkdError: unreadable, or the checkpoint of another model.
     """
     part = read_checkpoint(path)
-    try:
+    with reading(f"{path}: damaged student checkpoint"):
         encoder = Encoder(EncoderShape.from_dict(part["shape"]))
         encoder.load_state_dict(part["encoder"])
         heads = nn.ModuleDict(
             {s["name"]: HeadSet(encoder.shape.width, len(s["labels"]), s["width"]) for s in part["head_sets"]}
         )
         heads.load_state_dict(part["heads"])
-    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = one_line(error, 200)  # torch's first line doesn't name the weight
-        raise EkdError(f"{path}: damaged student checkpoint ({reason})") from error
     return LoadedStudent(encoder.eval(), heads.eval(), part)
 
 

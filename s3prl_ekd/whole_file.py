@@ -31,6 +31,12 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, text: str) -> None:
+    """A text, in UTF-8, by :func:`whole_file`: of a link, the link is replaced and not what it leads to."""
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
 def part_of(name: str) -> tuple[str, int] | None:
     """Whose part a kill has left behind under this name, and the process's number; None for any other file."""
     found = re.fullmatch(r"\.(.+)\.tmp-(\d+)", name)

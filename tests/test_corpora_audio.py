@@ -93,3 +93,18 @@ def test_a_name_that_is_not_utf_8_is_left_out(tmp_path: Path, capsys: pytest.Cap
     assert prepare("audio", folder, "--out", tmp_path / "data") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "1 of 2 files left out, first: " in said and "caf\ufffd.wav: a name that is not UTF-8" in said
+
+
+def test_a_data_folder_in_the_corpus_is_no_part_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each clip would be there once more for every task that was prepared, those to test on among them."""
+    speech = tmp_path / "speech"
+    lines = [f"{split}.wav\t{split}\tyes" for split in ("train", "dev", "test")]
+    for split in ("train", "dev", "test"):
+        audio(speech / f"{split}.wav")
+    (speech / "manifest.tsv").write_text("\n".join(["path\tsplit\tkeyword", *lines]) + "\n")
+    assert prepare("--manifest", speech / "manifest.tsv", "--out", speech / "data") == 0
+    assert prepare("audio", speech, "--out", speech / "data") == 0
+    said = capsys.readouterr().out
+    assert "speech 3 " in said and "3 files left out: an earlier call put them there for other tasks" in said
+    assert prepare("audio", speech / "data" / "ks", "--out", tmp_path / "other") == 0  # but where it is asked for
+    assert "ks 3 " in capsys.readouterr().out

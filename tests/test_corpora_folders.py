@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from manifest_lab import prepare_manifest, snapshot
 
+from s3prl_ekd import doctor
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora import folders, layout_pretrain
 from s3prl_ekd.errors import EkdError
@@ -82,6 +83,20 @@ def test_a_full_disk_leaves_the_pretraining_sets_and_their_root(
     assert {path.name for path in (out / "pretrain").iterdir()} == {
         *("one.csv", "more.csv", "root.txt", ".s3prl-ekd.json")
     }
+
+
+@pytest.mark.parametrize("name", ["root.txt", "valid.txt"])
+def test_a_damaged_folder_of_pretraining_sets_is_one_line(
+    name: str, manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, again = tmp_path / "data", ("prepare", "--manifest", str(manifests / "pretrain.tsv"), "--out")
+    prepare_manifest(manifests / "pretrain.tsv", out)
+    (out / "pretrain" / name).write_bytes(b"\xff\0\xfe")
+    assert main([*again, str(out)]) == 2
+    assert f"error: {out / 'pretrain' / name}: not the text that prepare wrote" in capsys.readouterr().err
+    if name == "valid.txt":
+        (row,) = [row for row in doctor.prepared(out) if row.what == "pretrain"]
+        assert row.state == "broken" and f"{name}: not the text" in row.found
 
 
 def test_pretraining_sets_may_lie_on_another_disk(

@@ -50,6 +50,10 @@ def test_two_clips_to_test_on_of_one_name_are_refused(tmp_path: Path, capsys: py
     table.write_text(table.read_text() + "9,wavs/other/test0.wav,b,x,activate,lights,none\n")
     assert prepare("fluent_commands", tmp_path / "FSC", "--out", tmp_path / "data") == 2
     assert f"{table}: 2 clips are called test0, and s3prl's predictions go by that name" in capsys.readouterr().err
+    (tmp_path / "FSC" / "wavs" / "other" / "test0.wav").rename(tmp_path / "FSC" / "wavs" / "other" / "a,b.wav")
+    table.write_text(table.read_text().replace("wavs/other/test0.wav", '"wavs/other/a,b.wav"'))
+    assert prepare("fluent_commands", tmp_path / "FSC", "--out", tmp_path / "data") == 2
+    assert f"{table}: 'a,b': a comma in a clip's name ends it in s3prl's predictions" in capsys.readouterr().err
     assert prepare("fluent_commands", tmp_path, "--out", tmp_path / "data") == 2
     assert f"{tmp_path / 'data' / 'train_data.csv'}: no such table" in capsys.readouterr().err
 
@@ -73,6 +77,30 @@ def test_a_value_that_s3prl_has_no_number_for(
         csv.writer(file).writerows(lines)
     assert prepare("fluent_commands", tmp_path / "FSC", "--out", tmp_path / "data") == 2
     assert f"{table}: line 3: {message}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("none\n2,", "none,\n2,", "line 3: more cells than the header's 7"),
+        ("lights,activate", "lights, now,activate", "line 2: more cells than the header's 7"),
+        ("none\n2,", "\n2,", "line 3: no location"),
+        ("none\n1,", "none\n\n1,", "line 4: no location"),
+        ("turn on the lights,activate", '"turn on\nthe lights",activate', "line 4: no location"),
+    ],
+)
+def test_a_line_that_s3prl_reads_otherwise_is_named(
+    before: str, after: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one cell too many in the first line pandas makes an index, and each column has its neighbour's values."""
+    intents(tmp_path / "FSC")
+    table = tmp_path / "FSC" / "data" / "valid_data.csv"
+    text = table.read_text().replace(before, after, 1)
+    if "location" in message:
+        text = text.replace("increase,heat,none", "increase,heat,")
+    table.write_bytes(text.replace("\n", "\r\n").encode())
+    assert prepare("fluent_commands", tmp_path / "FSC", "--out", tmp_path / "data") == 2
+    assert f"{table}: {message}" in capsys.readouterr().err
 
 
 def write_manifest(folder: Path, **changes: str) -> Path:

@@ -68,6 +68,24 @@ def test_transcripts_in_lower_case_and_with_punctuation_are_spelled_anew(
         assert len(read_lengths(out / "asr" / "len_for_bucket" / f"{name}.csv")) == len(audio_files)
 
 
+def test_empty_transcripts_and_blank_lines_do_not_reach_s3prl(
+    librispeech: Path, lexicon: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """s3prl's ASR takes the first word of every line, and an empty text for one of silence."""
+    words = ("librispeech", librispeech, "--lexicon", lexicon, "--tasks", "pr,asr", "--out")
+    train = librispeech / "train-clean-100" / "1" / "7" / "1-7.trans.txt"
+    whole = train.read_text()
+    for text, left in ((f"{whole}\n", 3), (whole.replace(" HELLO WORLD", "", 1), 2)):
+        train.write_text(text)
+        out = tmp_path / f"data-{left}"
+        assert prepare(*words, out) == 0
+        data = yaml.safe_load((out / "asr.yaml").read_text())["downstream_expert"]["datarc"]
+        assert len(read_lengths(Path(data["bucket_file"]) / "train.csv")) == left
+        (file,) = Path(data["libri_root"], "train").rglob("*.trans.txt")
+        assert [line.partition(" ")[2] for line in file.read_text().splitlines()] == ["HELLO WORLD"] * left
+    assert "1 utterances left out: their text is empty" in caplog.text
+
+
 def test_the_closing_table_counts_what_the_corpus_holds(librispeech: Path, lexicon: Path, tmp_path: Path) -> None:
     tasks = ("pr", "asr", "pretrain")
     for result in prepare_librispeech(librispeech, tmp_path / "data", tasks, [lexicon]):

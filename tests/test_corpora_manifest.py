@@ -85,6 +85,9 @@ def test_tasks_follow_from_columns_and_speakers(
         ("path\tsplit\tspeaker\na\ttrain\t\n", "sid", "manifest.tsv:2: speaker is empty"),
         ("path\tsplit\tspeaker\na\ttrain\ts\nb\ttest\ts\n", "sid", "no utterance in split dev"),
         ("path\tsplit\n\ttrain\n", "sid", "manifest.tsv:2: path is empty"),
+        ("path\ttext\na.wav\tHELLO\tWORLD\n", "pretrain", "manifest.tsv:2: 'WORLD' is beyond the header's columns"),
+        ("path\tspeaker\tspeaker\na\ts\tt\n", "pretrain", "manifest.tsv:1: column 'speaker' is there twice"),
+        ("path\na.wav\0\n", "pretrain", "manifest.tsv:2: path 'a.wav.x00': no file can be called so"),
         ("path\tkind\na.wav\tnoise\n", "pretrain", "list of noises"),
         (
             f"path\ttext\na.wav\t{'A' * 200_000}\n",
@@ -98,6 +101,12 @@ def test_errors_name_the_line(tmp_path: Path, text: str, task: str, message: str
     with pytest.raises(EkdError, match=message) as caught:
         check_tasks(read_manifest(tmp_path / "manifest.tsv"), [task])
     assert "\n" not in str(caught.value)
+
+
+def test_empty_cells_beyond_the_header_are_nothing(tmp_path: Path) -> None:
+    """As spreadsheets write them."""
+    (tmp_path / "manifest.tsv").write_text("path\tsplit\t\t\na.wav\ttrain\t\t\t \t\n")
+    assert read_manifest(tmp_path / "manifest.tsv").rows[0].path == "a.wav"
 
 
 def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(

@@ -23,7 +23,11 @@ def test_voxceleb1_split_file_is_checked_against_the_wavs(
     assert data["file_path"] == str(root)
     assert Path(data["meta_data"]).read_text() == split.read_text()
 
-    split.write_text(split.read_text() + "1 id10003/gone/1.wav\n1 id10003/gone/2.wav\n")
+    split.write_bytes(b"\xef\xbb\xbf" + split.read_bytes().replace(b"\n", b"\r\n"))  # as Windows editors save it
+    assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 0
+    assert Path(data["meta_data"]).read_bytes() == split.read_bytes()[3:].replace(b"\r\n", b"\n")
+
+    split.write_text(split.read_text("utf-8-sig") + "1 id10003/gone/1.wav\n1 id10003/gone/2.wav\n")
     assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2
     assert "2 of 8 files are not below" in capsys.readouterr().err
     assert prepare("voxceleb1", root, "--split-file", split, "--out", out, "--allow-missing") == 0

@@ -108,6 +108,19 @@ def test_what_the_user_edited_stays(checkpoint: Path, tmp_path: Path, caplog: py
     assert f"{folder / 'expert.py'}: replaced; it was edited" in caplog.text
 
 
+def test_what_a_link_in_the_folder_leads_to_stays(checkpoint: Path, tmp_path: Path) -> None:
+    """The folder may be somebody else's."""
+    folder, home = export_superb(checkpoint, tmp_path / "out"), tmp_path / "home"
+    home.mkdir()
+    (home / ".profile").write_text("mine")
+    for name, target in (("expert.py", ".profile"), ("requirements.txt", "new"), ("LICENSE", ".rhosts")):
+        (folder / name).unlink()
+        (folder / name).symlink_to(home / target)
+    export_superb(checkpoint, folder)
+    assert {file.name: file.read_text() for file in home.iterdir()} == {".profile": "mine"}
+    assert not any(file.is_symlink() for file in folder.iterdir()) and "MIT" in (folder / "LICENSE").read_text()
+
+
 def test_a_kill_leaves_no_card_beside_another_model(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     folder = export_superb(checkpoint, tmp_path / "out")
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -221,6 +225,7 @@ def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path) -
 
 DAMAGE = [
     ("speech_commands", "test/bed/a.wav", "x", "test/bed: expected folders of the test set's classes, yes, no"),
+    ("speech_commands", "test/yes/b c.wav", "x", "test/yes/b c.wav: a blank in a clip's name ends it in s3prl's pred"),
     ("fluent_commands", "data/valid_data.csv", "path,action\nx.wav,fly\n", "line 2: no object and location"),
     (
         "fluent_commands",
@@ -229,6 +234,7 @@ DAMAGE = [
         "line 2: action 'fly' is none of train_data.csv's",
     ),
     ("fluent_commands", "data/test_data.csv", "path,action,object,location\ngone.wav,a,b,c\n", "gone.wav: no such"),
+    ("fluent_commands", "data/train_data.csv", "path,action,object,location\nx.wav,a,b,c,\n", "line 2: more cells"),
     ("fluent_commands", "data/train_data.csv", "path,action,object,location\n", "lists no utterance"),
     ("sv_voxceleb1", "pairs.txt", "\n", "line 1: expected `1|0 CLIP CLIP`, found ''"),
     ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
@@ -277,6 +283,35 @@ def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path) -> Non
     tone(noise, 1, 0.9)
     with pytest.raises(EkdError, match="speech_commands_root: .*noise.wav: 14400 samples long"):
         _check("speech_commands", items, ("dev",), tmp_path)
+
+
+def test_keywords_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl takes a folder's order from the disk, and draws its clips from that."""
+    items = CORPORA["speech_commands"](tmp_path / "ks")
+    train, test = tmp_path / "ks" / "train", tmp_path / "ks" / "test"
+    tone(train / NOISE / "another.wav", 21, 2.0)
+    expert = importlib.import_module("s3prl.downstream.speech_commands.expert")
+    dataset = importlib.import_module("s3prl.downstream.speech_commands.dataset")
+    listdir, scandir = os.listdir, os.scandir
+
+    @contextmanager
+    def backwards(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        yield iter(sorted(scandir(path), key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    monkeypatch.setattr(os, "scandir", backwards)
+    _check("speech_commands", items, ("train",), tmp_path)
+    (tmp_path / "ks" / "test" / ".empty").mkdir()  # holds nothing that s3prl would read
+    _check("speech_commands", items, ("train",), tmp_path)
+    parts = expert.split_dataset(str(train))
+    roots = {"speech_commands_root": str(train), "speech_commands_test_root": str(test)}
+    lists = [dataset.SpeechCommandsDataset(part, **roots).data for part in parts]
+    lists.append(dataset.SpeechCommandsTestingDataset(**roots).data)
+    for found in lists:
+        files = [str(file) for _, file in found]
+        noises = [file for file in files if NOISE in file]
+        assert noises == sorted(noises) and len(files) > 8
+        assert [file for file in files if file not in noises] == sorted(set(files) - set(noises))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,19 @@ def _keywords(data: Section, used: Collection[str]) -> None:
         test_clips(test)
     except EkdError as error:
         raise data.wrong("speech_commands_test_root", str(error)) from error
+    for name in ("expert", "dataset"):
+        module: Any = importlib.import_module(f"s3prl.downstream.speech_commands.{name}")
+        module.Path = SortedPath
+
+
+class SortedPath(type(Path())):  # type: ignore[misc]
+    """A path whose entries come by name. s3prl lists KS's clips in the disk's order, from which a seed then draws."""
+
+    def iterdir(self) -> Iterator[Path]:
+        return iter(sorted(super().iterdir()))
+
+    def glob(self, *args: Any, **kwargs: Any) -> Iterator[Path]:
+        return iter(sorted(super().glob(*args, **kwargs)))
 
 
 def _intents(data: Section) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from s3prl_ekd.audio import count_other_audio, find_audio
 from s3prl_ekd.corpora.fluent_commands import prepare_fluent_commands
-from s3prl_ekd.corpora.folders import Prepared, turn_in
+from s3prl_ekd.corpora.folders import MARKER, Prepared, turn_in
 from s3prl_ekd.corpora.iemocap import prepare_iemocap
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.librispeech import prepare_librispeech
@@ -189,8 +190,23 @@ def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[P
     name = args.name or args.path.resolve().name
     others, types = count_other_audio(args.path)
     notes = [f"{others} files of other types left out ({', '.join(types)})"] if others else []
+    files = find_audio(args.path)
+    used = _not_prepared(files, args.path)
+    if len(used) < len(files):
+        notes.append(f"{len(files) - len(used)} files left out: an earlier call put them there for other tasks")
     held_out = [name] if args.held_out else []
-    return [prepare_pretrain({name: find_audio(args.path)}, args.out, args.path, notes=notes, held_out=held_out)]
+    return [prepare_pretrain({name: used}, args.out, args.path, notes=notes, held_out=held_out)]
+
+
+def _not_prepared(files: Sequence[Path], root: Path) -> list[Path]:
+    """The files that lie in no folder of ``prepare``'s below ``root``: where DATA is in the corpus, each clip is there
+    once more for every task, the test's too."""
+
+    @cache
+    def prepared(folder: Path) -> bool:
+        return folder != root and ((folder / MARKER).is_file() or prepared(folder.parent))
+
+    return [file for file in files if not prepared(file.parent)]
 
 
 def next_command(result: Prepared) -> str:

@@ -18,16 +18,18 @@ def prepare_fluent_commands(root: Path, out: Path) -> Prepared:
     """IC on Fluent Speech Commands with its ``data/{train,valid,test}_data.csv``.
 
     Raises:
-        EkdError: a table is missing or wrong, two clips to test on are predicted under one name, or a wav cannot be
-            read as it is.
+        EkdError: a table is missing or wrong, a name of a clip to test on is another's too or has a comma, or a wav
+            cannot be read as it is.
     """
     root = root.absolute()
     tables = read_intents(root)
     names = Counter(Path(line["path"]).stem for line in tables["test"])
-    double = next((name for name, count in names.items() if count > 1), None)
-    if double is not None:
-        table = root / "data" / TABLES["test"]
-        raise EkdError(f"{table}: {names[double]} clips are called {double}, and s3prl's predictions go by that name")
+    table = root / "data" / TABLES["test"]
+    for name, count in names.items():
+        if count > 1:
+            raise EkdError(f"{table}: {count} clips are called {name}, and s3prl's predictions go by that name")
+        if "," in name:
+            raise EkdError(f"{table}: {name!r}: a comma in a clip's name ends it in s3prl's predictions")
     lines = [line for part in tables.values() for line in part]
     samples = ready_lengths([root / line["path"] for line in lines])
     notes = [intent_note([tuple(line[slot] for slot in SLOTS) for line in lines])]

@@ -58,12 +58,14 @@ def test_clips(root: Path) -> list[Path]:
     """The clips of the test set's folder, sorted by folder and name.
 
     Raises:
-        EkdError: no clip in it, or a folder of another name than s3prl's classes.
+        EkdError: no clip in it, one in a folder of another name than s3prl's classes, or with a blank in its name.
     """
-    for folder in _folders(root):
-        if folder.name not in CLASSES:
-            raise EkdError(f"{folder}: expected folders of the test set's classes, {', '.join(CLASSES)}")
     clips = [file for folder in _folders(root) for file in sorted(folder.glob("*.wav"))]
+    for file in clips:
+        if file.parent.name not in CLASSES:
+            raise EkdError(f"{file.parent}: expected folders of the test set's classes, {', '.join(CLASSES)}")
+        if len(file.name.split()) > 1:
+            raise EkdError(f"{file}: a blank in a clip's name ends it in s3prl's predictions; rename it")
     if not clips:
         raise EkdError(f"{root}: holds no FOLDER/*.wav")
     return clips

@@ -26,7 +26,7 @@ from s3prl_ekd.corpora.manifest import SPLITS, Manifest
 from s3prl_ekd.corpora.probe import Clip
 from s3prl_ekd.errors import EkdError
 
-ALIASES = {"silence": SILENCE, NOISE: SILENCE, "unknown": UNKNOWN}
+SILENCES = (SILENCE, "silence", NOISE)  # what a manifest may call the class
 TRAIN, TEST = "train", "test"
 """The two folders below ``DATA/ks``."""
 
@@ -58,7 +58,7 @@ def prepare_keyword(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
 def keyword_class(keyword: str) -> str:
     """One of s3prl's twelve classes."""
     word = keyword.lower()
-    return word if word in WORDS else ALIASES.get(word, word if word == SILENCE else UNKNOWN)
+    return SILENCE if word in SILENCES else word if word in WORDS else UNKNOWN
 
 
 def _file(manifest: Manifest, clip: Clip, name: str, taken: set[Path]) -> Path:

@@ -118,7 +118,7 @@ def _earlier(folder: Path, new: Sets, derived: Collection[str], notes: list[str]
     """The sets that are already there and stay beside the ``new`` ones; what goes is added to ``notes``."""
     if not (folder / "root.txt").is_file():
         return {}
-    root = Path((folder / "root.txt").read_text(encoding="utf-8").strip())
+    root = Path(_text(folder / "root.txt").strip())
     ours = {file for entries in new.values() for file, _ in entries}
     kept: Sets = {}
     for table in sorted(folder.glob("*.csv")):
@@ -151,7 +151,14 @@ def _check_held_out(sets: Sets, held_out: Sequence[str]) -> None:
 def earlier_held_out(folder: Path) -> list[str]:
     """Names of the sets there that are held out."""
     file = folder / HELD_OUT
-    return file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return _text(file).splitlines() if file.is_file() else []
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise EkdError(f"{file}: not the text that prepare wrote; remove {file.parent} and prepare it again") from error
 
 
 def write_pretrain_config(

@@ -2,7 +2,8 @@
 
 Nothing is linked or copied: the configurations point at the corpus, and only what it lacks is written (a lexicon,
 length CSVs). A corpus in this layout whose transcripts are spelled otherwise than LibriSpeech's, in lower case or with
-punctuation, holds no word that s3prl knows: it is laid out as a manifest is, with links to its audio.
+punctuation, holds no word that s3prl knows; of empty ones it learns silence, and at a blank line its ASR ends. Such a
+corpus is laid out as a manifest is, with links to its audio.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class _Speech:
     """What PR and ASR read of the corpus."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    """Utterance -> transcript."""
+    """Utterance -> transcript; "" of a blank line."""
     lengths: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     """Split -> (path below the corpus, samples) of each utterance."""
     upper_case: int = 0
@@ -86,8 +87,10 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
         _read_split(root, split, speech)
     left_out = f"{speech.upper_case} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"
     common = [left_out] if speech.upper_case else []
+    if "" in speech.texts:
+        common.append("blank lines in transcripts, at which s3prl's ASR ends: laid out anew, with links to the audio")
     clips = _clips(root, speech)
-    if any(re.search("[^A-Z' ]", clip.row.text) for clip in clips):
+    if "" in speech.texts or not all(re.fullmatch("[A-Z' ]*[A-Z'][A-Z' ]*", clip.row.text) for clip in clips):
         prepared = prepare_speech(Manifest(root, (), tuple(clip.row for clip in clips)), clips, out, tasks, lexicons)
         return [replace(one, notes=(*common, *one.notes)) for one in prepared]
     lexicon = None

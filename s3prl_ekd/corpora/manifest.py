@@ -9,9 +9,10 @@ ignored. Opening the audio itself is ``probe.py``; laying files out for s3prl is
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.user_paths import expanded
@@ -27,6 +28,7 @@ REQUIRED = {
 }
 TASKS = tuple(REQUIRED)
 SPLITS = ("train", "dev", "test")
+_BEYOND = "cells beyond the header's"
 SPLIT_ALIASES = {"valid": "dev", "val": "dev", "validation": "dev", "training": "train", "testing": "test"}
 
 
@@ -79,7 +81,8 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
             tried, whichever holds the file; absolute paths are taken as they are.
 
     Raises:
-        EkdError: no such file, not a TSV with a ``path`` column, no rows, or a row with an empty path.
+        EkdError: no such file, not a TSV with a ``path`` column, a column twice, no rows, a row with an empty path or
+            with more cells than the header.
     """
     file = Path(file)
     if file.is_dir():
@@ -87,11 +90,14 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             # QUOTE_NONE: transcripts may hold a lone quotation mark, which is text here.
-            reader = csv.DictReader(stream, delimiter="\t", quoting=csv.QUOTE_NONE)
+            reader = csv.DictReader(stream, restkey=_BEYOND, delimiter="\t", quoting=csv.QUOTE_NONE)
             columns = tuple(name.strip() for name in reader.fieldnames or ())
             reader.fieldnames = list(columns)
             if "path" not in columns:
                 raise EkdError(f"{file}:1: no column 'path' in the header; expected tab-separated column names")
+            double = next((name for name in columns if name in Row.__annotations__ and columns.count(name) > 1), None)
+            if double is not None:
+                raise EkdError(f"{file}:1: column {double!r} is there twice")
             if "kind" in columns and "speaker" not in columns:
                 raise EkdError(f"{file}:1: a list of noises (column 'kind'), not of speech")
             bases = [Path(root)] if root else [file.resolve().parent, file.resolve().parent.parent]
@@ -109,13 +115,18 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
     return Manifest(file, columns, rows)
 
 
-def _row(file: Path, number: int, cells: dict[str, str], bases: list[Path]) -> Row:
+def _row(file: Path, number: int, cells: Mapping[str, Any], bases: list[Path]) -> Row:
     def cell(name: str) -> str:
         return (cells.get(name) or "").strip()
 
+    beyond = next((text for text in cells.get(_BEYOND, ()) if text.strip()), None)
+    if beyond is not None:
+        raise EkdError(f"{file}:{number}: {beyond!r} is beyond the header's columns; is there a tab in a text?")
     path = cell("path")
     if not path:
         raise EkdError(f"{file}:{number}: path is empty")
+    if "\0" in path:
+        raise EkdError(f"{file}:{number}: path {path!r}: no file can be called so")
     audio = expanded(path)
     if not audio.is_absolute():
         # A missing file is reported under the first base, next to the line it stands in.

@@ -27,7 +27,7 @@ def read_split_file(file: Path) -> list[tuple[int, str]]:
         EkdError: unreadable or empty, a malformed or repeated line, a speaker that s3prl has no label for.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # Windows editors write a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise EkdError(f"{file}: cannot be read as a split file ({error})") from error
     entries: list[tuple[int, str]] = []

@@ -221,18 +221,20 @@ def scores_section(record: Mapping[str, Any]) -> str:
             error = scores.get("standard_error", {}).get(metric)
             spread = "" if error is None else f" ± {error:.2f}"
             rate = scores.get("lr")
-            how = f"{scores.get('steps', '')} | {'' if rate is None else f'{rate:g}'}"
-            rows.append(f"| {title} | {scores[metric]:.2f}{spread} | {scores.get('n_utterances', '')} | {how} |")
+            utterances, steps = (_plain(str(scores.get(key, ""))) for key in ("n_utterances", "steps"))
+            how = f"{steps} | {'' if rate is None else f'{rate:g}'}"
+            rows.append(f"| {title} | {scores[metric]:.2f}{spread} | {utterances} | {how} |")
     table = "\n".join(rows)
     counts = {len(task.get("seeds", record.get("seeds", []))) for task in tasks.values() if "standard_error" in task}
-    er_folds = folds(first_part(tasks.get("er", {})))
+    er_folds = [_plain(fold) for fold in folds(first_part(tasks.get("er", {})))]
     some = f" ER is the mean over {', '.join(er_folds)} alone." if 0 < len(er_folds) < 5 else ""  # IEMOCAP has five
     alone = " Clips were encoded alone, not in padded batches." if record.get("cache_states") else ""
     number = " to ".join(map(str, sorted({min(counts), max(counts)}))) if counts else ""
     means = f" Means over {number} seeds ± their standard error." if counts else ""
+    label, preset = (_plain(str(record.get(key))) for key in ("label", "preset"))
     return f"""{_SCORES}
 
-Measured with s3prl's own downstream runner (`{record["label"]}`, preset `{record.get("preset")}`) on the data of its
+Measured with s3prl's own downstream runner (`{label}`, preset `{preset}`) on the data of its
 `scores.json`. They are comparable with the SUPERB leaderboard only where that data and the steps below are
 SUPERB's.{means}{some}{alone}
 

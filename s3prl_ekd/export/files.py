@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import make_writable
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def output_folder(folder: Path, marker: str) -> Path:
         raise EkdError(f"--out {folder}: is a file; expected a folder")
     if folder.is_dir() and any(folder.iterdir()):
         card = folder / CARD
-        if not (folder / marker).is_file() or not card.is_file() or MADE_WITH not in card.read_text(errors="replace"):
+        if not (folder / marker).is_file() or not card.is_file() or MADE_WITH not in card.read_text("utf-8", "replace"):
             raise EkdError(
                 f"--out {folder}: is not empty and holds no earlier export ({marker}, and {CARD} that says "
                 f"'{MADE_WITH}'); name another folder"
@@ -63,10 +64,10 @@ def output_folder(folder: Path, marker: str) -> Path:
 def write_license(folder: Path, licence: str = "mit") -> None:
     """The licence of the model code where ``licence`` is "mit", else none; one that the user put there stays."""
     path = folder / "LICENSE"
-    theirs = path.is_file() and path.read_text(errors="replace") != _MIT
+    theirs = path.is_file() and path.read_text("utf-8", "replace") != _MIT
     if theirs:
         log.warning("%s: stays; it is not the one that an export writes", path)
     elif licence == "mit":
-        path.write_text(_MIT)
+        write_whole(path, _MIT)
     else:
         path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
@@ -21,7 +21,7 @@ from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 
 _OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
 
@@ -50,7 +50,7 @@ def export_huggingface(
     if licence is not None and re.fullmatch(r"[\w.+-]+", licence) is None:
         raise EkdError(f"--licence {licence!r}: expected an identifier, such as mit or cc-by-4.0")
     encoder, _, part = load_student(checkpoint)
-    section = None if scores is None else cards.scores_section(_student_scores(scores, checkpoint))
+    section = None if scores is None else _scores_section(scores, checkpoint)
     _check(encoder, checkpoint)
     output_folder(out, marker="config.json")
     given = {"licence": licence, "data": data, "scores": section}
@@ -65,13 +65,11 @@ def export_huggingface(
         (out / CARD).unlink(missing_ok=True)  # of other weights: a kill from here on must not leave it beside these
     for name, text in files.items():
         if name not in kept:
-            with whole_file(out / name) as partial:
-                partial.write_text(text)
+            write_whole(out / name, text)
     write_transformers_weights(encoder, out)
     if facts is not None:
         card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
-        with whole_file(out / CARD) as partial:
-            partial.write_text(card)
+        write_whole(out / CARD, card)
         write_license(out, facts.licence)
     return out
 
@@ -88,9 +86,9 @@ def _kept_files(out: Path, files: Mapping[str, str], same: bool, known: bool) ->
         EkdError: one was edited, and is of other weights.
     """
     card, kept = out / CARD, set()
-    record = cards.written(card.read_text(errors="replace")) if card.is_file() else {}
+    record = cards.written(card.read_text("utf-8", "replace")) if card.is_file() else {}
     for name in files:
-        there = (out / name).read_text(errors="replace") if (out / name).is_file() else files[name]
+        there = (out / name).read_text("utf-8", "replace") if (out / name).is_file() else files[name]
         edited = there != files[name] and cards.digest(there) != record.get(name)
         if edited and not same:
             raise EkdError(f"{out / name}: was edited, or another version wrote it, for other weights; "
@@ -114,7 +112,7 @@ def _facts(out: Path, same: bool, part: Mapping[str, Any], given: Mapping[str, s
     card = out / CARD
     if not card.is_file():
         return cards.CardFacts(**given)
-    text = card.read_text(errors="replace")
+    text = card.read_text("utf-8", "replace")
     earlier, edited = cards.card_facts(text), cards.is_edited(text)
     poorer = part.get("config") is None and cards.says_origin(text)
     if same and not given and (edited or poorer):
@@ -166,15 +164,16 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
     return f"uploaded to {repository} ({getattr(commit, 'oid', commit)})"
 
 
-def _student_scores(path: Path, checkpoint: Path) -> dict[str, Any]:
-    """The record of an evaluation; another upstream's scores do not belong on a student's card, nor another one's."""
+def _scores_section(path: Path, checkpoint: Path) -> str:
+    """Of an evaluation's record; another upstream's scores do not belong on a student's card, nor another one's."""
     record = read_scores(path)
     if not str(record.get("upstream", "")).startswith("ekd_student"):
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
     file = newest_checkpoint(checkpoint)
     if record.get("checkpoint_sha256") != content(file):
         raise EkdError(f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {file} is")
-    return record
+    with reading(f"--scores {path}: not a scores.json of s3prl-ekd evaluate"):
+        return cards.scores_section(record)
 
 
 def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.shares import shares_of
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, read_checkpoint
+from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, load_student, newest_checkpoint
 from s3prl_ekd.torch_file import read_torch_file, write_torch_file
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import output_file
@@ -43,7 +43,7 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
     shares = shares_of(files, weights)
     _check_place(files, out)
     output_file(out)
-    merged = merge([read_checkpoint(file) for file in files], shares, [str(file) for file in files])
+    merged = merge([load_student(file).part for file in files], shares, [str(file) for file in files])
     merged["merged"] = [{"file": str(file), "weight": share} for file, share in zip(files, shares, strict=True)]
     with whole_file(out) as partial, partial.open("wb") as stream:
         write_torch_file({CHECKPOINT_KEY: merged}, stream)

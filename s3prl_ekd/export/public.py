@@ -18,7 +18,7 @@ import editdistance
 
 from s3prl_ekd.corpora import fluent_commands, speech_commands
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.score import separator
@@ -95,8 +95,9 @@ def export_public(
     else:
         listed = read_scores(home)["tasks"]
         chosen = _listed(home, listed, named)
-        tested = {task.name: _tested(home, task.name, listed[task.name], seed) for task in chosen}
-        places = {task.name: _recorded(home, task, tested[task.name]) for task in chosen}
+        with reading(f"{home / FILE_NAME}: not a scores.json of s3prl-ekd evaluate"):
+            tested = {task.name: _tested(home, task.name, listed[task.name], seed) for task in chosen}
+            places = {task.name: _recorded(home, task, tested[task.name]) for task in chosen}
     predictions = [one for task in chosen for one in _collect(task, places[task.name])]
     scores = {}
     for task in chosen:
@@ -108,7 +109,8 @@ def export_public(
                 "%s: %d utterances, SUPERB's test set has %d: no SUPERB score", task.name, count, FULL[task.name]
             )
     if home is not None:
-        _agree_with_record(home, scores, tested)
+        with reading(f"{home / FILE_NAME}: not a scores.json of s3prl-ekd evaluate"):
+            _agree_with_record(home, scores, tested)
     gone = [task.name for task in TASKS.values() if task.name in earlier and task not in chosen]
     if gone:
         log.warning("%s: replaced; the earlier one held %s too", out, ", ".join(gone))

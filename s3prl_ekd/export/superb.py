@@ -6,21 +6,20 @@ Its model code is ``superb_expert.py``, copied as it is; its checks are in ``val
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.export.isolated import TASKS
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.torch_file import read_torch_file, write_torch_file
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import whole_file, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ def export_superb(
     }
     output_folder(out, marker="expert.py")
     card, requirements, same = out / CARD, out / "requirements.txt", _holds(out, model)
-    edited = card.is_file() and cards.is_edited(card.read_text(errors="replace"))
+    edited = card.is_file() and cards.is_edited(card.read_text("utf-8", "replace"))
     if edited and not same:
         raise EkdError(f"{card}: was edited, or another version wrote it, for another model; name another folder")
     if not same:
@@ -78,34 +77,30 @@ def export_superb(
     expert = Path(superb_expert.__file__)
     if (out / "expert.py").is_file() and (out / "expert.py").read_bytes() != expert.read_bytes():
         log.warning("%s: replaced; it was edited, or another version wrote it", out / "expert.py")
-    shutil.copyfile(expert, out / "expert.py")
+    write_whole(out / "expert.py", expert.read_text(encoding="utf-8"))
     with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
         write_torch_file(model, stream)
     if requirements.is_file() and requirements.read_text(errors="replace") != REQUIREMENTS:
         log.info("%s: stays as it is: it was edited", requirements)
     else:
-        requirements.write_text(REQUIREMENTS)
+        write_whole(requirements, REQUIREMENTS)
     if edited:
         log.info("%s: stays as it is: the model is the same, and the file was edited", card)
     else:
-        with whole_file(card) as partial:
-            partial.write_text(cards.superb_card(part, shape, names, chosen))
+        write_whole(card, cards.superb_card(part, shape, names, chosen))
     write_license(out)
     return out
 
 
 def _holds(out: Path, model: Mapping[str, Any]) -> bool:
     """Whether an earlier export there is of the same model."""
-    file = out / "model.pt"
-    if not file.is_file():
-        return False
     try:
-        there = read_torch_file(file)
-    except EkdError:
+        with reading("model.pt"):
+            there = read_torch_file(out / "model.pt")
+            same = all(there[key] == model[key] for key in model if key != "weights")
+            return same and same_weights(there["weights"], model["weights"])
+    except EkdError:  # none there, or a damaged one
         return False
-    if any(there.get(key) != model[key] for key in model if key != "weights"):
-        return False
-    return same_weights(there["weights"], model["weights"])
 
 
 def parse_task_states(items: Sequence[str]) -> dict[str, list[int]]:

@@ -6,9 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import S3PRL
@@ -69,10 +68,9 @@ def _known_cost(model: str, path: Path, heads: bool = False) -> Cost:
 
 def submission_cost(folder: Path) -> Cost:
     """Cost of a submission folder: from the shape in model.pt where its code is ours, else by running its expert.py."""
-    saved = _own_model(folder)
-    if saved is not None:
-        shape = EncoderShape.from_dict(saved["shape"])
-        return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
+    known = _own_cost(folder)
+    if known is not None:
+        return known
     script = str(Path(__file__).with_name("folder.py"))
     # -P: their `import models` must not find ours beside the script
     command = [sys.executable, "-P", "-B", script, str(folder.resolve()), json.dumps(LENGTHS)]
@@ -85,11 +83,13 @@ def submission_cost(folder: Path) -> Cost:
     return Cost(counted["params"], counted["buckets"])
 
 
-def _own_model(folder: Path) -> dict[str, Any] | None:
+def _own_cost(folder: Path) -> Cost | None:
     if (folder / "expert.py").read_bytes() != EXPERT.read_bytes():
         return None  # edited, or another version's: what it computes is seen when it runs
     try:
-        saved = read_torch_file(folder / "model.pt")
+        with reading("model.pt"):
+            saved = read_torch_file(folder / "model.pt")
+            shape = EncoderShape.from_dict(saved["shape"])
+            return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
     except EkdError:
-        return None  # somebody else's file; whether it is readable shows when their code is run
-    return saved if {"format", "shape", "head_sets", "task_states"} <= set(saved) else None
+        return None  # somebody else's file; whether it can be read shows when their code is run

@@ -1,13 +1,16 @@
-"""A student checkpoint as `run_pretrain.py -u ekd` writes it, never trained."""
+"""A student checkpoint as `run_pretrain.py -u ekd` writes it, never trained; its export and scores for its card."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from s3prl_ekd.cli import main
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
+from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.model.student import Student
 from s3prl_ekd.student_checkpoint import student_state
 from s3prl_ekd.teachers.stand_ins import TINY
@@ -34,3 +37,17 @@ def write_student(file: Path, teacher_width: int = TINY.width, full_size: bool =
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"EKD": student_state(student, config, targets), "Step": 10}, file)
     return file
+
+
+def export_hf(ckpt: Path, out: Path, *words: str) -> int:
+    """The status of ``s3prl-ekd export hf``."""
+    return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(out), *words])
+
+
+def score_record(checkpoint: Path) -> dict[str, Any]:
+    """Scores of a checkpoint as ``s3prl-ekd evaluate`` writes them."""
+    return {
+        "label": "mine", "upstream": "ekd_student", "checkpoint": str(checkpoint), "preset": "quick",
+        "checkpoint_sha256": content(checkpoint), "cache_states": True,
+        "tasks": {"pr": {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}},
+    }  # fmt: skip

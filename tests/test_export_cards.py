@@ -1,0 +1,109 @@
+"""What the model card of an exported student says, and what it does not take over from a checkpoint or a path."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from export_student import export_hf, score_record
+
+from s3prl_ekd.cli import main
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.export import cards
+from s3prl_ekd.export.huggingface import export_huggingface
+from s3prl_ekd.export.superb import export_superb
+from s3prl_ekd.shape import HUBERT_BASE
+
+
+def test_card(checkpoint: Path, tmp_path: Path) -> None:
+    exported = tmp_path / "exported"
+    assert export_hf(checkpoint, exported, "--training-data", "train-clean-100") == 0
+    config = json.loads((exported / "config.json").read_text())
+    assert (config["num_hidden_layers"], config["feat_proj_layer_norm"], config["hidden_dropout"]) == (2, False, 0.1)
+    card = (exported / "README.md").read_text()
+    for word in ("license: mit", "wavlm_base_plus", "train-clean-100", "284,000 parameters", "multi_head"):
+        assert word in card
+    assert "## Scores" not in card
+    scores, record = tmp_path / "scores.json", score_record(checkpoint)
+    scores.write_text(json.dumps(record))
+    assert export_hf(checkpoint, tmp_path / "x", "--scores", str(scores), "--licence", "cc-by-4.0") == 0
+    card = (tmp_path / "x" / "README.md").read_text()
+    for word in ("| PR (PER %) | 51.25 | 7 | 300 | 0.01 |", "encoded alone", "license: cc-by-4.0"):
+        assert word in card
+    assert not (tmp_path / "x" / "LICENSE").exists()
+    several = {"seeds": [1, 2], "tasks": {"pr": record["tasks"]["pr"] | {"standard_error": {"per": 0.5}}}}
+    scores.write_text(json.dumps(record | several))
+    export_huggingface(checkpoint, tmp_path / "z", scores=scores)
+    card = (tmp_path / "z" / "README.md").read_text()
+    assert "| PR (PER %) | 51.25 ± 0.50 | 7 |" in card and "Means over 2 seeds" in card
+    folds = {"acc": 50.0, "n_utterances": 8, "folds": {"fold1": {}, "fold2": {}}}
+    scores.write_text(json.dumps(record | {"tasks": {"er": folds}}))
+    export_huggingface(checkpoint, tmp_path / "z", scores=scores)
+    assert "ER is the mean over fold1, fold2 alone." in (tmp_path / "z" / "README.md").read_text()
+    scores.write_text(json.dumps(record | {"checkpoint": "other.ckpt", "checkpoint_sha256": "0" * 64}))
+    with pytest.raises(EkdError, match="holds the scores of other.ckpt, which is not what .*states"):
+        export_huggingface(checkpoint, tmp_path / "y", scores=scores)
+    scores.write_text(json.dumps(record | {"label": "fbank", "upstream": "fbank"}))
+    with pytest.raises(EkdError, match="scores of 'fbank'"):
+        export_huggingface(checkpoint, tmp_path / "y", scores=scores)
+
+
+def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint: Path, tmp_path: Path) -> None:
+    state = torch.load(checkpoint, weights_only=True)
+    ekd = state["EKD"]["config"]["ekd"]
+    ekd["teachers"][0] |= {"name": "x](javascript:a)<script>\n\n# Mine\n", "source": "/models/`a`\n<b>"}
+    ekd["initialise_from"] = "<img src=x>\n# Mine"
+    state["EKD"]["head_sets"][0]["labels"][0] = "4 |\n# Mine"
+    torch.save(state, tmp_path / "evil.ckpt")
+    scores = score_record(tmp_path / "evil.ckpt") | {"label": "`a` <b>", "preset": "](javascript:a)\n# Mine"}
+    scores["tasks"]["pr"] |= {"n_utterances": "|\n# Mine", "steps": "<b>"}
+    (tmp_path / "scores.json").write_text(json.dumps(scores))
+    folder = export_huggingface(tmp_path / "evil.ckpt", tmp_path / "hf", scores=tmp_path / "scores.json")
+    card = (folder / "README.md").read_text()
+    card += (export_superb(tmp_path / "evil.ckpt", tmp_path / "superb", keep_heads=True) / "README.md").read_text()
+    assert not any(words in card for words in ("\n# Mine", "<script>", "<img", "<b>", "](java", "`a`"))
+
+
+@pytest.mark.parametrize(
+    "task", [{}, {"per": "low"}, {"per": 1.0, "lr": "x"}, {"per": 1.0, "standard_error": 3}, {"per": 1.0, "seeds": 3}]
+)
+def test_a_record_of_another_kind_is_one_line(
+    task: dict[str, object], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = tmp_path / "scores.json"
+    scores.write_text(json.dumps(score_record(checkpoint) | {"tasks": {"pr": {"standard_error": {}} | task}}))
+    assert export_hf(checkpoint, tmp_path / "out", "--scores", str(scores)) == 2
+    told = capsys.readouterr().err
+    assert f"--scores {scores}: not a scores.json of s3prl-ekd evaluate (" in told and told.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "run").mkdir()
+    scores.rename(tmp_path / "run" / "scores.json")
+    assert main(["export", "public", "--runs", str(tmp_path / "run"), "--out", str(tmp_path / "predict.zip")]) == 2
+    assert f"{tmp_path / 'run' / 'scores.json'}: not a scores.json" in capsys.readouterr().err
+
+
+def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:
+    def task(*seeds: str) -> dict[str, object]:
+        return {"acc": 1.0, "per": 1.0, "standard_error": {}} | ({"seeds": dict.fromkeys(seeds)} if seeds else {})
+
+    record = {"label": "x", "seeds": [1, 2, 3], "tasks": {"pr": task("1", "2"), "sid": task("1", "2", "3")}}
+    assert "Means over 2 to 3 seeds ±" in cards.scores_section(record)
+
+
+@pytest.mark.parametrize(
+    "source,shown",
+    [
+        ("hubert_base", "hubert_base"),
+        ("/home/me/secret/my_hubert", "my_hubert"),
+        ("s3prl:fbank", "s3prl:fbank"),
+        ("models/x.pt", "x.pt"),
+    ],
+)
+def test_a_card_does_not_tell_where_files_lay(source: str, shown: str) -> None:
+    text = cards._origin({"config": {"ekd": {"teachers": [{"name": "one", "source": source}]}}})
+    assert f"one (`{shown}`)" in text and "secret" not in text
+    ekd = {"teachers": [], "mode": "multi_head", "cosine_weight": 1.0, "initialise_from": source}
+    method = cards._method({"config": {"ekd": ekd}}, HUBERT_BASE)
+    assert f"started from: {shown}" in method and "secret" not in method

@@ -212,14 +212,14 @@ def shims() -> None:
     apply_shims()
 
 
-def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path) -> None:
+def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path, local_rank: int | None = None) -> None:
     """The check of a task's data, on its config with ``items`` filled in."""
     name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
     pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
     given = {key: yaml.safe_load(value) for key, _, value in pairs}
     config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
     values = changed(config["downstream_expert"], given)
-    args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path))
+    args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path), local_rank=local_rank)
     taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)
 
 
@@ -263,7 +263,7 @@ def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text
         _check(task, items, ("dev",), tmp_path)
 
 
-def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path) -> None:
+def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """s3prl leaves out a batch that is not full, and would look for one without end."""
     items, root = CORPORA["speech_commands"](tmp_path / "ks"), tmp_path / "ks" / "train"
     noise = root / NOISE / "noise.wav"
@@ -275,6 +275,12 @@ def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path) -> Non
     with pytest.raises(EkdError, match=rf"datarc.batch_size: {count + 1}: .* {count} clips to train on"):
         _check("speech_commands", too_large, ("train",), tmp_path)
     _check("speech_commands", too_large, ("test",), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _check("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)  # the run is none of torchrun's
+    share = (count + 1) // 2
+    _check("speech_commands", [*items, f"{size}={share}"], ("train",), tmp_path, local_rank=0)
+    with pytest.raises(EkdError, match=rf"{share + 1}: .* {share} clips to train on, for each of 2 processes"):
+        _check("speech_commands", [*items, f"{size}={share + 1}"], ("train",), tmp_path, local_rank=0)
     noise.unlink()
     for file in there:
         file.unlink()

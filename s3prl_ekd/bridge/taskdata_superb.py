@@ -41,7 +41,7 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         EkdError: a section, folder or file is missing, or does not hold what s3prl's expert looks for.
     """
     if args.downstream == "speech_commands":
-        _keywords(expert.section("datarc"), used)
+        _keywords(expert.section("datarc"), used, _ranks(args))
     elif args.downstream == "fluent_commands":
         _intents(expert.section("datarc"))
     elif args.downstream == "sv_voxceleb1":
@@ -52,7 +52,12 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         _queries(expert.section("datarc"), used)
 
 
-def _keywords(data: Section, used: Collection[str]) -> None:
+def _ranks(args: Namespace) -> int:
+    """Processes that share a training."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if args.local_rank is not None else 1
+
+
+def _keywords(data: Section, used: Collection[str], ranks: int) -> None:
     root, test = data.folder("speech_commands_root"), data.folder("speech_commands_test_root")
     try:
         clips = training_clips(root)
@@ -63,9 +68,10 @@ def _keywords(data: Section, used: Collection[str]) -> None:
         if counts[split] == 0:
             raise data.wrong("speech_commands_root", f"{root}: no clip of {split} by the hash of its name")
     batch = data.values.get("batch_size")
-    if "train" in used and isinstance(batch, int) and counts["train"] < batch:
-        raise data.wrong("batch_size", f"{batch}: s3prl leaves out a batch that is not full, and there are "
-                         f"{counts['train']} clips to train on")  # fmt: skip
+    share = -(-counts["train"] // ranks)
+    if "train" in used and isinstance(batch, int) and share < batch:
+        many = f"{share} clips to train on" + (f", for each of {ranks} processes" if ranks > 1 else "")
+        raise data.wrong("batch_size", f"{batch}: s3prl leaves out a batch that is not full, and there are {many}")
     try:
         test_clips(test)
     except EkdError as error:

@@ -101,10 +101,13 @@ class Run:
             EkdError: it cannot lead to a score.
         """
         config = apply_overrides(read_yaml(self.config), self.overrides)
-        runner = config.get("runner", {})
+        for name in ("runner", "optimizer", "downstream_expert"):
+            if not isinstance(config.setdefault(name, {}), dict):
+                raise EkdError(f"{self.config}: {name}: expected a section of keys, found {config[name]!r}")
+        runner = config["runner"]
         total, evaluate = runner.get("total_steps"), runner.get("eval_step")
-        if not isinstance(total, int) or not isinstance(evaluate, int):
-            raise EkdError(f"{self.config}: runner.total_steps, runner.eval_step: expected whole numbers")
+        if not all(isinstance(steps, int) and steps > 0 for steps in (total, evaluate)):
+            raise EkdError(f"{self.config}: runner.total_steps, runner.eval_step: expected whole numbers above 0")
         if runner.get("cache_states") is not None and self.cache is None:
             raise EkdError(f"{self.config}: runner.cache_states: give --cache-states instead, which the scores name")
         if evaluate > total:
@@ -112,7 +115,7 @@ class Run:
                 f"{self.config}: runner.eval_step: {evaluate} > total_steps {total}: no checkpoint would be chosen on "
                 f'dev; add --override "{self.task.name}:config.runner.eval_step={total}"'
             )
-        rate = config.get("optimizer", {}).get("lr")
+        rate = config["optimizer"].get("lr")
         if rate is not None and not isinstance(rate, int | float):
             wrong = reads_as_text(rate) or f"{rate!r}: expected a number"
             raise EkdError(f"{self.config}: optimizer.lr: {wrong}")
@@ -212,11 +215,11 @@ def _in_earlier_folder(run: Run, base: str, names: list[str], own_rate: str | No
     if there is not None and there.settings.get("seed") == run.seed:
         return run
     same = [run]
-    rate = run.effective_config().get("optimizer", {}).get("lr")
+    rate = run.effective_config()["optimizer"].get("lr")
     if run.rate is not None:
         items = {key: value for key, value in run.overrides.items() if key != LR_KEY}
         plain = replace(run, overrides=items if own_rate is None else {**items, LR_KEY: own_rate})
-        if plain.effective_config().get("optimizer", {}).get("lr") == rate:
+        if plain.effective_config()["optimizer"].get("lr") == rate:
             same.append(plain)
     elif isinstance(rate, int | float):
         same.append(replace(run, overrides={**run.overrides, LR_KEY: repr(float(rate))}))

@@ -182,7 +182,7 @@ def _trained(run: Run, seconds: float) -> Trained:
         "dev": best(run.task, dev),
         "seconds": round(seconds, 1),
         "steps": config["runner"]["total_steps"],
-        "lr": config.get("optimizer", {}).get("lr"),
+        "lr": config["optimizer"].get("lr"),
     }
 
 

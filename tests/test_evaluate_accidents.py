@@ -272,7 +272,7 @@ def test_overrides_of_a_record_that_does_not_name_them_are_its_commands(data, tm
     [
         (("--lr", "0.01"), "at learning rate 0.1, now 0.01"),
         (("--preset", "tiny"), "--preset superb (fbank), now tiny"),
-        (("--override", "pr:config.runner.log_step=1"), "an earlier run here had another overrides"),
+        (("--override", "pr:config.runner.log_step=1"), "an earlier run here had another config.runner.log_step"),
     ],
 )
 def test_a_dry_run_refuses_what_the_call_would(data, tmp_path, capfd, words, message):

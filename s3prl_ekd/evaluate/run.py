@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +53,19 @@ def clear_other(run: Run) -> None:
 
 
 def _unlike(run: Run, marker: Marker) -> str | None:
-    before, now = marker.settings, run.settings()
-    if before == now:
+    if marker.settings == run.settings():
         changed = changed_input(marker.inputs)
         return None if changed is None else f"was made before {changed} changed"
-    key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
-    return f"had another {key} ({before.get(key)}, now {now.get(key)})"
+    before, now = _by_name(marker.settings), _by_name(run.settings())
+    key = next((key for key in {**now, **before} if before.get(key) != now.get(key)), "setting")
+    was, is_now = ("not set" if value is None else value for value in (before.get(key), now.get(key)))
+    return f"had another {key} ({was}, now {is_now})"
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as a message names them: each override by its own key, the upstream as one text."""
+    others = {key: value for key, value in settings.items() if key not in ("upstream", "overrides")}
+    return {"upstream": " ".join(map(str, settings.get("upstream", ()))), **others, **settings.get("overrides", {})}
 
 
 def do_train(run: Run, board: Board, children: Children | None = None) -> Trained:

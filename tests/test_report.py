@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
 import re
@@ -230,6 +231,23 @@ def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretrainin
         out.write_text(text)
         assert report(evaluation) >= mine | {"new-loss.png"}
     assert theirs.is_file()
+
+
+def test_a_full_disk_costs_neither_the_earlier_page_nor_its_figures(pretraining, evaluation, tmp_path, monkeypatch):
+    page, link = tmp_path / "pages" / "r.html", tmp_path / "link.html"
+    page.parent.mkdir()
+    link.symlink_to(page)
+    assert main(["report", str(pretraining), "--out", str(link)]) == 0
+    assert link.is_symlink()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    def full(file, text, **more):
+        file.write_bytes(text.encode()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert main(["report", str(evaluation), "--out", str(link)]) == 2
+    assert {file: file.read_bytes() for file in before} == before
 
 
 @pytest.mark.parametrize("text", ["[", "[]", '{"tasks": {}}', '{"label": "x", "tasks": {"pr": 3}}'])

@@ -121,6 +121,7 @@ def test_a_models_row_is_its_own(data, tmp_path, stand_in):
     models = ("--upstream", "a=fbank", "--upstream", "b=mfcc")
     assert evaluate(data, tmp_path, "--overwrite", upstream=models) == 2
     assert [record["label"] for _, record in read_models(tmp_path / "out")] == ["a"]
+    assert [path.name for path in (tmp_path / "out" / "b").iterdir() if path.name.startswith("scores")] == []
 
 
 def test_models_without_a_finished_task_keep_their_earlier_scores(data, tmp_path, stand_in, monkeypatch):

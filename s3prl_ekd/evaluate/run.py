@@ -139,7 +139,10 @@ def chosen_checkpoint(run: Run) -> Path:
         return chosen
     numbered = numbered_checkpoints(run.expdir)
     if not numbered:
-        raise EkdError(f"{run.expdir}: training left no checkpoint; runner.save_step is larger than total_steps")
+        raise EkdError(
+            f"{run.expdir}: no checkpoint to test: it was deleted since (delete this folder to train again), or "
+            "training left none, as where runner.save_step is larger than total_steps"
+        )
     log.warning("%s: no %s (dev score never good enough for one): testing %s", run.key, chosen.name, numbered[-1].name)
     return numbered[-1]
 

@@ -240,6 +240,13 @@ def test_the_configurations_own_rate_is_a_grids_run_of_that_rate(data, tmp_path)
     assert {one["lr"]: one["picked"] for one in grid} == {0.1: True, 0.01: False}
 
 
+@pytest.mark.parametrize("then", [("--lr", "0.01"), ("--override", "config.optimizer.lr=0.01"), ("--lr", "0.1,0.01")])
+def test_a_rate_that_is_written_otherwise_is_the_same_run(data, tmp_path, then):
+    assert evaluate(data, tmp_path, "--override", "config.optimizer.lr=1e-2") == 0
+    assert evaluate(data, tmp_path, *then) == 0
+    assert calls(tmp_path / "out") == ["sid", *(["sid-lr0.1"] if "0.1,0.01" in then else [])]
+
+
 def test_a_row_without_the_task_does_not_allow_other_overrides_of_it(data, tmp_path, capfd):
     assert evaluate(data, tmp_path, upstream=up("a=fbank"), tasks="pr") == 0
     assert evaluate(data, tmp_path, upstream=up("b=mfcc"), tasks="sid") == 0

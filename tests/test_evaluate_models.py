@@ -77,7 +77,7 @@ def test_brackets_in_names_and_long_paths_are_shown(data, tmp_path, monkeypatch,
         printed = capsys.readouterr().out
         assert f"{label}: 1 runs of s3prl's runner on cpu -> {where}/out" in printed
         assert f"{where}/out/scores.json" in printed
-    assert "Seeds: 1 (s [avg]1); 2 (s [avg]2): unequal." in " ".join(printed.split())
+    assert "Seeds: 1 (s [avg]1); 2 (s [avg]2): not the same for all rows." in " ".join(printed.split())
 
 
 def models(*given):

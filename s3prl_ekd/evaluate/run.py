@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.conditions import NOT_SET
 from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
@@ -58,7 +59,7 @@ def _unlike(run: Run, marker: Marker) -> str | None:
         return None if changed is None else f"was made before {changed} changed"
     before, now = _by_name(marker.settings), _by_name(run.settings())
     key = next((key for key in {**now, **before} if before.get(key) != now.get(key)), "setting")
-    was, is_now = ("not set" if value is None else value for value in (before.get(key), now.get(key)))
+    was, is_now = (NOT_SET if value is None else value for value in (before.get(key), now.get(key)))
     return f"had another {key} ({was}, now {is_now})"
 
 

@@ -321,6 +321,9 @@ def test_a_tables_row_that_is_given_too_is_shown_once(evaluation):
     (table / "scores.json").write_text(json.dumps({"models": rows}))
     for folders in ([table, evaluation], [evaluation, table]):
         assert [one.scores["label"] for one in read_results(folders)[1]] == ["student & co"]
+    rows[0]["label"] = "its earlier name"  # a call on the row's own folder gave it another since
+    (table / "scores.json").write_text(json.dumps({"models": rows}))
+    assert [one.scores["label"] for one in read_results([table, evaluation])[1]] == ["its earlier name"]
 
 
 def test_no_two_runs_have_one_figure(pretraining, tmp_path):

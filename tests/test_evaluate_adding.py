@@ -1,6 +1,6 @@
 """What several calls on one ``--out`` add up to: rows, seeds, rates and folds; with a stand-in for the native runner.
 
-What is refused because it would replace a rate or a table is in test_evaluate_earlier_scores.py.
+What is refused because it would replace a rate or a table is in test_evaluate_refusals.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What scores must have in common to stand in one row or in one table, and how two records differ in it.
 
 A row is one model (:data:`MODEL`) under one set of settings (:data:`SETTINGS`, and each task's overrides). Seeds and
-learning rates are no conditions: they add up. Who refuses what differs is ``earlier_scores.py``, who drops it under
+learning rates are no conditions: they add up. Who refuses what differs is ``refusals.py``, who drops it under
 ``--overwrite`` ``kept_scores.py``, and who says it below a table ``differences.py``.
 """
 

@@ -1,6 +1,6 @@
 """What was unlike between the rows of a table, in sentences for the line below it: a reader must not compare unasked.
 
-``s3prl-ekd evaluate`` refuses most of it within one ``--out`` (``earlier_scores.py``); ``--overwrite`` and a report of
+``s3prl-ekd evaluate`` refuses most of it within one ``--out`` (``refusals.py``); ``--overwrite`` and a report of
 several folders make such tables. Records of older versions lack some keys: nothing is said of those.
 """
 

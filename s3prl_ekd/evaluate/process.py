@@ -111,7 +111,7 @@ def run_logged(
     assert child.stdout is not None  # a pipe, in either case
     lines: list[str] = []
     try:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {' '.join(command)}\n")
             progress = Progress()
             for segment in _split_lines(child.stdout.fileno()):

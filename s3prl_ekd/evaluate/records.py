@@ -128,4 +128,5 @@ def collect(
 def write_markdown(records: Sequence[dict[str, Any]], out: Path) -> None:
     """Write ``OUT/scores.md``: the score table, then the grid."""
     grid = grid_markdown(records)
-    (out / MARKDOWN).write_text(score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else ""))
+    text = score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else "")
+    (out / MARKDOWN).write_text(text, encoding="utf-8")

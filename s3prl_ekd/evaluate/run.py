@@ -189,7 +189,7 @@ def _trained(run: Run, seconds: float) -> Trained:
     train_log = run.expdir / LOGS["train"]
     if not train_log.is_file():
         raise EkdError(f"{train_log}: not found: the dev score is in it; delete {run.expdir} to train again")
-    dev = runner_scores(run.task, train_log.read_text(), run.task.dev_split)
+    dev = runner_scores(run.task, train_log.read_text(encoding="utf-8", errors="replace"), run.task.dev_split)
     return {
         "dev": best(run.task, dev),
         "seconds": round(seconds, 1),

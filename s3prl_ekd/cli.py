@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import logging
 import sys
 
@@ -37,6 +38,9 @@ COMMANDS = {
 def command() -> int:
     """Entry point of ``s3prl-ekd``: :func:`main`, in a process of its own."""
     signals = Signals()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a question mark for what the locale cannot show (LANG=en_US), no end
+            stream.reconfigure(errors="replace")
     return leave(main(sys.argv[1:], signals))
 
 

@@ -240,12 +240,19 @@ def test_the_configurations_own_rate_is_a_grids_run_of_that_rate(data, tmp_path)
     assert {one["lr"]: one["picked"] for one in grid} == {0.1: True, 0.01: False}
 
 
+@pytest.mark.parametrize("then", [("--lr", "0.01"), ("--override", "config.optimizer.lr=0.01"), ("--lr", "0.1,0.01")])
+def test_a_rate_that_is_written_otherwise_is_the_same_run(data, tmp_path, then):
+    assert evaluate(data, tmp_path, "--override", "config.optimizer.lr=1e-2") == 0
+    assert evaluate(data, tmp_path, *then) == 0
+    assert calls(tmp_path / "out") == ["sid", *(["sid-lr0.1"] if "0.1,0.01" in then else [])]
+
+
 def test_a_row_without_the_task_does_not_allow_other_overrides_of_it(data, tmp_path, capfd):
     assert evaluate(data, tmp_path, upstream=up("a=fbank"), tasks="pr") == 0
     assert evaluate(data, tmp_path, upstream=up("b=mfcc"), tasks="sid") == 0
     other = ("--override", "pr:config.runner.total_steps=4")
     told = refused(capfd, evaluate(data, tmp_path, *other, upstream=up("c=mel"), tasks="pr"))
-    assert "the table was made with pr:config.runner.total_steps=its own, now 4 (a)" in told
+    assert "the table was made with pr:config.runner.total_steps not set, now 4 (a)" in told
 
 
 def test_overrides_of_a_record_that_does_not_name_them_are_its_commands(data, tmp_path, capfd):
@@ -259,7 +266,7 @@ def test_overrides_of_a_record_that_does_not_name_them_are_its_commands(data, tm
     del record["seeds"]
     (out / "scores.json").write_text(json.dumps(record))
     told = refused(capfd, evaluate(data, tmp_path, "--lr", "0.1", "--seed", "2"))
-    assert "sid:config.runner.total_steps=4, now its own (fbank)" in told
+    assert "sid:config.runner.total_steps 4, now not set (fbank)" in told
     assert evaluate(data, tmp_path, *steps, "--lr", "0.1", "--seed", "2") == 0
     assert read_scores(out)["seeds"] == [1, 2]
 
@@ -272,7 +279,7 @@ def test_overrides_of_a_record_that_does_not_name_them_are_its_commands(data, tm
     [
         (("--lr", "0.01"), "at learning rate 0.1, now 0.01"),
         (("--preset", "tiny"), "--preset superb (fbank), now tiny"),
-        (("--override", "pr:config.runner.log_step=1"), "an earlier run here had another overrides"),
+        (("--override", "pr:config.runner.log_step=1"), "an earlier run here had another config.runner.log_step"),
     ],
 )
 def test_a_dry_run_refuses_what_the_call_would(data, tmp_path, capfd, words, message):
@@ -306,7 +313,7 @@ def test_rows_that_came_to_have_one_label_are_told_apart(data, tmp_path):
     assert main(["evaluate", "--upstream", "fbank", "--label", "b", *alone]) == 0
     assert evaluate(data, tmp_path, "--seed", "2", upstream=up("c=mel")) == 0
     assert [label for label, _ in rows(out).values()] == ["b (a)", "b (b)", "c"]
-    assert "Seeds: 1337 (b (a), b (b)); 2 (c): unequal." in (out / "scores.md").read_text()
+    assert "Seeds: 1337 (b (a), b (b)); 2 (c): not the same for all rows." in (out / "scores.md").read_text()
 
 
 def test_seeds_that_differ_between_tasks_are_said_of_one_row_too(data, tmp_path):

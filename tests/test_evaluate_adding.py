@@ -1,6 +1,6 @@
 """What several calls on one ``--out`` add up to: rows, seeds, rates and folds; with a stand-in for the native runner.
 
-What is refused because it would replace a rate or a table is in test_evaluate_earlier_scores.py.
+What is refused because it would replace a rate or a table is in test_evaluate_refusals.py.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_another_model_under_a_rows_label_is_refused(data, tmp_path, capfd):
         (("--preset", "tiny"), "--preset superb (a), now tiny"),
         (("--upstream-feature-normalize",), "--upstream-feature-normalize off (a), now on"),
         (("--cache-states", "STATES"), "--cache-states off (a), now on"),
-        (("--override", "sid:config.runner.total_steps=4"), "sid:config.runner.total_steps=its own, now 4 (a)"),
+        (("--override", "sid:config.runner.total_steps=4"), "sid:config.runner.total_steps not set, now 4 (a)"),
         (("--data", "OTHER"), "DATA (a), now "),
     ],
     ids=lambda one: one[0] if isinstance(one, tuple) else "",
@@ -178,7 +178,7 @@ def test_seeds_are_not_averaged_over_other_training(data, tmp_path, capfd):
     words = ("--seed", "2", "--override", "config.runner.total_steps=6,,config.runner.log_step=1")
     for _ in range(2):
         assert evaluate(data, tmp_path, *words) == 2
-        assert "sid:config.runner.total_steps=4, now 6 (fbank)" in " ".join(capfd.readouterr().err.split())
+        assert "sid:config.runner.total_steps 4, now 6 (fbank)" in " ".join(capfd.readouterr().err.split())
         shutil.rmtree(tmp_path / "out" / "runs", ignore_errors=True)
     assert evaluate(data, tmp_path, "--seed", "2", "--override", "config.runner.total_steps=4") == 0
     assert read_scores(tmp_path / "out")["seeds"] == [1, 2]
@@ -258,8 +258,8 @@ def test_what_rows_do_not_share_is_said_below_them():
     for other, sentence in (
         ({"preset": "tiny"}, "Presets: small (a); tiny (b): comparable only if these train alike."),
         ({"overrides": {"steps": "6"}}, "SID, steps: 4 (a); 6 (b): NOT comparable."),
-        ({"seeds": (1, 2)}, "Seeds: 1 (a); 1, 2 (b): unequal."),
-        ({"tried": (0.1, 0.01)}, "SID, learning rates tried: 0.1 (a); 0.1, 0.01 (b): unequal."),
+        ({"seeds": (1, 2)}, "Seeds: 1 (a); 1, 2 (b): not the same for all rows."),
+        ({"tried": (0.1, 0.01)}, "SID, learning rates tried: 0.1 (a); 0.1, 0.01 (b): not the same for all rows."),
         ({"versions": {"s3prl": "0.4.19"}}, "Made with s3prl 0.4.18 (a); s3prl 0.4.19 (b): comparable only if these"),
     ):
         assert sentence in footnote([row("a"), row("b", **other)])
@@ -271,10 +271,10 @@ def test_of_a_large_table_a_sentence_names_the_first_rows():
         return {"label": f"m{number}", "tasks": {"pr": pr}} | more
 
     few = footnote([row(number, normalize=number == 3) for number in range(70)])
-    assert "Features were taken as they are (all others); normalized (m3): NOT comparable." in few
+    assert "Upstream features: not normalised (all others); layer-normalised (m3): NOT comparable." in few
     assert few.endswith("m4, pr; m5, pr; and 64 more: the prediction files do not give the runner's number.")
     many = footnote([row(number, normalize=number < 30, data=f"/{number}") for number in range(70)])
-    assert "normalized (m0, m1, m2, m3, m4, m5 and 24 more); as they are (m30, m31, m32, m33, m34, m35 and 34" in many
+    assert "normalised (m0, m1, m2, m3, m4, m5 and 24 more); not normalised (m30, m31, m32, m33, m34, m35" in many
     scattered = footnote(
         [row(number, data=f"/{max(number, 9)}" if number > 2 else f"/{number}") for number in range(70)]
     )

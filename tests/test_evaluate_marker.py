@@ -121,7 +121,29 @@ def test_a_mistake_that_ended_at_once_does_not_block_the_folder(data, tmp_path, 
     assert read_scores(tmp_path / "out")["upstream"] == "fbank"
 
 
-@pytest.mark.parametrize("text", ["[1", "[]", "{}", '{"settings": {}, "inputs": {}, "status": 1}'])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--override", "config.optimizer.lr=0.1", "--seed", "1"), "another config.optimizer.lr (not set, now 0.1)"),
+        (("--override", "config.runner.total_steps=3", "--seed", "1"), "another config.runner.total_steps (4, now 3)"),
+        (("--seed", "1"), "another config.runner.total_steps (4, now not set)"),
+        (("--seed", "1", "--label", "mfcc"), "another upstream (-u fbank, now -u mfcc)"),
+    ],
+)
+def test_what_an_earlier_run_had_is_named(data, tmp_path, stand_in, capfd, words, told):
+    """The one setting, not all of them: their lists are as long as a preset."""
+    assert evaluate(data, tmp_path, "--override", "config.runner.total_steps=4", "--seed", "1") == 0
+    (tmp_path / "out" / "scores.json").unlink()  # which would be asked first
+    model = ("--upstream", "mfcc" if "mfcc" in words else "fbank")
+    assert evaluate(data, tmp_path, *words, upstream=model) == 2
+    assert f"run.json: an earlier run here had {told}; choose another --out, or --overwrite" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1", "[]", "{}", '{"settings": {}, "inputs": {}, "status": 1}', '{"settings": null, "inputs": {}}',
+     '{"settings": {}, "inputs": ["a"]}'],
+)  # fmt: skip
 def test_a_damaged_marker_is_one_clear_line(data, tmp_path, text):
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(EkdError, match=rf"{tmp_path}/run.json: not readable .*; delete {tmp_path} to run it again$"):

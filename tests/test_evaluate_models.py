@@ -77,7 +77,7 @@ def test_brackets_in_names_and_long_paths_are_shown(data, tmp_path, monkeypatch,
         printed = capsys.readouterr().out
         assert f"{label}: 1 runs of s3prl's runner on cpu -> {where}/out" in printed
         assert f"{where}/out/scores.json" in printed
-    assert "Seeds: 1 (s [avg]1); 2 (s [avg]2): unequal." in " ".join(printed.split())
+    assert "Seeds: 1 (s [avg]1); 2 (s [avg]2): not the same for all rows." in " ".join(printed.split())
 
 
 def models(*given):
@@ -163,6 +163,7 @@ MISTAKES = {
     "two labels of one folder": (["--upstream", "a b=fbank", "--upstream", "a-b=mfcc"], "'a b' and 'a-b': their runs"),
     "one label for two models": (["--upstream", "mfcc", "--label", "x"], "--label x: names one model, and 2 are given"),
     "empty label": (["--upstream", "=mfcc"], "'=mfcc': expected LABEL=VALUE"),
+    "label that no file keeps": (["--upstream", "a\u00a0b=mfcc"], r"label 'a\xa0b': expected printable characters"),
     "upstream that s3prl lacks": (["--upstream", "fbnak"], "--upstream fbnak: s3prl's hub has no such upstream"),
     "a student without one": (["--upstream", "ekd_student"], "--upstream ekd_student: give --ckpt CKPT instead"),
     "a teacher without one": (["--upstream", "ekd_teacher"], "--upstream ekd_teacher: give --teacher SOURCE instead"),

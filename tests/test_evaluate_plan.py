@@ -153,6 +153,8 @@ def test_overrides_by_task():
         (lambda d, t: plan(d, t, overrides={"pr": {"config.runner.total_steps": "10"}}), "eval_step: 1000 > total"),
         (lambda d, t: plan(d, t, overrides={"asr": {"config.runner.eval_dataloaders": "['dev']"}}),
          "runner.eval_dataloaders: ['dev']: without dev-clean no checkpoint would be chosen on dev"),
+        (lambda d, t: plan(d, t, overrides={"pr": {"config.runner.eval_step": "0"}}),
+         "pr.yaml: runner.total_steps, runner.eval_step: expected whole numbers above 0"),
         (lambda d, t: plan(d, t, overrides={"sid": {"config.optimizer.lr": "10**-3"}}),
          "sid.yaml: optimizer.lr: '10**-3': expected a number"),
         (lambda d, t: plan(d, t, overrides={"sid": {"config.runner.cache_states": "/tmp/states"}}),
@@ -174,6 +176,17 @@ def test_mistakes_are_one_clear_line(data, tmp_path, act, message):
         act(data, tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["runner", "optimizer", "downstream_expert"])
+@pytest.mark.parametrize(("text", "shown"), [("", "None"), (" 3", "3"), (" [lr]", "['lr']")])
+def test_what_is_no_section_is_one_clear_line(data, tmp_path, name, text, shown):
+    file = data / "sid.yaml"
+    sections = {**yaml.safe_load(file.read_text()), name: yaml.safe_load(text)}
+    file.write_text(yaml.safe_dump(sections))
+    with pytest.raises(EkdError) as caught:
+        plan(data, tmp_path, "sid")
+    assert str(caught.value) == f"{file}: {name}: expected a section of keys, found {shown}"
 
 
 @pytest.mark.parametrize(

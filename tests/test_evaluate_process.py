@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import textwrap
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
@@ -36,3 +39,29 @@ def test_our_own_error_line_is_the_message(tmp_path):
     code = "import sys; print('noise'); sys.stderr.write('error: config_model.yaml: ekd.mode: bad\\n'); sys.exit(2)"
     with pytest.raises(EkdError, match=r"x\.log: config_model\.yaml: ekd\.mode: bad$"):
         process.run_logged([sys.executable, "-c", code], tmp_path / "x.log")
+
+
+def test_jobs_side_by_side_are_stopped_at_the_same_time(tmp_path):
+    """Each takes its time to end; a scheduler's patience does not grow with --jobs."""
+    code = "import signal, sys, time; signal.signal(15, lambda *_: (time.sleep(1), sys.exit(1)))"
+    command = [sys.executable, "-S", "-c", f"{code}; print('on', flush=True); time.sleep(60)"]
+    children, failed = process.Children(), []
+    logs = [tmp_path / f"{number}.log" for number in range(5)]
+
+    def run(log: Path) -> None:
+        try:
+            process.run_logged(command, log, children=children)
+        except EkdError as error:
+            failed.append(str(error))
+
+    threads = [threading.Thread(target=run, args=(log,)) for log in logs]
+    for thread in threads:
+        thread.start()
+    while not all(log.exists() and log.read_text().endswith("on\n") for log in logs):
+        time.sleep(0.05)
+    begun = time.monotonic()
+    children.stop()
+    assert time.monotonic() - begun < 3  # one after the other: 5
+    for thread in threads:
+        thread.join(10)
+    assert len(failed) == 5 and "exit 1 of a native run" in failed[0]

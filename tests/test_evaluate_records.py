@@ -46,7 +46,7 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     text = score_markdown([record | {"cost": None}, other | {"cost": None}])
     assert "| other | **12.50** | – | – | – | – |" in text
     assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
-    assert "SID 50.00 (one speaker in all)" in text
+    assert "SID 50.00 (a speaker drawn at random)" in text
 
 
 def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, caplog):
@@ -87,7 +87,7 @@ def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
         row(name, ["fold1"], False) | {"normalize": name == "a", "data": f"/data/{name}"} for name in ("a", "b")
     )
     told = footnote([one, other])
-    assert "Features were taken normalized (a); as they are (b): NOT comparable." in told
+    assert "Upstream features: layer-normalised (a); not normalised (b): NOT comparable." in told
     assert "Data of /data/a (a); /data/b (b): comparable only if these hold the same." in told
 
 
@@ -121,6 +121,7 @@ def test_a_models_row_is_its_own(data, tmp_path, stand_in):
     models = ("--upstream", "a=fbank", "--upstream", "b=mfcc")
     assert evaluate(data, tmp_path, "--overwrite", upstream=models) == 2
     assert [record["label"] for _, record in read_models(tmp_path / "out")] == ["a"]
+    assert [path.name for path in (tmp_path / "out" / "b").iterdir() if path.name.startswith("scores")] == []
 
 
 def test_models_without_a_finished_task_keep_their_earlier_scores(data, tmp_path, stand_in, monkeypatch):

@@ -59,6 +59,14 @@ def test_a_log_that_was_cleared_away_is_named(data, tmp_path, stand_in, board):
         run_all([one], board)
 
 
+def test_a_checkpoint_that_was_cleared_away_is_said(data, tmp_path, stand_in, board):
+    [run] = plan(data, tmp_path, ["sid"])
+    running.do_train(run, board)
+    (run.expdir / "dev-best.ckpt").unlink()
+    with pytest.raises(EkdError, match=rf"^{run.expdir}: no checkpoint to test: it was deleted since .delete this"):
+        run_all([run], board)
+
+
 def test_batches_left_out_of_a_training_are_said(data, tmp_path, stand_in, board, caplog):
     [one] = plan(data, tmp_path, ["sid"])
     run_all([one], board)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import math
+import os
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from html import escape
 
@@ -196,6 +200,22 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
         assert not (tmp_path / wrong).is_file()
 
 
+def test_a_locale_without_arrows_costs_neither_table_nor_page(evaluation, tmp_path):
+    """LANG=en_US is ISO-8859-1 on many clusters; evaluate's tables came after the training."""
+    code = (
+        "import sys; from pathlib import Path; from s3prl_ekd.cli import command\n"
+        "from s3prl_ekd.evaluate.records import write_markdown\n"
+        "from s3prl_ekd.evaluate.scores_file import read_scores\n"
+        "folder = Path(sys.argv[2]); write_markdown([read_scores(folder)], folder); sys.exit(command())"
+    )
+    words = [sys.executable, "-c", code, "report", str(evaluation), "--out", str(tmp_path / "r.html")]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(words, env={**os.environ, **ascii_only}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "PER" in done.stdout and (tmp_path / "r.html").is_file()
+    assert "PR PER ↓" in (evaluation / "scores.md").read_text(encoding="utf-8")
+
+
 def test_without_figures_there_is_no_folder_of_them(evaluation, tmp_path, capsys):
     shutil.rmtree(evaluation / "runs")
     assert main(["report", str(evaluation), "--out", str(tmp_path / "r.html")]) == 0
@@ -230,6 +250,23 @@ def test_a_report_removes_the_figures_of_the_one_whose_place_it_takes(pretrainin
         out.write_text(text)
         assert report(evaluation) >= mine | {"new-loss.png"}
     assert theirs.is_file()
+
+
+def test_a_full_disk_costs_neither_the_earlier_page_nor_its_figures(pretraining, evaluation, tmp_path, monkeypatch):
+    page, link = tmp_path / "pages" / "r.html", tmp_path / "link.html"
+    page.parent.mkdir()
+    link.symlink_to(page)
+    assert main(["report", str(pretraining), "--out", str(link)]) == 0
+    assert link.is_symlink()
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+
+    def full(file, text, **more):
+        file.write_bytes(text.encode()[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr("pathlib.Path.write_text", full)
+    assert main(["report", str(evaluation), "--out", str(link)]) == 2
+    assert {file: file.read_bytes() for file in before} == before
 
 
 @pytest.mark.parametrize("text", ["[", "[]", '{"tasks": {}}', '{"label": "x", "tasks": {"pr": 3}}'])
@@ -303,6 +340,9 @@ def test_a_tables_row_that_is_given_too_is_shown_once(evaluation):
     (table / "scores.json").write_text(json.dumps({"models": rows}))
     for folders in ([table, evaluation], [evaluation, table]):
         assert [one.scores["label"] for one in read_results(folders)[1]] == ["student & co"]
+    rows[0]["label"] = "its earlier name"  # a call on the row's own folder gave it another since
+    (table / "scores.json").write_text(json.dumps({"models": rows}))
+    assert [one.scores["label"] for one in read_results([table, evaluation])[1]] == ["its earlier name"]
 
 
 def test_no_two_runs_have_one_figure(pretraining, tmp_path):

@@ -163,7 +163,7 @@ def test_evaluate_scores_keywords_and_intents(tmp_path: Path, capsys: pytest.Cap
         assert tasks[name]["chance"] == pytest.approx(chance)
     table = (out / "scores.md").read_text()
     assert "| KS acc ↑ | IC acc ↑ |" in table
-    assert "Chance: KS 8.33 (the commonest word), IC 66.67 (the commonest intent)." in table
+    assert "Chance: KS 8.33 (always the commonest word), IC 66.67 (always the commonest intent)." in table
     page = tmp_path / "report.html"
     assert main(["report", str(out), "--reference", "--out", str(page)]) == 0
     assert "KS acc ↑" in page.read_text() and "<td>96.30</td><td>98.34</td>" in page.read_text()

@@ -21,7 +21,6 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import add_device_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
-from s3prl_ekd.evaluate.earlier_scores import check_earlier_scores, tell_second_rows
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.marker import Results
@@ -31,6 +30,7 @@ from s3prl_ekd.evaluate.plan import ModelPlan
 from s3prl_ekd.evaluate.presets import preset, preset_names
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.records import write_records
+from s3prl_ekd.evaluate.refusals import check_earlier_scores, tell_second_rows
 from s3prl_ekd.evaluate.run import check_marker
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import FILE_NAME

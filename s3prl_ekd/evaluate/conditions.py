@@ -1,7 +1,7 @@
 """What scores must have in common to stand in one row or in one table, and how two records differ in it.
 
 A row is one model (:data:`MODEL`) under one set of settings (:data:`SETTINGS`, and each task's overrides). Seeds and
-learning rates are no conditions: they add up. Who refuses what differs is ``earlier_scores.py``, who drops it under
+learning rates are no conditions: they add up. Who refuses what differs is ``refusals.py``, who drops it under
 ``--overwrite`` ``kept_scores.py``, and who says it below a table ``differences.py``.
 """
 
@@ -18,6 +18,7 @@ DIGEST = "checkpoint_sha256"
 MODEL = ("upstream", "checkpoint", DIGEST, "model_config")
 SETTINGS = ("preset", "data", "normalize", "cache_states")
 _WITHOUT_EFFECT = ("num_workers", "log_step")  # last parts of override keys that no number depends on
+NOT_SET = "not set"  # a key that no override names: the task's YAML decides
 _NAMED_APART = (LR_KEY, FOLD_KEY, CACHE_KEY)  # in a record
 
 
@@ -57,9 +58,9 @@ def _with_effect(items: Mapping[str, str]) -> dict[str, str]:
 
 
 def other_override(part: Mapping[str, Any], than: Mapping[str, str]) -> str | None:
-    """How a part of a record was made under other overrides, as ``KEY=BEFORE, now KEY=NOW``; None where it was not."""
+    """How a part of a record was made under other overrides, as ``KEY BEFORE, now NOW``; None where it was not."""
     before = overrides_of(part)
     if before is None or before == than:
         return None
     key = next(key for key in {**than, **before} if before.get(key) != than.get(key))
-    return f"{key}={before.get(key, 'its own')}, now {than.get(key, 'its own')}"
+    return f"{key} {before.get(key, NOT_SET)}, now {than.get(key, NOT_SET)}"

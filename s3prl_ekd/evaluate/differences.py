@@ -1,6 +1,6 @@
 """What was unlike between the rows of a table, in sentences for the line below it: a reader must not compare unasked.
 
-``s3prl-ekd evaluate`` refuses most of it within one ``--out`` (``earlier_scores.py``); ``--overwrite`` and a report of
+``s3prl-ekd evaluate`` refuses most of it within one ``--out`` (``refusals.py``); ``--overwrite`` and a report of
 several folders make such tables. Records of older versions lack some keys: nothing is said of those.
 """
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from s3prl_ekd.evaluate.conditions import overrides_of
+from s3prl_ekd.evaluate.conditions import NOT_SET, overrides_of
 from s3prl_ekd.evaluate.scores_file import by_seed, first_part, folds, rates, runs_of
 from s3prl_ekd.spelling import NAMED, listed
 
 Record = Mapping[str, Any]
-_NOT, _UNEQUAL = "NOT comparable", "unequal"
+_NOT, _UNEQUAL = "NOT comparable", "not the same for all rows"
 
 
 def differences(records: Sequence[Record]) -> list[str]:
     """One sentence for each condition under which rows were made differently, and ER's folds in any case."""
     parts = _sentences("ER: ", _er_folds(records))
     parts += _if_unlike("Clips were encoded ", records, _clips)
-    parts += _if_unlike("Features were taken ", records, _features)
+    parts += _if_unlike("Upstream features: ", records, _features)
     parts += _if_unlike("Data of ", records, lambda r: r.get("data"), "comparable only if these hold the same")
     parts += _contents(records)
     presets = _if_unlike("Presets: ", records, lambda r: r.get("preset"), "comparable only if these train alike")
@@ -74,7 +74,7 @@ def _clips(record: Record) -> str:
 
 
 def _features(record: Record) -> str:
-    return "normalized" if record.get("normalize") else "as they are"
+    return "layer-normalised" if record.get("normalize") else "not normalised"
 
 
 def _er_folds(records: Sequence[Record]) -> dict[str, str | None]:
@@ -140,7 +140,7 @@ def _overrides(records: Sequence[Record]) -> list[str]:
                 of_task.setdefault(name, {})[record["label"]] = items
     for name, by_label in of_task.items():
         for key in dict.fromkeys(key for items in by_label.values() for key in items):
-            found[name, key] = {label: items.get(key, "its own") for label, items in by_label.items()}
+            found[name, key] = {label: items.get(key, NOT_SET) for label, items in by_label.items()}
     return [
         sentence
         for (name, key), by_label in found.items()

@@ -1,7 +1,7 @@
 """What earlier calls have measured and this one keeps: other tasks, seeds and rates of a model, other rows of a table.
 
 A score is kept while its model and settings are the call's (``conditions.py``) and what its run read is still there.
-What this call would replace is refused before it starts (``earlier_scores.py``); what is left out here all the same,
+What this call would replace is refused before it starts (``refusals.py``); what is left out here all the same,
 under ``--overwrite`` or for changed data, is logged.
 """
 

@@ -72,7 +72,10 @@ def read_marker(expdir: Path) -> Marker | None:
     if not path.is_file():
         return None
     try:
-        return Marker(**json.loads(path.read_text()))
+        marker = Marker(**json.loads(path.read_text()))
+        if not isinstance(marker.settings, dict) or not isinstance(marker.inputs, dict):
+            raise TypeError("expected settings and inputs as mappings")
+        return marker
     except (OSError, ValueError, TypeError) as error:
         raise EkdError(f"{path}: not readable ({error}); delete {expdir} to run it again") from error
 

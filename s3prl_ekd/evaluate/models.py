@@ -88,13 +88,15 @@ def choose_models(
 
 
 def check_labels(models: Sequence[Upstream]) -> None:
-    """See that each model has a folder of its own.
+    """See that each model has a label that can be written and read again, and a folder of its own.
 
     Raises:
-        EkdError: two have one label, or labels that are one folder.
+        EkdError: a label with control characters or odd spaces; two have one label, or labels that are one folder.
     """
     seen: dict[str, str] = {}  # folders by their names in lower case, as some file systems see them
     for model in models:
+        if not model.label.isprintable():  # scores_file.py reads no such record
+            raise EkdError(f"label {model.label!r}: expected printable characters; give another one, LABEL=VALUE")
         other = seen.get(model.folder.lower())
         if other is not None:
             same = f"two models are called {other!r}" if other == model.label else f"{other!r} and {model.label!r}"

@@ -101,10 +101,13 @@ class Run:
             EkdError: it cannot lead to a score.
         """
         config = apply_overrides(read_yaml(self.config), self.overrides)
-        runner = config.get("runner", {})
+        for name in ("runner", "optimizer", "downstream_expert"):
+            if not isinstance(config.setdefault(name, {}), dict):
+                raise EkdError(f"{self.config}: {name}: expected a section of keys, found {config[name]!r}")
+        runner = config["runner"]
         total, evaluate = runner.get("total_steps"), runner.get("eval_step")
-        if not isinstance(total, int) or not isinstance(evaluate, int):
-            raise EkdError(f"{self.config}: runner.total_steps, runner.eval_step: expected whole numbers")
+        if not all(isinstance(steps, int) and steps > 0 for steps in (total, evaluate)):
+            raise EkdError(f"{self.config}: runner.total_steps, runner.eval_step: expected whole numbers above 0")
         if runner.get("cache_states") is not None and self.cache is None:
             raise EkdError(f"{self.config}: runner.cache_states: give --cache-states instead, which the scores name")
         if evaluate > total:
@@ -112,7 +115,7 @@ class Run:
                 f"{self.config}: runner.eval_step: {evaluate} > total_steps {total}: no checkpoint would be chosen on "
                 f'dev; add --override "{self.task.name}:config.runner.eval_step={total}"'
             )
-        rate = config.get("optimizer", {}).get("lr")
+        rate = config["optimizer"].get("lr")
         if rate is not None and not isinstance(rate, int | float):
             wrong = reads_as_text(rate) or f"{rate!r}: expected a number"
             raise EkdError(f"{self.config}: optimizer.lr: {wrong}")
@@ -186,7 +189,7 @@ def make_plan(
                 normalize, cache,
             )  # fmt: skip
             run.effective_config()
-            runs.append(_in_earlier_folder(run, base, names, overrides.get(task.name, {}).get(LR_KEY)))
+            runs.append(_in_earlier_folder(run, base, names))
     return runs
 
 
@@ -197,38 +200,40 @@ def _names(base: str, rate: float | None, seed: int, several_seeds: bool) -> lis
     return list(dict.fromkeys([own, base + lr + f"-seed{seed}", base + lr, f"{base}-seed{seed}", base]))
 
 
-def _in_earlier_folder(run: Run, base: str, names: list[str], own_rate: str | None) -> Run:
-    """The run, in the folder of an earlier call's run with the same settings where there is one, which is kept then.
+def _in_earlier_folder(run: Run, base: str, names: list[str]) -> Run:
+    """The run, in the folder of an earlier call's same run where there is one, which is kept then.
 
-    A run of a grid and one without are the same where their rate is. Where another seed has the run's own folder, the
-    run gets the one that names its seed.
+    Where another seed has the run's own folder, the run gets the one that names its seed.
 
     Args:
         base: the task and the fold, as folders name them.
-        own_rate: how the overrides without a grid spell the rate; None where they leave it to the configuration.
     """
-    root = run.expdir.parent
-    there = read_marker(run.expdir)
-    if there is not None and there.settings.get("seed") == run.seed:
-        return run
-    same = [run]
-    rate = run.effective_config().get("optimizer", {}).get("lr")
-    if run.rate is not None:
-        items = {key: value for key, value in run.overrides.items() if key != LR_KEY}
-        plain = replace(run, overrides=items if own_rate is None else {**items, LR_KEY: own_rate})
-        if plain.effective_config().get("optimizer", {}).get("lr") == rate:
-            same.append(plain)
-    elif isinstance(rate, int | float):
-        same.append(replace(run, overrides={**run.overrides, LR_KEY: repr(float(rate))}))
+    root, rate = run.expdir.parent, run.effective_config()["optimizer"].get("lr")
+    if run.rate is None and isinstance(rate, int | float):
         names = [*names, *_names(base, float(rate), run.seed, several_seeds=False)]
-    for name in names[1:]:
+    for name in names:
         marker = read_marker(root / name)
-        for one in same:
-            if marker is not None and marker.settings == one.settings():
-                return replace(one, expdir=root / name)
-    if there is None:
+        same = None if marker is None else _with_spelling(run, marker.settings)
+        if same is not None:
+            return replace(same, expdir=root / name)
+    there = read_marker(run.expdir)
+    if there is None or there.settings.get("seed") == run.seed:
         return run
     return replace(run, expdir=root / next(name for name in names if name.endswith(f"-seed{run.seed}")))
+
+
+def _with_spelling(run: Run, settings: Mapping[str, Any]) -> Run | None:
+    """The run with its rate written as in an earlier run's settings, where these are the same but for that; else None.
+
+    A rate may come from a grid, an override or the task's YAML, as 1e-2 or 0.01.
+    """
+    items = {key: value for key, value in run.overrides.items() if key != LR_KEY}
+    spelling = settings.get("overrides", {}).get(LR_KEY)
+    same = replace(run, overrides=items if spelling is None else {**items, LR_KEY: spelling})
+    if same.settings() != settings:
+        return None
+    before, now = (one.effective_config()["optimizer"].get("lr") for one in (same, run))
+    return same if before == now else None
 
 
 def downstream_program() -> list[str]:

@@ -13,6 +13,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,8 +84,7 @@ class Children:
         with self._lock:
             self._stopped = True
             running = list(self._running)
-        for child in running:
-            _stop(child)
+        _stop(*running)
 
 
 def run_logged(
@@ -111,7 +111,7 @@ def run_logged(
     assert child.stdout is not None  # a pipe, in either case
     lines: list[str] = []
     try:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(f"$ {' '.join(command)}\n")
             progress = Progress()
             for segment in _split_lines(child.stdout.fileno()):
@@ -186,13 +186,17 @@ def _split_lines(descriptor: int) -> Iterator[str]:
         yield pending
 
 
-def _stop(child: _Process | Child) -> None:
-    """End a child and its worker processes: they are one process group (``start_new_session``)."""
+def _stop(*children: _Process | Child) -> None:
+    """End children and their worker processes, each a process group (``start_new_session``), all at the same time.
+
+    Who stops a job waits some 30 s before it kills.
+    """
     for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
-        if child.poll() is not None:
-            return
-        try:
-            os.killpg(child.pid, number)
-            child.wait(patience)
-        except (ProcessLookupError, subprocess.TimeoutExpired):
-            continue
+        going = [child for child in children if child.poll() is None]
+        for child in going:
+            with suppress(ProcessLookupError):
+                os.killpg(child.pid, number)
+        deadline = time.monotonic() + patience
+        for child in going:
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(max(0.0, deadline - time.monotonic()))

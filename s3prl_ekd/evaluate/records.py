@@ -29,6 +29,7 @@ from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, own_record, write
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
+MARKDOWN = "scores.md"
 log = logging.getLogger(__name__)
 
 
@@ -75,7 +76,8 @@ def write_records(
     for label, file in rows_removed(out):
         log.warning("%s: %s is left out: %s is gone", out / FILE_NAME, label, file)
     for folder in (name for name, record in called.items() if record is None):
-        (out / folder / FILE_NAME).unlink(missing_ok=True)  # of another model or setting, which this call replaces
+        for name in (FILE_NAME, MARKDOWN):  # of another model or setting, which this call replaces
+            (out / folder / name).unlink(missing_ok=True)
     rows = with_earlier_rows(rows, called)
     records = [record for _, record in rows]
     write_scores({"models": [{"folder": folder, **record} for folder, record in rows]}, out)
@@ -126,4 +128,5 @@ def collect(
 def write_markdown(records: Sequence[dict[str, Any]], out: Path) -> None:
     """Write ``OUT/scores.md``: the score table, then the grid."""
     grid = grid_markdown(records)
-    (out / "scores.md").write_text(score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else ""))
+    text = score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else "")
+    (out / MARKDOWN).write_text(text, encoding="utf-8")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.conditions import NOT_SET
 from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
@@ -52,12 +54,19 @@ def clear_other(run: Run) -> None:
 
 
 def _unlike(run: Run, marker: Marker) -> str | None:
-    before, now = marker.settings, run.settings()
-    if before == now:
+    if marker.settings == run.settings():
         changed = changed_input(marker.inputs)
         return None if changed is None else f"was made before {changed} changed"
-    key = next(key for key in {**now, **before} if before.get(key) != now.get(key))
-    return f"had another {key} ({before.get(key)}, now {now.get(key)})"
+    before, now = _by_name(marker.settings), _by_name(run.settings())
+    key = next((key for key in {**now, **before} if before.get(key) != now.get(key)), "setting")
+    was, is_now = (NOT_SET if value is None else value for value in (before.get(key), now.get(key)))
+    return f"had another {key} ({was}, now {is_now})"
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's settings as a message names them: each override by its own key, the upstream as one text."""
+    others = {key: value for key, value in settings.items() if key not in ("upstream", "overrides")}
+    return {"upstream": " ".join(map(str, settings.get("upstream", ()))), **others, **settings.get("overrides", {})}
 
 
 def do_train(run: Run, board: Board, children: Children | None = None) -> Trained:
@@ -131,7 +140,10 @@ def chosen_checkpoint(run: Run) -> Path:
         return chosen
     numbered = numbered_checkpoints(run.expdir)
     if not numbered:
-        raise EkdError(f"{run.expdir}: training left no checkpoint; runner.save_step is larger than total_steps")
+        raise EkdError(
+            f"{run.expdir}: no checkpoint to test: it was deleted since (delete this folder to train again), or "
+            "training left none, as where runner.save_step is larger than total_steps"
+        )
     log.warning("%s: no %s (dev score never good enough for one): testing %s", run.key, chosen.name, numbered[-1].name)
     return numbered[-1]
 
@@ -177,12 +189,12 @@ def _trained(run: Run, seconds: float) -> Trained:
     train_log = run.expdir / LOGS["train"]
     if not train_log.is_file():
         raise EkdError(f"{train_log}: not found: the dev score is in it; delete {run.expdir} to train again")
-    dev = runner_scores(run.task, train_log.read_text(), run.task.dev_split)
+    dev = runner_scores(run.task, train_log.read_text(encoding="utf-8", errors="replace"), run.task.dev_split)
     return {
         "dev": best(run.task, dev),
         "seconds": round(seconds, 1),
         "steps": config["runner"]["total_steps"],
-        "lr": config.get("optimizer", {}).get("lr"),
+        "lr": config["optimizer"].get("lr"),
     }
 
 

@@ -20,10 +20,10 @@ from s3prl_ekd.evaluate.tasks import TASKS, is_error_rate, shown
 
 MISSING = "–"
 CHANCE = {
-    "sid": "one speaker in all",
-    "er": "the commonest emotion",
-    "ks": "the commonest word",
-    "ic": "the commonest intent",
+    "sid": "a speaker drawn at random",
+    "er": "always the commonest emotion",
+    "ks": "always the commonest word",
+    "ic": "always the commonest intent",
 }
 
 
@@ -156,7 +156,7 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
         parts.append(f"±: standard error of the mean over {number}.")
     parts += differences(records)
     if costs(records):
-        parts.append("MACs: over the challenge's 32 utterances.")
+        parts.append("Parameters, MACs: of the upstream, as the SUPERB challenge counts (MACs over its 32 utterances).")
     levels = []
     for name, what in CHANCE.items():
         found = {cell(record["tasks"][name]["chance"]) for record in records if _chance(record, name) is not None}

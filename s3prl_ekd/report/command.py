@@ -18,6 +18,7 @@ from s3prl_ekd.report.earlier import stale_figures
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.sources import Pretraining, read_results
+from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import output_file
 
 
@@ -58,10 +59,12 @@ def run(args: argparse.Namespace) -> int:
     if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
         folder = folder.with_name(f"{folder.name}_figures")
     figures = write_pngs(folder, pretrainings, evaluations)
-    for old in stale_figures(args.out, figures):
-        old.unlink()
+    stale = stale_figures(args.out, figures)
     text = page(pretrainings, evaluations, args.title, args.note, args.reference, figures)
-    args.out.write_text(text, encoding="utf-8")
+    with whole_file(args.out.resolve()) as partial:  # which may be a link
+        partial.write_text(text, encoding="utf-8")
+    for old in stale:
+        old.unlink()
     beside = f" [dim]and {len(figures)} PNG files in {escape(str(folder))}/[/]" if figures else ""
     console.print(f"{escape(str(args.out))}{beside}", highlight=False, soft_wrap=True)
     return 0

@@ -143,7 +143,7 @@ def settings(records: Records) -> str:
     head = "".join(f"<th>{name.upper()}</th>" for name in tasks)
     rows, files = [], []
     for record in records:
-        normalize = "features normalised" if record.get("normalize") else "features as they are"
+        normalize = "features layer-normalised" if record.get("normalize") else "features not normalised"
         detail = " · ".join([f"preset {record['preset']}", _seeds(record), normalize])
         cells = "".join(f"<td>{_trained(record, name)}</td>" for name in tasks)
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")

@@ -86,8 +86,9 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
             unusable.append(error)
             continue
         pretrainings += own_pretrainings
+        own_folders = len({one.folder for one in own_evaluations}) == len(own_evaluations)
         for one in own_evaluations:  # a table's row has a folder of its own, which may be named too (table/*)
-            row = one.folder.resolve(), one.scores["label"]
+            row = one.folder.resolve(), "" if own_folders else one.scores["label"]
             if row not in rows:
                 rows.add(row)
                 evaluations.append(one)

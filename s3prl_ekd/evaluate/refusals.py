@@ -170,7 +170,7 @@ def _check_rates(out: Path, name: str, part: Mapping[str, Any], runs: Sequence[R
     Args:
         needed: rates that have to be among those of ``runs``: the tested one, of fewer folds all that were tried.
     """
-    now = list(dict.fromkeys(run.effective_config().get("optimizer", {}).get("lr") for run in runs))
+    now = list(dict.fromkeys(run.effective_config()["optimizer"].get("lr") for run in runs))
     begun_again = any(marker and marker.state != "finished" for _, _, marker in tested_runs(part, out))
     if set(needed) <= set(now) or begun_again:
         return

@@ -223,6 +223,18 @@ def test_the_figure(data, tmp_path, stand_in, monkeypatch):
         assert len(axis.containers) == 2 * 4  # marks with their standard errors
 
 
+def test_a_run_that_is_done_again_loses_its_tests(data, tmp_path, stand_in):
+    """The table of distorted tests goes by what evaluate has now, without being asked for again."""
+    assert evaluate(data, tmp_path, upstream=up("fbank", "mel")) == 0
+    out = tmp_path / "out"
+    assert robustness(out, "--distortion", "noisy.yaml") == 0
+    table = out / "robustness.md"
+    assert evaluate(data, tmp_path, "--overwrite", "--override", "config.optimizer.lr=0.5", upstream=up("mel")) == 0
+    assert "| fbank | noisy |" in table.read_text() and "| mel |" not in table.read_text()
+    assert evaluate(data, tmp_path, "--overwrite", "--override", "config.optimizer.lr=0.5", upstream=up("fbank")) == 0
+    assert not table.exists()
+
+
 def test_a_condition_is_shown_when_all_its_tests_are_there(data, tmp_path, stand_in, capsys):
     """Of a stopped call what is done is kept, and a mean over some of the folds is no score."""
     assert evaluate(data, tmp_path, tasks="sid,er") == 0

@@ -18,6 +18,7 @@ from rich.markup import escape
 
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate import robustness
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import add_device_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
@@ -169,6 +170,8 @@ def run(args: argparse.Namespace) -> int:
             locks.enter_context(locked_folder(folder, f"--out {folder}"))
         plans = _checked_plans(args)  # again: a call that had the folder may have ended since
         records = _carry_out(args, plans, costs, devices, jobs, console)
+        if (args.out / robustness.FILE_NAME).is_file():
+            robustness.write_robustness(args.out)  # without the tests of runs that this call did again
     for table in [*grid_tables(records), score_table(records)]:
         console.print(table)
     console.print(f"[dim]{escape(str(args.out / FILE_NAME))}[/]", highlight=False, soft_wrap=True)

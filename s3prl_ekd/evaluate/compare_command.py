@@ -15,7 +15,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.compare import Model, Settings, compare, comparison_markdown, comparison_table, note
 from s3prl_ekd.evaluate.scores_file import read_models
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import output_file
 
 EXAMPLES = """\
@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     console.print(comparison_table(found, caption))
     if args.out is not None:
-        with whole_file(args.out) as partial:
-            partial.write_text(comparison_markdown(found, caption), encoding="utf-8")
+        write_whole(args.out, comparison_markdown(found, caption))
         console.print(f"[dim]{escape(str(args.out))}[/]", highlight=False, soft_wrap=True)
     return 0
 

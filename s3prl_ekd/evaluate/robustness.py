@@ -18,9 +18,10 @@ from rich.table import Table
 from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result
 from s3prl_ekd.evaluate.kept_scores import tested_runs
 from s3prl_ekd.evaluate.results import merge_folds, merge_seeds
-from s3prl_ekd.evaluate.scores_file import by_seed, runs_of
+from s3prl_ekd.evaluate.scores_file import by_seed, read_models, runs_of
 from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plain_table
 from s3prl_ekd.evaluate.tasks import TASKS, Task
+from s3prl_ekd.whole_file import write_whole
 
 FILE_NAME = "robustness.md"
 _NOTE = (
@@ -168,6 +169,16 @@ def robustness_table(rows: Sequence[Row]) -> Table:
         marked = [f"[bold green]{text}[/]" if best else text for text, best in cells]
         table.add_row(escape(row.label) if row.condition == CLEAN else "", escape(row.condition), *marked)
     return table
+
+
+def write_robustness(scores: Path) -> list[Row]:
+    """Write ``SCORES/robustness.md`` of what is tested now, or remove it where nothing is; returns its rows."""
+    rows = rows_of(read_models(scores))
+    if rows:
+        write_whole(scores / FILE_NAME, robustness_markdown(rows))
+    else:
+        (scores / FILE_NAME).unlink(missing_ok=True)
+    return rows
 
 
 def robustness_markdown(rows: Sequence[Row]) -> str:

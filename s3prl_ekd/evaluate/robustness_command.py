@@ -31,11 +31,10 @@ from s3prl_ekd.evaluate.distorted import (
 )
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.progress import Board
-from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_markdown, robustness_table, rows_of
+from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_table, write_robustness
 from s3prl_ekd.evaluate.scores_file import read_models
 from s3prl_ekd.evaluate.side_by_side import native_children, work_off
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
-from s3prl_ekd.whole_file import whole_file
 
 EXAMPLES = """\
 examples:
@@ -93,10 +92,7 @@ def run(args: argparse.Namespace) -> int:
         try:
             _carry_out(pending, devices, jobs, console)
         finally:
-            rows = rows_of(read_models(args.scores))
-            if rows:
-                with whole_file(args.scores / FILE_NAME) as partial:
-                    partial.write_text(robustness_markdown(rows))
+            rows = write_robustness(args.scores)
     console.print(robustness_table(rows))
     console.print(f"[dim]{escape(str(args.scores / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
     return 0

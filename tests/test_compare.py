@@ -163,6 +163,10 @@ def test_blocks_and_conditions(data, tmp_path, stand_in, capsys):
     assert compare(out, "--condition", "noisy") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "Test audio: noisy." in printed and "0.00 – 0.00" in printed  # the stand-in hears nothing in it
+    result = out / "mel" / "runs" / "sid" / "distorted" / "noisy" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {"digest": "another"}))
+    assert compare(out, "--condition", "noisy") == 2
+    assert "sid: --condition noisy: was not the same distortion for all models" in capsys.readouterr().err
 
 
 def test_several_folders(data, tmp_path, stand_in, capsys):

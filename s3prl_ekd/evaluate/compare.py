@@ -90,7 +90,10 @@ def compare(models: Sequence[Model], task: Task, baseline: str, settings: Settin
     """
     models = [one for one in models if task.name in one[1]["tasks"]]
     labels = [str(record["label"]) for _, record in models]
-    tables = [_outcomes(home, record, task, settings.condition) for home, record in models]
+    distortions: set[str] = set()
+    tables = [_outcomes(home, record, task, settings.condition, distortions) for home, record in models]
+    if len(distortions) > 1:
+        raise EkdError(f"{task.name}: --condition {settings.condition}: was not the same distortion for all models")
     first, *others = tables
     for label, other in zip(labels[1:], others, strict=True):
         _check_same(task, labels[0], first, label, other)
@@ -109,9 +112,13 @@ def compare(models: Sequence[Model], task: Task, baseline: str, settings: Settin
 
 
 def _outcomes(
-    home: Path, record: Mapping[str, Any], task: Task, condition: str | None
+    home: Path, record: Mapping[str, Any], task: Task, condition: str | None, distortions: set[str]
 ) -> dict[str | None, dict[str, Outcome]]:
-    """Fold -> utterance -> outcome, its errors the mean over seeds; the fold of a task without folds is None."""
+    """Fold -> utterance -> outcome, its errors the mean over seeds; the fold of a task without folds is None.
+
+    Args:
+        distortions: receives the digest of what ``condition`` was.
+    """
     entry = record["tasks"][task.name]
     found: dict[str | None, list[dict[str, Outcome]]] = {}
     names = [fold for part in by_seed(entry).values() for fold in runs_of(part)]
@@ -120,8 +127,10 @@ def _outcomes(
             raise EkdError(f"{folder / MARKER}: is gone or not finished; evaluate {record['label']} again")
         if condition is not None:
             folder = folder / FOLDER / condition
-            if read_result(folder) is None:
+            result = read_result(folder)
+            if result is None:
                 raise EkdError(f"{folder}: no test under {condition}; s3prl-ekd robustness does them")
+            distortions.add(result["digest"])
         found.setdefault(fold, []).append(outcomes(task, folder, fold))
     merged: dict[str | None, dict[str, Outcome]] = {}
     for fold, seeds in found.items():

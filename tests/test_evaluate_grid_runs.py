@@ -9,6 +9,7 @@ from evaluate_stand_in import calls, evaluate, set_dev
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate import schedule
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores
 from s3prl_ekd.export.public import export_public
 
@@ -86,6 +87,38 @@ def test_a_run_that_failed_is_the_only_one_done_again(data, tmp_path, stand_in):
     (tmp_path / "out" / "runs" / "broken").unlink()
     assert evaluate(data, tmp_path, *words) == 0
     assert calls(tmp_path / "out") == ["sid-lr0.01", "sid-lr0.1", "sid-lr0.1"]
+
+
+@pytest.mark.parametrize("jobs", ["1", "3"])
+def test_all_else_is_done_past_a_run_that_fails(data, tmp_path, stand_in, monkeypatch, capsys, jobs):
+    """With --keep-going; nothing is picked while a rate is missing, and the call ends in the error."""
+    do_train = schedule.do_train
+
+    def train(run, *rest):
+        if run.key in ("sid-lr0.1", "er-fold1"):
+            raise EkdError("boom")
+        return do_train(run, *rest)
+
+    monkeypatch.setattr(schedule, "do_train", train)
+    words, tasks, out = ("--lr", "sid:0.1,0.01", "--jobs", jobs), "pr,sid,er,asr", tmp_path / "out"
+    assert evaluate(data, tmp_path, *words, "--keep-going", tasks=tasks) == 2
+    said = capsys.readouterr()
+    assert "error: sid-lr0.1: boom (also failed: er-fold1)" in said.err and said.out.count("failed: boom") == 2
+    assert calls(out) == ["asr", "er-fold2", "pr", "sid-lr0.01"]
+    assert calls(out, "tests.txt") == ["asr", "er-fold2", "pr"]
+    assert list(read_scores(out)["tasks"]) == ["pr", "asr"]
+    monkeypatch.setattr(schedule, "do_train", do_train)
+    assert evaluate(data, tmp_path, *words, tasks=tasks) == 0
+    assert calls(out) == ["asr", "er-fold1", "er-fold2", "pr", "sid-lr0.01", "sid-lr0.1"]
+    assert list(read_scores(out)["tasks"]) == ["pr", "sid", "er", "asr"]
+
+
+def test_a_grid_without_a_dev_score_does_not_stop_the_others(data, tmp_path, stand_in, capsys):
+    set_dev(tmp_path, (["voxceleb1", None, None, None, None], float("nan")))
+    words = ("--lr", "sid:0.1,0.01", "--keep-going")
+    assert evaluate(data, tmp_path, *words, tasks="sid,asr") == 2
+    assert "error: sid-lr0." in capsys.readouterr().err
+    assert list(read_scores(tmp_path / "out")["tasks"]) == ["asr"]
 
 
 def test_several_models_side_by_side(data, tmp_path, stand_in):

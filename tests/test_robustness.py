@@ -249,6 +249,15 @@ def test_a_condition_is_shown_when_all_its_tests_are_there(data, tmp_path, stand
     assert "| fbank | noisy | 0.00 | 0.00 |" in (out / "robustness.md").read_text()
 
 
+def test_all_else_is_tested_past_a_test_that_fails(data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path, tasks="sid,er") == 0
+    out = tmp_path / "out"
+    (out / "runs" / "sid" / "deaf").touch()
+    assert robustness(out, "--distortion", "noisy.yaml", "--keep-going") == 2
+    assert re.search("error: sid noisy: .*boom", capsys.readouterr().err)
+    assert "| fbank | noisy | – | 0.00 |" in (out / "robustness.md").read_text()
+
+
 def test_another_distortion_under_a_name_is_refused(data, tmp_path, stand_in, capsys):
     assert evaluate(data, tmp_path, tasks="pr,sid") == 0
     out = tmp_path / "out"

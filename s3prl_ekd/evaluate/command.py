@@ -201,7 +201,7 @@ def _carry_out(
     results: Results = {}
     try:
         with Board(console, max(10, *(len(one.key) for one in runs))) as board:
-            run_all(runs, board, jobs, args.overwrite, devices, results)
+            run_all(runs, board, jobs, args.overwrite, devices, results, args.keep_going)
     except (KeyboardInterrupt, EkdError) as error:
         try:
             if write_records(plans, costs, results, args.preset, devices, args.out):

@@ -16,12 +16,16 @@ from s3prl_ekd.errors import EkdError
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declare ``--devices`` and ``--jobs``; ``what`` there are so many of at a time."""
+    """Declare ``--devices``, ``--jobs`` and ``--keep-going``; ``what`` there are so many of at a time."""
     parser.add_argument(
         "--devices", "--device", metavar="DEVICE,...",
         help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
     )  # fmt: skip
     parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time (default: one a device)")
+    parser.add_argument(
+        "--keep-going", action="store_true",
+        help=f"where one fails, go on with the other {what}; the command still ends in an error",
+    )  # fmt: skip
 
 
 def given_devices(args: argparse.Namespace) -> list[str] | None:

@@ -33,7 +33,7 @@ from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_table, write_robustness
 from s3prl_ekd.evaluate.scores_file import read_models
-from s3prl_ekd.evaluate.side_by_side import native_children, work_off
+from s3prl_ekd.evaluate.side_by_side import Failures, native_children, work_off
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
 
 EXAMPLES = """\
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         where = f"{len(pending)} of {len(tests)} tests to do, on {', '.join(devices)} -> {args.scores}"
         console.print(escape(where), highlight=False, soft_wrap=True)
         try:
-            _carry_out(pending, devices, jobs, console)
+            _carry_out(pending, devices, jobs, console, args.keep_going)
         finally:
             rows = write_robustness(args.scores)
     console.print(robustness_table(rows))
@@ -114,8 +114,13 @@ def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> tuple[li
     return [test for test in every if test.task in tasks], every
 
 
-def _carry_out(tests: Sequence[Test], devices: Sequence[str], jobs: int, console: Console) -> None:
+def _carry_out(tests: Sequence[Test], devices: Sequence[str], jobs: int, console: Console, keep_going: bool) -> None:
     width = max([10, *(len(test.key) for test in tests)])
     with Board(console, width) as board, native_children(devices, jobs) as children:
         action = partial(do_test, board=board, children=children)
-        work_off(deque((action, test) for test in tests), slots(devices, jobs), children, lambda *_: None)
+        failures = Failures(board.say)
+        work_off(
+            deque((action, test) for test in tests), slots(devices, jobs), children, lambda *_: None,
+            failures if keep_going else None,
+        )  # fmt: skip
+    failures.raise_first()

@@ -12,7 +12,7 @@ from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, clear_other, do_test, do_train
-from s3prl_ekd.evaluate.side_by_side import native_children, work_off
+from s3prl_ekd.evaluate.side_by_side import Failures, native_children, work_off
 
 
 def run_all(
@@ -22,11 +22,13 @@ def run_all(
     overwrite: bool = False,
     devices: Sequence[str] = ("cpu",),
     results: Results | None = None,
+    keep_going: bool = False,
 ) -> Results:
     """Carry out all runs; returns their results in the plan's order, of those that were not tested their training's.
 
     ``jobs`` runs at a time share the machine's cores; each goes to the device that becomes free. ``results`` is filled
-    on the way, for a caller who wants to keep what an interruption left.
+    on the way, for a caller who wants to keep what an interruption left. With ``keep_going`` a run that fails does not
+    stop the others, and its error is raised after them.
     """
     results = {} if results is None else results
     for run in runs if not overwrite else ():
@@ -35,7 +37,9 @@ def run_all(
         clear_other(run)
     with native_children(devices, jobs) as children:
         schedule = _Schedule(runs, board, children, results)
-        work_off(schedule.pending, slots(devices, jobs), children, schedule.done)
+        failures = Failures(board.say)
+        work_off(schedule.pending, slots(devices, jobs), children, schedule.done, failures if keep_going else None)
+    failures.raise_first()
     return {run.key: results[run.key] for run in runs}
 
 

@@ -13,13 +13,17 @@ from contextlib import contextmanager
 from typing import Protocol, Self, TypeVar
 
 from s3prl_ekd.device import usable_cpus
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import native_device
 from s3prl_ekd.evaluate.fork_server import ForkServer
 from s3prl_ekd.evaluate.process import Children
 
 
 class Job(Protocol):
-    """What has a device to go to."""
+    """What has a name and a device to go to."""
+
+    @property
+    def key(self) -> str: ...
 
     @property
     def device(self) -> str: ...
@@ -30,6 +34,35 @@ class Job(Protocol):
 
 One = TypeVar("One", bound=Job)
 Result = TypeVar("Result")
+
+
+class Failures:
+    """The errors that a call goes on after (``--keep-going``).
+
+    Args:
+        say: prints a line about a job, by its name.
+    """
+
+    def __init__(self, say: Callable[[str, str], None]) -> None:
+        self._say = say
+        self._found: dict[str, EkdError] = {}
+
+    def note(self, job: Job, error: EkdError) -> None:
+        """Say what has failed, when it does."""
+        self._found.setdefault(job.key, error)
+        self._say(job.key, f"failed: {error}")
+
+    def raise_first(self) -> None:
+        """End the call where anything failed.
+
+        Raises:
+            EkdError: the first error, and what else failed.
+        """
+        if not self._found:
+            return
+        first, *others = self._found
+        also = f" (also failed: {', '.join(others)})" if others else ""
+        raise EkdError(f"{first}: {self._found[first]}{also}")
 
 
 @contextmanager
@@ -47,11 +80,22 @@ def native_children(devices: Sequence[str], jobs: int) -> Iterator[Children]:
             server.close()
 
 
+@contextmanager
+def _noted(failures: Failures | None, job: Job) -> Iterator[None]:
+    try:
+        yield
+    except EkdError as error:
+        if failures is None:
+            raise
+        failures.note(job, error)
+
+
 def work_off(
     pending: deque[tuple[Callable[[One], Result], One]],
     free: list[str],
     children: Children,
     done: Callable[[Callable[[One], Result], One, Result], None],
+    failures: Failures | None = None,
 ) -> None:
     """Do all the work, ``len(free)`` jobs at a time.
 
@@ -60,6 +104,7 @@ def work_off(
         free: devices, once for each job that it may have at a time.
         children: whatever the actions start; stopped where one of them fails.
         done: called in this thread with each action that has ended, and may add to ``pending``.
+        failures: takes an EkdError of an action, or of ``done``, and the rest goes on; None: the first one ends all.
     """
     going: dict[Future[Result], tuple[Callable[[One], Result], One]] = {}
     with ThreadPoolExecutor(max_workers=len(free)) as pool:
@@ -73,9 +118,11 @@ def work_off(
                 for future, action, job in ended:  # all that is done, before a failure among them is raised
                     free.append(job.device)
                     if future.exception() is None:
-                        done(action, job, future.result())
-                for future, _, _ in ended:
-                    future.result()
+                        with _noted(failures, job):
+                            done(action, job, future.result())
+                for future, _, job in ended:
+                    with _noted(failures, job):
+                        future.result()
         except BaseException:
             # Nothing that has not begun may begin, and what runs must not outlive us.
             pool.shutdown(wait=False, cancel_futures=True)

@@ -69,10 +69,10 @@ def robustness(evaluations: Sequence[Evaluation]) -> str:
         lambda theme: robustness_png(rows, labels, theme),
         "Test score by what the test audio undergoes; a line joins the levels of one noise, bars are the standard "
         "error over seeds, where there are several",
-        "Points over the conditions, a panel a task and a colour a model; the table has their values",
+        "Points over the conditions, a panel a task and a colour a model; the table below has their values",
     )
-    text = note(robustness_note(rows))
-    return section("Distorted test audio", table("scores", head, "".join(body)) + text + picture)
+    below = table("scores", head, "".join(body)) + note(robustness_note(rows))
+    return section("Distorted test audio", picture + below)
 
 
 def reference() -> str:

@@ -310,7 +310,7 @@ def _task_data(task: str, file: Path) -> Finding:
         apply_shims()
         config = read_yaml(file)
         with tempfile.TemporaryDirectory() as scratch:
-            args = argparse.Namespace(downstream=downstream, expdir=scratch, downstream_variant=None)
+            args = argparse.Namespace(downstream=downstream, expdir=scratch, downstream_variant=None, local_rank=None)
 
             def check(mode: str, split: str) -> None:
                 args.mode, args.evaluate_split = mode, split

@@ -261,7 +261,8 @@ def test_what_an_expert_reads_without_a_default_must_be_there(hub: ModuleType, t
         module = importlib.import_module(f"s3prl.downstream.{task}.expert")
 
         def build(config: dict, task: str = task, module: ModuleType = module) -> None:
-            args = Namespace(downstream=task, mode="train", evaluate_split="test", expdir=str(tmp_path))
+            args = Namespace(downstream=task, mode="train", evaluate_split="test", local_rank=None)
+            args.expdir = str(tmp_path)
             taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
             taskkeys.check_runner(config, "x.yaml", taskdata.splits(task, config))
             given = {"upstream_dim": 8, "upstream_rate": 160, "expdir": args.expdir}

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import yaml
 from bridge_corpora import iemocap, librispeech, voxceleb
+from superb_corpora import intents, keywords
 
 from s3prl_ekd import doctor
 from s3prl_ekd.cli import main
+from s3prl_ekd.corpora.speech_commands import NAMES
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import packaged
 
@@ -94,17 +96,25 @@ def prepared_data(tmp_path: Path) -> dict[str, Path]:
     table = "".join(f"{file}\t{fold}\ts{fold}\t{emotion}\n" for file, fold, emotion in rows)
     (tmp_path / "er.tsv").write_text("path\tfold\tspeaker\temotion\n" + table)
     assert main([*prepare, "--manifest", str(tmp_path / "er.tsv")]) == 0
+    keywords(tmp_path / "KS")
+    for name, made in zip(NAMES, ("train", "test"), strict=True):
+        (tmp_path / "KS" / made).rename(tmp_path / "KS" / name)
+    assert main([*prepare, "speech_commands", str(tmp_path / "KS")]) == 0
+    intents(tmp_path / "FSC")
+    assert main([*prepare, "fluent_commands", str(tmp_path / "FSC")]) == 0
     return {
         "pr": libri["root"] / "test-clean",
         "sid": vox["root"] / "dev" / "wav" / "id10002" / "video3",
         "er": next(file for file, fold, _ in rows if fold == "2"),
         "asr": libri["root"],
+        "ks": tmp_path / "KS" / NAMES[1],
+        "ic": tmp_path / "FSC" / "wavs" / "speakers" / "a" / "test0.wav",
         "pretrain": libri["root"],
     }
 
 
 def test_data_whose_corpora_are_gone_is_broken(tmp_path: Path) -> None:
-    """In SID and ER one clip is, in PR one split."""
+    """In SID, ER and IC one clip is, in PR one split, in KS the test set."""
     corpora, data = prepared_data(tmp_path), tmp_path / "data"
     rows = {row.what: row for row in doctor.prepared(data)}
     assert {name: row.state for name, row in rows.items()} == dict.fromkeys(corpora, "ok")

@@ -34,7 +34,7 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
     """Fill in and check ``downstream_expert`` of a task of :data:`SPLITS`, in place.
 
     Args:
-        args: s3prl's arguments (``downstream``, ``device``, ``expdir`` are read).
+        args: s3prl's arguments (``downstream``, ``device``, ``expdir``, ``local_rank`` are read).
         used: the splits that the run reads.
 
     Raises:

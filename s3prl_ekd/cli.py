@@ -21,7 +21,7 @@ COMMANDS = {
     "robustness": ("s3prl_ekd.evaluate.robustness_command", "test evaluated models once more, on distorted audio"),
     "compare": (
         "s3prl_ekd.evaluate.compare_command",
-        "whether evaluated models differ by more than their test sets' chance",
+        "whether models differ by more than their test sets' chance",
     ),
     "report": ("s3prl_ekd.report.command", "one HTML page and PNGs of pretraining curves and evaluation scores"),
     "export": ("s3prl_ekd.export.command", "take a student away: SUPERB submissions, a Hugging Face model, ONNX"),

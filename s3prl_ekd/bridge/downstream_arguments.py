@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 from argparse import Namespace
 from pathlib import Path
 
 from s3prl_ekd.audio import audio_info
-from s3prl_ekd.bridge import arguments, checkpoints
+from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
@@ -199,7 +198,7 @@ def check_world(args: Namespace) -> None:
         return
     state = checkpoints.read(args.init_ckpt, mmap=True)
     before = int(state.get("WorldSize", 1)) if state["Args"].local_rank is not None else 0
-    now = int(os.environ.get("WORLD_SIZE", "1")) if args.local_rank is not None else 0
+    now = ranks.downstream_size(args)
     if before != now:
         words = {0: "without torchrun"}
         old = words.get(before, f"on {before} processes")

@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -243,6 +244,11 @@ def mute(runner: Any) -> None:
 
     tqdm.write = make_bar.write  # type: ignore[attr-defined]
     runner.tqdm, runner.SummaryWriter = tqdm, NoWriter
+
+
+def downstream_size(args: Namespace) -> int:
+    """Processes of a distributed downstream run, as s3prl's script takes it; 0 of one without torchrun."""
+    return _number("WORLD_SIZE", 1) if args.local_rank is not None else 0
 
 
 def _number(name: str, default: int) -> int:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.bridge import ranks
 from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.corpora.intent_tables import read_intents
 from s3prl_ekd.corpora.keyword_folders import test_clips, training_clips
@@ -41,7 +42,7 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         EkdError: a section, folder or file is missing, or does not hold what s3prl's expert looks for.
     """
     if args.downstream == "speech_commands":
-        _keywords(expert.section("datarc"), used, _ranks(args))
+        _keywords(expert.section("datarc"), used, max(1, ranks.downstream_size(args)))
     elif args.downstream == "fluent_commands":
         _intents(expert.section("datarc"))
     elif args.downstream == "sv_voxceleb1":
@@ -52,12 +53,7 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         _queries(expert.section("datarc"), used)
 
 
-def _ranks(args: Namespace) -> int:
-    """Processes that share a training."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if args.local_rank is not None else 1
-
-
-def _keywords(data: Section, used: Collection[str], ranks: int) -> None:
+def _keywords(data: Section, used: Collection[str], processes: int) -> None:
     root, test = data.folder("speech_commands_root"), data.folder("speech_commands_test_root")
     try:
         clips = training_clips(root)
@@ -68,9 +64,9 @@ def _keywords(data: Section, used: Collection[str], ranks: int) -> None:
         if counts[split] == 0:
             raise data.wrong("speech_commands_root", f"{root}: no clip of {split} by the hash of its name")
     batch = data.values.get("batch_size")
-    share = -(-counts["train"] // ranks)
+    share = -(-counts["train"] // processes)
     if "train" in used and isinstance(batch, int) and share < batch:
-        many = f"{share} clips to train on" + (f", for each of {ranks} processes" if ranks > 1 else "")
+        many = f"{share} clips to train on" + (f", for each of {processes} processes" if processes > 1 else "")
         raise data.wrong("batch_size", f"{batch}: s3prl leaves out a batch that is not full, and there are {many}")
     try:
         test_clips(test)

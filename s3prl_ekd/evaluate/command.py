@@ -20,7 +20,7 @@ from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import robustness
 from s3prl_ekd.evaluate.cost import upstream_cost
-from s3prl_ekd.evaluate.devices import add_device_arguments, check_devices, given_devices, slots
+from s3prl_ekd.evaluate.devices import add_running_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.grid_table import grid_tables
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", "--seed", default="1337", metavar="N,N,...",
         help="the table shows mean and standard error of several (default: %(default)s)",
     )  # fmt: skip
-    add_device_arguments(parser, "runs")
+    add_running_arguments(parser, "runs")
     parser.add_argument(
         "-o",
         "--override",

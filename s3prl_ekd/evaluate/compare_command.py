@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from rich.markup import escape
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.compare import Model, Settings, compare, comparison_markdown, comparison_table, note
-from s3prl_ekd.evaluate.scores_file import read_models
-from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
+from s3prl_ekd.evaluate.scores_file import read_models, told_apart
+from s3prl_ekd.evaluate.tasks import Task, tasks_among
 from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import output_file
 
@@ -99,20 +98,12 @@ def _read(folder: Path) -> list[Model]:
 
 def _labelled(models: Sequence[Model]) -> list[Model]:
     """The models, those that share a label with their folders behind it."""
-    counts = Counter(record["label"] for _, record in models)
     if len({home.resolve() for home, _ in models}) < len(models):
         raise EkdError("SCORES: a model is there twice; name each folder once")
-    return [
-        (home, {**record, "label": f"{record['label']} ({home})"} if counts[record["label"]] > 1 else record)
-        for home, record in models
-    ]
+    return [*told_apart(models)]
 
 
 def _tasks(text: str | None, models: Sequence[Model], baseline: str) -> list[Task]:
     """Those of the baseline, or some of them."""
     there = next(record["tasks"] for _, record in models if record["label"] == baseline)
-    tasks = parse_tasks(text) if text else [task for task in TASKS.values() if task.name in there]
-    foreign = [task.name for task in tasks if task.name not in there]
-    if foreign:
-        raise EkdError(f"--tasks: {', '.join(foreign)}: {baseline} was not tested on it, but on {', '.join(there)}")
-    return tasks
+    return tasks_among(text, there, f"{baseline} was not tested on it, but on {', '.join(there)}")

@@ -15,7 +15,7 @@ from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
 
 
-def add_device_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+def add_running_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     """Declare ``--devices``, ``--jobs`` and ``--keep-going``; ``what`` there are so many of at a time."""
     parser.add_argument(
         "--devices", "--device", metavar="DEVICE,...",

@@ -20,7 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import plan
 from s3prl_ekd.evaluate.devices import gpu_environment, native_device
 from s3prl_ekd.evaluate.inputs import changed_input, values_digest
-from s3prl_ekd.evaluate.kept_scores import tested_runs
+from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
@@ -135,7 +135,7 @@ def plan_tests(
     for home, record in models:
         prefix = f"{home.name}/" if len(models) > 1 else ""
         for task in (one for one in tasks if one.name in record["tasks"]):
-            for _, folder, marker in tested_runs(record["tasks"][task.name], home):
+            for _, fold, folder, marker in scored_runs(record["tasks"][task.name], home):
                 if marker is None or marker.result is None:
                     raise EkdError(f"{folder / MARKER}: is gone, and so cannot be tested again")
                 checkpoint = folder / Path(marker.result["checkpoint"]).name
@@ -146,7 +146,7 @@ def plan_tests(
                     raise EkdError(f"{folder / MARKER}: was tested before {changed} changed; evaluate it again")
                 workers = marker.settings["overrides"].get(task.workers_key)
                 tests += [
-                    Test(f"{prefix}{folder.name} {one.name}", task, marker.settings["fold"], checkpoint, one, workers)
+                    Test(f"{prefix}{folder.name} {one.name}", task, fold, checkpoint, one, workers)
                     for one in conditions
                 ]
     return tests

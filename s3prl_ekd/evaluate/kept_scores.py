@@ -8,10 +8,9 @@ under ``--overwrite`` or for changed data, is logged.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, other, other_override
@@ -29,6 +28,7 @@ from s3prl_ekd.evaluate.scores_file import (
     read_models,
     run_folder,
     runs_of,
+    told_apart,
 )
 
 Part = dict[str, Any]  # one seed's record of a task
@@ -88,21 +88,29 @@ def with_earlier_seeds(name: str, earlier: Mapping[str, Any] | None, new: Mappin
     return {**parts, **{seed: part for seed, part in new.items() if seed not in parts}}
 
 
-def tested_runs(task: Mapping[str, Any], out: Path) -> Iterator[tuple[int | None, Path, Marker | None]]:
-    """Seed, folder and marker of each run that an earlier score is from.
+class ScoredRun(NamedTuple):
+    """A run that an earlier score is from."""
 
-    The marker is None where the folder is gone, or another seed's by now.
-    """
+    seed: int | None
+    fold: str | None
+    folder: Path
+    marker: Marker | None
+    """None where the folder is gone, or another seed's by now."""
+
+
+def scored_runs(task: Mapping[str, Any], out: Path) -> Iterator[ScoredRun]:
+    """Each run that a task's record is made of, where ``out`` is the folder of the model's."""
     for seed, part in by_seed(task).items():
-        for run in runs_of(part).values():
+        for fold, run in runs_of(part).items():
             folder = run_folder(out, run)
             marker = read_marker(folder)
-            yield seed, folder, marker if marker and seed in (None, marker.settings.get("seed")) else None
+            own = marker if marker and seed in (None, marker.settings.get("seed")) else None
+            yield ScoredRun(seed, fold, folder, own)
 
 
 def outdated(task: Mapping[str, Any], out: Path, called: bool = False) -> bool:
     """Whether an earlier score's run is being done again, or what it read has changed since; logs which."""
-    for _, folder, marker in tested_runs(task, out):
+    for _, _, folder, marker in scored_runs(task, out):
         if marker is None:
             continue
         if marker.state != "finished":
@@ -152,8 +160,4 @@ def with_earlier_rows(
         called: folder -> record of each model of this call, None where none of its tasks is finished.
     """
     merged = {folder: record for folder, record in {**dict(rows), **called}.items() if record is not None}
-    labels = Counter(record["label"] for record in merged.values())
-    return [  # a row may have got another's label in its own folder
-        (folder, {**record, "label": f"{label} ({folder})"} if labels[label := record["label"]] > 1 else record)
-        for folder, record in merged.items()
-    ]
+    return told_apart(list(merged.items()))  # a row may have got another's label in its own folder

@@ -15,7 +15,7 @@ from typing import Any
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, other, other_override, overrides
 from s3prl_ekd.evaluate.inputs import changed_input, inputs, model_digest
-from s3prl_ekd.evaluate.kept_scores import table_rows, tested_runs
+from s3prl_ekd.evaluate.kept_scores import scored_runs, table_rows
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
 from s3prl_ekd.evaluate.provenance import made_by
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, folds, holds_table, own_record, rates, read_models
@@ -156,7 +156,7 @@ def _check_task(out: Path, record: Mapping[str, Any], name: str, runs: Sequence[
         mine = [run for run in runs if run.seed == seed]
         if mine:
             _check_rates(out, name, part, mine, rates(part) if wider else [part["lr"]])
-    for seed, folder, marker in tested_runs(task, out):
+    for seed, _, folder, marker in scored_runs(task, out):
         if seed in called and marker is None:
             raise EkdError(
                 f"--out {out}: {name} was tested there with seed {seed} in {folder}, which is gone or another run's; "
@@ -171,7 +171,7 @@ def _check_rates(out: Path, name: str, part: Mapping[str, Any], runs: Sequence[R
         needed: rates that have to be among those of ``runs``: the tested one, of fewer folds all that were tried.
     """
     now = list(dict.fromkeys(run.effective_config()["optimizer"].get("lr") for run in runs))
-    begun_again = any(marker and marker.state != "finished" for _, _, marker in tested_runs(part, out))
+    begun_again = any(run.marker and run.marker.state != "finished" for run in scored_runs(part, out))
     if set(needed) <= set(now) or begun_again:
         return
     both = ",".join(f"{rate}" for rate in dict.fromkeys([*rates(part), *now]))
@@ -197,7 +197,7 @@ def _check_data(
         now: names of the inputs that count; None for all.
         called: whether the call has that task of the same model; otherwise its data may have been cleared away.
     """
-    for _, _, marker in tested_runs(record["tasks"][name], out):
+    for *_, marker in scored_runs(record["tasks"][name], out):
         if marker is not None and marker.state == "finished":
             read = {one: digest for one, digest in marker.inputs.items() if now is None or one in now}
             changed = changed_input(read, or_gone=called)

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result
-from s3prl_ekd.evaluate.kept_scores import tested_runs
+from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.results import merge_folds, merge_seeds
 from s3prl_ekd.evaluate.scores_file import by_seed, read_models, runs_of
 from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plain_table
@@ -44,6 +44,10 @@ class Heard:
     """Of that level, dB."""
 
 
+Tests = dict[tuple[str, int | None, str | None], dict[Heard, dict[str, Any]]]
+"""Task, seed and fold of a run -> condition -> the test's result."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A model's scores under one condition."""
@@ -66,7 +70,8 @@ def rows_of(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Row]:
     Args:
         models: each one's folder and record. Models without any condition are left out.
     """
-    heard = [_conditions(home, record) for home, record in models]
+    tests = [_tests(home, record) for home, record in models]
+    heard = [{condition for run in of_model.values() for condition in run} for of_model in tests]
     ordered = _in_order([one for found in heard for one in found])
     names = {one: one.name for one in ordered}
     for one in ordered:
@@ -74,12 +79,10 @@ def rows_of(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Row]:
         if alike.index(one):
             names[one] += f" ({alike.index(one) + 1})"
     rows = []
-    for (home, record), found in zip(models, heard, strict=True):
+    for (_, record), found in zip(models, tests, strict=True):
         distorted = []
         for place, one in enumerate(ordered, start=1):
-            if one not in found:
-                continue
-            tasks = {task.name: scores for task in TASKS.values() if (scores := _task(home, record, task, one.name))}
+            tasks = {task.name: scores for task in TASKS.values() if (scores := _task(record, task, found, one))}
             if tasks:
                 distorted.append(Row(record["label"], names[one], place, one.series, {"tasks": tasks}))
         if distorted:
@@ -87,16 +90,18 @@ def rows_of(models: Sequence[tuple[Path, Mapping[str, Any]]]) -> list[Row]:
     return rows
 
 
-def _conditions(home: Path, record: Mapping[str, Any]) -> list[Heard]:
-    """The conditions that some run of a model was tested under."""
-    found = {}
-    for task in record["tasks"].values():
-        for _, folder, _ in tested_runs(task, home):
-            for one in (folder / FOLDER).iterdir() if (folder / FOLDER).is_dir() else ():
+def _tests(home: Path, record: Mapping[str, Any]) -> Tests:
+    """What each run of a model's scores was tested under."""
+    found: Tests = {}
+    for name, task in record["tasks"].items():
+        for seed, fold, folder, marker in scored_runs(task, home):
+            results = found[name, seed, fold] = {}
+            there = marker is not None and (folder / FOLDER).is_dir()
+            for one in (folder / FOLDER).iterdir() if there else ():
                 result = read_result(one)
                 if result is not None:
-                    found[one.name] = _heard(one.name, result)
-    return list(found.values())
+                    results[_heard(one.name, result)] = result
+    return found
 
 
 def _heard(name: str, result: Mapping[str, Any]) -> Heard:
@@ -120,15 +125,15 @@ def _natural(name: str) -> list[int | str]:
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
-def _task(home: Path, record: Mapping[str, Any], task: Task, condition: str) -> dict[str, Any] | None:
+def _task(record: Mapping[str, Any], task: Task, tests: Tests, condition: Heard) -> dict[str, Any] | None:
     """A task's record under a condition, with means over folds and seeds; None where a test is missing."""
     if task.name not in record["tasks"]:
         return None
     seeds = {}
     for seed, part in by_seed(record["tasks"][task.name]).items():
         parts: dict[str | None, dict[str, Any]] = {}
-        for (fold, run), (_, folder, marker) in zip(runs_of(part).items(), tested_runs(part, home), strict=True):
-            result = None if marker is None else read_result(folder / FOLDER / condition)
+        for fold, run in runs_of(part).items():
+            result = tests[task.name, seed, fold].get(condition)
             if result is None:
                 return None
             parts[fold] = {**run, **result, "commands": [result["command"]]}

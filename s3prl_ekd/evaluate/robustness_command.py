@@ -19,7 +19,7 @@ from rich.markup import escape
 
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.devices import add_device_arguments, check_devices, given_devices, slots
+from s3prl_ekd.evaluate.devices import add_running_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.distorted import (
     Condition,
     Test,
@@ -33,8 +33,8 @@ from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_table, write_robustness
 from s3prl_ekd.evaluate.scores_file import read_models
-from s3prl_ekd.evaluate.side_by_side import Failures, native_children, work_off
-from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.evaluate.side_by_side import native_children, work_off
+from s3prl_ekd.evaluate.tasks import tasks_among
 
 EXAMPLES = """\
 examples:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the test audio undergoes, by a name for the table (default: the file's); repeatable",
     )  # fmt: skip
     parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
-    add_device_arguments(parser, "tests")
+    add_running_arguments(parser, "tests")
     parser.add_argument("--overwrite", action="store_true", help="test again where a name was another distortion's")
     parser.add_argument("--dry-run", action="store_true", help="print the native commands and stop")
 
@@ -104,11 +104,8 @@ def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> tuple[li
         raise EkdError(f"{args.scores}: no such folder; s3prl-ekd evaluate --out {args.scores} makes it")
     models: list[tuple[Path, dict[str, Any]]] = read_models(args.scores)
     there = {name for _, record in models for name in record["tasks"]}
-    tasks = parse_tasks(args.tasks) if args.tasks else [task for task in TASKS.values() if task.name in there]
-    foreign = [task.name for task in tasks if task.name not in there]
-    if foreign:
-        raise EkdError(f"--tasks: {', '.join(foreign)}: not evaluated in {args.scores}, which has {', '.join(there)}")
-    every = plan_tests(models, conditions, [task for task in TASKS.values() if task.name in there])
+    tasks = tasks_among(args.tasks, there, f"not evaluated in {args.scores}, which has {', '.join(there)}")
+    every = plan_tests(models, conditions, tasks_among(None, there))
     for test in every if not args.overwrite else ():
         check_earlier(test)
     return [test for test in every if test.task in tasks], every
@@ -117,10 +114,5 @@ def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> tuple[li
 def _carry_out(tests: Sequence[Test], devices: Sequence[str], jobs: int, console: Console, keep_going: bool) -> None:
     width = max([10, *(len(test.key) for test in tests)])
     with Board(console, width) as board, native_children(devices, jobs) as children:
-        action = partial(do_test, board=board, children=children)
-        failures = Failures(board.say)
-        work_off(
-            deque((action, test) for test in tests), slots(devices, jobs), children, lambda *_: None,
-            failures if keep_going else None,
-        )  # fmt: skip
-    failures.raise_first()
+        action, say = partial(do_test, board=board, children=children), board.say if keep_going else None
+        work_off(deque((action, test) for test in tests), slots(devices, jobs), children, lambda *_: None, say)

@@ -12,7 +12,7 @@ from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, clear_other, do_test, do_train
-from s3prl_ekd.evaluate.side_by_side import Failures, native_children, work_off
+from s3prl_ekd.evaluate.side_by_side import native_children, work_off
 
 
 def run_all(
@@ -37,9 +37,8 @@ def run_all(
         clear_other(run)
     with native_children(devices, jobs) as children:
         schedule = _Schedule(runs, board, children, results)
-        failures = Failures(board.say)
-        work_off(schedule.pending, slots(devices, jobs), children, schedule.done, failures if keep_going else None)
-    failures.raise_first()
+        say = board.say if keep_going else None
+        work_off(schedule.pending, slots(devices, jobs), children, schedule.done, say)
     return {run.key: results[run.key] for run in runs}
 
 

@@ -12,14 +12,16 @@ Below, a *part* is one seed's record of a task; with folds it holds one of each 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
 FILE_NAME = "scores.json"
+Folder = TypeVar("Folder", str, Path)
 
 
 def write_scores(record: Mapping[str, Any], out: Path) -> Path:
@@ -56,6 +58,15 @@ def read_models(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     if not _is_table(record):
         return [(path.parent, _checked(path, record))]
     return [(path.parent / str(_checked(path, one).get("folder", "")), one) for one in record["models"]]
+
+
+def told_apart(models: Sequence[tuple[Folder, Mapping[str, Any]]]) -> list[tuple[Folder, dict[str, Any]]]:
+    """Folders and records of models; to a label that another model has too, its folder is added."""
+    labels = Counter(record["label"] for _, record in models)
+    return [
+        (folder, {**record, "label": f"{label} ({folder})" if labels[label := record["label"]] > 1 else label})
+        for folder, record in models
+    ]
 
 
 def own_record(folder: Path) -> dict[str, Any] | None:

@@ -36,35 +36,6 @@ One = TypeVar("One", bound=Job)
 Result = TypeVar("Result")
 
 
-class Failures:
-    """The errors that a call goes on after (``--keep-going``).
-
-    Args:
-        say: prints a line about a job, by its name.
-    """
-
-    def __init__(self, say: Callable[[str, str], None]) -> None:
-        self._say = say
-        self._found: dict[str, EkdError] = {}
-
-    def note(self, job: Job, error: EkdError) -> None:
-        """Say what has failed, when it does."""
-        self._found.setdefault(job.key, error)
-        self._say(job.key, f"failed: {error}")
-
-    def raise_first(self) -> None:
-        """End the call where anything failed.
-
-        Raises:
-            EkdError: the first error, and what else failed.
-        """
-        if not self._found:
-            return
-        first, *others = self._found
-        also = f" (also failed: {', '.join(others)})" if others else ""
-        raise EkdError(f"{first}: {self._found[first]}{also}")
-
-
 @contextmanager
 def native_children(devices: Sequence[str], jobs: int) -> Iterator[Children]:
     """What starts the native commands; ``jobs`` at a time share the machine's cores."""
@@ -80,22 +51,12 @@ def native_children(devices: Sequence[str], jobs: int) -> Iterator[Children]:
             server.close()
 
 
-@contextmanager
-def _noted(failures: Failures | None, job: Job) -> Iterator[None]:
-    try:
-        yield
-    except EkdError as error:
-        if failures is None:
-            raise
-        failures.note(job, error)
-
-
 def work_off(
     pending: deque[tuple[Callable[[One], Result], One]],
     free: list[str],
     children: Children,
     done: Callable[[Callable[[One], Result], One, Result], None],
-    failures: Failures | None = None,
+    say: Callable[[str, str], None] | None = None,
 ) -> None:
     """Do all the work, ``len(free)`` jobs at a time.
 
@@ -104,8 +65,17 @@ def work_off(
         free: devices, once for each job that it may have at a time.
         children: whatever the actions start; stopped where one of them fails.
         done: called in this thread with each action that has ended, and may add to ``pending``.
-        failures: takes an EkdError of an action, or of ``done``, and the rest goes on; None: the first one ends all.
+        say: prints a line about a job, by its name: of what fails, while the rest goes on, until its error is raised
+            at the end. None: the first that fails ends all.
     """
+    failed: dict[str, EkdError] = {}
+
+    def fail(job: One, error: EkdError) -> None:
+        if say is None:
+            raise error
+        failed.setdefault(job.key, error)
+        say(job.key, f"failed: {error}")
+
     going: dict[Future[Result], tuple[Callable[[One], Result], One]] = {}
     with ThreadPoolExecutor(max_workers=len(free)) as pool:
         try:
@@ -118,13 +88,21 @@ def work_off(
                 for future, action, job in ended:  # all that is done, before a failure among them is raised
                     free.append(job.device)
                     if future.exception() is None:
-                        with _noted(failures, job):
+                        try:
                             done(action, job, future.result())
+                        except EkdError as error:
+                            fail(job, error)
                 for future, _, job in ended:
-                    with _noted(failures, job):
+                    try:
                         future.result()
+                    except EkdError as error:
+                        fail(job, error)
         except BaseException:
             # Nothing that has not begun may begin, and what runs must not outlive us.
             pool.shutdown(wait=False, cancel_futures=True)
             children.stop()
             raise
+    if failed:
+        first, *others = failed
+        also = f" (also failed: {', '.join(others)})" if others else ""
+        raise EkdError(f"{first}: {failed[first]}{also}")

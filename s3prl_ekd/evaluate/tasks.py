@@ -6,6 +6,7 @@ not here: they come with ``DATA/<task>.yaml`` (``s3prl-ekd prepare``) and the pr
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from s3prl_ekd.errors import EkdError
@@ -87,3 +88,19 @@ def parse_tasks(text: str) -> list[Task]:
     if unknown or not names:
         raise EkdError(f"--tasks: unknown task {', '.join(unknown) or repr(text)}; expected some of {','.join(TASKS)}")
     return [task for task in TASKS.values() if task.name in names]
+
+
+def tasks_among(text: str | None, there: Collection[str], otherwise: str = "") -> list[Task]:
+    """The tasks of ``--tasks``, all of which are ``there``; of None, all that are.
+
+    Args:
+        otherwise: what is said of others.
+
+    Raises:
+        EkdError: a name that is not in :data:`TASKS`, or not ``there``.
+    """
+    tasks = parse_tasks(text) if text else [task for task in TASKS.values() if task.name in there]
+    foreign = [task.name for task in tasks if task.name not in there]
+    if foreign:
+        raise EkdError(f"--tasks: {', '.join(foreign)}: {otherwise}")
+    return tasks

@@ -19,7 +19,7 @@ import editdistance
 from s3prl_ekd.corpora import fluent_commands, speech_commands
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS
 from s3prl_ekd.errors import EkdError, reading
-from s3prl_ekd.evaluate.kept_scores import tested_runs
+from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.score import separator
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_scores, run_folder, runs_of
@@ -211,7 +211,7 @@ def _recorded(home: Path, task: Task, tested: Mapping[str, Any]) -> dict[str | N
         if fold not in parts:
             raise EkdError(f"{home / FILE_NAME}: {task.name} {fold} is not in it: {ALL_FOLDS}")
         folders[fold] = run_folder(home, parts[fold])
-    for seed, folder, marker in tested_runs(tested, home):
+    for seed, _, folder, marker in scored_runs(tested, home):
         if marker is None and (folder / MARKER).is_file():
             raise EkdError(f"{folder}: is not the run of seed {seed} that {home / FILE_NAME} names; that one is gone")
     return folders

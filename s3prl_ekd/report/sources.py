@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import read_marker
 from s3prl_ekd.evaluate.run import load_downstream_checkpoint
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_models, run_folder, runs_of
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_models, run_folder, runs_of, told_apart
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 
 log = logging.getLogger(__name__)
@@ -100,10 +100,9 @@ def read_results(folders: list[Path]) -> tuple[list[Pretraining], list[Evaluatio
     for run in pretrainings:
         if names[run.name] > 1:
             run.label = f"{run.name} ({run.folder})"
-    labels = Counter(one.scores["label"] for one in evaluations)
-    for one in evaluations:  # figures tell models by their labels
-        if labels[one.scores["label"]] > 1:
-            one.scores["label"] += f" ({one.folder})"
+    models = told_apart([(one.folder, one.scores) for one in evaluations])
+    for one, (_, record) in zip(evaluations, models, strict=True):
+        one.scores = record  # figures tell models by their labels
     return pretrainings, evaluations
 
 

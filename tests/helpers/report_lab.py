@@ -1,9 +1,13 @@
-"""A pretraining folder as a report reads it, its numbers made up."""
+"""Folders of a pretraining and of an evaluation as a report reads them, their numbers made up."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import math
 from pathlib import Path
+
+import torch
 
 
 def write_pretraining(folder: Path) -> Path:
@@ -19,4 +23,31 @@ def write_pretraining(folder: Path) -> Path:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "config_model.yaml").write_text("ekd: {mode: multi_head}  # </pre><script>\n")
     (folder / "args_1.yaml").write_text("expname: x\n")
+    return folder
+
+
+def write_evaluation(folder: Path) -> Path:
+    """What evaluate leaves of PR and of two folds of ER, its numbers made up; the checkpoints' places have moved."""
+    weights = {"pr": [0.0, 0.0, math.log(2)], "er-fold1": [0.0, 0.0, 0.0], "er-fold2": [math.log(4), 0.0, 0.0]}
+
+    def part(name, metric, value, **more):
+        run = folder / "runs" / name
+        run.mkdir(parents=True)
+        state = {"Featurizer": {"weights": torch.tensor(weights[name])}, "Args": argparse.Namespace(x=1), "Step": 5}
+        torch.save(state, run / "dev-best.ckpt")
+        return {
+            metric: value, "rescored": {metric: value, "agrees": True, **more}, "dev": value, "seconds": 75.0,
+            "folder": name, "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt",
+            "commands": ["run_downstream.py -m train"],
+        }  # fmt: skip
+
+    folds = {fold: part(f"er-{fold}", "acc", 50.0, majority=40.0) for fold in ("fold1", "fold2")}
+    tasks = {
+        "pr": {**part("pr", "per", 12.5), "chance": None},
+        "er": {"acc": 50.0, "rescored": {"acc": 50.0, "agrees": True}, "dev": 1.0, "seconds": 1.0, "folds": folds,
+               "commands": [], "chance": 40.0},
+    }  # fmt: skip
+    record = {"label": "student & co", "upstream": "ekd_student", "preset": "tiny", "seed": 1, "tasks": tasks}
+    record |= {"cost": None, "versions": {"torch": "2.11"}, "machine": {"cpu_cores": 2}}
+    (folder / "scores.json").write_text(json.dumps(record))
     return folder

@@ -1,0 +1,177 @@
+"""What the data of SUPERB's other tasks (KS, IC, ASV, SD, QbE) must hold, named before a run."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from bridge_corpora import tone
+from dotted import changed
+from superb_corpora import CORPORA
+
+from s3prl_ekd.bridge import downstream_arguments, taskdata_superb
+from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.compat.shims import apply_shims
+from s3prl_ekd.corpora.keyword_folders import NOISE, split_of
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
+from s3prl_ekd.task_names import PAPER_TASKS, WITH_CONFIG
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shims() -> None:
+    apply_shims()
+
+
+def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path, local_rank: int | None = None) -> None:
+    """The check of a task's data, on its config with ``items`` filled in."""
+    name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
+    pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
+    given = {key: yaml.safe_load(value) for key, _, value in pairs}
+    config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+    values = changed(config["downstream_expert"], given)
+    args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path), local_rank=local_rank)
+    taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)
+
+
+DAMAGE = [
+    ("speech_commands", "test/bed/a.wav", "x", "test/bed: expected folders of the test set's classes, yes, no"),
+    ("speech_commands", "test/yes/b c.wav", "x", "test/yes/b c.wav: a blank in a clip's name ends it in s3prl's pred"),
+    ("fluent_commands", "data/valid_data.csv", "path,action\nx.wav,fly\n", "line 2: no object and location"),
+    (
+        "fluent_commands",
+        "data/test_data.csv",
+        "path,action,object,location\nwavs/speakers/a/test0.wav,fly,heat,none\n",
+        "line 2: action 'fly' is none of train_data.csv's",
+    ),
+    ("fluent_commands", "data/test_data.csv", "path,action,object,location\ngone.wav,a,b,c\n", "gone.wav: no such"),
+    ("fluent_commands", "data/train_data.csv", "path,action,object,location\nx.wav,a,b,c,\n", "line 2: more cells"),
+    ("fluent_commands", "data/train_data.csv", "path,action,object,location\n", "lists no utterance"),
+    ("sv_voxceleb1", "pairs.txt", "\n", "line 1: expected `1|0 CLIP CLIP`, found ''"),
+    ("sv_voxceleb1", "pairs.txt", "2 a b\n", "line 1: expected `1|0 CLIP CLIP`"),
+    ("sv_voxceleb1", "pairs.txt", "1 a.wav b.wav\n", "line 1: a.wav: no such file below"),
+    ("sv_voxceleb1", "dev/wav", "", "holds no clips (links to folders are not followed)"),
+    ("diarization", "dev/wav.scp", "mix0 a.wav\nmix1 cat x.wav | \n", "line 2: a command, which s3prl would run"),
+    ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
+    ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("task", "file", "text", "message"), DAMAGE)
+def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text: str, message: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    _check(task, items, ("dev",), tmp_path)
+    path = tmp_path / task / file
+    if text:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    else:  # the folder is one of links
+        path.rename(tmp_path / "elsewhere")
+        path.mkdir()
+        for speaker in (tmp_path / "elsewhere").iterdir():
+            (path / speaker.name).symlink_to(speaker)
+    with pytest.raises(EkdError, match=re.escape(message)):
+        _check(task, items, ("dev",), tmp_path)
+
+
+def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl leaves out a batch that is not full, and would look for one without end."""
+    items, root = CORPORA["speech_commands"](tmp_path / "ks"), tmp_path / "ks" / "train"
+    noise = root / NOISE / "noise.wav"
+    there = [file for file in root.glob("*/*.wav") if split_of(file.name) == "train" and file != noise]
+    count = len(there) + 1
+    size = "config.downstream_expert.datarc.batch_size"
+    _check("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)
+    too_large = [*items, f"{size}={count + 1}"]
+    with pytest.raises(EkdError, match=rf"datarc.batch_size: {count + 1}: .* {count} clips to train on"):
+        _check("speech_commands", too_large, ("train",), tmp_path)
+    _check("speech_commands", too_large, ("test",), tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _check("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)  # the run is none of torchrun's
+    share = (count + 1) // 2
+    _check("speech_commands", [*items, f"{size}={share}"], ("train",), tmp_path, local_rank=0)
+    with pytest.raises(EkdError, match=rf"{share + 1}: .* {share} clips to train on, for each of 2 processes"):
+        _check("speech_commands", [*items, f"{size}={share + 1}"], ("train",), tmp_path, local_rank=0)
+    noise.unlink()
+    for file in there:
+        file.unlink()
+    with pytest.raises(EkdError, match="speech_commands_root: .*no clip of train by the hash of its name"):
+        _check("speech_commands", items, ("train", "dev"), tmp_path)
+    tone(noise, 1, 0.9)
+    with pytest.raises(EkdError, match="speech_commands_root: .*noise.wav: 14400 samples long"):
+        _check("speech_commands", items, ("dev",), tmp_path)
+
+
+def test_keywords_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl takes a folder's order from the disk, and draws its clips from that."""
+    items = CORPORA["speech_commands"](tmp_path / "ks")
+    train, test = tmp_path / "ks" / "train", tmp_path / "ks" / "test"
+    tone(train / NOISE / "another.wav", 21, 2.0)
+    expert = importlib.import_module("s3prl.downstream.speech_commands.expert")
+    dataset = importlib.import_module("s3prl.downstream.speech_commands.dataset")
+    listdir, scandir = os.listdir, os.scandir
+
+    @contextmanager
+    def backwards(path: str) -> Iterator[Iterator[os.DirEntry[str]]]:
+        yield iter(sorted(scandir(path), key=lambda entry: entry.name, reverse=True))
+
+    monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
+    monkeypatch.setattr(os, "scandir", backwards)
+    _check("speech_commands", items, ("train",), tmp_path)
+    (tmp_path / "ks" / "test" / ".empty").mkdir()  # holds nothing that s3prl would read
+    _check("speech_commands", items, ("train",), tmp_path)
+    parts = expert.split_dataset(str(train))
+    roots = {"speech_commands_root": str(train), "speech_commands_test_root": str(test)}
+    lists = [dataset.SpeechCommandsDataset(part, **roots).data for part in parts]
+    lists.append(dataset.SpeechCommandsTestingDataset(**roots).data)
+    for found in lists:
+        files = [str(file) for _, file in found]
+        noises = [file for file in files if NOISE in file]
+        assert noises == sorted(noises) and len(files) > 8
+        assert [file for file in files if file not in noises] == sorted(set(files) - set(noises))
+
+
+@pytest.mark.parametrize(
+    ("task", "file"),
+    [
+        ("fluent_commands", "data/train_data.csv"),
+        ("sv_voxceleb1", "pairs.txt"),
+        ("quesst14_dtw", "scoring/language_key_dev.lst"),
+    ],
+)
+def test_a_table_that_is_no_text_is_named(tmp_path: Path, task: str, file: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    (tmp_path / task / file).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(EkdError, match=f"{file}: cannot be read as text"):
+        _check(task, items, ("dev",), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "file", "message"),
+    [
+        ("fluent_commands", "data/test_data.csv", "test_data.csv: no such table .*file_path"),
+        ("diarization", "dev/reco2dur", "loaderrc.dev_dir: .*: a Kaldi folder without reco2dur"),
+        ("quesst14_dtw", "scoring/language_key_eval.lst", "language_key_eval.lst: no such list"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str, message: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    (tmp_path / task / file).unlink()
+    with pytest.raises(EkdError, match=message):
+        _check(task, items, ("dev", "test"), tmp_path)
+    if task != "fluent_commands":  # of which s3prl reads all tables at once
+        _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
+
+
+def test_every_task_has_a_config_and_its_splits() -> None:
+    paper = {WITH_CONFIG[name] for name in PAPER_TASKS}
+    assert set(WITH_CONFIG.values()) - paper == set(taskdata_superb.SPLITS) == set(CORPORA)
+    for short, task in WITH_CONFIG.items():
+        assert downstream_arguments.find_task_config(None, task, Path("/")).endswith(f"downstream_configs/{short}.yaml")

@@ -21,6 +21,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
 FILE_NAME = "scores.json"
+NOT_SCORES = "not a scores.json of s3prl-ekd evaluate"
 Folder = TypeVar("Folder", str, Path)
 
 
@@ -135,13 +136,13 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: {error}") from error
+        raise EkdError(f"{path}: {NOT_SCORES}: {error}") from error
 
 
 def _checked(path: Path, record: Any) -> dict[str, Any]:
     tasks = record.get("tasks") if isinstance(record, dict) and "label" in record else None
     if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
-        raise EkdError(f"{path}: not a scores.json of s3prl-ekd evaluate: expected the keys label and tasks")
+        raise EkdError(f"{path}: {NOT_SCORES}: expected the keys label and tasks")
     if not str(record["label"]).isprintable():  # a terminal would obey it
         raise EkdError(f"{path}: label: {record['label']!r}: expected printable characters")
     for task in tasks.values():

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from export_student import export_hf, score_record, write_student
+from export_student import export_hf, student_record, write_student
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -36,7 +36,7 @@ def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path
     other = write_student(tmp_path / "other" / "states-1.ckpt", seed=9)
     everything = ("--training-data", "other corpus", "--licence", "mit")
     scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps(score_record(checkpoint)))
+    scores.write_text(json.dumps(student_record(checkpoint)))
     mine = ("--training-data", "my corpus", "--licence", "cc-by-4.0", "--scores", str(scores))
     assert export_hf(checkpoint, out, *mine) == 0
     rich = card.read_text()

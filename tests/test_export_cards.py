@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_student import export_hf, score_record
+from export_student import export_hf, student_record
+from score_records import score_of_task, score_record
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -26,20 +27,21 @@ def test_card(checkpoint: Path, tmp_path: Path) -> None:
     for word in ("license: mit", "wavlm_base_plus", "train-clean-100", "284,000 parameters", "multi_head"):
         assert word in card
     assert "## Scores" not in card
-    scores, record = tmp_path / "scores.json", score_record(checkpoint)
+    scores, record = tmp_path / "scores.json", student_record(checkpoint)
     scores.write_text(json.dumps(record))
     assert export_hf(checkpoint, tmp_path / "x", "--scores", str(scores), "--licence", "cc-by-4.0") == 0
     card = (tmp_path / "x" / "README.md").read_text()
     for word in ("| PR (PER %) | 51.25 | 7 | 300 | 0.01 |", "encoded alone", "license: cc-by-4.0"):
         assert word in card
     assert not (tmp_path / "x" / "LICENSE").exists()
-    several = {"seeds": [1, 2], "tasks": {"pr": record["tasks"]["pr"] | {"standard_error": {"per": 0.5}}}}
+    pr = record["tasks"]["pr"]
+    several = {"seeds": [1, 2], "tasks": {"pr": pr | {"standard_error": {"per": 0.5}, "seeds": {"1": pr, "2": pr}}}}
     scores.write_text(json.dumps(record | several))
     export_huggingface(checkpoint, tmp_path / "z", scores=scores)
     card = (tmp_path / "z" / "README.md").read_text()
     assert "| PR (PER %) | 51.25 ± 0.50 | 7 |" in card and "Means over 2 seeds" in card
-    folds = {"acc": 50.0, "n_utterances": 8, "folds": {"fold1": {}, "fold2": {}}}
-    scores.write_text(json.dumps(record | {"tasks": {"er": folds}}))
+    er = score_of_task("er", n_utterances=8, folds={fold: score_of_task("er") for fold in ("fold1", "fold2")})
+    scores.write_text(json.dumps(record | {"tasks": {"er": er}}))
     export_huggingface(checkpoint, tmp_path / "z", scores=scores)
     assert "ER is the mean over fold1, fold2 alone." in (tmp_path / "z" / "README.md").read_text()
     scores.write_text(json.dumps(record | {"checkpoint": "other.ckpt", "checkpoint_sha256": "0" * 64}))
@@ -57,8 +59,9 @@ def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint
     ekd["initialise_from"] = "<img src=x>\n# Mine"
     state["EKD"]["head_sets"][0]["labels"][0] = "4 |\n# Mine"
     torch.save(state, tmp_path / "evil.ckpt")
-    scores = score_record(tmp_path / "evil.ckpt") | {"label": "`a` <b>", "preset": "](javascript:a)\n# Mine"}
-    scores["tasks"]["pr"] |= {"n_utterances": "|\n# Mine", "steps": "<b>"}
+    scores = student_record(tmp_path / "evil.ckpt") | {"label": "`a` <b>", "preset": "](javascript:a)\n# Mine"}
+    fold = "|\n# Mine <b>"
+    scores["tasks"]["er"] = score_of_task("er", folds={fold: score_of_task("er")})
     (tmp_path / "scores.json").write_text(json.dumps(scores))
     folder = export_huggingface(tmp_path / "evil.ckpt", tmp_path / "hf", scores=tmp_path / "scores.json")
     card = (folder / "README.md").read_text()
@@ -66,29 +69,26 @@ def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint
     assert not any(words in card for words in ("\n# Mine", "<script>", "<img", "<b>", "](java", "`a`"))
 
 
-@pytest.mark.parametrize(
-    "task", [{}, {"per": "low"}, {"per": 1.0, "lr": "x"}, {"per": 1.0, "standard_error": 3}, {"per": 1.0, "seeds": 3}]
-)
 def test_a_record_of_another_kind_is_one_line(
-    task: dict[str, object], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scores = tmp_path / "scores.json"
-    scores.write_text(json.dumps(score_record(checkpoint) | {"tasks": {"pr": {"standard_error": {}} | task}}))
+    record = student_record(checkpoint)
+    del record["tasks"]["pr"]["per"]
+    scores.write_text(json.dumps(record))
     assert export_hf(checkpoint, tmp_path / "out", "--scores", str(scores)) == 2
-    told = capsys.readouterr().err
-    assert f"--scores {scores}: not a scores.json of s3prl-ekd evaluate (" in told and told.count("\n") == 1
+    line = f"error: {scores}: not a scores.json of s3prl-ekd evaluate: tasks.pr.per: expected a number\n"
+    assert capsys.readouterr().err == line
     assert not (tmp_path / "out").exists()
-    (tmp_path / "run").mkdir()
-    scores.rename(tmp_path / "run" / "scores.json")
-    assert main(["export", "public", "--runs", str(tmp_path / "run"), "--out", str(tmp_path / "predict.zip")]) == 2
-    assert f"{tmp_path / 'run' / 'scores.json'}: not a scores.json" in capsys.readouterr().err
+    assert main(["export", "public", "--runs", str(tmp_path), "--out", str(tmp_path / "predict.zip")]) == 2
+    assert capsys.readouterr().err == line
 
 
 def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:
-    def task(*seeds: str) -> dict[str, object]:
-        return {"acc": 1.0, "per": 1.0, "standard_error": {}} | ({"seeds": dict.fromkeys(seeds)} if seeds else {})
+    def task(name: str, *seeds: str) -> dict[str, object]:
+        return {**score_of_task(name), "standard_error": {}, "seeds": dict.fromkeys(seeds)}
 
-    record = {"label": "x", "seeds": [1, 2, 3], "tasks": {"pr": task("1", "2"), "sid": task("1", "2", "3")}}
+    record = score_record(tasks={"pr": task("pr", "1", "2"), "sid": task("sid", "1", "2", "3")}, seeds=[1, 2, 3])
     assert "Means over 2 to 3 seeds ±" in cards.scores_section(record)
 
 

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from score_records import score_of_task, score_record
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -140,7 +141,7 @@ def test_no_runs_and_other_runs(runs: Path, tmp_path: Path) -> None:
 
 
 def record(runs: Path, **tasks: dict) -> None:
-    (runs / "scores.json").write_text(json.dumps({"label": "x", "seed": 1, "tasks": tasks}))
+    (runs / "scores.json").write_text(json.dumps(score_record(tasks=tasks)))
 
 
 def submitted(out: Path) -> dict[str, str]:
@@ -150,11 +151,11 @@ def submitted(out: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize("acc", [49.9, 50.1, 54.0, 75.0])
 def test_a_score_that_the_predictions_do_not_give(acc: float, runs: Path, tmp_path: Path) -> None:
-    record(runs, sid={"acc": acc, "folder": "sid"})
+    record(runs, sid=score_of_task("sid", acc))
     with pytest.raises(EkdError, match=rf"sid acc is {acc:.2f}, .* give 50.00; they are of another run"):
         export_public(runs, tmp_path / "predict.zip")
     assert not (tmp_path / "predict.zip").exists()
-    record(runs, sid={"acc": 50.004, "folder": "sid"})  # rounding, as a log has it
+    record(runs, sid=score_of_task("sid", 50.004))  # rounding, as a log has it
     assert export_public(runs, tmp_path / "predict.zip")[1] == {"sid": 0.5}
 
 
@@ -165,7 +166,7 @@ def test_only_what_scores_json_lists_is_submitted(
     """The other folders below runs are another model's, or of a rate that was not picked."""
     write(runs / "runs" / "pr-lr0.1" / "test-ref.ark", {"1-1-0": "HH IY1 Z"})
     write(runs / "runs" / "pr-lr0.1" / "test-hyp.ark", {"1-1-0": "HH IY1 Z"})
-    record(runs, pr={"per": 0.0, "folder": "pr-lr0.1"})
+    record(runs, pr=score_of_task("pr", 0.0, folder="pr-lr0.1"))
     out, given = tmp_path / "predict.zip", runs / "runs" if below else runs
     assert export_public(given, out)[1] == {"pr": 0.0}
     assert submitted(out) == {"predict/pr_public/predict.ark": "1-1-0 HH IY1 Z\n"}
@@ -177,7 +178,8 @@ def test_only_what_scores_json_lists_is_submitted(
     assert export_public(Path(), out)[1] == {"pr": 0.0}
     out.unlink()
     # a fold that was not scored is not taken from a folder that happens to be there
-    record(runs, er={"acc": 0.0, "folds": {fold: {"folder": f"er-{fold}"} for fold in FOLDS[:4]}})
+    folds = {fold: score_of_task("er", folder=f"er-{fold}") for fold in FOLDS[:4]}
+    record(runs, er=score_of_task("er", 0.0, folds=folds))
     with pytest.raises(EkdError, match=r"scores\.json: er fold5 is not in it: .*all five folds"):
         export_public(given, out)
     record(runs)
@@ -189,8 +191,9 @@ def test_only_what_scores_json_lists_is_submitted(
 def test_one_seed_is_submitted(runs: Path, tmp_path: Path) -> None:
     write(runs / "runs" / "sid-seed2" / "test_truth.txt", {"id10001-a-1": "id10001"})
     write(runs / "runs" / "sid-seed2" / "test_predict.txt", {"id10001-a-1": "id10001"})
-    seeds = {"1": {"acc": 50.0, "folder": "sid"}, "2": {"acc": 100.0, "folder": "sid-seed2"}}
-    record(runs, sid={"acc": 75.0, "seeds": seeds}, pr={"per": 25.0, "folder": "pr"})
+    seeds = {"1": score_of_task("sid", 50.0), "2": score_of_task("sid", 100.0, folder="sid-seed2")}
+    sid = score_of_task("sid", 75.0, seeds=seeds, standard_error={"acc": 25.0})
+    record(runs, sid=sid, pr=score_of_task("pr", 25.0))
     out = tmp_path / "predict.zip"
     with pytest.raises(EkdError, match="sid was tested at the seeds 1, 2, .* choose with --seed"):
         export_public(runs, out)

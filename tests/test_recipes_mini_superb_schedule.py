@@ -15,6 +15,7 @@ from typing import get_args, get_type_hints
 
 import pytest
 import yaml
+from score_records import score_of_task, score_record
 
 from recipes.mini_superb import __main__ as command
 from recipes.mini_superb import scores, students
@@ -72,8 +73,8 @@ class FakeCalls:
             (log.parent / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
         else:
             log.parent.mkdir(parents=True, exist_ok=True)
-            tasks = {task: {"lr": 0.1} for task in PAPER_TASKS}
-            (log.parent / "scores.json").write_text(json.dumps({"label": name, "tasks": tasks}))
+            tasks = {task: score_of_task(task) for task in PAPER_TASKS}
+            (log.parent / "scores.json").write_text(json.dumps(score_record(name, tasks)))
         self.note("end", act, name, seed)
 
     def fill(self, config: Path) -> None:
@@ -117,7 +118,7 @@ def test_tasks_that_were_done_before_an_interruption_are_kept(fake: FakeCalls, m
 def test_a_later_seed_wants_every_rate_of_the_first(fake: FakeCalls, caplog: pytest.LogCaptureFixture) -> None:
     first = fake.folder / "work" / "scores" / "fbank" / "seed1"
     first.mkdir(parents=True)
-    (first / "scores.json").write_text(json.dumps({"label": "fbank", "tasks": {"pr": {"lr": 0.1}}}))
+    (first / "scores.json").write_text(json.dumps(score_record("fbank")))
     assert fake.main("--only", "fbank", "--seeds", "2", "--tasks", "pr,asr") == 2
     assert "seed1/scores.json: has no asr, whose learning rate is picked there" in caplog.text
     assert fake.main("--only", "fbank", "--seeds", "2", "--tasks", "pr") == 0
@@ -128,14 +129,14 @@ def test_a_later_seed_follows_when_the_first_picks_another_rate(fake: FakeCalls,
     given: list[list[str]] = []
     monkeypatch.setattr(Calls, "__call__", lambda _, words, log: given.append(words))
     monkeypatch.setattr(scores, "keep", lambda *_: None)
-    for seed, rate in ((1, 0.1), (2, 0.1)):
+    for seed in (1, 2):
         folder = fake.folder / "work" / "scores" / "fbank" / f"seed{seed}"
         folder.mkdir(parents=True)
-        (folder / "scores.json").write_text(json.dumps({"label": "fbank", "tasks": {"pr": {"lr": rate}}}))
+        (folder / "scores.json").write_text(json.dumps(score_record("fbank")))
     words = ("--only", "fbank", "--seeds", "2", "--tasks", "pr")
     assert fake.main(*words) == 0
     first = fake.folder / "work" / "scores" / "fbank" / "seed1" / "scores.json"
-    first.write_text(json.dumps({"label": "fbank", "tasks": {"pr": {"lr": 0.01}}}))
+    first.write_text(json.dumps(score_record("fbank", {"pr": score_of_task("pr", lr=0.01)})))
     assert fake.main(*words) == 0
     assert [("pr:0.1" in words, "--overwrite" in words) for words in given] == [(True, False), (False, True)]
 

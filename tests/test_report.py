@@ -61,6 +61,7 @@ def test_a_run_folder_that_another_seed_has_now_counts_once(evaluation):
     record = json.loads((evaluation / "scores.json").read_text())
     first = record["tasks"]["pr"]
     record["tasks"]["pr"] = {**first, "seeds": {"1": first, "2": first, "3": {**first, "folder": "pr-seed3"}}}
+    record["tasks"]["pr"]["standard_error"] = {"per": 0.0}
     (evaluation / "scores.json").write_text(json.dumps(record))
     other = evaluation / "runs" / "pr-seed3"
     other.mkdir()
@@ -282,11 +283,10 @@ def test_a_record_from_elsewhere_puts_no_markup_and_no_other_file_into_the_page(
     secret.write_text("password: hunter2\n")
     mine.write_text("base: config_model.yaml  # of mine\n")
     grid = [{"lr": 0.1, "dev": 12.5, "picked": True}]
-    for seed in (2, "<script>"):
-        name = "student" if seed == 2 else "other"
+    for name, file in (("student", mine), ("other", secret)):
         (tmp_path / name).mkdir(exist_ok=True)
-        row = {**record, "label": f"{name} <b>", "seed": seed, "model_config": str(mine if seed == 2 else secret)}
-        row["tasks"] = {"pr": {**record["tasks"]["pr"], "grid": grid, "seed": seed}}
+        row = {**record, "label": f"{name} <b>", "preset": "<script>", "model_config": str(file)}
+        row["tasks"] = {"pr": {**record["tasks"]["pr"], "grid": grid}}
         (tmp_path / name / "scores.json").write_text(json.dumps(row))
     _, evaluations = read_results([tmp_path / "student", tmp_path / "other"])
     text = page([], evaluations, "t")
@@ -294,5 +294,5 @@ def test_a_record_from_elsewhere_puts_no_markup_and_no_other_file_into_the_page(
     assert "# of mine" in text and "hunter2" not in text
     row["label"] = "a\x1b[31mb"
     (tmp_path / "other" / "scores.json").write_text(json.dumps(row))
-    with pytest.raises(EkdError, match=r"scores.json: label: 'a\\x1b\[31mb': expected printable characters"):
+    with pytest.raises(EkdError, match=r"scores.json: not a scores.json .*: label: .*'a\\x1b\[31mb'"):
         read_results([tmp_path / "other"])

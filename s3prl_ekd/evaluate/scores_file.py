@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.scores_format import NOT_SCORES, check_record
 from s3prl_ekd.whole_file import whole_file
 
 FILE_NAME = "scores.json"
-NOT_SCORES = "not a scores.json of s3prl-ekd evaluate"
 Folder = TypeVar("Folder", str, Path)
 
 
@@ -43,7 +43,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     path = path / FILE_NAME if path.is_dir() else path
     record = _read(path)
     if _is_table(record):
-        folders = ", ".join(str(path.parent / one["folder"]) for one in record["models"])
+        folders = ", ".join(str(folder) for folder, _ in read_models(path))
         raise EkdError(f"{path}: holds a table of models; expected one of {folders}")
     return _checked(path, record)
 
@@ -58,7 +58,8 @@ def read_models(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     record = _read(path)
     if not _is_table(record):
         return [(path.parent, _checked(path, record))]
-    return [(path.parent / str(_checked(path, one).get("folder", "")), one) for one in record["models"]]
+    models = [_checked(path, one, f"models[{place}]") for place, one in enumerate(record["models"])]
+    return [(path.parent / one.get("folder", ""), one) for one in models]
 
 
 def told_apart(models: Sequence[tuple[Folder, Mapping[str, Any]]]) -> list[tuple[Folder, dict[str, Any]]]:
@@ -139,13 +140,9 @@ def _read(path: Path) -> Any:
         raise EkdError(f"{path}: {NOT_SCORES}: {error}") from error
 
 
-def _checked(path: Path, record: Any) -> dict[str, Any]:
-    tasks = record.get("tasks") if isinstance(record, dict) and "label" in record else None
-    if not isinstance(tasks, dict) or not all(isinstance(task, dict) for task in tasks.values()):
-        raise EkdError(f"{path}: {NOT_SCORES}: expected the keys label and tasks")
-    if not str(record["label"]).isprintable():  # a terminal would obey it
-        raise EkdError(f"{path}: label: {record['label']!r}: expected printable characters")
-    for task in tasks.values():
+def _checked(path: Path, record: Any, prefix: str = "") -> dict[str, Any]:
+    found = check_record(path, record, prefix)
+    for task in found["tasks"].values():
         if "seeds" not in task:
-            task.setdefault("seed", record.get("seed"))  # older versions named it for the whole record alone
-    return record
+            task.setdefault("seed", found.get("seed"))  # older versions named it for the whole record alone
+    return found

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.errors import EkdError, reading
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import content
-from s3prl_ekd.evaluate.scores_file import NOT_SCORES, read_scores
+from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
@@ -172,8 +172,7 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
     file = newest_checkpoint(checkpoint)
     if record.get("checkpoint_sha256") != content(file):
         raise EkdError(f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {file} is")
-    with reading(f"--scores {path}: {NOT_SCORES}"):
-        return cards.scores_section(record)
+    return cards.scores_section(record)
 
 
 def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:

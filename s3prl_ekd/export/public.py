@@ -18,11 +18,11 @@ import editdistance
 
 from s3prl_ekd.corpora import fluent_commands, speech_commands
 from s3prl_ekd.corpora.layout_emotion import SUPERB_EMOTIONS
-from s3prl_ekd.errors import EkdError, reading
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.score import separator
-from s3prl_ekd.evaluate.scores_file import FILE_NAME, NOT_SCORES, by_seed, read_scores, run_folder, runs_of
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_scores, run_folder, runs_of
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import output_file
@@ -95,9 +95,8 @@ def export_public(
     else:
         listed = read_scores(home)["tasks"]
         chosen = _listed(home, listed, named)
-        with reading(f"{home / FILE_NAME}: {NOT_SCORES}"):
-            tested = {task.name: _tested(home, task.name, listed[task.name], seed) for task in chosen}
-            places = {task.name: _recorded(home, task, tested[task.name]) for task in chosen}
+        tested = {task.name: _tested(home, task.name, listed[task.name], seed) for task in chosen}
+        places = {task.name: _recorded(home, task, tested[task.name]) for task in chosen}
     predictions = [one for task in chosen for one in _collect(task, places[task.name])]
     scores = {}
     for task in chosen:
@@ -109,8 +108,7 @@ def export_public(
                 "%s: %d utterances, SUPERB's test set has %d: no SUPERB score", task.name, count, FULL[task.name]
             )
     if home is not None:
-        with reading(f"{home / FILE_NAME}: {NOT_SCORES}"):
-            _agree_with_record(home, scores, tested)
+        _agree_with_record(home, scores, tested)
     gone = [task.name for task in TASKS.values() if task.name in earlier and task not in chosen]
     if gone:
         log.warning("%s: replaced; the earlier one held %s too", out, ", ".join(gone))

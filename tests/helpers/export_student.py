@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from score_records import score_of_task, score_record
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.config import load_model_config
@@ -44,10 +45,10 @@ def export_hf(ckpt: Path, out: Path, *words: str) -> int:
     return main(["export", "hf", "--ckpt", str(ckpt), "--out", str(out), *words])
 
 
-def score_record(checkpoint: Path) -> dict[str, Any]:
+def student_record(checkpoint: Path) -> dict[str, Any]:
     """Scores of a checkpoint as ``s3prl-ekd evaluate`` writes them."""
-    return {
-        "label": "mine", "upstream": "ekd_student", "checkpoint": str(checkpoint), "preset": "quick",
-        "checkpoint_sha256": content(checkpoint), "cache_states": True,
-        "tasks": {"pr": {"per": 51.25, "n_utterances": 7, "steps": 300, "lr": 0.01}},
-    }  # fmt: skip
+    tasks = {"pr": score_of_task("pr", 51.25, n_utterances=7, steps=300, lr=0.01)}
+    return score_record(
+        "mine", tasks, upstream="ekd_student", checkpoint=str(checkpoint), checkpoint_sha256=content(checkpoint),
+        cache_states=True, preset="quick",
+    )  # fmt: skip

@@ -140,7 +140,7 @@ def test_the_table(data, tmp_path, stand_in, capsys):
     assert cells["SID acc ↑", "fbank"][0] == "27.50" and cells["SID acc ↑", "fbank"][2:] == ["–"] * 3
     score, _, change, spread, better = cells["SID acc ↑", "mel"]
     assert (score, change, better) == ("80.00", "**+52.50**", "100.0 %") and spread.startswith("+3")
-    assert cells["SID acc ↑", "mfcc"][2:] == ["+0.00", "-3.75 – +3.75", cells["SID acc ↑", "mfcc"][4]]
+    assert cells["SID acc ↑", "mfcc"][2:] == ["+0.00", "-3.75 to +3.75", cells["SID acc ↑", "mfcc"][4]]
     assert cells["ER acc ↑", "mel"][2] == "+0.00"  # of two folds, where both are alike
     printed = " ".join(capsys.readouterr().out.split())
     assert "PR 2, SID 40, ER 4; 10,000 draws" in printed and "relied on: PR (2), ER (2)." in printed
@@ -148,6 +148,23 @@ def test_the_table(data, tmp_path, stand_in, capsys):
     assert compare(out, "--baseline", "mel", "--tasks", "sid", "--draws", "500") == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "-52.50" in printed and "PR" not in printed and "500 draws" in printed
+
+
+def test_in_a_report(data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path, upstream=up("fbank", "mel"), tasks="pr,sid") == 0
+    out, words = tmp_path / "out", ["report", str(tmp_path / "out"), "--out", str(tmp_path / "r.html"), "--baseline"]
+    predict(out / "mel", "sid", 30)
+    predict(out / "fbank", "sid", 10)
+    assert main([*words, "mel"]) == 0
+    assert "points against mel" in " ".join(capsys.readouterr().out.split())
+    page = (tmp_path / "r.html").read_text()
+    assert "<h2>Differences from mel</h2>" in page and "<td class=worse>-50.00</td>" in page
+    (tmp_path / "r.html").unlink()
+    for label, message in (("mfcc", "--baseline mfcc: no such model; there are fbank, mel"), ("fbank", "mel")):
+        (out / "mel" / "runs" / "sid" / "test_predict.txt").unlink(missing_ok=True)
+        assert main([*words, label]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "r.html").exists()
 
 
 def test_blocks_and_conditions(data, tmp_path, stand_in, capsys):
@@ -162,7 +179,7 @@ def test_blocks_and_conditions(data, tmp_path, stand_in, capsys):
     assert main(["robustness", str(out), "--distortion", "noisy.yaml", "--device", "cpu"]) == 0
     assert compare(out, "--condition", "noisy") == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "Test audio: noisy." in printed and "0.00 – 0.00" in printed  # the stand-in hears nothing in it
+    assert "Test audio: noisy." in printed and "0.00 to 0.00" in printed  # the stand-in hears nothing in it
     result = out / "mel" / "runs" / "sid" / "distorted" / "noisy" / "result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"digest": "another"}))
     assert compare(out, "--condition", "noisy") == 2

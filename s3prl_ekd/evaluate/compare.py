@@ -1,19 +1,17 @@
-"""How far the differences of evaluated models are chance: read from prediction files, by bootstrap; as tables.
+"""How far the differences of evaluated models are chance: read from prediction files, by bootstrap.
 
-Nothing is run here. The arithmetic is in ``bootstrap.py``.
+Nothing is run here. The arithmetic is in ``bootstrap.py``, the tables in ``compare_table.py``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.markup import escape
-from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.bootstrap import Floats, Part, drawn_rates, interval, mean_rates, share_below
@@ -21,13 +19,9 @@ from s3prl_ekd.evaluate.distorted import FOLDER, read_result
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.score import Outcome, outcomes
-from s3prl_ekd.evaluate.table import MISSING, cell, markdown_table
-from s3prl_ekd.evaluate.tasks import Task, shown
+from s3prl_ekd.evaluate.tasks import Task, tasks_among
 
 Model = tuple[Path, Mapping[str, Any]]  # a model's folder and its record (``scores_file.read_models``)
-
-_HEADINGS = ("score", "95 %", "Δ", "95 % of Δ", "better")
-_FEW = 10  # utterances or blocks in a test set or a fold: the bootstrap takes what is there for all there could be
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class OnTask:
     """The models on one task."""
 
     task: Task
@@ -76,19 +70,43 @@ class Comparison:
     """Of each fold, or of the whole test set."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """The models on every task of the baseline, or on some."""
+
+    baseline: str
+    settings: Settings
+    tasks: list[OnTask]
+
+
 Outcomes = dict[str | None, dict[str, Outcome]]
 """Fold -> utterance -> outcome; the fold of a task without folds is None."""
 
 
-def compare(models: Sequence[Model], task: Task, baseline: str, settings: Settings) -> Comparison:
-    """Score every model that has the task, with intervals, and its difference to the baseline.
+def compare(
+    models: Sequence[Model], settings: Settings, baseline: str | None = None, tasks: str | None = None
+) -> Comparison:
+    """Score every model, with intervals, and its difference to the baseline.
 
     Args:
-        models: with their labels, each once; the baseline is among those that have the task.
+        models: each label once.
+        baseline: a label; None: the first model.
+        tasks: names with commas between, as ``--tasks``; None: all on which the baseline was tested.
 
     Raises:
-        EkdError: predictions are gone, or models were tested on different utterances, references, folds or distortions.
+        EkdError: no such baseline or task, predictions are gone, or models were tested on different utterances,
+            references, folds or distortions.
     """
+    there = {str(record["label"]): record["tasks"] for _, record in models}
+    baseline = next(iter(there)) if baseline is None else baseline
+    if baseline not in there:
+        raise EkdError(f"--baseline {baseline}: no such model; there are {', '.join(there) or 'none'}")
+    otherwise = f"{baseline} was not tested on it, but on {', '.join(there[baseline])}"
+    chosen = tasks_among(tasks, there[baseline], otherwise)
+    return Comparison(baseline, settings, [_on_task(models, task, baseline, settings) for task in chosen])
+
+
+def _on_task(models: Sequence[Model], task: Task, baseline: str, settings: Settings) -> OnTask:
     models = [one for one in models if task.name in one[1]["tasks"]]
     labels = [str(record["label"]) for _, record in models]
     tested = [_tested(home, record, task, settings.condition) for home, record in models]
@@ -107,7 +125,7 @@ def compare(models: Sequence[Model], task: Task, baseline: str, settings: Settin
         values, change = drawn[:, number], float(point[number] - point[at])
         difference = None if number == at else _difference(task, change, values, drawn[:, at])
         rows.append(Row(label, float(point[number]), interval(values), difference))
-    return Comparison(task, rows, sum(map(len, first.values())), [len(part.tokens) for part in parts])
+    return OnTask(task, rows, sum(map(len, first.values())), [len(part.tokens) for part in parts])
 
 
 def _tested(
@@ -184,63 +202,3 @@ def _difference(task: Task, value: float, scores: Floats, of_baseline: Floats) -
     below = share_below(scores, of_baseline)
     is_better = None if low <= 0 <= high else (high < 0) == task.lower_is_better
     return Difference(value, (low, high), below if task.lower_is_better else 1 - below, is_better)
-
-
-def note(comparisons: Sequence[Comparison], baseline: str, settings: Settings) -> str:
-    """What stands below the table."""
-    sizes = ", ".join(
-        f"{one.task.name.upper()} {one.utterances:,}"
-        + (f" in {sum(one.blocks):,} blocks" if settings.blocks is not None else "")
-        for one in comparisons
-    )
-    few = [f"{one.task.name.upper()} ({min(one.blocks)})" for one in comparisons if min(one.blocks) < _FEW]
-    unsure = f" Too few to draw from for an interval that can be relied on: {', '.join(few)}." if few else ""
-    audio = "" if settings.condition is None else f" Test audio: {settings.condition}."
-    return (
-        "Test scores in %, with 95 % intervals by paired bootstrap over the test utterances "
-        f"({sizes}; {settings.draws:,} draws).{unsure}{audio} Δ: points against {baseline}; better: share of the draws "
-        "in which the row is the better one. The intervals hold the chance of the test set alone, not that of training "
-        "(--seeds of evaluate), and each row is a test of its own: of twenty models that differ in nothing, one is "
-        "expected to show a difference."
-    )
-
-
-def _lines(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, str, bool | None, list[str]]]:
-    """Task, label, whether the model is better than the baseline (None: not known), and the other cells of each row."""
-    for one in comparisons:
-        for row in one.rows:
-            cells = [cell(row.score), " – ".join(map(cell, row.interval)), MISSING, MISSING, MISSING]
-            found, is_better = row.difference, None
-            if found is not None:
-                is_better = found.is_better
-                cells[2:] = [
-                    f"{found.value:+.2f}", " – ".join(f"{bound:+.2f}" for bound in found.interval),
-                    f"{100 * found.better:.1f} %",
-                ]  # fmt: skip
-            yield f"{one.task.name.upper()} {shown(one.task.metric)}", row.label, is_better, cells
-
-
-def comparison_table(comparisons: Sequence[Comparison], caption: str) -> Table:
-    """The rich table: a difference whose interval is on one side of zero is green or red."""
-    table = Table(caption=escape(caption), caption_justify="left", caption_style="dim", box=None, pad_edge=False)
-    table.add_column("task", no_wrap=True)
-    table.add_column("upstream", overflow="fold", min_width=12)
-    for heading in _HEADINGS:
-        table.add_column(heading, justify="right", no_wrap=True)
-    above = None
-    for task, label, is_better, cells in _lines(comparisons):
-        if is_better is not None:
-            cells[2:] = [f"[{'green' if is_better else 'red'}]{text}[/]" for text in cells[2:]]
-        table.add_row("" if task == above else task, escape(label), *cells)
-        above = task
-    return table
-
-
-def comparison_markdown(comparisons: Sequence[Comparison], caption: str) -> str:
-    """The table in Markdown, with its note; a difference whose interval is on one side of zero is bold."""
-    lines = [["task", "upstream", *_HEADINGS]]
-    for task, label, is_better, cells in _lines(comparisons):
-        if is_better is not None:
-            cells[2] = f"**{cells[2]}**"
-        lines.append([task, label, *cells])
-    return f"{markdown_table(lines, left=2)}\n{caption}\n"

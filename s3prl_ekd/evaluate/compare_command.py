@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.compare import Model, Settings, compare, comparison_markdown, comparison_table, note
+from s3prl_ekd.evaluate.compare import Model, Settings, compare
+from s3prl_ekd.evaluate.compare_table import comparison_markdown, comparison_table
 from s3prl_ekd.evaluate.scores_file import read_models, told_apart
-from s3prl_ekd.evaluate.tasks import Task, tasks_among
 from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import output_file
 
@@ -61,19 +61,13 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise EkdError(f"--seed {args.seed}: expected 0 or more")
     models = _labelled([one for folder in args.scores for one in _read(folder)])
-    labels = [str(record["label"]) for _, record in models]
-    baseline = labels[0] if args.baseline is None else args.baseline
-    if baseline not in labels:
-        raise EkdError(f"--baseline {baseline}: no such model; there are {', '.join(labels)}")
-    tasks = _tasks(args.tasks, models, baseline)
     if args.out is not None:
         output_file(args.out)
-    found = [compare(models, task, baseline, settings) for task in tasks]
-    caption = note(found, baseline, settings)
+    found = compare(models, settings, args.baseline, args.tasks)
     console = Console()
-    console.print(comparison_table(found, caption))
+    console.print(comparison_table(found))
     if args.out is not None:
-        write_whole(args.out, comparison_markdown(found, caption))
+        write_whole(args.out, comparison_markdown(found))
         console.print(f"[dim]{escape(str(args.out))}[/]", highlight=False, soft_wrap=True)
     return 0
 
@@ -101,9 +95,3 @@ def _labelled(models: Sequence[Model]) -> list[Model]:
     if len({home.resolve() for home, _ in models}) < len(models):
         raise EkdError("SCORES: a model is there twice; name each folder once")
     return [*told_apart(models)]
-
-
-def _tasks(text: str | None, models: Sequence[Model], baseline: str) -> list[Task]:
-    """Those of the baseline, or some of them."""
-    there = next(record["tasks"] for _, record in models if record["label"] == baseline)
-    return tasks_among(text, there, f"{baseline} was not tested on it, but on {', '.join(there)}")

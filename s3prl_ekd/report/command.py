@@ -11,6 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.compare import Settings, compare
+from s3prl_ekd.evaluate.compare_table import comparison_table
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.table import score_table
 from s3prl_ekd.report import comparison
@@ -37,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", action="store_true", help="add published SUPERB scores of other systems, set apart"
     )
+    parser.add_argument(
+        "--baseline", metavar="LABEL",
+        help="add a table of the differences from this model, with intervals, as s3prl-ekd compare makes it",
+    )  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.is_dir() or args.out.suffix.lower() not in (".html", ".htm"):
         raise EkdError(f"--out {args.out}: expected a file that ends in .html (figures go into a folder beside it)")
     pretrainings, evaluations = read_results(args.results)
+    found = None
+    if args.baseline is not None:
+        found = compare([(one.folder, one.scores) for one in evaluations], Settings(), args.baseline)
     output_file(args.out)
     console = Console()
     if len(pretrainings) > 1:
@@ -55,12 +64,14 @@ def run(args: argparse.Namespace) -> int:
         records = [one.scores for one in evaluations]
         for table in [*grid_tables(records), score_table(records)]:
             console.print(table)
+    if found is not None:
+        console.print(comparison_table(found))
     folder = args.out.with_suffix("")
     if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
         folder = folder.with_name(f"{folder.name}_figures")
     figures = write_pngs(folder, pretrainings, evaluations)
     stale = stale_figures(args.out, figures)
-    text = page(pretrainings, evaluations, args.title, args.note, args.reference, figures)
+    text = page(pretrainings, evaluations, args.title, args.note, args.reference, figures, found)
     with whole_file(args.out.resolve()) as partial:  # which may be a link
         partial.write_text(text, encoding="utf-8")
     for old in stale:

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.evaluate.compare import Comparison
 from s3prl_ekd.report import scores
 from s3prl_ekd.report.comparison import comparison
 from s3prl_ekd.report.curves import TERMS, head_losses_png, logged, overview_png, series
@@ -29,6 +30,7 @@ def page(
     notes: Sequence[str] = (),
     reference: bool = False,
     figures: Sequence[Path] = (),
+    compared: Comparison | None = None,
 ) -> str:
     """The page's text.
 
@@ -38,11 +40,13 @@ def page(
         notes: plain sentences shown on top.
         reference: adds other systems' published rows.
         figures: the PNG files that were written with it.
+        compared: the evaluations, for a table of their differences.
     """
     date = datetime.datetime.now(datetime.UTC).strftime("%d %B %Y")
     records = [one.scores for one in evaluations]
     sections = [
         scores.scores(records) if records else "",
+        scores.differences(compared) if compared else "",
         scores.robustness(evaluations),
         scores.reference() if reference else "",
         scores.macs(records),

@@ -13,6 +13,9 @@ from typing import Any
 
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.compare import Comparison
+from s3prl_ekd.evaluate.compare_table import HEADINGS, lines
+from s3prl_ekd.evaluate.compare_table import note as comparison_note
 from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.distorted import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
@@ -50,6 +53,19 @@ def scores(records: Records) -> str:
         detail = " · ".join([record["upstream"], f"preset {record['preset']}", _seeds(record)])
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
     return section("Scores", table("scores", head, "".join(rows)) + note(footnote(records)))
+
+
+def differences(compared: Comparison) -> str:
+    """Each model's difference from the baseline with its interval, task by task."""
+    head = "<th>upstream</th>" + "".join(f"<th>{escape(heading)}</th>" for heading in HEADINGS)
+    body, above = [], None
+    for task, label, is_better, cells in lines(compared):
+        mark = {None: "", True: " class=best", False: " class=worse"}[is_better]
+        found = "".join(f"<td{mark if column > 1 else ''}>{escape(text)}</td>" for column, text in enumerate(cells))
+        body.append(f"<tr><th>{'' if task == above else escape(task)}</th><td>{breakable(label)}</td>{found}</tr>")
+        above = task
+    title = f"Differences from {compared.baseline}"
+    return section(title, table("scores differences", head, "".join(body)) + note(comparison_note(compared)))
 
 
 def robustness(evaluations: Sequence[Evaluation]) -> str:

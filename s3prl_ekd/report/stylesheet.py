@@ -46,6 +46,8 @@ table{border-collapse:collapse;width:100%}
 .scores th:last-child,.scores td:last-child{padding-right:2px}
 .scores small{display:block;color:var(--muted);font-weight:400;font-size:.78rem}
 .scores .best{font-weight:700;color:var(--accent)}
+.scores .worse{font-weight:700}
+.differences :is(th,td):nth-child(2){text-align:left}
 .scores .size{color:var(--muted)}
 .scores .picked{font-weight:700;color:var(--accent)}
 .scores .picked::before{content:"";display:inline-block;width:.42em;height:.42em;border-radius:50%;

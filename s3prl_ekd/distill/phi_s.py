@@ -82,8 +82,8 @@ class PhiS(RunningMoments):
 def hadamard(order: int) -> Tensor:
     """An orthonormal Hadamard matrix (order, order) in fp64: ``H H^T = I`` and every entry ``+-1/sqrt(order)``.
 
-    Sylvester's doubling ``[[H, H], [H, -H]]`` over a Paley matrix of order q + 1, q a prime with ``q % 4 == 3``:
-    768 = 12 * 64 from q = 11, 1024 = 2^10 from order 1.
+    Sylvester's doubling ``[[H, H], [H, -H]]`` over the largest Paley matrix that ends in it, of order q + 1, q a prime
+    with ``q % 4 == 3``: 768 = 2 * 384 from q = 383, 1024 = 8 * 128 from q = 127.
 
     Raises:
         EkdError: neither construction has this order.

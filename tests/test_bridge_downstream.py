@@ -86,6 +86,32 @@ def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
         check("average")
 
 
+@pytest.mark.parametrize(
+    ("before", "given", "same"),
+    [
+        ("embedded:tiny_hubert", "embedded:tiny_wavlm", False),
+        ("hubert_base", "wavlm_base", False),  # results lie in folders that are called after their teacher
+        ("https://example.org/a.ckpt", "https://example.org/b.ckpt", False),
+        ("hubert_base", "hubert.pt", True),  # downloaded
+        ("/gone/hubert.pt", "hubert_base", True),
+    ],
+)
+def test_another_name_is_another_upstream(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, given: str, same: bool
+) -> None:
+    """A file may have moved; what is named by a name is what it always was, and a head goes on with its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("wavlm_base").mkdir()
+    Path("hubert.pt").touch()
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": Namespace(upstream_ckpt=before)})
+    args = Namespace(upstream_ckpt=given)
+    if same:
+        downstream_arguments.check_same(args, {"upstream_ckpt"}, Path("states-8.ckpt"))
+    else:
+        with pytest.raises(EkdError, match=re.escape(f"-k {given}: states-8.ckpt was made with -k {before}; name")):
+            downstream_arguments.check_same(args, {"upstream_ckpt"}, Path("states-8.ckpt"))
+
+
 @pytest.mark.parametrize("given", [set(), {"hub"}], ids=["default", "--hub torch"])
 @pytest.mark.parametrize("saved", [{"hub": "huggingface"}, {"hub": "torch", "from_hf_hub": True}])
 def test_code_from_a_repository_that_a_checkpoint_names_is_not_run_unasked(

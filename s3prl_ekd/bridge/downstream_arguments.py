@@ -74,7 +74,8 @@ def _same_file(name: str, given: str, before: str | None) -> bool:
     if name == "upstream_model_config" and "/" not in given:  # perhaps a variant's name
         return Path(given).stem == Path(before).stem
     if not (Path(given).exists() and Path(before).exists()):
-        return True  # the upstream has moved (_load_resumed), or its name is no path
+        # the upstream has moved (_correct_saved), was or will be downloaded; of two names each is another upstream's
+        return Path(before).is_absolute() or model_path(given) is not None
     return Path(given).resolve() in (Path(before).resolve(), *Path(before).parents)
 
 

@@ -176,6 +176,9 @@ def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> No
     complete("asr", config, tmp_path, "inference")
 
 
+NEUTRAL = {"path": "here.wav", "label": "neu"}  # an utterance of ER
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -183,9 +186,15 @@ def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> No
         ({"meta_data": [{"label": "neu"}]}, "expected labels and meta_data: "),
         ({"labels": {}}, "expected labels and meta_data: "),
         ({"meta_data": []}, "lists no utterance"),
+        ({"meta_data": [{"path": 5, "label": "neu"}]}, "expected labels and meta_data: "),
+        ({"meta_data": [NEUTRAL]}, "labels: expected {name: 0, name: 1, ...}, found None"),
+        ({"meta_data": [NEUTRAL], "labels": ["neu"]}, "labels: expected {name: 0, name: 1, ...}, found ['neu']"),
+        ({"meta_data": [NEUTRAL], "labels": {"neu": 0, "hap": 2}}, "labels: expected {name: 0, name: 1, ...}, found {"),
+        ({"meta_data": [NEUTRAL], "labels": {"hap": 0}}, "here.wav: its label 'neu' is none of the labels hap"),
+        ({"meta_data": [NEUTRAL], "labels": {"hap": 0, "neu": 1}}, "labels: other ones than in TRAIN"),
     ],
 )
-def test_a_fold_whose_tables_say_nothing(filled: dict, tmp_path: Path, content: object, message: str) -> None:
+def test_a_fold_whose_tables_cannot_be_used(filled: dict, tmp_path: Path, content: object, message: str) -> None:
     config = copy.deepcopy(filled["er"])
     data = config["downstream_expert"]["datarc"]
     old = Path(data["meta_data"], "Session1")
@@ -196,7 +205,8 @@ def test_a_fold_whose_tables_say_nothing(filled: dict, tmp_path: Path, content: 
     data |= {"meta_data": str(tmp_path), "test_fold": "fold2"}
     complete("er", config, tmp_path)
     table.write_text(json.dumps(content))  # the second of them
-    with pytest.raises(EkdError, match=re.escape(f"{table}: {message}")):
+    train = str(table.with_name("train_meta_data.json"))
+    with pytest.raises(EkdError, match=re.escape(f"{table}: {message.replace('TRAIN', train)}")):
         complete("er", config, tmp_path)
 
 

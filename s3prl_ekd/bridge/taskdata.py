@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import pickle
 from argparse import Namespace
 from collections.abc import Iterable
@@ -136,20 +137,37 @@ def _emotion(args: Namespace, expert: Section) -> None:
     fold = str(data.values.get("test_fold") or getattr(args, "downstream_variant", None) or "fold1")
     if "/" in fold:
         raise data.wrong("test_fold", f"{fold}: expected the name of a fold")
+    labels = None
     for name in ("train", "test"):
         table = tables / fold.replace("fold", "Session") / f"{name}_meta_data.json"
         if not table.is_file():
             raise data.wrong("test_fold", f"{fold}: {table}: no such file")
-        try:
-            entries = json.loads(table.read_text())["meta_data"]
-            paths = [entry["path"] for entry in entries]
-        except (ValueError, KeyError, TypeError) as error:
-            raise EkdError(f"{table}: expected labels and meta_data: [{{path, label, speaker}}] ({error!r})") from error
-        if not paths:
-            raise EkdError(f"{table}: lists no utterance")
+        own, paths = _read_fold(table)
+        if labels not in (None, own):  # the head learns the numbers of one, and is tested by those of the other
+            raise EkdError(f"{table}: labels: other ones than in {table.with_name('train_meta_data.json')}")
+        labels = own
         for path in paths:
             if not (root / path).is_file():
                 raise EkdError(f"{table}: {path}: no such file below {root} ({data.path}.root)")
+
+
+def _read_fold(table: Path) -> tuple[dict[str, int], list[str]]:
+    """The number of each label, and every utterance's path: s3prl fails at a label without a number when it comes."""
+    try:
+        content = json.loads(table.read_text())
+        utterances = [(os.fspath(entry["path"]), entry["label"]) for entry in content["meta_data"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise EkdError(f"{table}: expected labels and meta_data: [{{path, label, speaker}}] ({error!r})") from error
+    if not utterances:
+        raise EkdError(f"{table}: lists no utterance")
+    labels = content.get("labels")
+    numbers = list(labels.values()) if isinstance(labels, dict) else []
+    if not all(type(number) is int for number in numbers) or sorted(numbers) != list(range(len(numbers) or 1)):
+        raise EkdError(f"{table}: labels: expected {{name: 0, name: 1, ...}}, found {labels!r}")
+    for path, label in utterances:
+        if label not in list(labels):
+            raise EkdError(f"{table}: {path}: its label {label!r} is none of the labels {', '.join(labels)}")
+    return labels, [path for path, _ in utterances]
 
 
 def _speakers(args: Namespace, expert: Section) -> None:

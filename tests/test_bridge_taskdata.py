@@ -16,9 +16,15 @@ import yaml
 from dotted import changed
 
 from s3prl_ekd.bridge import pretrain_configs, taskdata
+from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import DOWNSTREAM
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shims() -> None:
+    apply_shims()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +109,7 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
     ("name", "key", "value", "message"),
     [
         ("pr", "downstream_expert.text", None, "downstream_expert.text: the section is missing"),
+        ("pr", "downstream_expert.text.mode", "words", "text.mode: 'words': s3prl has no such tokenizer; PR's is word"),
         ("pr", "downstream_expert.corpus.path", None, "corpus.path: is missing; give it with -o config.downstream_exp"),
         ("pr", "downstream_expert.corpus.lexicon", "a.txt", "corpus.lexicon: 'a.txt': expected a list of files"),
         ("pr", "downstream_expert.corpus.train", "dev-clean", "train: 'dev-clean': expected a list of split names"),
@@ -146,6 +153,46 @@ def test_a_training_needs_every_split_that_it_evaluates_on(
         complete(name, copy.deepcopy(config), tmp_path, "evaluate", split)
     for wrong in ("dev", ["nothing"], None):  # said by check_runner
         complete(name, config | {"runner": {"eval_dataloaders": wrong}}, tmp_path)
+
+
+DEV = "LibriSpeech/dev-clean/11/1/11-1"  # of the tiny LibriSpeech
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "asr", "pr"),
+    [
+        ("len_for_bucket/dev-clean.csv", "path,length\na.flac,1\n", "not a length CSV with the columns", None),
+        ("len_for_bucket/dev-clean.csv", "", "not a length CSV with the columns", None),
+        ("len_for_bucket/dev-clean.csv", "file_path,length\n", "no utterance in it has a line in its .trans", None),
+        ("len_for_bucket/dev-clean.csv", "file_path,length\na.flac,1\n", "a.flac: expected .../SPK/CHAP/", None),
+        (f"{DEV}.trans.txt", None, "cannot be read (No such file", "cannot be read (No such file"),
+        (f"{DEV}.trans.txt", b"11-1-0000 \xff\n", "is not a UTF-8 text file", "is not a UTF-8 text file"),
+        (f"{DEV}.trans.txt", "11-1-0000 ONE\n\n11-1-0001 ONE\n", "line 2 is empty", "no line for 11-1-0002.flac"),
+        (f"{DEV}.trans.txt", "x ONE\n", "no utterance in it has a line in its .trans", "no line for 11-1-0000.flac"),
+        (f"{DEV}.trans.txt", "11-1-0000 FIVE\n", None, "the word 'FIVE' is in no lexicon of"),
+        (f"{DEV}-0002.flac", None, "11-1-0002.flac: no such file below", None),
+    ],
+)
+def test_speech_that_a_training_evaluates_on_is_read_ahead(
+    tmp_path: Path, file: str, text: str | bytes | None, asr: str | None, pr: str | None
+) -> None:
+    """s3prl comes to it thousands of steps after the start, and to most of this with a traceback."""
+    filled = bridge_corpora.all_tasks(tmp_path)
+    damaged = tmp_path / "libri" / file
+    if text is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for name, message in (("asr", asr), ("pr", pr)):
+        config = filled[name]
+        config["runner"]["eval_dataloaders"] = ["train"]
+        complete(name, copy.deepcopy(config), tmp_path)
+        config["runner"]["eval_dataloaders"] = ["dev-clean" if name == "asr" else "dev"]
+        if message is None:
+            complete(name, config, tmp_path)
+        else:
+            with pytest.raises(EkdError, match=re.escape(message)):
+                complete(name, config, tmp_path)
 
 
 def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:

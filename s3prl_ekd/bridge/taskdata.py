@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,9 @@ def _used(args: Namespace, config: dict[str, Any], known: Iterable[str]) -> list
     return ["train", *(name for name in evaluated if name in known)] if isinstance(evaluated, list) else ["train"]
 
 
-def _phones(expert: Section, used: Iterable[str]) -> None:
-    corpus = expert.section("corpus")
-    expert.section("text").file("vocab_file")
+def _phones(expert: Section, used: Sequence[str]) -> None:
+    corpus, text = expert.section("corpus"), expert.section("text")
+    symbols = text.file("vocab_file")
     _keep_workers()
     if str(corpus.get("name")).lower() != "libriphone":
         return
@@ -107,6 +107,16 @@ def _phones(expert: Section, used: Iterable[str]) -> None:
         for name in _splits(corpus, split):
             if not (root / name).is_dir():
                 raise corpus.wrong(split, f"{root / name}: no such folder")
+    mode = text.values.get("mode")
+    if mode is None:
+        return  # taskkeys.check_expert says so
+    try:
+        tokenizer = importlib.import_module("s3prl.downstream.ctc.text").load_text_encoder(mode, str(symbols))
+    except NotImplementedError as error:
+        raise text.wrong("mode", f"{mode!r}: s3prl has no such tokenizer; PR's is word") from error
+    for split in used[1:]:  # the first one is read next
+        module: Any = importlib.import_module("s3prl.downstream.ctc.corpus.libriphone")
+        module.LibriPhoneDataset(corpus.values[split], tokenizer, 1, **corpus.values)
 
 
 def _keep_workers() -> None:
@@ -123,12 +133,49 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
     data = expert.section("datarc")
     data.values.setdefault("dict_path", "char.dict")
     data.file("dict_path")
-    data.folder("libri_root")
-    tables = data.folder("bucket_file")
+    root, tables = data.folder("libri_root"), data.folder("bucket_file")
     for split in used:
         for name in _splits(data, split):
-            if not (tables / f"{name}.csv").is_file():
-                raise data.wrong("bucket_file", f"{tables / name}.csv: no such table of lengths (split {split!r})")
+            table = tables / f"{name}.csv"
+            if not table.is_file():
+                raise data.wrong("bucket_file", f"{table}: no such table of lengths (split {split!r})")
+            _check_utterances(table, root, f"{data.path}.libri_root")
+
+
+def _check_utterances(table: Path, root: Path, key: str) -> None:
+    """The audio and transcripts of a table of ASR are there; of an utterance without a transcript s3prl takes none."""
+    from s3prl_ekd.data.lengths import read_table
+
+    transcribed: dict[str, set[str]] = {}
+    found = False
+    for path in read_table(table, key).file_path:
+        folder, _, name = path.rpartition("/")
+        if "/" not in folder:
+            raise EkdError(f"{table}: {path}: expected .../SPK/CHAP/SPK-CHAP-UTT.flac")
+        if folder not in transcribed:
+            transcribed[folder] = _transcribed(root / folder / f"{'-'.join(folder.split('/')[-2:])}.trans.txt")
+        if name.partition(".")[0] in transcribed[folder]:
+            found = True
+            if not (root / path).is_file():
+                raise EkdError(f"{table}: {path}: no such file below {root} ({key})")
+    if not found:
+        raise EkdError(f"{table}: no utterance in it has a line in its .trans.txt below {root} ({key})")
+
+
+def _transcribed(file: Path) -> set[str]:
+    """The names of the utterances that a ``.trans.txt`` transcribes."""
+    names = set()
+    try:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    raise EkdError(f"{file}: line {number} is empty, at which s3prl fails")
+                names.add(line.split()[0])
+    except OSError as error:
+        raise EkdError(f"{file}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise EkdError(f"{file}: is not a UTF-8 text file") from error
+    return names
 
 
 def _emotion(args: Namespace, expert: Section) -> None:

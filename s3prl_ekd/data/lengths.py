@@ -57,7 +57,7 @@ def read_lengths(
     if not root.is_dir():
         raise EkdError(f"{keys}.libri_root: no folder {root}")
     names: list[str] = getattr(config, key)
-    tables = [_read_csv(folder / f"{name}.csv", f"{keys}.{key}") for name in names]
+    tables = [read_table(folder / f"{name}.csv", f"{keys}.{key}") for name in names]
     table = pd.concat(tables, ignore_index=True)
     found = len(table)
     if config.max_timestep > 0:
@@ -105,7 +105,15 @@ def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_ru
     return LengthTable([held_out.paths[row] for row in chosen], held_out.samples[chosen])
 
 
-def _read_csv(file: Path, key: str) -> pd.DataFrame:
+def read_table(file: Path, key: str) -> pd.DataFrame:
+    """A length CSV's columns ``file_path`` and ``length`` (samples, whole numbers).
+
+    Args:
+        key: what names the file, for messages.
+
+    Raises:
+        EkdError: there is no such file, it lacks a column, or a row a value.
+    """
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in file.parent.glob("*.csv"))) or "no CSV at all"
         raise EkdError(f"{key}: no {file} for {file.stem!r} (in that folder: {there})")

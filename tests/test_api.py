@@ -17,6 +17,7 @@ import torch
 from export_student import write_student
 
 import s3prl_ekd
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 
 
 def test_every_name_is_there_and_known_to_editors() -> None:
@@ -75,6 +76,15 @@ def test_mistaken_clips_are_named(clips: Any, message: str) -> None:
     encoder = s3prl_ekd.load_teacher("embedded:tiny_hubert")
     with pytest.raises(s3prl_ekd.EkdError, match=f"^encode_clips: {message}"):
         s3prl_ekd.encode_clips(encoder, clips)
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_clip_without_samples_is_heard_as_silence(normalize: bool) -> None:
+    encoder = random_encoder(TINY.with_(normalize=normalize), 1)
+    with torch.no_grad():
+        empty = s3prl_ekd.encode_clips(encoder, [torch.zeros(0), torch.full((800,), 0.1)]).states
+        silent = s3prl_ekd.encode_clips(encoder, [torch.zeros(1), torch.full((800,), 0.1)]).states
+    assert all(torch.equal(empty[layer], silent[layer]) for layer in empty)
 
 
 def test_a_loaded_student_in_place_of_its_encoder_is_named(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float) -> Tensor:
     if lengths is None:
         return F.layer_norm(wave, wave.shape[-1:], eps=eps)
     inside = torch.arange(wave.shape[1], device=wave.device) < lengths.unsqueeze(1)
-    count = lengths.unsqueeze(1).to(wave.dtype)
+    count = lengths.clamp(min=1).unsqueeze(1).to(wave.dtype)
     mean = (wave * inside).sum(1, keepdim=True) / count
     variance = ((wave - mean).square() * inside).sum(1, keepdim=True) / count
     return (wave - mean) / (variance + eps).sqrt() * inside

@@ -124,6 +124,27 @@ def test_a_name_out_of_a_checkpoint_is_no_expression() -> None:
         build([], 1, {"name": "_x() or exit()"})
 
 
+@pytest.mark.parametrize(
+    ("schedule", "said"),
+    [
+        ({"name": ["linear_schedule_with_warmup"]}, "is none of"),
+        ({"name": "noam_decay_schedule_with_warmup", "num_warmup_steps": 0}, "zero|0.0 cannot be raised"),
+        ({"name": "sqrt_decay_schedule_with_warmup", "num_warmup_steps": 0}, "division by zero"),
+        ({"name": "polynomial_decay_schedule_with_warmup", "num_warmup_steps": 0, "lr_end": 0.5}, "must be be smaller"),
+        # met after the last step, before its checkpoint is written
+        ({"name": "polynomial_decay_schedule_with_warmup", "num_warmup_steps": 8}, "division by zero"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_known_before_the_first_step(schedule: dict, said: str) -> None:
+    from s3prl import schedulers
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    build = optimizers.with_clear_errors(schedulers.get_scheduler, "scheduler", lambda: "runner.yaml")
+    with pytest.raises(EkdError, match=f"^runner.yaml: scheduler.*({said})"):
+        build(optimizer, 8, schedule)
+    build(optimizer, 8, {"name": "polynomial_decay_schedule_with_warmup", "num_warmup_steps": 2})
+
+
 def test_a_schedule_goes_on_at_its_own_rate() -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.1 * step)

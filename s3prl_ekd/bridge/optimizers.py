@@ -43,12 +43,14 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
     @wraps(build)
     def wrapper(target: Any, total_steps: int, config: Mapping[str, Any]) -> Any:
         name = config.get("name") if isinstance(config, Mapping) else None
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             hint = did_you_mean(str(name), known)
             raise EkdError(f"{source()}: {section}.name: {name!r} is none of {', '.join(sorted(known))}{hint}")
         try:
             built = build(target, total_steps, config)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+            for factor in getattr(built, "lr_lambdas", ()):
+                factor(total_steps)  # which the runner asks for after the last step, before it saves
+        except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, AssertionError) as error:
             raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({one_line(error)})") from error
         return _completed(built) if section == "optimizer" else built
 

@@ -172,6 +172,7 @@ TEACHER_MISTAKES = {
     "folder; another upstream of s3prl's is 's3prl:fbank'": {"ekd.teachers.1.source": "fbank"},
     "ekd.teachers[1].name: 'train' is a word of torch's": {"ekd.teachers.1.name": "train"},
     "ekd.teachers[1].name: 'training' is a word of torch's": {"ekd.teachers.1.name": "training"},
+    "ekd.teachers[1].name: 'debiased': of a head with 'bias' in its name": {"ekd.teachers.1.name": "debiased"},
     "ekd.residual_heads: a teacher is called 'hubert_minus_wavlm'": {
         "ekd.teachers.1.name": "hubert_minus_wavlm", "ekd.residual_heads": [["hubert", "wavlm"]]
     },

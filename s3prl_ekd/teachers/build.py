@@ -145,6 +145,11 @@ def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, key:
     """What a teacher is, of which a student of this shape can learn all that is asked for; ``key``: of the teacher."""
     if hasattr(nn.ModuleDict(), teacher.name):  # an instance has more words than its class
         raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
+    if "bias" in teacher.name:  # s3prl's optimizers go by the names of weights
+        raise EkdError(
+            f"{key}.name: {teacher.name!r}: of a head with 'bias' in its name s3prl takes all weights for biases,"
+            " which do not decay; take another name"
+        )
     source = sources.describe(teacher.source, f"{key}.source")
     shape = source.shape
     too_deep = [layer for layer in teacher.layers if layer > shape.layers]

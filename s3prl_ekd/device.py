@@ -66,10 +66,16 @@ def shows_gpu() -> bool:
     return any(any(DEVICE_FILES.glob(pattern)) for pattern in ("nvidia[0-9]*", "dxg", "kfd"))
 
 
-def use_device(name: str) -> None:
-    """Make ``cuda:N`` the current GPU: its random generator is saved, and code that says plain ``cuda`` takes it."""
+def use_device(name: str) -> torch.device:
+    """:func:`find_device`, and of ``cuda:N`` make it the current GPU: its random generator is saved, and code that says
+    plain ``cuda`` takes it.
+
+    Raises:
+        EkdError: as there.
+    """
     import torch
 
-    device = torch.device(name)
+    device = find_device(name)
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    return device

@@ -33,6 +33,7 @@ def get_args():
         parser.add_argument(f"--{name}")
     parser.add_argument("--auto_resume", action="store_true")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", default=1337, type=int)
     args = parser.parse_args()
     config = {}
     if args.past_exp:

@@ -134,6 +134,16 @@ def check_empty(args: Namespace, explicit: Iterable[str]) -> None:
             raise EkdError(f"--{name}: is empty")
 
 
+def check_seed(seed: object) -> None:
+    """Refuse a seed that numpy's generator does not take: s3prl gives it one seed with Python's and torch's.
+
+    Raises:
+        EkdError: it is no whole number of 32 bits.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise EkdError(f"--seed {seed}: expected a whole number from 0 to {2**32 - 1}")
+
+
 def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, str] | None = None) -> None:
     """Check the form of ``-o "config.a.b=1,,args.c=2"``: s3prl itself drops or crashes on anything else.
 

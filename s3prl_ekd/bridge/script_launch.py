@@ -164,7 +164,13 @@ class ScriptLaunch(ABC):
         script.torch = ModuleProxy(torch, load=self._load_resumed)
         script.override = arguments.checked_override(script.override, quiet=not self.world.is_rank_zero)
         original = getattr(script, self.get_arguments)
-        setattr(script, self.get_arguments, lambda: self._checked(*original()))
+
+        def get_arguments() -> tuple[Any, ...]:
+            args, *rest = original()
+            arguments.check_seed(args.seed)
+            return self._checked(args, *rest)
+
+        setattr(script, self.get_arguments, get_arguments)
 
     def _change_runner(self, runner: Any) -> None:
         """Put the stand-ins into the namespace of the runner's module."""

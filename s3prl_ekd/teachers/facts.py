@@ -15,7 +15,7 @@ from torch import Tensor
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import TeacherPrecision
-from s3prl_ekd.device import default_device, find_device, use_device
+from s3prl_ekd.device import default_device, use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.teachers import embedded, sources
@@ -45,8 +45,7 @@ def show(
     """
     wave = synthetic_clip() if clip is None else torch.from_numpy(clip[1]).unsqueeze(0)
     heard = "synthetic" if clip is None else str(clip[0])
-    device = find_device(device_name or default_device())
-    use_device(str(device))
+    device = use_device(device_name or default_device())
     described = sources.describe(source, "teachers")
     encoder = sources.load(described, "teachers")
     if not isinstance(encoder, S3prlUpstream) and wave.shape[1] < encoder.shape.receptive_field:

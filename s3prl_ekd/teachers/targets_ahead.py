@@ -11,7 +11,7 @@ from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_held_out, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.skipped import SkippedAudio
-from s3prl_ekd.device import find_device, use_device
+from s3prl_ekd.device import use_device
 from s3prl_ekd.teachers.build import check_teachers, freeze, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, open_caches
 
@@ -29,8 +29,7 @@ def fill_ahead(config: ModelConfig, data: DataConfig, device_name: str, model_fi
         EkdError: teachers, audio, device or cache do not fit.
     """
     plan = check_teachers(config, model_file)
-    device = find_device(device_name)
-    use_device(device_name)
+    device = use_device(device_name)
     table = read_lengths(data, runner_file)
     held_out = read_held_out(data, table, runner_file)
     caches = open_caches(plan, table, held_out, data)

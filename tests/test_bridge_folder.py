@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from bridge_corpora import overrides, voxceleb
 from console import check_mistakes, command
 from tensorboardX import SummaryWriter
 
+from s3prl_ekd.bridge import script_launch
 from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
+from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.bridge.pretrain_launch import PretrainLaunch
 from s3prl_ekd.errors import EkdError
 
 WRITTEN = ("config_runner.yaml", "config_model.yaml", "args_2026-11-27-22-00-01.yaml", "mine_2026-11-27-22-00-01.yaml")
@@ -92,6 +96,24 @@ def test_refused_downstream_training_leaves_no_folder(tmp_path: Path) -> None:
         done = command("run_downstream.py", *words, cwd=tmp_path)
         assert done.returncode != 0 and said in done.stderr, done.stderr[-2000:]
         assert [path.name for path in tmp_path.iterdir()] == ["vox"], words
+
+
+def test_a_refused_run_leaves_what_the_other_one_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two that start at the same moment: the other has made the folder, locked it and begun to write meanwhile."""
+
+    def locked(folder: Path) -> None:
+        for name in (".run.lock", "config_runner.yaml"):
+            (folder / name).write_text("theirs")
+        raise EkdError("another run is training in this folder")
+
+    monkeypatch.setattr(script_launch, "lock_run", locked)
+    launch = PretrainLaunch(Run([]))
+    launch.args = Namespace(expdir=str(tmp_path / "x"))
+    monkeypatch.setattr(launch, "_parse", lambda: (launch.args, set()))
+    monkeypatch.setattr(launch, "_take", lambda *found: launch._make_folder())
+    with pytest.raises(EkdError, match="another run"):
+        launch.main()
+    assert sorted(path.name for path in (tmp_path / "x").iterdir()) == [".run.lock", "config_runner.yaml"]
 
 
 HOLD = """

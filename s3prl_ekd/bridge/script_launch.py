@@ -265,7 +265,11 @@ class ScriptLaunch(ABC):
         if self.world.is_rank_zero:
             self.folder = ExperimentFolder(self.args.expdir)
             self.folder.make()
-            self._lock(self.folder.path)
+            try:
+                self._lock(self.folder.path)
+            except EkdError:
+                self.folder = None  # of the run that has it
+                raise
 
     def _lock(self, folder: Path) -> None:
         """Keep other trainings out of a folder as long as this one runs; what a killed one has left there goes."""

@@ -15,6 +15,7 @@ from console import BIN, check_mistakes, command, environment
 
 from s3prl_ekd.bridge import checkpoints
 from s3prl_ekd.compat.modules import s3prl_folder
+from s3prl_ekd.shipped import shipped
 
 pytestmark = pytest.mark.slow
 CPU = ("--device", "cpu")
@@ -197,6 +198,23 @@ def test_mistakes_are_one_line_each(tmp_path: Path, name: str) -> None:
     used.mkdir(parents=True)
     (used / "states-7.ckpt").touch()
     check_mistakes(name, MISTAKES[name], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        ("run_pretrain.py -u ekd", "pretrain/ekd/config_runner.yaml"),
+        ("run_downstream.py -m train -u fbank -d ctc", "downstream_configs/pr.yaml"),
+    ],
+)
+def test_a_config_is_read_in_utf_8_whatever_the_locale(tmp_path: Path, words: str, start: str) -> None:
+    """s3prl reads it in the terminal's encoding: ISO-8859-1 on clusters with LANG=en_US, which makes other paths."""
+    text = shipped(start).read_text(encoding="utf-8")
+    (tmp_path / "c.yaml").write_text(f"{text}\nrunnér: 1\n", encoding="utf-8")
+    name, *arguments = words.split()
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = command(name, *arguments, "-n", "x", "-c", "c.yaml", *CPU, cwd=tmp_path, **ascii_only)
+    assert done.returncode == 2 and r"c.yaml: runn\xe9r: unknown key" in done.stderr, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

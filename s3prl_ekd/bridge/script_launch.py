@@ -17,6 +17,7 @@ import warnings
 from abc import ABC, abstractmethod
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
@@ -158,6 +159,7 @@ class ScriptLaunch(ABC):
         import torch
 
         script.argparse = arguments.answering_argparse(self.args)
+        script.open = partial(open, encoding="utf-8")  # configurations are, whatever the terminal's encoding
         script.os = ModuleProxy(os)
         if not self.world.is_rank_zero:
             script.os.makedirs = lambda *args, **kwargs: None

@@ -38,19 +38,22 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
         assert not (tmp_path / wrong).is_file()
 
 
-def test_a_locale_without_arrows_costs_neither_table_nor_page(evaluation, tmp_path):
+def test_a_locale_without_arrows_costs_neither_table_nor_page(pretraining, evaluation, tmp_path):
     """LANG=en_US is ISO-8859-1 on many clusters; evaluate's tables came after the training."""
+    config = pretraining / "config_model.yaml"
+    config.write_text(config.read_text() + "# zum Üben\n", encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from s3prl_ekd.cli import command\n"
         "from s3prl_ekd.evaluate.records import write_markdown\n"
         "from s3prl_ekd.evaluate.scores_file import read_scores\n"
         "folder = Path(sys.argv[2]); write_markdown([read_scores(folder)], folder); sys.exit(command())"
     )
-    words = [sys.executable, "-c", code, "report", str(evaluation), "--out", str(tmp_path / "r.html")]
+    out = tmp_path / "r.html"
+    words = [sys.executable, "-c", code, "report", str(evaluation), str(pretraining), "--out", str(out)]
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(words, env={**os.environ, **ascii_only}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "PER" in done.stdout and (tmp_path / "r.html").is_file()
+    assert "PER" in done.stdout and "zum Üben" in out.read_text(encoding="utf-8")
     assert "PR PER ↓" in (evaluation / "scores.md").read_text(encoding="utf-8")
 
 

@@ -165,7 +165,7 @@ def settings(records: Records) -> str:
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
         path = Path(record.get("model_config") or "")
         if path.is_file() and _is_model_config(path):
-            files.append(fold(f"{record['label']}: {path.name}", pre(path.read_text())))
+            files.append(fold(f"{record['label']}: {path.name}", pre(path.read_text(encoding="utf-8"))))
     body = table("scores plainer", head, "".join(rows)) + note("Training steps, and the learning rate that was tested.")
     if len(rows) > _OPEN_ROWS:
         body = fold(f"{len(rows)} models", body)

@@ -128,7 +128,9 @@ def read_pretraining(folder: Path) -> Pretraining:
     if not lines:
         raise EkdError(f"{path}: no log step yet; pretraining writes one line every runner.log_step")
     configs = {
-        file.name: file.read_text() for file in sorted(folder.glob("*.y*ml")) if not file.name.startswith("args")
+        file.name: file.read_text(encoding="utf-8")
+        for file in sorted(folder.glob("*.y*ml"))
+        if not file.name.startswith("args")
     }
     held_out = folder / VALIDATION
     return Pretraining(folder, lines, configs, read_metrics(held_out) if held_out.is_file() else [])

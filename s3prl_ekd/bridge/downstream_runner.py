@@ -64,7 +64,7 @@ def runner_class(original: type, memory: EvaluationMemory, heard: Callable[[], D
                 from s3prl_ekd.bridge.cached_upstream import CachedUpstream
 
                 config = self.args.upstream_model_config
-                text = Path(config).read_text() if config and Path(config).is_file() else str(config)
+                text = Path(config).read_text("utf-8") if config and Path(config).is_file() else str(config)
                 entry.model = CachedUpstream(entry.model, Path(folder), (self.args.upstream, text))
                 entry.model.to(self.args.device)
             distorted = heard()

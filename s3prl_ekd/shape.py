@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 # (channels, kernel, stride) of the 7 convolutions: receptive field 400 samples, hop 320 samples (20 ms at 16 kHz)
 BASE_CONV = ((512, 10, 5), *((512, 3, 2),) * 4, *((512, 2, 2),) * 2)
@@ -125,7 +125,12 @@ class EncoderShape:
             if kind is not tuple and (type(value) is not kind or (kind is int and value < 1)):
                 expected = "a number of 1 or more" if kind is int else f"a {kind.__name__}"
                 raise ValueError(f"{name}: expected {expected}, found {value!r}")
+            if value not in _CHOICES.get(name, (value,)):
+                raise ValueError(f"{name}: expected one of {', '.join(_CHOICES[name])}, found {value!r}")
         return cls(**{**values, "conv_layers": conv_layers(values.get("conv_layers", BASE_CONV))})
+
+
+_CHOICES = {name: get_args(kind) for name, kind in get_type_hints(EncoderShape).items() if get_origin(kind) is Literal}
 
 
 def conv_layers(layers: Sequence[Sequence[int]]) -> tuple[tuple[int, int, int], ...]:

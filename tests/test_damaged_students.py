@@ -26,6 +26,7 @@ from s3prl_ekd.export.superb import export_superb
         (("head_sets", 0), {}, "EKD.head_sets[0].name: required key is missing"),
         (("shape", "width"), None, "(width: expected a number of 1 or more, found None)"),
         (("shape", "layers"), -1, "(layers: expected a number of 1 or more, found -1)"),
+        (("shape", "attention"), "gated", "(attention: expected one of plain, gated_relative, found 'gated')"),
         (("shape", "normalize"), "no", "(normalize: expected a bool, found 'no')"),
         (("shape", "conv_layers"), [], "(conv_layers is empty)"),
     ],

@@ -304,8 +304,8 @@ def test_other_teachers_do_not_start_the_student_from_one_of_the_base(tmp_path: 
 def test_what_replaces_a_merged_key_stands_there_once(tmp_path: Path) -> None:
     """``<<`` of a mapping that itself has a ``<<``, wherever in the file the two stand."""
     file = tmp_path / "a.yaml"
-    file.write_text("a: &a {x: 1}\nb: {inner: &b {<<: *a, x: 2}}\nc: {<<: *b}\n")
-    assert read_yaml(file) == {"a": {"x": 1}, "b": {"inner": {"x": 2}}, "c": {"x": 2}}
+    file.write_text("a: &a {x: 1}\nb: {inner: &b {<<: *a, x: 2}}\nc: {<<: *b}\nd: {<<: [*a, *b]}\n")
+    assert read_yaml(file) == {"a": {"x": 1}, "b": {"inner": {"x": 2}}, "c": {"x": 2}, "d": {"x": 1}}
 
 
 def test_files_that_are_no_yaml(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, AudioError, audio_below, audio_info, find_audio, read_audio
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.data.batches import CropDataset, make_loader
+from s3prl_ekd.data import batches
+from s3prl_ekd.data.batches import Batch, CropDataset, make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.rows import Rows
@@ -29,6 +31,25 @@ def write_corpus(folder: Path, clips: int = 11) -> DataConfig:
         rows.append(f"{i},{i}.wav,{len(wave)},")
     (folder / "train.csv").write_text(",file_path,length,label\n" + "\n".join(rows) + "\n")
     return DataConfig(num_workers=0, train_batch_size=4, libri_root=str(folder), file_path=str(folder), sets=["train"])
+
+
+def test_the_loader_counts_the_time_it_is_waited_for_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that a batch takes 2 s of, and the step on it 10 s."""
+    now = [0.0]
+    monkeypatch.setattr(batches, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    config = write_corpus(tmp_path)
+    loader, plan = make_loader(read_lengths(config), config, 0)
+    read = CropDataset.__getitem__
+
+    def timed(dataset: CropDataset, spec: BatchSpec) -> Batch:
+        now[0] += 2.0
+        return read(dataset, spec)
+
+    monkeypatch.setattr(CropDataset, "__getitem__", timed)
+    for number, _ in enumerate(loader, start=1):
+        now[0] += 10.0
+        assert loader.waited == 2.0 * number
+    assert number == len(plan) == 3
 
 
 def test_each_epoch_has_every_utterance_once_in_a_new_order() -> None:

@@ -43,7 +43,7 @@ def read_scores(path: Path) -> dict[str, Any]:
     path = path / FILE_NAME if path.is_dir() else path
     record = _read(path)
     if _is_table(record):
-        folders = ", ".join(str(folder) for folder, _ in read_models(path))
+        folders = ", ".join(str(folder) for folder, _ in _rows(path, record))
         raise EkdError(f"{path}: holds a table of models; expected one of {folders}")
     return _checked(path, record)
 
@@ -58,8 +58,7 @@ def read_models(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     record = _read(path)
     if not _is_table(record):
         return [(path.parent, _checked(path, record))]
-    models = [_checked(path, one, f"models[{place}]") for place, one in enumerate(record["models"])]
-    return [(path.parent / one.get("folder", ""), one) for one in models]
+    return _rows(path, record)
 
 
 def told_apart(models: Sequence[tuple[Folder, Mapping[str, Any]]]) -> list[tuple[Folder, dict[str, Any]]]:
@@ -138,6 +137,12 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise EkdError(f"{path}: {NOT_SCORES}: {error}") from error
+
+
+def _rows(path: Path, table: Mapping[str, Any]) -> list[tuple[Path, dict[str, Any]]]:
+    """The models of a table, each with its own folder."""
+    models = [_checked(path, one, f"models[{place}]") for place, one in enumerate(table["models"])]
+    return [(path.parent / one.get("folder", ""), one) for one in models]
 
 
 def _checked(path: Path, record: Any, prefix: str = "") -> dict[str, Any]:

@@ -88,8 +88,8 @@ class SeedScore(Score):
 
     @model_validator(mode="after")
     def _has_runs(self) -> SeedScore:
-        for key in {"folds", "grid"} & self.model_fields_set:
-            if not getattr(self, key):
+        for key in ("folds", "grid"):
+            if key in self.model_fields_set and not getattr(self, key):
                 raise ValueError(f"{key}: expected one or more")
         for key in ("folder", "checkpoint"):
             if not self.folds and getattr(self, key) is None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import torch
+from score_records import score_of_task, score_record
 
 
 def write_pretraining(folder: Path) -> Path:
@@ -30,24 +31,17 @@ def write_evaluation(folder: Path) -> Path:
     """What evaluate leaves of PR and of two folds of ER, its numbers made up; the checkpoints' places have moved."""
     weights = {"pr": [0.0, 0.0, math.log(2)], "er-fold1": [0.0, 0.0, 0.0], "er-fold2": [math.log(4), 0.0, 0.0]}
 
-    def part(name, metric, value, **more):
+    def part(task, name, value, **rescored):
         run = folder / "runs" / name
         run.mkdir(parents=True)
         state = {"Featurizer": {"weights": torch.tensor(weights[name])}, "Args": argparse.Namespace(x=1), "Step": 5}
         torch.save(state, run / "dev-best.ckpt")
-        return {
-            metric: value, "rescored": {metric: value, "agrees": True, **more}, "dev": value, "seconds": 75.0,
-            "folder": name, "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt",
-            "commands": ["run_downstream.py -m train"],
-        }  # fmt: skip
+        score = score_of_task(task, value, folder=name, checkpoint=f"/moved/away/runs/{name}/dev-best.ckpt")
+        return {**score, "rescored": {**score["rescored"], **rescored}}
 
-    folds = {fold: part(f"er-{fold}", "acc", 50.0, majority=40.0) for fold in ("fold1", "fold2")}
-    tasks = {
-        "pr": {**part("pr", "per", 12.5), "chance": None},
-        "er": {"acc": 50.0, "rescored": {"acc": 50.0, "agrees": True}, "dev": 1.0, "seconds": 1.0, "folds": folds,
-               "commands": [], "chance": 40.0},
-    }  # fmt: skip
-    record = {"label": "student & co", "upstream": "ekd_student", "preset": "tiny", "seed": 1, "tasks": tasks}
-    record |= {"cost": None, "versions": {"torch": "2.11"}, "machine": {"cpu_cores": 2}}
+    folds = {fold: part("er", f"er-{fold}", 50.0, majority=40.0) for fold in ("fold1", "fold2")}
+    er = score_of_task("er", 50.0, dev=1.0, seconds=1.0, folds=folds, commands=[], chance=40.0)
+    tasks = {"pr": {**part("pr", "pr", 12.5), "chance": None}, "er": er}
+    record = score_record("student & co", tasks, upstream="ekd_student")
     (folder / "scores.json").write_text(json.dumps(record))
     return folder

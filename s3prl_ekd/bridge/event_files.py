@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 _CLOSING = 3.0  # seconds for it after a signal
@@ -32,15 +33,19 @@ class EventFiles:
         """Write them out and close them; in little time where a signal came.
 
         It can have hit tensorboardX while it held its queue: its thread never hears of the end then, and closing would
-        wait for it for ever.
+        wait for it for ever. Or in the middle of closing, which cannot be begun again.
         """
         if not interrupted:
             self._close()
             return
-        closing = threading.Thread(target=self._close, daemon=True)
+        closing = threading.Thread(target=self._close_what_can_be, daemon=True)
         closing.start()
         closing.join(_CLOSING)
 
     def _close(self) -> None:
         for writer in self._writers:
             writer.close()
+
+    def _close_what_can_be(self) -> None:
+        with suppress(Exception):
+            self._close()

@@ -23,6 +23,7 @@ from export_student import write_student
 
 from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runner, taskdata, taskkeys
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
+from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import DOWNSTREAM
@@ -193,7 +194,9 @@ def test_a_download_that_fails_is_one_line() -> None:
         def _get_upstream(self) -> None:
             raise self.error
 
-    runner = downstream_runner.runner_class(Original, EvaluationMemory(torch.save), lambda: None)()
+    runner = downstream_runner.runner_class(
+        Original, UpstreamWeights(torch.save), EvaluationMemory(torch.save), lambda: None
+    )()
     with pytest.raises(OSError, match="of the disk"):
         runner._get_upstream()
     Original.error = urllib.error.URLError("no route\nto host")

@@ -110,6 +110,7 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
     [
         ("pr", "downstream_expert.text", None, "downstream_expert.text: the section is missing"),
         ("pr", "downstream_expert.text.mode", "words", "text.mode: 'words': s3prl has no such tokenizer; PR's is word"),
+        ("pr", "downstream_expert.text.mode", "subword", "text.mode: 'subword': s3prl's tokenizer needs sentencepiece"),
         ("pr", "downstream_expert.corpus.path", None, "corpus.path: is missing; give it with -o config.downstream_exp"),
         ("pr", "downstream_expert.corpus.lexicon", "a.txt", "corpus.lexicon: 'a.txt': expected a list of files"),
         ("pr", "downstream_expert.corpus.train", "dev-clean", "train: 'dev-clean': expected a list of split names"),

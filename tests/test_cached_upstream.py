@@ -6,7 +6,7 @@ import itertools
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from s3prl_ekd.bridge import downstream_runner, state_files, taskkeys
 from s3prl_ekd.bridge.cached_upstream import CachedUpstream
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.state_files import StateFiles
+from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.stand_ins import random_encoder
@@ -256,13 +257,18 @@ def test_the_key_is_checked_before_anything_is_loaded(tmp_path: Path, monkeypatc
 
 def test_the_runner_gets_it_where_it_is_asked_for(tmp_path: Path) -> None:
     class Runner:
+        init_ckpt: ClassVar[dict[str, Any]] = {}
+
         def __init__(self, folder: str | None) -> None:
-            self.args = Namespace(upstream="u", upstream_model_config=None, device="cpu")
+            kept = {"upstream_model_config": None, "upstream_trainable": False, "past_exp": None}
+            self.args = Namespace(upstream="u", device="cpu", **kept)
             self.config = {"runner": {"cache_states": folder}}
 
         def _get_upstream(self) -> Namespace:
             return Namespace(model=Upstream())
 
-    build = downstream_runner.runner_class(Runner, EvaluationMemory(torch.save), lambda: None)
+    build = downstream_runner.runner_class(
+        Runner, UpstreamWeights(torch.save), EvaluationMemory(torch.save), lambda: None
+    )
     assert isinstance(build(None)._get_upstream().model, Upstream)
     assert isinstance(build(str(tmp_path))._get_upstream().model, CachedUpstream)

@@ -125,6 +125,20 @@ def test_a_name_out_of_a_checkpoint_is_no_expression() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [("LBFGS", "LBFGS computes the loss several times a step"), ("SparseAdam", "SparseAdam takes sparse gradients")],
+)
+def test_an_optimizer_that_the_runner_cannot_step_is_known_before_the_first_step(name: str, said: str) -> None:
+    import s3prl.optimizers
+
+    build = optimizers.with_clear_errors(s3prl.optimizers.get_optimizer, "optimizer", lambda: "runner.yaml")
+    config = {"name": "TorchOptim", "torch_optim_name": name, "lr": 0.1}
+    with pytest.raises(EkdError, match=f"runner.yaml: optimizer: {said}"):
+        build([torch.nn.Linear(1, 1)], 8, config)
+    assert build([torch.nn.Linear(1, 1)], 8, config | {"torch_optim_name": "Adam"}).param_groups[0]["lr"] == 0.1
+
+
+@pytest.mark.parametrize(
     ("schedule", "said"),
     [
         ({"name": ["linear_schedule_with_warmup"]}, "is none of"),

@@ -18,6 +18,7 @@ from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.bridge.taskdata_superb import UNTRAINED
+from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.hub import register, upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
@@ -54,7 +55,8 @@ class DownstreamLaunch(ScriptLaunch):
 
     def __init__(self, current: Run) -> None:
         super().__init__(current)
-        self.memory = EvaluationMemory(self.keeper.save)
+        self.weights = UpstreamWeights(self.keeper.save)
+        self.memory = EvaluationMemory(self.weights.save)
         self.distorted: DistortedAudio | None = None  # what the upstream hears in a test on distorted audio
 
     @property
@@ -96,7 +98,7 @@ class DownstreamLaunch(ScriptLaunch):
         downstream_runner.count_steps(runner)
 
     def _runner_class(self, original: type) -> type:
-        return downstream_runner.runner_class(original, self.memory, lambda: self.distorted)
+        return downstream_runner.runner_class(original, self.weights, self.memory, lambda: self.distorted)
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, message
+from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.errors import EkdError, is_out_of_memory, one_line
 
 if TYPE_CHECKING:
@@ -26,11 +27,14 @@ def on_device(device: Any) -> Any:
     return torch.cuda.device(device) if str(device).startswith("cuda") else nullcontext()
 
 
-def runner_class(original: type, memory: EvaluationMemory, heard: Callable[[], DistortedAudio | None]) -> type:
+def runner_class(
+    original: type, weights: UpstreamWeights, memory: EvaluationMemory, heard: Callable[[], DistortedAudio | None]
+) -> type:
     """s3prl's runner, whose frozen upstream may keep its states (``runner.cache_states``), or hear distorted clips.
 
     Args:
         original: ``s3prl.downstream.runner.Runner``.
+        weights: of its upstream, which must be those that its head was trained on.
         memory: answers for an evaluation while training that does not fit into the GPU's memory.
         heard: what stands before the upstream once arguments and configuration are read; None: nothing.
     """
@@ -59,6 +63,7 @@ def runner_class(original: type, memory: EvaluationMemory, heard: Callable[[], D
                     f"-u {self.args.upstream}: its checkpoint could not be downloaded ({one_line(error, 200)}); "
                     "without a network: docs/faq.md"
                 ) from error
+            weights.compare(entry.model, self.args, self.init_ckpt)
             folder = self.config["runner"].get("cache_states")
             if folder:
                 from s3prl_ekd.bridge.cached_upstream import CachedUpstream

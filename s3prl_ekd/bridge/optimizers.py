@@ -52,9 +52,24 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
                 factor(total_steps)  # which the runner asks for after the last step, before it saves
         except (TypeError, ValueError, AttributeError, KeyError, ArithmeticError, AssertionError) as error:
             raise EkdError(f"{source()}: {section}: no {name} can be made of these keys ({one_line(error)})") from error
-        return _completed(built) if section == "optimizer" else built
+        if section != "optimizer":
+            return built
+        reason = _unusable(built)
+        if reason:
+            raise EkdError(f"{source()}: {section}: {type(built).__name__} {reason}")
+        return _completed(built)
 
     return wrapper
+
+
+def _unusable(optimizer: Any) -> str:
+    """Why s3prl's runners cannot step this optimizer of torch's; empty where they can."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:  # LBFGS
+        return "computes the loss several times a step, which s3prl's runner does not"
+    if type(optimizer).__name__ == "SparseAdam":
+        return "takes sparse gradients, which no model here has"
+    return ""
 
 
 def _completed(optimizer: Any) -> Any:

@@ -114,6 +114,8 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
         tokenizer = importlib.import_module("s3prl.downstream.ctc.text").load_text_encoder(mode, str(symbols))
     except NotImplementedError as error:
         raise text.wrong("mode", f"{mode!r}: s3prl has no such tokenizer; PR's is word") from error
+    except ModuleNotFoundError as error:
+        raise text.wrong("mode", f"{mode!r}: s3prl's tokenizer needs {error.name}; PR's is word") from error
     corpora: Any = importlib.import_module("s3prl.downstream.ctc.corpus.libriphone")
     for split in used[1:]:  # the first one is read next
         corpora.LibriPhoneDataset(corpus.values[split], tokenizer, 1, **corpus.values)

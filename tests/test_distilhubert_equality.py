@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -117,3 +119,31 @@ def test_student_hidden_states_equal_s3prls_distiller_upstream() -> None:
     mask = mask.bool()
     for mine, reference in zip([out.features, out.states[1], out.states[2]], [features, *layers], strict=True):
         assert torch.allclose(mine[mask], reference[mask], atol=1e-5)
+
+
+def test_random_weights_are_spread_as_s3prls() -> None:
+    """Where no teacher gives the start: each part's mean and deviation over ten seeds, heads included."""
+
+    def of_theirs(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        state = s3prl_distiller((4, 8, 12)).state_dict()
+        heads = {"expand.weight": state.pop("output_layer.0.weight"), "expand.bias": state.pop("output_layer.0.bias")}
+        heads |= {"weight": state.pop("output_layer.2.weight"), "bias": state.pop("output_layer.2.bias")[0, 0]}
+        return mapping.to_ours(state, mapping.FAIRSEQ, "s3prl") | heads
+
+    def of_ours(seed: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(seed)
+        (targets,) = plan_targets("multi_head", [TeacherLayers("hubert", (4, 8, 12), 48)])
+        student = Student(student_config(), [targets])
+        return student.encoder.state_dict() | student.heads["hubert"].state_dict()
+
+    def drawn(make: Callable[[int], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        states = [make(seed) for seed in range(10)]
+        return {name: torch.stack([state[name] for state in states]) for name in states[0]}
+
+    found, expected = drawn(of_ours), drawn(of_theirs)
+    assert sorted(found) == sorted(expected)
+    for name, values in expected.items():
+        spread, mean, chance = float(values.std()), float(values.mean()), values.numel() ** -0.5
+        assert float(found[name].std()) == pytest.approx(spread, rel=5 * chance + 1e-3), name
+        assert float(found[name].mean()) == pytest.approx(mean, abs=7 * chance * spread, rel=1e-3), name

@@ -11,6 +11,7 @@ import pytest
 import torch
 from teacher_oracles import TOLERANCE, check_states, relative, waves
 
+from s3prl_ekd.model.clips import normalize_wave
 from s3prl_ekd.shape import HUBERT_BASE, HUBERT_LARGE, WAVLM_BASE, WAVLM_LARGE, EncoderShape
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
@@ -29,9 +30,10 @@ FULL_SHAPES = {
     "wavlm-large": WAVLM_LARGE,
 }
 WAVES = waves((16_000, 12_345, 7_003, 3_200))
+LONG_WAVES = waves((288_000, 40_000))  # 899 frames: more than WavLM's max_distance, beyond which all share a bucket
 
 
-def check_against_s3prl(shape: EncoderShape, folder: Path) -> None:
+def check_against_s3prl(shape: EncoderShape, folder: Path, wavs: list[torch.Tensor] = WAVES) -> None:
     import s3prl_ekd
 
     s3prl_ekd.register()
@@ -40,11 +42,11 @@ def check_against_s3prl(shape: EncoderShape, folder: Path) -> None:
     file = write_converted(random_encoder(shape.with_(padding_rule="fairseq"), seed=0), folder / "teacher.pt")
     expert = (hub.wavlm_local if shape.attention == "gated_relative" else hub.hubert_local)(ckpt=str(file)).eval()
     with torch.no_grad():
-        expected = expert(list(WAVES))["hidden_states"]
-    assert check_states(file, WAVES, expected) == shape.with_(padding_rule="fairseq")
+        expected = expert(list(wavs))["hidden_states"]
+    assert check_states(file, wavs, expected) == shape.with_(padding_rule="fairseq")
 
 
-def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
+def check_against_transformers(shape: EncoderShape, folder: Path, wavs: list[torch.Tensor] = WAVES) -> None:
     from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
     kind = "wavlm" if shape.attention == "gated_relative" else "hubert"
@@ -52,7 +54,7 @@ def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
     model = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     inputs = extractor(
-        [wav.numpy() for wav in WAVES],
+        [wav.numpy() for wav in wavs],
         sampling_rate=16_000,
         padding=True,
         return_attention_mask=True,
@@ -62,7 +64,7 @@ def check_against_transformers(shape: EncoderShape, folder: Path) -> None:
         output = model(**inputs, output_hidden_states=True)
     # transformers 5 lists the last state of pre-norm models before their final norm; like s3prl we mean the output
     expected = [*output.hidden_states[:-1], output.last_hidden_state]
-    assert check_states(folder, WAVES, expected) == shape.with_(normalize_eps=1e-7)
+    assert check_states(folder, wavs, expected) == shape.with_(normalize_eps=1e-7)
 
 
 @pytest.mark.parametrize("name", SMALL_SHAPES)
@@ -73,6 +75,12 @@ def test_equals_s3prl(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", SMALL_SHAPES)
 def test_equals_transformers(name: str, tmp_path: Path) -> None:
     check_against_transformers(SMALL_SHAPES[name], tmp_path)
+
+
+def test_wavlm_equals_both_on_long_clips(tmp_path: Path) -> None:
+    """Positions are exact up to 80 frames (1.6 s); what lies further has logarithmic buckets."""
+    check_against_s3prl(SMALL_SHAPES["wavlm-base"], tmp_path, LONG_WAVES)
+    check_against_transformers(SMALL_SHAPES["wavlm-base"], tmp_path / "hf", LONG_WAVES)
 
 
 def test_equals_transformers_as_wide_as_its_conv_features(tmp_path: Path) -> None:
@@ -112,6 +120,20 @@ def test_a_clip_alone_and_in_an_equal_length_batch_gives_the_same(name: str) -> 
         alone = encoder(wave[1:2]).states
     for layer in together:
         assert relative(together[layer][1:2], alone[layer]) < TOLERANCE
+
+
+@pytest.mark.parametrize("short", [16_000, 9_000])
+def test_clips_are_normalised_one_by_one(short: int) -> None:
+    """As transformers' extractor does; a batch of equal lengths, as a teacher hears in training, is normalised too."""
+    from transformers import Wav2Vec2FeatureExtractor
+
+    batch = torch.stack([0.1 * WAVES[0] + 0.3, 0.001 * WAVES[0].flip(0)])
+    batch[1, short:] = 0.0
+    found = normalize_wave(batch, None if short == batch.shape[1] else torch.tensor([16_000, short]), 1e-7)
+    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    clips = [batch[0].numpy(), batch[1, :short].numpy()]
+    expected = extractor(clips, sampling_rate=16_000, padding=True, return_tensors="pt").input_values
+    assert relative(found, expected) < TOLERANCE
 
 
 def test_only_the_states_asked_for_are_kept_and_layers_above_are_not_run() -> None:

@@ -25,10 +25,13 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     left out. A last line that a kill cut short is none.
 
     Raises:
-        EkdError: a line is no JSON object with a step.
+        EkdError: a line is no JSON object with a step, or the file is no text.
     """
     lines: list[dict[str, Any]] = []
-    texts = path.read_text().split("\n")
+    try:
+        texts = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise EkdError(f"{path}: is no text ({error})") from error
     for number, text in enumerate(texts, start=1):
         if not text.strip():
             continue
@@ -51,7 +54,7 @@ def lacks_step(path: Path, step: int) -> bool:
         return all(line["step"] != step for line in read_metrics(path))
     except FileNotFoundError:
         return True
-    except (EkdError, UnicodeDecodeError):
+    except EkdError:
         return False
 
 
@@ -83,7 +86,7 @@ def forget_from(path: Path, step: int) -> None:
     """
     try:
         kept = [line for line in read_metrics(path) if line["step"] < step]
-    except (EkdError, UnicodeDecodeError) as error:
+    except EkdError as error:
         logger.warning("%s; new lines go behind it", error)
         with open(path, "a") as file:
             file.write("\n")  # not behind half a line

@@ -189,6 +189,15 @@ def test_a_folder_without_results_is_left_out_beside_others(pretraining, evaluat
         read_results([unfinished, empty])
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", "validation.jsonl", "notes.yaml"])
+def test_a_file_that_is_no_utf8_is_one_line_by_its_name(pretraining, evaluation, name, caplog):
+    (pretraining / name).write_bytes(b"caf\xe9\n")
+    with pytest.raises(EkdError, match=rf"{name}: .*'utf-8' codec can't decode"):
+        read_results([pretraining])
+    assert len(read_results([pretraining, evaluation])[1]) == 1
+    assert f"left out: {pretraining / name}" in caplog.text
+
+
 def test_what_is_joined_or_a_difference_is_one_teachers_layer(pretraining):
     heads = {name: {"l1": 1.0, "cosine": 0.5} for name in ("average.8+12", "average.4+8", "residual.4-8")}
     (pretraining / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0, "lr": 1e-4, "heads": heads}) + "\n")

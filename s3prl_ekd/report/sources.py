@@ -127,13 +127,16 @@ def read_pretraining(folder: Path) -> Pretraining:
     lines = read_metrics(path)
     if not lines:
         raise EkdError(f"{path}: no log step yet; pretraining writes one line every runner.log_step")
-    configs = {
-        file.name: file.read_text(encoding="utf-8")
-        for file in sorted(folder.glob("*.y*ml"))
-        if not file.name.startswith("args")
-    }
+    configs = {file.name: _text(file) for file in sorted(folder.glob("*.y*ml")) if not file.name.startswith("args")}
     held_out = folder / VALIDATION
     return Pretraining(folder, lines, configs, read_metrics(held_out) if held_out.is_file() else [])
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise EkdError(f"{file}: cannot be read ({error})") from error
 
 
 def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:

@@ -63,6 +63,20 @@ def test_an_earlier_card_keeps_what_is_not_said_again(checkpoint: Path, tmp_path
         assert (out / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.parametrize("heading", ["Scores", "Model"])
+def test_headings_in_the_users_words_are_theirs(checkpoint: Path, tmp_path: Path, heading: str) -> None:
+    """They were taken for the card's own: with each further export the card grew, or its data lost their end."""
+    words = f"all of it\n\n## {heading}\n\nmine"
+    (tmp_path / "scores.json").write_text(json.dumps(student_record(checkpoint)))
+    for scores in (None, tmp_path / "scores.json"):
+        out = tmp_path / f"out{scores is None}"
+        export_huggingface(checkpoint, out, data=words, scores=scores)
+        card = (out / "README.md").read_text()
+        assert cards.card_facts(card).data == words
+        export_huggingface(checkpoint, out)
+        assert (out / "README.md").read_text() == card
+
+
 def test_a_card_is_no_poorer_for_an_export_of_the_folder_itself(checkpoint: Path, tmp_path: Path, capfd) -> None:
     """A transformers folder does not know how its student was trained; where it came first, its card becomes richer."""
     first, second = tmp_path / "first", tmp_path / "second"

@@ -137,8 +137,9 @@ def card_facts(card: str) -> CardFacts:
     """What an earlier :func:`huggingface_card` was told, read from its text."""
     card = _WRITTEN.sub("", _SEAL.sub("", card))
     licence = re.search(r"^license: (.*)$", card, flags=re.MULTILINE)
-    data = re.search(r"^## Training data\n\n(.*?)\n\n## Model$", card, flags=re.MULTILINE | re.DOTALL)
-    _, heading, scores = card.partition(_SCORES)
+    # to the last such heading: the user's words may have headings of their own
+    data = re.search(r"^## Training data\n\n(.*)\n\n## Model$", card, flags=re.MULTILINE | re.DOTALL)
+    _, heading, scores = card[data.end() if data else 0 :].partition(_SCORES)
     return CardFacts(
         licence[1] if licence else CardFacts.licence,
         data[1] if data and data[1] != _NO_DATA else None,

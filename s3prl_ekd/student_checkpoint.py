@@ -171,7 +171,8 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in states["Upstream"].items()
         if name.startswith("encoder.")
     }
-    return read_checkpoint(start) | {"encoder": weights, "heads": {}, "head_sets": []}
+    task = getattr(states["Args"], "downstream", None)
+    return read_checkpoint(start) | {"encoder": weights, "heads": {}, "head_sets": [], "fine_tuned": str(task)}
 
 
 def _read_transformers(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
+from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.shape import HUBERT_BASE
+from s3prl_ekd.student_checkpoint import load_student
 
 
 def test_card(checkpoint: Path, tmp_path: Path) -> None:
@@ -57,6 +60,9 @@ def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint
     ekd = state["EKD"]["config"]["ekd"]
     ekd["teachers"][0] |= {"name": "x](javascript:a)<script>\n\n# Mine\n", "source": "/models/`a`\n<b>"}
     ekd["initialise_from"] = "<img src=x>\n# Mine"
+    ekd |= {"balance": {"<b>\n# Mine": torch.ones(2)}, "targets": "<b>\n# Mine", "weights": [torch.ones(2)]}
+    state["EKD"]["config"]["distortion"] = {"setup": "<b>\n# Mine"}
+    state["EKD"] |= {"merged": ["<b>"], "fine_tuned": "`a`\n# Mine"}
     state["EKD"]["head_sets"][0]["labels"][0] = "4 |\n# Mine"
     torch.save(state, tmp_path / "evil.ckpt")
     scores = student_record(tmp_path / "evil.ckpt") | {"label": "`a` <b>", "preset": "](javascript:a)\n# Mine"}
@@ -67,6 +73,41 @@ def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint
     card = (folder / "README.md").read_text()
     card += (export_superb(tmp_path / "evil.ckpt", tmp_path / "superb", keep_heads=True) / "README.md").read_text()
     assert not any(words in card for words in ("\n# Mine", "<script>", "<img", "<b>", "](java", "`a`"))
+
+
+def test_a_card_names_the_options_that_a_student_was_trained_with(checkpoint: Path, tmp_path: Path) -> None:
+    """ "Mean over heads" alone was said of balanced gradients and standardised targets too."""
+    words = "options that are off by default"
+    assert words not in (export_superb(checkpoint, tmp_path / "plain") / "README.md").read_text()
+    state = torch.load(checkpoint, weights_only=True)
+    config = state["EKD"]["config"]
+    config["ekd"]["targets"]["normalise"] = "standardise"
+    config["ekd"] |= {
+        "balance": {"decay": 0.99}, "residual_heads": [["hubert", "wavlm"]], "weights": {"hubert": 2.0},
+        "cache_targets": "/home/me/secret",
+    }  # fmt: skip
+    config["student"]["mask"] = {"probability": 0.065, "length": 10}
+    config["distortion"] = {"setup": "same", "additive": {"noise": ["/home/me/secret"]}}
+    torch.save(state, tmp_path / "options.ckpt")
+    card = (export_huggingface(tmp_path / "options.ckpt", tmp_path / "hf") / "README.md").read_text()
+    [line] = [line for line in card.splitlines() if words in line]
+    assert line.partition(": ")[2] == (
+        "targets.normalise: standardise; weights.hubert: 2.0; balance.decay: 0.99; residual_heads: hubert, wavlm; "
+        "student.mask.probability: 0.065; student.mask.length: 10; distortion.setup: same"
+    )
+    assert "secret" not in card
+
+
+def test_a_card_of_merged_or_fine_tuned_weights_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    merged = merge_checkpoints([checkpoint, checkpoint], tmp_path / "merged.ckpt")
+    card = (export_superb(merged, tmp_path / "merged") / "README.md").read_text()
+    assert "weights: interpolated from 2 students (s3prl-ekd merge), each distilled by itself" in card
+    part = load_student(checkpoint).part
+    upstream = {f"encoder.{name}": value + 1 for name, value in part["encoder"].items()}
+    args = argparse.Namespace(upstream="ekd_student", upstream_ckpt=str(checkpoint), downstream="ctc")
+    torch.save({"Upstream": upstream, "Args": args}, tmp_path / "dev-best.ckpt")
+    card = (export_huggingface(tmp_path / "dev-best.ckpt", tmp_path / "tuned") / "README.md").read_text()
+    assert "weights: fine-tuned on a task afterwards (`-d ctc -f`)" in card
 
 
 def test_a_record_of_another_kind_is_one_line(

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from s3prl_ekd.config.model_file import EkdConfig, TeacherConfig
 from s3prl_ekd.evaluate.scores_file import first_part, folds
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.files import MADE_WITH
@@ -24,6 +25,12 @@ _MODES = {
     "layerwise_average": "the layerwise average of the teachers",
     "layerwise_concat": "the layerwise concatenation of the teachers",
 }
+# keys of ``ekd`` that have lines of their own, or no part in what is learned
+_NO_OPTIONS = {
+    "teachers", "mode", "cosine_weight", "initialise_from",
+    "precision", "teacher_precision", "cache_targets", "cache_precision",
+}  # fmt: skip
+_OTHER_OPTIONS = {"student.mask": None, "distortion.setup": None}
 _NO_DATA = "Not recorded by the exporter: the checkpoint does not name its corpus."
 _NO_ORIGIN = "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
 _SCORES = "\n## Scores\n"
@@ -209,7 +216,32 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
             f"- loss: L1 + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads",
             f"- started from: {_shown(ekd['initialise_from'] or 'random weights')}",
         ]
+        options = _options(part["config"])
+        if options:
+            lines.append(f"- options that are off by default: {'; '.join(options)}")
+    if isinstance(part.get("merged"), list):
+        text = f"interpolated from {len(part['merged'])} students (s3prl-ekd merge), each distilled by itself"
+        first = "" if part.get("config") is None else "; targets, loss and start are the first one's"
+        lines.append(f"- weights: {text}{first}")
+    if "fine_tuned" in part:
+        lines.append(f"- weights: fine-tuned on a task afterwards (`-d {_plain(str(part['fine_tuned']))} -f`)")
     return "\n".join([*lines, f"- {MADE_WITH} {__version__}"])
+
+
+def _options(config: Mapping[str, Any]) -> list[str]:
+    """``key: value`` of each option that a student was trained with and the paper's plain recipe does not have."""
+    usual = EkdConfig(teachers=[TeacherConfig(name="any", source="any")]).model_dump(mode="json") | _OTHER_OPTIONS
+    mask, distortion = config.get("student", {}).get("mask"), config.get("distortion")
+    setup = distortion.get("setup") if isinstance(distortion, Mapping) else None  # its files' places are not told
+    trained = config["ekd"] | {"student.mask": mask, "distortion.setup": setup}
+    told = []
+    for key in (key for key in usual if key not in _NO_OPTIONS):
+        value, default = trained.get(key, usual[key]), usual[key]
+        for name, one in value.items() if isinstance(value, Mapping) else [("", value)]:
+            before = default.get(name) if isinstance(default, Mapping) else default
+            if str(one) != str(before):  # texts: of somebody else's checkpoint, anything may stand there
+                told.append(f"{key}{name and f'.{name}'}: {one}")
+    return [_plain(re.sub(r"['\"\[\]{}]", "", text)) for text in told]
 
 
 def scores_section(record: Mapping[str, Any]) -> str:

@@ -55,6 +55,7 @@ def test_the_next_commands_come_in_the_order_in_which_they_are_run(
     [
         (["--split-file", "x"], "--split-file: is for voxceleb1, not for manifest"),
         (["librispeech", "."], "--tasks: librispeech is for pr, asr, pretrain, not for sid"),
+        (["--tasks", ""], "--tasks: empty; expected some of"),
         (["voxceleb1", "nowhere", "--split-file", "x"], "nowhere: no such folder"),
         (["voxceleb1", "."], "--split-file is missing"),
     ],
@@ -63,7 +64,7 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     out = tmp_path / "data"
-    assert main(["prepare", *words, "--manifest", str(manifests / "sid.tsv"), "--tasks", "sid", "--out", str(out)]) == 2
+    assert main(["prepare", "--manifest", str(manifests / "sid.tsv"), "--tasks", "sid", "--out", str(out), *words]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> list[Prepared]:
-    tasks = parse_tasks(args.tasks) if args.tasks else None
+    tasks = None if args.tasks is None else parse_tasks(args.tasks)
     manifests = list(args.manifest)
     source = args.source
     if source == "manifest" and args.path:

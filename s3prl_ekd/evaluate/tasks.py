@@ -99,7 +99,7 @@ def tasks_among(text: str | None, there: Collection[str], otherwise: str = "") -
     Raises:
         EkdError: a name that is not in :data:`TASKS`, or not ``there``.
     """
-    tasks = parse_tasks(text) if text else [task for task in TASKS.values() if task.name in there]
+    tasks = parse_tasks(text) if text is not None else [task for task in TASKS.values() if task.name in there]
     foreign = [task.name for task in tasks if task.name not in there]
     if foreign:
         raise EkdError(f"--tasks: {', '.join(foreign)}: {otherwise}")

@@ -6,13 +6,20 @@ from types import SimpleNamespace
 
 import pytest
 from evaluate_stand_in import calls, evaluate, make_data, plan
+from markdown_it import MarkdownIt
+from score_records import score_of_task, score_record
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.compare import Comparison, Difference, OnTask, Settings
+from s3prl_ekd.evaluate.compare import Row as Compared
+from s3prl_ekd.evaluate.compare_table import comparison_markdown
+from s3prl_ekd.evaluate.grid_table import grid_markdown
 from s3prl_ekd.evaluate.kept_scores import earlier_record, outdated
 from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.evaluate.provenance import made_by
 from s3prl_ekd.evaluate.records import collect
 from s3prl_ekd.evaluate.results import chance
+from s3prl_ekd.evaluate.robustness import Row, robustness_markdown
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores, write_scores
 from s3prl_ekd.evaluate.table import footnote, score_markdown
@@ -47,6 +54,32 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     assert "| other | **12.50** | – | – | – | – |" in text
     assert "| fbank | 33.33 | 50.00 | 50.00 | 50.00 | 25.00 |" in text
     assert "SID 50.00 (a speaker drawn at random)" in text
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["ekd <3 teachers>", "<b>&", "a*b*c", "__init__", "x_ _y", "tick`s `", "[a](b)", "\\*", "tiny_hubert", "a|b"],
+)
+def test_a_label_stands_in_markdown_as_it_is(label):
+    """As a renderer of tables shows it; tags were swallowed, and stars made the rest of a line slanted."""
+    grid = [{"lr": 0.1, "dev": 1.0, "picked": True}, {"lr": 0.2, "dev": 2.0, "picked": False}]
+    one = score_record(label, {"pr": score_of_task("pr", grid=grid)})
+    clean, noisy = (Row(label, name, place, "", one) for place, name in enumerate(("clean", "_noise_")))
+    difference = Difference(1.0, (0.0, 2.0), 0.5, None)
+    row = Compared(label, 1.0, (0.0, 2.0), difference)
+    compared = Comparison(label, Settings(), [OnTask(TASKS["pr"], [row], 1, [1])])
+    texts = [
+        score_markdown([one, one | {"label": "other", "normalize": True}]), grid_markdown([one]),
+        robustness_markdown([clean, noisy]), comparison_markdown(compared),
+    ]  # fmt: skip
+    for text in texts:
+        inline = [token for token in MarkdownIt().enable("table").parse(text) if token.type == "inline"]
+        shown = ["".join(part.content for part in token.children) for token in inline]
+        assert label in shown
+        assert label in shown[-1] or text in (texts[1], texts[2])  # in the note too
+    assert "_noise_" in [
+        token.children[0].content for token in MarkdownIt().enable("table").parse(texts[2]) if token.children
+    ]
 
 
 def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, caplog):

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.evaluate.compare import Comparison
-from s3prl_ekd.evaluate.table import MISSING, cell, markdown_table
+from s3prl_ekd.evaluate.table import MISSING, cell, markdown_table, verbatim
 from s3prl_ekd.evaluate.tasks import shown
 
 HEADINGS = ("score", "95 %", "Δ", "95 % of Δ", "better")
@@ -74,5 +74,5 @@ def comparison_markdown(comparison: Comparison) -> str:
     for task, label, is_better, cells in lines(comparison):
         if is_better is not None:
             cells[2] = f"**{cells[2]}**"
-        table.append([task, label, *cells])
-    return f"{markdown_table(table, left=2)}\n{note(comparison)}\n"
+        table.append([task, verbatim(label), *cells])
+    return f"{markdown_table(table, left=2)}\n{verbatim(note(comparison))}\n"

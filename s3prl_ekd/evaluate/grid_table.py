@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.evaluate.scores_file import by_seed
-from s3prl_ekd.evaluate.table import MISSING, cell, markdown_table, plain_table
+from s3prl_ekd.evaluate.table import MISSING, cell, markdown_table, plain_table, verbatim
 from s3prl_ekd.evaluate.tasks import TASKS, Task, shown
 
 NOTE = "Dev scores in %, for ER the mean over folds; the picked rate of each row is marked, and it alone is tested."
@@ -114,6 +114,6 @@ def grid_markdown(records: Sequence[dict[str, Any]]) -> str:
                 f"**{row.cell(rate)}**" if rate == row.picked else row.cell(rate) or MISSING for rate in grid.rates
             ]
             own = [str(row.seed)] if seed else []
-            lines.append([row.label, *own, *cells, cell(row.test)])
+            lines.append([verbatim(row.label), *own, *cells, cell(row.test)])
         tables.append(f"### {grid.title}\n\n{markdown_table(lines)}")
     return "\n".join([*tables, f"{NOTE}\n"]) if tables else ""

@@ -19,7 +19,7 @@ from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.results import merge_folds, merge_seeds
 from s3prl_ekd.evaluate.scores_file import by_seed, read_models, runs_of
-from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plain_table
+from s3prl_ekd.evaluate.table import best_rows, columns_of, markdown_table, plain_table, verbatim
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 from s3prl_ekd.whole_file import write_whole
 
@@ -190,7 +190,7 @@ def robustness_markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown, with its note."""
     headings, lines = table_lines(rows)
     body = [
-        [row.label, row.condition, *(f"**{text}**" if best else text for text, best in cells)]
+        [verbatim(row.label), verbatim(row.condition), *(f"**{text}**" if best else text for text, best in cells)]
         for row, cells in zip(rows, lines, strict=True)
     ]
     return f"{markdown_table([['upstream', 'test audio', *headings], *body], left=2)}\n{note(rows)}\n"

@@ -7,6 +7,7 @@ more than one row.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,8 +137,8 @@ def score_markdown(records: Sequence[dict[str, Any]]) -> str:
     lines = [["upstream", *(heading for heading, _ in sizes), *(column.heading for column in columns)]]
     for row, record in enumerate(records):
         cells = [f"**{column.cell(record)}**" if row in best[column] else column.cell(record) for column in columns]
-        lines.append([record["label"], *(size[row] for _, size in sizes), *cells])
-    return f"{markdown_table(lines)}\n{footnote(records)}\n"
+        lines.append([verbatim(record["label"]), *(size[row] for _, size in sizes), *cells])
+    return f"{markdown_table(lines)}\n{verbatim(footnote(records))}\n"
 
 
 def markdown_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -145,6 +146,11 @@ def markdown_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     rule = "|" + "---|" * left + "---:|" * (len(lines[0]) - left)
     first, *rest = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return "\n".join([first, rule, *rest]) + "\n"
+
+
+def verbatim(text: str) -> str:
+    """Text that Markdown shows as it stands; its ``|`` are :func:`markdown_table`'s. Underscores within words stay."""
+    return re.sub(r"[\\`*<\[]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
 
 
 def footnote(records: Sequence[dict[str, Any]]) -> str:

@@ -13,6 +13,7 @@ from evaluate_stand_in import calls, evaluate, files, set_dev, up
 from export_student import write_student
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.evaluate.marker import read_marker, write_marker
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores
 from s3prl_ekd.evaluate.table import footnote
 
@@ -196,6 +197,21 @@ def test_a_grid_stays_when_its_pick_is_called_alone_or_with_others(data, tmp_pat
     sid = read_scores(tmp_path / "out")["tasks"]["sid"]
     assert [(one["lr"], one["picked"]) for one in sid["grid"]] == [(0.01, False), (0.1, True), (0.5, False)]
     assert calls(tmp_path / "out", "tests.txt") == ["sid-lr0.1"]
+
+
+def test_the_time_of_every_rate_counts_whichever_call_tried_it(data, tmp_path):
+    set_dev(tmp_path, (["voxceleb1", "0.1", None, None, None], 0.9))
+    for rates in ("0.1,0.01", "0.1,0.5"):
+        assert evaluate(data, tmp_path, "--lr", rates) == 0
+        for rate in rates.split(","):
+            folder = tmp_path / "out" / "runs" / f"sid-lr{rate}"
+            marker = read_marker(folder)
+            marker.seconds = 100.0
+            if marker.result:
+                marker.result["seconds"] = 100.0
+            write_marker(folder, marker)
+        assert evaluate(data, tmp_path, "--lr", rates) == 0
+    assert read_scores(tmp_path / "out")["tasks"]["sid"]["seconds"] == 300.0
 
 
 def test_a_tested_rate_is_not_replaced_when_its_runs_are_gone(data, tmp_path, capfd):

@@ -36,11 +36,13 @@ def test_only_what_is_picked_is_tested(data, tmp_path, stand_in):
     sid = record["tasks"]["sid"]
     assert (sid["acc"], sid["standard_error"], sid["lr"]) == (50.0, {"acc": 0.0}, None)
     assert {seed: part["lr"] for seed, part in sid["seeds"].items()} == {"1": 0.1, "2": 0.01}
+    er = record["tasks"]["er"]["seeds"]["1"]
+    for part in (sid["seeds"]["1"], er):
+        assert sum(one.pop("seconds") for one in part["grid"]) == pytest.approx(part["seconds"], abs=0.2)
     assert sid["seeds"]["1"]["grid"] == [
         {"lr": 0.1, "dev": 90.0, "picked": True},
         {"lr": 0.01, "dev": 50.0, "picked": False},
     ]
-    er = record["tasks"]["er"]["seeds"]["1"]
     assert er["grid"][0] == {"lr": 0.1, "dev": 50.0, "picked": False, "folds": {"fold1": 90.0, "fold2": 10.0}}
     assert set(er["folds"]) == {"fold1", "fold2"}
     assert record["tasks"]["pr"]["seeds"]["1"]["grid"][0]["dev"] is None

@@ -41,6 +41,7 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
                 "lr": one,
                 "dev": search.dev(one, results),
                 "picked": one == rate,
+                "seconds": round(sum(results[run.key]["seconds"] for run in search.at(one)), 1),
                 **({"folds": {run.fold: results[run.key]["dev"] for run in search.at(one)}} if by_fold else {}),
             }
             for one in search.rates
@@ -91,12 +92,13 @@ def merge_grids(earlier: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str,
     if not tried:
         return dict(new)
     grid = [*({**one, "picked": False} for one in tried.values()), *_grid(new).values()]
-    return {**new, "grid": grid, "seconds": max(earlier["seconds"], new["seconds"])}
+    theirs = sum(one.get("seconds", 0.0) for one in tried.values())  # older versions did not note them
+    return {**new, "grid": grid, "seconds": round(max(earlier["seconds"], new["seconds"] + theirs), 1)}
 
 
 def _grid(part: Mapping[str, Any]) -> dict[Any, dict[str, Any]]:
     """Learning rate -> its entry of ``grid``; of a part that tried one rate alone the entry that it would have."""
-    alone = {"lr": part.get("lr"), "dev": part["dev"], "picked": True}
+    alone = {"lr": part.get("lr"), "dev": part["dev"], "picked": True, "seconds": part["seconds"]}
     if folds(part):
         alone["folds"] = {fold: one["dev"] for fold, one in part["folds"].items()}
     return {one["lr"]: one for one in part.get("grid", [alone])}

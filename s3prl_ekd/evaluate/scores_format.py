@@ -71,6 +71,8 @@ class Rate(_Part):
     lr: float
     dev: float | None
     picked: bool
+    seconds: float = 0.0
+    """Of its trainings, and of the tests where there were any."""
     folds: dict[str, float | None] = {}
     """Dev score of each."""
 

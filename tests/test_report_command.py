@@ -105,6 +105,15 @@ def test_a_full_disk_costs_neither_the_earlier_page_nor_its_figures(pretraining,
         file.write_bytes(text.encode()[:10])
         raise OSError(errno.ENOSPC, "No space left on device", str(file))
 
+    write = type(page).write_bytes
     monkeypatch.setattr("pathlib.Path.write_text", full)
     assert main(["report", str(evaluation), "--out", str(link)]) == 2
+    assert {file: file.read_bytes() for file in before} == before
+
+    def full_too(file, data):
+        write(file, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full_too)  # figures of the same names
+    assert main(["report", str(pretraining), "--out", str(link)]) == 2
     assert {file: file.read_bytes() for file in before} == before

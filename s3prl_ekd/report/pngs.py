@@ -9,6 +9,7 @@ from s3prl_ekd.evaluate.robustness import rows_of
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.score_figures import cost_png, grid_png, robustness_png
 from s3prl_ekd.report.sources import Evaluation, Pretraining
+from s3prl_ekd.whole_file import whole_file
 
 
 def write_pngs(folder: Path, pretrainings: list[Pretraining], evaluations: list[Evaluation]) -> list[Path]:
@@ -32,5 +33,6 @@ def write_pngs(folder: Path, pretrainings: list[Pretraining], evaluations: list[
     if written:
         folder.mkdir(parents=True, exist_ok=True)
     for file, data in written.items():
-        file.write_bytes(data)
+        with whole_file(file) as partial:
+            partial.write_bytes(data)
     return list(written)

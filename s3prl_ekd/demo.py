@@ -65,7 +65,7 @@ class Demo:
 
     def __init__(self, out: Path, small: bool, device: str, fresh: bool = False) -> None:
         self.out, self.small, self.device = out, small, device
-        self.console = Console()
+        self.console = Console(emoji=False)
         marker = out / MARKER
         if "=" in str(out.resolve()) or ",," in str(out.resolve()):
             raise EkdError(f"--out {out}: expected a folder without '=' and ',,' in its path: s3prl's -o takes none")

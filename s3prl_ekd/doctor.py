@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the tables; 1 where something needed is broken."""
     # piped into a file or grep, every finding stays one line, however long its paths
-    console = Console(highlight=False, width=None if Console().is_terminal else PIPED_WIDTH)
+    console = Console(emoji=False, highlight=False, width=None if Console().is_terminal else PIPED_WIDTH)
     sections: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("software", software),
         ("s3prl", bridge),

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
+import re
 from collections import defaultdict
+from pathlib import Path
 
-from s3prl_ekd.cli import COMMANDS
+import pytest
+from score_records import score_record
+
+import s3prl_ekd
+from s3prl_ekd.cli import COMMANDS, main
 from s3prl_ekd.compat.modules import s3prl_folder
 
 
@@ -81,3 +88,16 @@ def test_data_is_the_prepared_folder_and_metavars_agree() -> None:
 def test_the_device_is_chosen_alike_without_the_option() -> None:
     defaults = {command: action.default for command, action in OPTIONS if "--device" in action.option_strings}
     assert defaults == {"evaluate": None, "robustness": None, "teachers": None, "targets": None, "demo": "cpu"}
+
+
+def test_no_name_is_shown_as_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """rich draws :b: and :100: as pictures, in labels and paths too, unless a console is told not to."""
+    folder = tmp_path / "run:b:c"
+    folder.mkdir()
+    (folder / "scores.json").write_text(json.dumps(score_record("lr:100:x")))
+    assert main(["report", str(folder), "--out", str(folder / "r.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "lr:100:x" in shown and str(folder / "r.html") in shown
+    for file in Path(s3prl_ekd.__file__).parent.rglob("*.py"):
+        for call in re.findall(r"\bConsole\([^()]*\)(?!\.is_terminal)", file.read_text(encoding="utf-8")):
+            assert "emoji=False" in call, f"{file}: {call}"

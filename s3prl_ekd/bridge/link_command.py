@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Link, and say how the stock commands are called."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(emoji=False, highlight=False, soft_wrap=True, markup=False)
     changed = link.link(args.checkout)
     for path in changed:
         console.print(f"wrote {path}")

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unlink, and name what stays."""
-    console = Console(highlight=False, soft_wrap=True, markup=False)
+    console = Console(emoji=False, highlight=False, soft_wrap=True, markup=False)
     changed, kept = link.unlink(args.checkout)
     for path in changed:
         console.print(f"restored {path}")

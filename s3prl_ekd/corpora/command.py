@@ -220,7 +220,7 @@ def next_command(result: Prepared) -> str:
 
 def show(results: Sequence[Prepared], console: Console | None = None) -> None:
     """Print one line per task, what was noted on the way, and the next commands, in the order in which they are run."""
-    console = console or Console()
+    console = console or Console(emoji=False)
     results = sorted(results, key=lambda result: ["pretrain", *DOWNSTREAM].index(result.task))
     table = Table("task", "utterances", box=None, header_style="bold")
     for name in ("minutes", "speakers"):

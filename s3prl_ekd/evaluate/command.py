@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = args.jobs or len(devices)
     tell_second_rows(plans, args.out)
     runs = [one for plan in plans for one in plan.runs]
-    console = Console()
+    console = Console(emoji=False)
     if args.dry_run:
         console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
         return 0

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         output_file(args.out)
     found = compare(models, settings, args.baseline, args.tasks)
-    console = Console()
+    console = Console(emoji=False)
     console.print(comparison_table(found))
     if args.out is not None:
         write_whole(args.out, comparison_markdown(found))

@@ -27,7 +27,7 @@ class Board:
     """
 
     def __init__(self, console: Console | None = None, width: int = 10) -> None:
-        self.console = console or Console()
+        self.console = console or Console(emoji=False)
         self.width = width
         self._live = Progress(
             TextColumn(f"[bold]{{task.fields[run]:<{width}}}[/] {{task.description:<5}}"),

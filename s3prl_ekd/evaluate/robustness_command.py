@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     tests = _plan(args, conditions)[0]
     devices = devices or [default_device()]
     jobs = args.jobs or len(devices)
-    console = Console()
+    console = Console(emoji=False)
     if args.dry_run:
         console.out("\n".join(shlex.join(test.on(devices[0]).command()) for test in tests), highlight=False)
         return 0

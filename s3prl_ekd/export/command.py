@@ -53,7 +53,7 @@ def _common(parser: argparse.ArgumentParser, what: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out; returns 0."""
-    console = Console()
+    console = Console(emoji=False)
     note = ""
     if args.kind == "superb":
         from s3prl_ekd.export.superb import export_superb, parse_task_states

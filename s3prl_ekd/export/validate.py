@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Show every check; returns 0 when all pass, else 1."""
     if not args.folder.is_dir():
         raise EkdError(f"{args.folder}: no such folder; s3prl-ekd export superb makes one")
-    console = Console()
+    console = Console(emoji=False)
     checks = run_isolated(args.folder, args.python)
     for check in checks:
         _show(console, check)

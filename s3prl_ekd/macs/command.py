@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     table.add_row("parameters", str(found.params), f"{found.params / 1e6:.2f} M")
     for name, macs in {"MACs": found.macs, **found.buckets}.items():
         table.add_row(name, str(macs), f"{macs / 1e9:.1f} G")
-    Console().print(table)
+    Console(emoji=False).print(table)
     return 0

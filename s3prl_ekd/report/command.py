@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.baseline is not None:
         found = compare([(one.folder, one.scores) for one in evaluations], Settings(), args.baseline)
     output_file(args.out)
-    console = Console()
+    console = Console(emoji=False)
     if len(pretrainings) > 1:
         console.print(_runs(pretrainings))
         moved = comparison.moving_note(pretrainings)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the list, or one teacher's facts."""
     # tables keep their columns when piped into a file
-    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 120)
+    console = Console(emoji=False, highlight=False, markup=False, width=None if Console().is_terminal else 120)
     if args.source is None:
         if args.audio is not None or args.precision is not None:
             raise EkdError("--audio and --precision need a teacher: s3prl-ekd teachers SOURCE")

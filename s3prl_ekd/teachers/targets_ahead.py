@@ -51,7 +51,7 @@ def _fill(teachers: CachedTeachers, table: LengthTable, data: DataConfig, device
 
     # no distorter: the teachers hear clean audio wherever targets are kept; nor a length: its windows are cut already
     loader, _ = make_loader(table, data, 0, cache=cache, select=waiting)
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Console(emoji=False, stderr=True, highlight=False, markup=False, soft_wrap=True)
     skipped = SkippedAudio(say=console.print)
     try:
         for batch in track(loader, "targets", total=len(loader), console=console):

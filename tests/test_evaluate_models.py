@@ -19,8 +19,10 @@ from s3prl_ekd.evaluate.devices import check_devices, gpu_environment, slots
 from s3prl_ekd.evaluate.models import Upstream, choose_models, split_label
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
+from s3prl_ekd.evaluate.records import MARKDOWN
+from s3prl_ekd.evaluate.robustness import FILE_NAME as ROBUSTNESS
 from s3prl_ekd.evaluate.schedule import run_all
-from s3prl_ekd.evaluate.scores_file import read_scores
+from s3prl_ekd.evaluate.scores_file import FILE_NAME, read_models, read_scores
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.macs.models import model_cost
@@ -154,6 +156,8 @@ MISTAKES = {
     "an override of a task left out": (["--override", "asr:config.x=1"], "--override asr:config.x=1: asr is not among"),
     "folds without ER": (["--folds", "fold1"], "--folds fold1: is for er, which is not among --tasks sid"),
     "a fold twice": (["--tasks", "er", "--folds", "fold1,fold1"], "--folds: fold1 is there twice"),
+    "no fold": (["--tasks", "er", "--folds", ""], "--folds '': expected folds with commas between"),
+    "no label": (["--label", ""], "label '': expected printable characters"),
     "no seed": (["--seeds", ""], "--seeds : '': expected whole numbers"),
     "device": (["--devices", "gpu0"], "--devices: unknown device 'gpu0'; expected cpu, cuda, or some of cuda:0"),
     "device twice": (["--devices", "cuda:1,cuda:1"], "a device is named twice; --jobs N"),
@@ -187,6 +191,15 @@ def test_mistakes_are_one_clear_line(data, tmp_path, monkeypatch, capfd, name):
     assert printed[-1].startswith("error: ") and message in printed[-1]
     assert sum(line.startswith("error: ") for line in printed) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_named_as_a_tables_file_has_another_folder(data, tmp_path, stand_in):
+    """The table could not be written after the training; robustness.md neither."""
+    for label in (FILE_NAME, MARKDOWN, ROBUSTNESS):
+        assert evaluate(data, tmp_path, upstream=("--upstream", f"{label}=fbank")) == 0
+    models = read_models(tmp_path / "out")
+    assert [record["label"] for _, record in models] == [FILE_NAME, MARKDOWN, ROBUSTNESS]
+    assert all(folder.is_dir() and folder.name == f"{record['label']}-model" for folder, record in models)
 
 
 def test_a_wrong_name_is_told_when_planning_and_a_right_one_needs_no_import(data, tmp_path, monkeypatch, capfd):

@@ -41,6 +41,9 @@ def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
     rates = choose_rates(chosen.grid, args.lr, given)
     _check_effect(args, [task.name for task in tasks])
     seeds = parse_seeds(args.seeds)
+    folds = None if args.folds is None else [fold.strip() for fold in args.folds.split(",") if fold.strip()]
+    if folds == []:
+        raise EkdError(f"--folds {args.folds!r}: expected folds with commas between, as fold1,fold2")
     models = choose_models(args.given or [], args.models, args.label)
     in_table = args.models is not None or any(split_label(text)[0] is not None for _, text in args.given or [])
     normalize = args.upstream_feature_normalize
@@ -52,7 +55,7 @@ def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
             data=args.data.resolve(),
             upstream=model,
             overrides={name: {**chosen.tasks[name], **given[name]} for name in TASKS},
-            folds=[fold.strip() for fold in args.folds.split(",") if fold.strip()] if args.folds else None,
+            folds=folds,
             seeds=seeds,
             rates=rates,
             cache=None if args.cache_states is None else cache_folder(args.cache_states),
@@ -120,5 +123,5 @@ def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:
             task = item.partition(":")[0].strip().lower()
             if task in TASKS and task not in tasks:
                 raise EkdError(f"{option} {item}: {task} is not among --tasks {','.join(tasks)}")
-    if args.folds and "er" not in tasks:
+    if args.folds is not None and "er" not in tasks:
         raise EkdError(f"--folds {args.folds}: is for er, which is not among --tasks {','.join(tasks)}")

@@ -23,6 +23,7 @@ STUDENT = "ekd_student"  # the hub name under which the bridge registers our ups
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
 _KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
 _ALONE = {"teacher": "a teacher", "untrained": "an untrained student"}  # kinds that go with no other
+_FILES = ("scores.json", "scores.md", "robustness.md")  # of a table, beside the folders of its rows
 _NOTHING = "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained MODEL"
 
 
@@ -53,8 +54,9 @@ class Upstream:
 
 
 def folder_name(label: str) -> str:
-    """A label, file-safe."""
-    return re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "model"
+    """A label, file-safe, and not the name of a file that stands among the folders."""
+    name = re.sub(r"[^\w.+-]+", "-", label).strip("-.") or "model"
+    return f"{name}-model" if name.lower() in _FILES else name
 
 
 def choose_models(
@@ -91,11 +93,11 @@ def check_labels(models: Sequence[Upstream]) -> None:
     """See that each model has a label that can be written and read again, and a folder of its own.
 
     Raises:
-        EkdError: a label with control characters or odd spaces; two have one label, or labels that are one folder.
+        EkdError: an empty label, one with control characters or odd spaces; two of one label, or of one folder.
     """
     seen: dict[str, str] = {}  # folders by their names in lower case, as some file systems see them
     for model in models:
-        if not model.label.isprintable():  # scores_file.py reads no such record
+        if not model.label.strip() or not model.label.isprintable():  # scores_file.py reads no such record
             raise EkdError(f"label {model.label!r}: expected printable characters; give another one, LABEL=VALUE")
         other = seen.get(model.folder.lower())
         if other is not None:

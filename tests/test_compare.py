@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluate_stand_in import evaluate, files, up
+from evaluate_stand_in import evaluate, files, make_data, up
 from scipy import stats
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.evaluate.bootstrap import Part, drawn_rates, interval, mean_rates, share_below
+from s3prl_ekd.evaluate.compare import Difference, Settings
+from s3prl_ekd.evaluate.compare import compare as compared
+from s3prl_ekd.evaluate.compare_table import comparison_markdown, comparison_table, note
 from s3prl_ekd.evaluate.score import outcomes, rescore
+from s3prl_ekd.evaluate.scores_file import read_models
 from s3prl_ekd.evaluate.tasks import TASKS
 
 # ------------------------------------------------------------------------------------------------------ the numbers
@@ -165,6 +170,41 @@ def test_in_a_report(data, tmp_path, stand_in, capsys):
         assert main([*words, label]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "r.html").exists()
+
+
+def test_of_an_error_rate_less_is_better(data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path, upstream=up("fbank", "mel"), tasks="pr") == 0
+    for model, heard in {"fbank": "x", "mel": "A"}.items():
+        folder = tmp_path / "out" / model / "runs" / "pr"
+        for name, text in {"test-ref.ark": "A B", "test-hyp.ark": f"{heard} B"}.items():
+            (folder / name).write_text("".join(f"u{number} {text}\n" for number in range(20)))
+    models = read_models(tmp_path / "out")
+    for baseline, change, colour in (("fbank", -50.0, "green"), ("mel", 50.0, "red")):
+        found = compared(models, Settings(draws=100), baseline)
+        [difference] = [row.difference for row in found.tasks[0].rows if row.difference]
+        is_better = colour == "green"
+        assert difference == Difference(change, (change, change), float(is_better), is_better)
+        changes = [str(text) for text in comparison_table(found).columns[4].cells]
+        assert f"[{colour}]{change:+.2f}[/]" in changes
+        assert f"| **{change:+.2f}** |" in comparison_markdown(found)
+
+
+def test_means_over_folds_that_are_equal_differ_in_no_bit(tmp_path, stand_in):
+    """1, 2 and 3 of 40 right, in another order: in floating point one sum is the larger, by 1e-14 in every draw."""
+    data = make_data(tmp_path / "three", ("fold1", "fold2", "fold3"))
+    assert evaluate(data, tmp_path, upstream=up("fbank", "mel"), tasks="er") == 0
+    for model, rights in {"fbank": (1, 2, 3), "mel": (2, 3, 1)}.items():
+        for fold, right in enumerate(rights, start=1):
+            predict(tmp_path / "out" / model, f"er-fold{fold}", right)
+    found = compared(read_models(tmp_path / "out"), Settings(draws=100, blocks=re.compile("(.)")))
+    assert found.tasks[0].rows[1].difference == Difference(0.0, (0.0, 0.0), 0.5, None)
+
+
+def test_the_smallest_fold_says_whether_there_is_enough_to_draw_from(data, tmp_path, stand_in):
+    assert evaluate(data, tmp_path, tasks="er") == 0
+    for fold, clips in {"er-fold1": 9, "er-fold2": 40}.items():
+        predict(tmp_path / "out", fold, 5, clips)
+    assert "relied on: ER (9)." in note(compared(read_models(tmp_path / "out"), Settings(draws=100)))
 
 
 def test_blocks_and_conditions(data, tmp_path, stand_in, capsys):

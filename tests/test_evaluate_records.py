@@ -22,7 +22,7 @@ from s3prl_ekd.evaluate.results import chance
 from s3prl_ekd.evaluate.robustness import Row, robustness_markdown
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import read_models, read_scores, write_scores
-from s3prl_ekd.evaluate.table import footnote, score_markdown
+from s3prl_ekd.evaluate.table import OF_TASKS, best_rows, footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
 
@@ -80,6 +80,20 @@ def test_a_label_stands_in_markdown_as_it_is(label):
     assert "_noise_" in [
         token.children[0].content for token in MarkdownIt().enable("table").parse(texts[2]) if token.children
     ]
+
+
+def test_the_best_of_a_column():
+    """The least of error rates, the most of accuracies; none where all are equal or there is one."""
+    rows = [
+        score_record(
+            tasks={"pr": score_of_task("pr", one), "sid": score_of_task("sid", one), "er": score_of_task("er")}
+        )
+        for one in (30.0, 10.0, 20.0, 10.0)
+    ]
+    rows.append(score_record(tasks={"pr": score_of_task("pr", 90.0)}))
+    best = {column.task: best_rows(rows, column) for column in OF_TASKS}
+    assert best == {"pr": {1, 3}, "sid": {0}, "er": set(), "asr": set(), "ks": set(), "ic": set()}
+    assert best_rows(rows[:1], OF_TASKS[0]) == set()
 
 
 def test_a_score_whose_data_are_gone_is_left_out(tmp_path, stand_in, board, caplog):

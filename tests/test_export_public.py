@@ -72,6 +72,16 @@ def test_layout_and_scores(runs: Path, tmp_path: Path, capfd: pytest.CaptureFixt
         assert archive.namelist() == ["predict/sid_public/predict.txt"]
 
 
+def test_a_test_set_that_is_not_superbs_is_said(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(public.FULL, "pr", 2)
+    monkeypatch.setitem(public.FULL, "er", 20)
+    export_public(runs, tmp_path / "predict.zip", "pr,sid,er")
+    [said] = caplog.messages
+    assert said == "sid: 2 utterances, SUPERB's test set has 8251: no SUPERB score"
+
+
 def test_what_lies_at_out(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Tasks that a zip loses are said; what is no submission of before stays."""
     out = tmp_path / "predict.zip"

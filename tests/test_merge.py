@@ -10,6 +10,7 @@ import torch
 from export_student import write_student
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
 from s3prl_ekd.student_checkpoint import load_student, read_checkpoint
 
@@ -98,6 +99,21 @@ def test_what_cannot_be_merged_is_one_line(
     assert not Path(out).exists()
     assert main(["merge", good, str(students[2]), "--out", out]) == 0
     assert "do not look like students of one initialisation" in caplog.text
+
+
+def test_how_waves_are_normalised_is_part_of_the_shape(students: list[Path], tmp_path: Path) -> None:
+    """But where they are not normalised, the constant of it has no effect."""
+    files = []
+    for normalize, eps in ((True, 1e-5), (True, 1e-7), (False, 1e-7)):
+        content = torch.load(students[0], weights_only=True)
+        content["EKD"]["shape"] |= {"normalize": normalize, "normalize_eps": eps}
+        files.append(tmp_path / f"{normalize}-{eps}.ckpt")
+        torch.save(content, files[-1])
+    with pytest.raises(EkdError, match="normalize_eps is 1e-07, in .* 1e-05"):
+        merge_checkpoints(files[:2], tmp_path / "merged.ckpt")
+    with pytest.raises(EkdError, match="normalize is False, in .* True"):
+        merge_checkpoints(files[1:], tmp_path / "merged.ckpt")
+    merge_checkpoints([files[2], students[0]], tmp_path / "merged.ckpt")
 
 
 def test_an_exported_student_merges_with_the_one_it_was_made_of(students: list[Path], tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ def test_card(checkpoint: Path, tmp_path: Path) -> None:
     assert export_hf(checkpoint, exported, "--training-data", "train-clean-100") == 0
     config = json.loads((exported / "config.json").read_text())
     assert (config["num_hidden_layers"], config["feat_proj_layer_norm"], config["hidden_dropout"]) == (2, False, 0.1)
+    assert config["layerdrop"] == 0.0
     card = (exported / "README.md").read_text()
     for word in ("license: mit", "wavlm_base_plus", "train-clean-100", "284,000 parameters", "multi_head"):
         assert word in card

@@ -9,21 +9,25 @@ import shutil
 from dataclasses import replace
 from html import escape
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from report_lab import write_evaluation, write_pretraining
+from score_records import score_of_task, score_record
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import Marker, write_marker
+from s3prl_ekd.evaluate.scores_file import run_folder
+from s3prl_ekd.evaluate.table import OF_TASKS
 from s3prl_ekd.metrics_file import forget_from, read_metrics
 from s3prl_ekd.report.curves import head_losses_png, layer_weights_png, overview_png
 from s3prl_ekd.report.html import breakable
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
-from s3prl_ekd.report.score_figures import cost_png
+from s3prl_ekd.report.score_figures import _cost_panel, cost_png
 from s3prl_ekd.report.sources import Evaluation, read_pretraining, read_results, split_head
-from s3prl_ekd.report.style import DARK, LIGHT, looks
+from s3prl_ekd.report.style import DARK, LIGHT, drawing, looks
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -262,6 +266,23 @@ def test_any_label_can_be_drawn(pretraining, evaluation):
     assert cost_png([one.scores, one.scores | {"label": "other"}]).startswith(PNG)
     (pretraining / "metrics.jsonl").write_text('{"step": 1, "loss": null}\n{"step": 2, "loss": 1.0}\n')
     assert "half $" in page([read_pretraining(pretraining)], [one], "title")
+
+
+def test_cost_is_drawn_over_macs():
+    records = [
+        score_record(label, {"pr": score_of_task("pr", per)}, cost={"params": 1, "macs": macs})
+        for label, per, macs in (("a", 10.0, 2 * 10**9), ("b", 20.0, 7 * 10**9))
+    ]
+    with drawing(LIGHT):
+        figure, axis = plt.subplots()
+        _cost_panel(axis, OF_TASKS[0], records, looks(["a", "b"], LIGHT))
+        assert [tuple(one.lines[0].get_xydata()[0]) for one in axis.containers] == [(2.0, 10.0), (7.0, 20.0)]
+        plt.close(figure)
+
+
+@pytest.mark.parametrize("name", ["pr", "../../pr", "/etc/pr", "runs/pr"])
+def test_a_record_leads_to_no_other_folder(tmp_path, name):
+    assert run_folder(tmp_path, {"folder": name}) == tmp_path / "runs" / "pr"
 
 
 def test_a_hundred_models_look_different():

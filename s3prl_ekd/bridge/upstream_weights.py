@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEY = "UpstreamDigest"
+"""SHA-256 of our encoder's weights, by the names under which a student's checkpoint holds them."""
 
 
 class UpstreamWeights:

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 from rich.markup import escape
 from rich.rule import Rule
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.device import find_device
 from s3prl_ekd.ending import STOPPED
 from s3prl_ekd.errors import EkdError
@@ -65,7 +65,7 @@ class Demo:
 
     def __init__(self, out: Path, small: bool, device: str, fresh: bool = False) -> None:
         self.out, self.small, self.device = out, small, device
-        self.console = Console(emoji=False)
+        self.console = Console()
         marker = out / MARKER
         if "=" in str(out.resolve()) or ",," in str(out.resolve()):
             raise EkdError(f"--out {out}: expected a folder without '=' and ',,' in its path: s3prl's -o takes none")

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -31,6 +30,7 @@ from s3prl_ekd.compat.hub import register
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.compat.shims import active_shims, apply_shims
 from s3prl_ekd.config import check_runner_config, load_model_config
+from s3prl_ekd.console import Console
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the tables; 1 where something needed is broken."""
     # piped into a file or grep, every finding stays one line, however long its paths
-    console = Console(emoji=False, highlight=False, width=None if Console().is_terminal else PIPED_WIDTH)
+    console = Console(highlight=False, width=None if Console().is_terminal else PIPED_WIDTH)
     sections: list[tuple[str, Callable[[], list[Finding]]]] = [
         ("software", software),
         ("s3prl", bridge),

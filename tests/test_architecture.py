@@ -14,7 +14,7 @@ REPO = Path(__file__).resolve().parent.parent
 LAYERS = """
 errors version spelling source_names signals task_names kernels random_state shipped user_paths whole_file writable
 file_digest ending checked config_files environment variants audio device distributed torch_file metrics_file
-own_scripts file_lock shape
+own_scripts file_lock shape console
 compat config corpora
 distill
 data model

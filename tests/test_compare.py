@@ -243,10 +243,8 @@ def test_several_folders(data, tmp_path, stand_in, capsys):
     ("words", "message"),
     [
         (["--baseline", "mfcc"], "--baseline mfcc: no such model; there are fbank, mel"),
-        (
-            ["--tasks", ""],
-            "--tasks: unknown task ''; expected some of pr",
-        ),  # of an empty shell variable, all were taken
+        # of an empty shell variable, all were taken
+        (["--tasks", ""], "--tasks: unknown task ''; expected some of pr"),
         (["--tasks", "pr"], "--tasks: pr: fbank was not tested on it, but on sid"),
         (["--condition", "noisy"], "runs/sid/distorted/noisy: no test under noisy; s3prl-ekd robustness"),
         (["--blocks", "("], "--blocks (: not a regular expression"),

@@ -6,10 +6,9 @@ import argparse
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
 from s3prl_ekd.bridge import link
 from s3prl_ekd.compat.modules import s3prl_folder
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.user_paths import expanded
 
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Link, and say how the stock commands are called."""
-    console = Console(emoji=False, highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     changed = link.link(args.checkout)
     for path in changed:
         console.print(f"wrote {path}")

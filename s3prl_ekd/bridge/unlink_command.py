@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from s3prl_ekd.bridge import link
+from s3prl_ekd.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Unlink, and name what stays."""
-    console = Console(emoji=False, highlight=False, soft_wrap=True, markup=False)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     changed, kept = link.unlink(args.checkout)
     for path in changed:
         console.print(f"restored {path}")

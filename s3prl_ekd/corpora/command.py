@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from s3prl_ekd.audio import count_other_audio, find_audio
+from s3prl_ekd.console import Console
 from s3prl_ekd.corpora.fluent_commands import prepare_fluent_commands
 from s3prl_ekd.corpora.folders import MARKER, Prepared, turn_in
 from s3prl_ekd.corpora.iemocap import prepare_iemocap
@@ -220,7 +220,7 @@ def next_command(result: Prepared) -> str:
 
 def show(results: Sequence[Prepared], console: Console | None = None) -> None:
     """Print one line per task, what was noted on the way, and the next commands, in the order in which they are run."""
-    console = console or Console(emoji=False)
+    console = console or Console()
     results = sorted(results, key=lambda result: ["pretrain", *DOWNSTREAM].index(result.task))
     table = Table("task", "utterances", box=None, header_style="bold")
     for name in ("minutes", "speakers"):

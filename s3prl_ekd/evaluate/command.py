@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import robustness
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
     jobs = args.jobs or len(devices)
     tell_second_rows(plans, args.out)
     runs = [one for plan in plans for one in plan.runs]
-    console = Console(emoji=False)
+    console = Console()
     if args.dry_run:
         console.out(commands_text(runs, slots(devices, jobs)), highlight=False)
         return 0

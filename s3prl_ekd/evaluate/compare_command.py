@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.compare import Model, Settings, compare
 from s3prl_ekd.evaluate.compare_table import comparison_markdown, comparison_table
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         output_file(args.out)
     found = compare(models, settings, args.baseline, args.tasks)
-    console = Console(emoji=False)
+    console = Console()
     console.print(comparison_table(found))
     if args.out is not None:
         write_whole(args.out, comparison_markdown(found))

@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.evaluate.marker import Result
 from s3prl_ekd.evaluate.process import Progress as RunProgress
 from s3prl_ekd.evaluate.process import Watcher
@@ -27,7 +27,7 @@ class Board:
     """
 
     def __init__(self, console: Console | None = None, width: int = 10) -> None:
-        self.console = console or Console(emoji=False)
+        self.console = console or Console()
         self.width = width
         self._live = Progress(
             TextColumn(f"[bold]{{task.fields[run]:<{width}}}[/] {{task.description:<5}}"),

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.devices import add_running_arguments, check_devices, given_devices, slots
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     tests = _plan(args, conditions)[0]
     devices = devices or [default_device()]
     jobs = args.jobs or len(devices)
-    console = Console(emoji=False)
+    console = Console()
     if args.dry_run:
         console.out("\n".join(shlex.join(test.on(devices[0]).command()) for test in tests), highlight=False)
         return 0

@@ -6,8 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from rich.console import Console
-
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 
 
@@ -53,7 +52,7 @@ def _common(parser: argparse.ArgumentParser, what: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Carry the command out; returns 0."""
-    console = Console(emoji=False)
+    console = Console()
     note = ""
     if args.kind == "superb":
         from s3prl_ekd.export.superb import export_superb, parse_task_states

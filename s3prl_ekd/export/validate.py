@@ -16,9 +16,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.isolated import CLOSING
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Show every check; returns 0 when all pass, else 1."""
     if not args.folder.is_dir():
         raise EkdError(f"{args.folder}: no such folder; s3prl-ekd export superb makes one")
-    console = Console(emoji=False)
+    console = Console()
     checks = run_isolated(args.folder, args.python)
     for check in checks:
         _show(console, check)

@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.macs.counting import SHAPES
 from s3prl_ekd.teachers.names import check_source
@@ -55,5 +55,5 @@ def run(args: argparse.Namespace) -> int:
     table.add_row("parameters", str(found.params), f"{found.params / 1e6:.2f} M")
     for name, macs in {"MACs": found.macs, **found.buckets}.items():
         table.add_row(name, str(macs), f"{macs / 1e9:.1f} G")
-    Console(emoji=False).print(table)
+    Console().print(table)
     return 0

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.compare import Settings, compare
 from s3prl_ekd.evaluate.compare_table import comparison_table
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.baseline is not None:
         found = compare([(one.folder, one.scores) for one in evaluations], Settings(), args.baseline)
     output_file(args.out)
-    console = Console(emoji=False)
+    console = Console()
     if len(pretrainings) > 1:
         console.print(_runs(pretrainings))
         moved = comparison.moving_note(pretrainings)

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from s3prl_ekd.audio import read_audio
+from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the list, or one teacher's facts."""
     # tables keep their columns when piped into a file
-    console = Console(emoji=False, highlight=False, markup=False, width=None if Console().is_terminal else 120)
+    console = Console(highlight=False, markup=False, width=None if Console().is_terminal else 120)
     if args.source is None:
         if args.audio is not None or args.precision is not None:
             raise EkdError("--audio and --precision need a teacher: s3prl-ekd teachers SOURCE")

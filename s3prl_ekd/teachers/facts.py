@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import TeacherPrecision
+from s3prl_ekd.console import Console
 from s3prl_ekd.device import default_device, use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import count_parameters

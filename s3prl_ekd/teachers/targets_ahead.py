@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from rich.console import Console
 from rich.progress import track
 
 from s3prl_ekd.config import DataConfig, ModelConfig
+from s3prl_ekd.console import Console
 from s3prl_ekd.data.batches import make_loader
 from s3prl_ekd.data.lengths import LengthTable, read_held_out, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
@@ -51,7 +51,7 @@ def _fill(teachers: CachedTeachers, table: LengthTable, data: DataConfig, device
 
     # no distorter: the teachers hear clean audio wherever targets are kept; nor a length: its windows are cut already
     loader, _ = make_loader(table, data, 0, cache=cache, select=waiting)
-    console = Console(emoji=False, stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     skipped = SkippedAudio(say=console.print)
     try:
         for batch in track(loader, "targets", total=len(loader), console=console):

@@ -112,6 +112,7 @@ def test_values_of_the_usual_kinds_pass(hub: ModuleType) -> None:
         ("eval_dataloaders", "dev", "input should be a valid list, found 'dev'"),
         ("eval_dataloaders", ["dve"], "no split 'dve'; there are train, dev, test"),
         ("fp16", "True", "input should be a valid boolean, found 'True'"),
+        ("train_dataloader", "trian", "no split 'trian'; there are train, dev, test"),
     ],
 )
 def test_values_that_the_runner_cannot_train_with(key: str, value: object, message: str) -> None:
@@ -185,6 +186,32 @@ def test_a_best_checkpoint_of_a_split_that_there_is_not() -> None:
         config["downstream_expert"]["save_best_on"] = best
         with pytest.raises(EkdError, match="x.yaml: downstream_expert.save_best_on: no split 'dve'; there are train, "):
             taskkeys.check_runner(config, "x.yaml", taskdata.splits("ctc", config))
+    for best in (None, [None], 3):  # s3prl asks whether the split that it has evaluated is in it
+        config["downstream_expert"]["save_best_on"] = best
+        with pytest.raises(EkdError, match="x.yaml: downstream_expert.save_best_on: .*expected a list of splits"):
+            taskkeys.check_runner(config, "x.yaml", taskdata.splits("ctc", config))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        5,
+        ["apply_time_warp"],
+        {"num_freq_maks": 2},
+        {"apply_time_warp": False, "apply_freq_mask": False, "apply_time_mask": False},
+        {"num_time_mask": 0},
+        {"time_mask_width_range": [0, 0]},
+        {"time_warp_mode": "cubic"},
+    ],
+)
+def test_masks_that_cannot_be_made_of_a_config(values: object) -> None:
+    with pytest.raises(EkdError, match="^x.yaml: specaug: no masks can be made of these keys "):
+        taskkeys.check_specaug({"specaug": values}, "x.yaml")
+
+
+def test_masks_that_can() -> None:
+    for config in (task_config("asr"), {}, {"specaug": None}, {"specaug": {"num_time_mask": 1}}):
+        taskkeys.check_specaug(config, "x.yaml")
 
 
 def test_a_download_that_fails_is_one_line() -> None:
@@ -244,6 +271,7 @@ def test_what_the_runner_reads_without_a_default_must_be_there() -> None:
         ("evaluate_ratio", (0, 1.5), (1, 0.1)),
         ("fp16", (1, "yes"), (True, False)),
         ("eval_dataloaders", ("dev", [1]), (["dev"], [])),
+        ("train_dataloader", (None, ["train"]), ("train",)),
     ],
 )
 def test_what_the_runner_can_train_with(key: str, wrong: tuple, right: tuple) -> None:

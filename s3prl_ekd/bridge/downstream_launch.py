@@ -177,6 +177,7 @@ class DownstreamLaunch(ScriptLaunch):
         self.distorted = distorted_audio(config, self.trains, beside, self.source)
         if self.trains:
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
+            taskkeys.check_specaug(config, self.source)
         return args, config, *rest
 
     def _check_unfinished(self, config: dict[str, Any]) -> None:

@@ -11,18 +11,19 @@ import importlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from s3prl_ekd.bridge.config_section import wrong_value
 from s3prl_ekd.checked import check_values, reads_as_text
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.writable import absolute_folder
 
 
 class Runner(BaseModel):
-    """What training reads of ``runner``, without a default but for the last two (s3prl's downstream/runner.py)."""
+    """What training reads of ``runner``, without a default but for the last three (s3prl's downstream/runner.py)."""
 
     model_config = ConfigDict(strict=True)
 
@@ -36,6 +37,7 @@ class Runner(BaseModel):
     max_keep: int = Field(ge=1)
     evaluate_ratio: float = Field(default=1.0, gt=0, le=1)
     fp16: bool = False
+    train_dataloader: str = "train"
 
 
 RUNNER = tuple(name for name, field in Runner.model_fields.items() if field.is_required())
@@ -88,18 +90,38 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
     for key in RUNNER:
         if config["runner"].get(key) is None:
             raise wrong_value(source, f"runner.{key}", "is missing")
-    check_values(Runner, config["runner"], source, prefix="runner")
+    rules = check_values(Runner, config["runner"], source, prefix="runner")
     if splits is None:
         return
     best = config["downstream_expert"].get("save_best_on", [])  # of PR; s3prl takes a name or several
+    best = [best] if isinstance(best, str) else best
+    if not isinstance(best, (list, tuple)) or not all(isinstance(split, str) for split in best):
+        raise EkdError(f"{source}: downstream_expert.save_best_on: {best!r}: expected a list of splits")
     named = {
-        "runner.eval_dataloaders": config["runner"]["eval_dataloaders"],
-        "downstream_expert.save_best_on": [best] if isinstance(best, str) else best,
+        "runner.train_dataloader": [rules.train_dataloader],
+        "runner.eval_dataloaders": rules.eval_dataloaders,
+        "downstream_expert.save_best_on": best,
     }
     for key, values in named.items():
         for split in values:
             if split not in splits:
                 raise EkdError(f"{source}: {key}: no split {split!r}; there are {', '.join(splits)}")
+
+
+def check_specaug(config: dict[str, Any], source: str) -> None:
+    """Make masks of ``specaug`` once, as the runner does when model and data are loaded, and put them on a clip.
+
+    Raises:
+        EkdError: s3prl can make none of these keys.
+    """
+    values = config.get("specaug")
+    if not values:
+        return
+    make_masks: Any = importlib.import_module("s3prl.downstream.specaug").SpecAug
+    try:
+        make_masks(**values)([torch.zeros(200, 32)])
+    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError) as error:
+        raise EkdError(f"{source}: specaug: no masks can be made of these keys ({one_line(error)})") from error
 
 
 def check_expert(config: dict[str, Any], task: str, source: str) -> None:

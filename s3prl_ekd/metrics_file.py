@@ -59,7 +59,7 @@ def lacks_step(path: Path, step: int) -> bool:
 
 
 class MetricsWriter:
-    """Appends lines to one of the files; in one that is there, what a killed run wrote from the same step on goes.
+    """Appends lines to one of the files; of one that is there, what is of steps that this run makes goes first.
 
     Args:
         name: of the file.
@@ -67,13 +67,15 @@ class MetricsWriter:
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.resumed_at = 0
+        """Step of the checkpoint that the run goes on from: a killed run may have logged more, at other steps too."""
         self._begun = False
 
     def write(self, folder: str | Path, step: int, values: Mapping[str, Any]) -> None:
         """Add the line of a step to the file in ``folder``."""
         path = Path(folder) / self.name
         if not self._begun and path.is_file():
-            forget_from(path, step)
+            forget_from(path, self.resumed_at + 1)
         self._begun = True
         with open(path, "a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")

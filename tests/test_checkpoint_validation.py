@@ -114,6 +114,9 @@ def test_a_run_that_goes_on_measures_what_it_owes(lab: Path, tmp_path: Path) -> 
         owing.checkpoint_validation.on_saved(tmp_path / "states-8.ckpt")
     lines = (tmp_path / "validation.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [4, 8]
+    again = make_expert(lab, None, HELD_OUT)  # from step 4, what is later moved away, by another save_step
+    again.load_model(state)
+    assert [line["step"] for line in save(again, tmp_path, 10)] == [4, 10]
 
 
 @pytest.mark.slow

@@ -46,6 +46,21 @@ def test_the_loss_of_every_head_falls(lab: Path, mode: str, tmp_path: Path) -> N
     assert "ekd/train-audio-seconds-per-second" in logger.tags
 
 
+def test_metrics_are_of_this_run_alone_whatever_its_log_step(lab: Path, tmp_path: Path) -> None:
+    """What a killed run logged after its checkpoint goes where it goes on, and all of it where a new one begins."""
+    before = "".join(f'{{"step": {step}, "run": 1}}\n' for step in range(1, 8))
+    checkpoint = make_expert(lab).add_state_to_save({"Step": 3})  # of step 4
+    for goes_on, kept in ((False, []), (True, [1, 2, 3, 4])):
+        expert, file = make_expert(lab), tmp_path / "metrics.jsonl"
+        if goes_on:
+            expert.load_model(checkpoint)
+        file.write_text(before)
+        for step in (10, 20):
+            _, records = expert(next(iter(expert.loader)), records={}, global_step=step, log_step=10)
+            expert.log_records(records, Logger(tmp_path), "ekd/train-", step)
+        assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [*kept, 10, 20]
+
+
 def test_teachers_are_frozen_and_outside_the_model(lab: Path) -> None:
     expert = make_expert(lab).train()
     assert expert.model.training and not any(module.training for module in expert.teachers.modules())

@@ -44,7 +44,7 @@ class CheckpointValidation:
         self.tensorboard: tuple[Any, str] | None = None
         """The runner's writer and its prefix, once they are known."""
         self._losses, self._heads, self._modules = losses, heads, modules
-        self._lines = MetricsWriter(VALIDATION)
+        self.lines = MetricsWriter(VALIDATION)
         self._best: BestCheckpoint | None = None  # known where the runner tells of saving
         self._seconds = 0.0
         self._due: tuple[int, str] | None = None  # step and folder of the checkpoint that is next
@@ -105,7 +105,7 @@ class CheckpointValidation:
         self._seconds += time.perf_counter() - begin
         if found is None or not self.ranks.writes:
             return None
-        self._lines.write(folder, step, found)
+        self.lines.write(folder, step, found)
         if self.tensorboard is not None:
             writer, prefix = self.tensorboard
             prefix = f"{prefix.removesuffix('train-')}valid-"

@@ -230,6 +230,9 @@ class UpstreamPretrainExpert(nn.Module):
         self.model.heads.load_state_dict(part["heads"])
         if self.model.mask is not None:
             self.model.mask.load_state_dict(part["mask"])
+        self._metrics.resumed_at = all_states["Step"]
+        if self.checkpoint_validation is not None:
+            self.checkpoint_validation.lines.resumed_at = all_states["Step"]
         resume = all_states.get("EKD_Resume")
         if resume is None:
             return

@@ -76,6 +76,8 @@ def test_another_rate_reaches_groups_and_schedule() -> None:
     assert state["Optimizer"]["param_groups"][0]["lr"] == 0.5 and schedule.warmup == 0.3
     optimizers.apply_changes(state, {"warmup_proportion": 0.2})  # without the rate: the schedule's stays
     assert state["Scheduler"]["base_lrs"] == [0.5] and schedule.warmup == 0.2
+    optimizers.apply_changes(state, {"warmup_proportion": -1})
+    assert schedule.warmup == 0  # s3prl's schedules take -1 for no warm-up, as they are made only
     with pytest.raises(EkdError, match="betas: this run's optimizer has none"):
         optimizers.apply_changes(state, {"betas": [0.9, 0.9]})
     for one, other in ((before, now | {"scheduler": None}), ({"optimizer": {}}, now)):

@@ -150,7 +150,7 @@ def apply_changes(state: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
     for group in state["Optimizer"].get("param_groups", []):
         for key, value in changed.items():
             if key == "warmup_proportion" and group.get("schedule") is not None:
-                group["schedule"].warmup = value
+                group["schedule"].warmup = max(value, 0.0)  # -1 is none: half of every rate, were it kept
             elif key in group:
                 group[key] = value
             else:

@@ -31,7 +31,7 @@ def find_device(name: str, option: str = "--device") -> torch.device:
     import torch  # the launchers set up its environment before
 
     try:
-        device = torch.device(name)
+        device = torch.device(str(name))  # -o args.device may give anything
     except RuntimeError as error:
         raise EkdError(f"{option} {name}: is no device; expected cpu, cuda, or one of cuda:0, cuda:1, ...") from error
     if device.type == "cuda":

@@ -173,6 +173,8 @@ MISTAKES = {
         "-u ekd -n x --seed 4294967296": "--seed 4294967296: expected a whole number from 0 to 4294967295",
         "-u ekd -n x -o args.seed=None": "--seed None: expected a whole number",
         "-u ekd -n x -o args.device='cdua'": "--device cdua: is no device",
+        "-u ekd -n x -o args.device=None": "--device None: is no device",
+        "-u ekd -n x -o args.upstream_config=5": "-g 5: no such config file (variants by name: ",
         "-u tera -n x": "-c FILE is missing",
         "-u tera -n x -c none.yaml": "-c none.yaml: no such config file",
         "-u tera -e none.ckpt": "-e none.ckpt: no such checkpoint or experiment folder",

@@ -188,9 +188,11 @@ def test_the_folder_holds_what_was_run(lab: Path, tmp_path: Path) -> None:
     kept = read_yaml(tmp_path / "one/config_model.yaml")
     assert kept["ekd"]["cosine_weight"] == 0.25 and len(kept["ekd"]["teachers"]) == len(model["ekd"]["teachers"])
     (tmp_path / "elsewhere").mkdir()
-    again = ["-u", "ekd", "-p", "two", "-c", "../one/config_runner.yaml", "-g", "../one/config_model.yaml"]
+    again = ["-u", "ekd", "-p", "two", "-c", "../one/config_runner.yaml", "-g", str(lab / "model.yaml")]
+    again += ["-o", "args.upstream_config='../one/config_model.yaml'"]
     second = run(tmp_path / "elsewhere", *again)
     assert second.returncode == 0, second.stderr[-3000:]
+    assert read_yaml(tmp_path / "elsewhere/two/config_model.yaml") == kept
     one, two = final_weights(tmp_path / "one"), final_weights(tmp_path / "elsewhere/two")
     assert all(torch.equal(value, two[name]) for name, value in one.items())
     longer = run(tmp_path, "-u", "ekd", "-e", "one", "-o", "config.runner.total_steps=4")

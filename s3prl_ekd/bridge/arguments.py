@@ -24,6 +24,9 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.user_paths import expanded
 
+_BEFORE_OVERRIDE = {"config": "-c", "past_exp": "-e", "auto_resume": "-a", "mode": "-m", "override": "one -o"}
+"""Arguments that are read before ``-o`` is applied, and the option of each."""
+
 
 class _Answer(BaseException):
     """Leaves a function of s3prl's once its parser has answered."""
@@ -176,6 +179,8 @@ def _check_argument(item: str, name: str, args: Namespace) -> None:
     """Arguments of one's own are for an expert to read; only one that looks like a known one is taken for a slip."""
     if name in ("expdir", "expname"):  # which folder it is, is decided before -o is applied
         raise EkdError(f"-o {item!r}: the folder is named by -n or -p")
+    if name in _BEFORE_OVERRIDE:
+        raise EkdError(f"-o {item!r}: is read before -o is; give {_BEFORE_OVERRIDE[name]}")
     hint = "" if name in args else did_you_mean(name, vars(args), cutoff=0.8)
     if hint or "." in name:
         raise EkdError(f"-o {item!r}: there is no argument {name!r}{hint}")

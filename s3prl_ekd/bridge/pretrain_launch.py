@@ -259,6 +259,9 @@ class PretrainLaunch(ScriptLaunch):
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
         self.args, self.config = args, config
         self.current.expdir = Path(args.expdir)
+        if self.is_ours and self.before is None:  # -o may name another file than s3prl has copied
+            args.upstream_config = str(pretrain_configs.find("-g", str(args.upstream_config), args.upstream))
+            self._copyfile(args.upstream_config, f"{args.expdir}/config_model.yaml")
         self._check_config(config)
         self._check_going_on(config)
         self._check_processes(args)

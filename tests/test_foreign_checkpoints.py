@@ -50,6 +50,27 @@ def test_the_configuration_of_an_upstreams_file_is_not_evaluated(hub: ModuleType
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("upstream", ["distiller_local", "tera_local", "mockingjay_local"])
+def test_an_upstreams_file_is_not_unpickled(hub: ModuleType, tmp_path: Path, upstream: str) -> None:
+    """Some of s3prl's upstreams ask torch for ``weights_only=False``."""
+
+    class Evil:
+        def __reduce__(self) -> tuple:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    torch.save({"Config": {}, "Distiller": Evil()}, tmp_path / "theirs.ckpt")
+    with pytest.raises(EkdError, match=r"theirs.ckpt: refused, .* code from the file \(it holds posix.mkdir\)"):
+        getattr(hub, upstream)(ckpt=str(tmp_path / "theirs.ckpt"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_upstreams_that_would_unpickle_are_known(hub: ModuleType) -> None:
+    root = Path(str(hub.__file__)).parent
+    asking = [file for file in root.glob("upstream/**/*.py") if "weights_only=False" in file.read_text()]
+    names = {".".join(file.relative_to(root).with_suffix("").parts) for file in asking}
+    assert names == set(guarded_eval.UNPICKLING)
+
+
 def test_lists_that_s3prl_pickles_hold_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of its datasets keep their lists of files in the folder that they are started in."""
     module = ModuleType("s3prl.downstream.its_dataset")

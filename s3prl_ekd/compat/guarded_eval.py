@@ -3,7 +3,8 @@
 They evaluate values of a configuration (``select``, ``pooling``, ``metric``, ``conv_feature_layers``, ...) to find a
 class, a function or a list of numbers. A checkpoint holds a configuration too, a downstream one also names the upstream
 and its checkpoint, and any expression in them would run. Here each module gets an ``eval`` of its own that looks a
-dotted name up where it is called from, and a ``pickle`` that reads containers and numbers.
+dotted name up where it is called from, and a ``pickle`` that reads containers and numbers; those that ask torch to
+unpickle whatever a checkpoint holds get a ``torch.load`` that does not.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ import pickle
 import sys
 from typing import Any, BinaryIO, NoReturn
 
+import torch
 from torch import nn
 
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.torch_file import read_torch_file
 
 # Downstream training imports s3prl's packages by their full names, pretraining by their bare ones.
 _GUARDED = ("s3prl.downstream.", "s3prl.upstream.", "upstream.", "pretrain.")
+UNPICKLING = ("upstream.mockingjay.builder", "upstream.distiller.builder", "upstream.roberta.convert")
+"""Modules of s3prl's that say ``weights_only=False``: TERA's and its kin's, DistilHuBERT's, DiscreteBERT's."""
 _FEATURES = "torchaudio.compliance.kaldi"  # whose functions compute fbank, mfcc, ... for s3prl's baselines
 _OPERATORS = {ast.Add: operator.add, ast.Mult: operator.mul}  # [(512, 10, 5)] + [(512, 3, 2)] * 4
 
@@ -33,6 +38,8 @@ def guard_s3prl() -> None:
             module.eval = look_up  # type: ignore[attr-defined]
             if getattr(module, "pickle", None) is pickle:
                 module.pickle = ModuleProxy(pickle, load=_load)  # type: ignore[attr-defined]
+            if name.removeprefix("s3prl.") in UNPICKLING:
+                module.torch = ModuleProxy(torch, load=_read)  # type: ignore[attr-defined]
 
 
 def look_up(expression: str) -> Any:
@@ -84,6 +91,11 @@ def _may_be_called(found: Any, module: str) -> bool:
         return True
     home = str(found.__module__)
     return home.partition(".")[0] == module.partition(".")[0] or home == _FEATURES
+
+
+def _read(file: str, **kwargs: Any) -> dict[str, Any]:
+    """``torch.load`` of an upstream's checkpoint, by :func:`read_torch_file`; raises as that does."""
+    return read_torch_file(file)
 
 
 class _Plain(pickle.Unpickler):

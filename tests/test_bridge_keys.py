@@ -72,6 +72,8 @@ def test_keys_of_ones_own_pass() -> None:
         ("pr", "optimizer.lr", "abc", "expected a number, found 'abc'"),
         ("pr", "downstream_expert.corpus.batch_size", "8", "expected a whole number, found '8'"),
         ("sid", "downstream_expert.datarc.max_timestep", 64_000.0, "expected a whole number, found 64000.0"),
+        ("sid", "downstream_expert.datarc.max_timestep", 0, "expected 1 or more, found 0"),  # every clip would be empty
+        ("asv", "downstream_expert.datarc.max_timestep", -1, "expected 1 or more, found -1"),
         ("er", "downstream_expert.datarc.valid_ratio", 0, "expected more than 0 and less than 1, found 0"),
         ("er", "downstream_expert.datarc.pre_load", "yes", "expected true or false, found 'yes'"),
         ("er", "downstream_expert.datarc.train_batch_size", 0, "expected 1 or more, found 0"),
@@ -90,7 +92,7 @@ def test_keys_of_ones_own_pass() -> None:
 def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, message: str) -> None:
     config = changed(task_config(task), {key: value})
     with pytest.raises(EkdError, match=re.escape(f"x.yaml: {key}: {message}")):
-        taskkeys.check_kinds(config, task_config(task), DOWNSTREAM[task], "x.yaml")
+        taskkeys.check_kinds(config, task_config(task), {**DOWNSTREAM, "asv": "sv_voxceleb1"}[task], "x.yaml")
 
 
 def test_values_of_the_usual_kinds_pass(hub: ModuleType) -> None:
@@ -283,6 +285,12 @@ def test_what_the_runner_can_train_with(key: str, wrong: tuple, right: tuple) ->
         config["runner"][key] = value
         with pytest.raises(EkdError, match=rf"^x.yaml: runner\.{key}\b"):
             taskkeys.check_runner(config, "x.yaml")
+
+
+def test_sid_may_take_whole_clips() -> None:
+    config = changed(task_config("sid"), {"downstream_expert.datarc.max_timestep": None})  # s3prl's word for it
+    taskkeys.check_kinds(config, task_config("sid"), "voxceleb1", "x.yaml")
+    taskkeys.check_expert(config, "voxceleb1", "x.yaml")
 
 
 def test_what_an_expert_reads_without_a_default_must_be_there(hub: ModuleType, tmp_path: Path) -> None:

@@ -68,6 +68,11 @@ EXPERT = {
                      "dtwrc.minmax_norm", "dtwrc.step_pattern"),
 }  # fmt: skip
 
+NULLABLE = ("datarc.max_timestep",)
+"""Of them, those that may be null: whole clips."""
+POSITIVE = ("batch_size", "_dim", "max_timestep")
+"""Ends of the keys whose numbers are 1 or more."""
+
 # Type of a plain value in our configs -> what it may be replaced by, and how that is called
 KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     bool: ((bool,), "true or false"),
@@ -140,7 +145,8 @@ def check_expert(config: dict[str, Any], task: str, source: str) -> None:
         needed += (f"modelrc.{expert['modelrc']['select']}",)  # the section of the model that was chosen
     for path in needed:
         section, _, key = path.rpartition(".")
-        if (expert[section] if section else expert).get(key) is None:
+        values = expert[section] if section else expert
+        if key not in values or values[key] is None and path not in NULLABLE:
             raise wrong_value(source, f"downstream_expert.{path}", "is missing")
 
 
@@ -164,7 +170,7 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
                 raise EkdError(f"{source}: {key}: {value!r} is no model of s3prl's for this task")
         if key.endswith("valid_ratio") and not 0 < value < 1:
             raise EkdError(f"{source}: {key}: expected more than 0 and less than 1, found {value!r}")
-        least = 0 if key.endswith("num_workers") else 1 if key.endswith(("batch_size", "_dim")) else None
+        least = 0 if key.endswith("num_workers") else 1 if key.endswith(POSITIVE) else None
         if least is not None and value < least:
             raise EkdError(f"{source}: {key}: expected {least} or more, found {value!r}")
 

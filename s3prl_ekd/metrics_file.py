@@ -37,7 +37,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         try:
             line = json.loads(text)
-            step = int(line["step"])
+            step = line["step"]
+            if not isinstance(step, int):
+                raise TypeError(f"{step!r} is no whole number")
         except (ValueError, KeyError, TypeError) as error:
             if number == len(texts):
                 break

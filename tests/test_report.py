@@ -306,6 +306,17 @@ def test_a_killed_runs_steps_are_forgotten_where_it_goes_on(tmp_path):
     assert [(line["step"], line["run"]) for line in read_metrics(file)] == [(20, 1), (40, 1), (50, 2)]
 
 
+@pytest.mark.parametrize("step", ['"2"', "1e400", "1.5", "null"])
+def test_a_step_that_is_no_whole_number_ends_no_training_and_is_one_line(tmp_path, step):
+    file = tmp_path / "metrics.jsonl"
+    damaged = f'{{"step": 1}}\n{{"step": {step}}}\n{{"step": 3}}\n'
+    file.write_text(damaged)
+    with pytest.raises(EkdError, match=r"metrics.jsonl:2: expected a JSON object with a step: .*no whole number"):
+        read_metrics(file)
+    forget_from(file, 2)
+    assert file.read_text() == damaged + "\n"
+
+
 def test_a_record_from_elsewhere_puts_no_markup_and_no_other_file_into_the_page(evaluation, tmp_path):
     """Of a file that a record names, the report shows nothing but an untrained student's configuration."""
     record = json.loads((evaluation / "scores.json").read_text())

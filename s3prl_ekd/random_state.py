@@ -1,9 +1,10 @@
-"""The random states of one process, as plain tensors, lists and numbers that a checkpoint may hold."""
+"""The random states of one process: as plain numbers that a checkpoint may hold, and draws beside them."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,18 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What torch draws on the CPU inside the block follows from ``seed``; afterwards the run's own draws go on.
+
+    ``torch.manual_seed`` seeds every GPU as well, which ``fork_rng`` without devices does not put back: dropout on a
+    GPU would then be that of this seed, whatever the run's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _plain(state: Iterable[Any]) -> list[Any]:

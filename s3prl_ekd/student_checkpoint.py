@@ -23,6 +23,7 @@ from s3prl_ekd.errors import EkdError, naming, reading
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
+from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.torch_file import newest, read_torch_file
@@ -232,6 +233,5 @@ def untrained_student(config_file: str | Path) -> Encoder:
     config = load_model_config(config_file)
     with naming(config_file):
         student_shape(config.student)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return Student(config.student).encoder.eval()

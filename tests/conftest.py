@@ -77,6 +77,16 @@ def own_handlers() -> Iterator[None]:
 
 
 @pytest.fixture
+def seeds_of_gpus(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What the generators of all GPUs are seeded with; torch asks for it where there is none, too."""
+    import torch
+
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    return seeds
+
+
+@pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Clips of each call of the ensemble (target_cache_lab.py)."""
     from target_cache_lab import count_calls

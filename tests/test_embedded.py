@@ -60,13 +60,14 @@ def test_transformers_finds_the_same_states(name: str) -> None:
         torch.testing.assert_close(state, expected[layer], rtol=1e-4, atol=1e-4)
 
 
-def test_random_weights_of_any_shape(tmp_path: Path) -> None:
+def test_random_weights_of_any_shape(tmp_path: Path, seeds_of_gpus: list[int]) -> None:
     """``random:`` keeps a source's shape and nothing of its weights, the same ones each time."""
     trained = sources.load(sources.describe("embedded:tiny_wavlm"))
     described = sources.describe("random:embedded:tiny_wavlm")
     one, other = sources.load(described), sources.load(described)
     assert (described.kind, described.family, described.shape) == ("random", "wavlm", trained.shape)
     assert torch.equal(one.layers[0].ffn_in.weight, other.layers[0].ffn_in.weight)
+    assert not seeds_of_gpus  # the student's dropout there stays that of the run's seed
     assert not torch.allclose(one.layers[0].ffn_in.weight, trained.layers[0].ffn_in.weight)
     file = write_converted(random_encoder(TINY, 0), tmp_path / "hubert.pt")
     assert sources.describe(f"random:{file}").shape.width == TINY.width

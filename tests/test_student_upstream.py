@@ -68,7 +68,7 @@ def test_predictions_when_asked(checkpoint: Path) -> None:
     assert all(value.shape == (1, 49, 96) for value in result["predictions"].values())
 
 
-def test_the_untrained_student_is_always_the_same(tmp_path: Path) -> None:
+def test_the_untrained_student_is_always_the_same(tmp_path: Path, seeds_of_gpus: list[int]) -> None:
     config = tmp_path / "model.yaml"
     config.write_text(f"base: config_model.yaml\nstudent: {SMALL}\n".replace("'", ""))
     wave = [torch.randn(8_000)]
@@ -79,8 +79,10 @@ def test_the_untrained_student_is_always_the_same(tmp_path: Path) -> None:
             outputs.append(UpstreamExpert(None, model_config=str(config)).eval()(wave)["hidden_states"][-1])
     assert torch.equal(*outputs)
     state = torch.get_rng_state()
+    seeds_of_gpus.clear()
     assert not untrained_student(config).training  # it has dropout, as one that is to be trained
     assert torch.equal(state, torch.get_rng_state())  # and takes nothing from the caller's random numbers
+    assert not seeds_of_gpus  # nor from a GPU's
 
 
 def test_a_loaded_student_is_in_eval_mode(checkpoint: Path) -> None:

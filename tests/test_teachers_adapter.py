@@ -53,13 +53,15 @@ def test_s3prl_gets_addresses_and_names_as_they_are(
     assert given == [checkpoint]
 
 
-def test_building_one_leaves_the_runs_own_random_numbers(hub: ModuleType) -> None:
-    """Else the random weights of a student would be others beside such a teacher."""
+def test_building_one_leaves_the_runs_own_random_numbers(hub: ModuleType, seeds_of_gpus: list[int]) -> None:
+    """Else the random weights of a student, and its dropout on a GPU, would be others beside such a teacher."""
     adapter._built.clear()
     torch.manual_seed(0)
+    seeds_of_gpus.clear()
     before = torch.get_rng_state()
     sources.describe("s3prl:fbank")
     assert torch.equal(torch.get_rng_state(), before)
+    assert not seeds_of_gpus
 
 
 def test_an_ensemble_that_is_dropped_frees_its_upstreams(hub: ModuleType) -> None:

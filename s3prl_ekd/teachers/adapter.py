@@ -23,6 +23,7 @@ from s3prl_ekd.compat.hub import find_upstream
 from s3prl_ekd.errors import EkdError, naming, one_line
 from s3prl_ekd.model.clips import with_frames
 from s3prl_ekd.model.encoder import EncoderOutput
+from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import split_upstream
 
@@ -125,8 +126,7 @@ def _built_and_run(name: str, checkpoint: str) -> tuple[nn.Module, list[Tensor],
     try:
         with torch.random.fork_rng(devices=[]):  # the run's own draws do not depend on its teachers
             expert = factory(**arguments).eval()
-            torch.manual_seed(0)
-            with torch.no_grad():
+            with seeded(0), torch.no_grad():
                 states = _hidden_states(expert, [0.1 * torch.randn(_SECOND)])
             return expert, states, int(expert.get_downsample_rates("hidden_states"))
     except Exception as error:  # an expert is foreign code: it raises what it likes

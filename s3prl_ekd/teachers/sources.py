@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from s3prl_ekd.compat import hub
 from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import RANDOM, S3PRL, split_source
 from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
@@ -101,8 +101,7 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
     if teacher.kind == "s3prl":
         return adapter.take_upstream(teacher.source, where)
     if teacher.kind == "random":  # shapes for benchmarks and memory checks; the seed makes runs comparable
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(zlib.crc32(teacher.source.encode()))
+        with seeded(zlib.crc32(teacher.source.encode())):
             return Encoder(teacher.encoder_shape).eval()
     path = teacher.path or hub_file(teacher.source, where)
     assert path is not None

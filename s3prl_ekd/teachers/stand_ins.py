@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
 
@@ -24,8 +25,7 @@ TINY = EncoderShape(
 
 def random_encoder(shape: EncoderShape, seed: int) -> Encoder:
     """An encoder with random weights whose norms and gates are not at their trivial start."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         encoder = Encoder(shape).eval()
         with torch.no_grad():
             for parameter in encoder.parameters():
@@ -41,8 +41,7 @@ def write_stand_ins(folder: Path, shape: EncoderShape = TINY) -> dict[str, Path]
     hubert = random_encoder(shape.with_(padding_rule="fairseq"), seed=1)
     robust = Encoder(shape)
     robust.load_state_dict(hubert.state_dict())
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(2)
+    with seeded(2), torch.no_grad():
         for parameter in robust.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     wavlm = random_encoder(shape.with_(attention="gated_relative"), seed=3)

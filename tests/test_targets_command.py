@@ -64,6 +64,28 @@ def test_a_file_of_several_windows_is_told_once(lab: Path, tmp_path: Path, capsy
     assert "the audio of 2 could not be read" in err and err.count(f"skipped: {lab}/5.flac") == 1
 
 
+def test_the_command_takes_up_audio_that_became_readable(
+    lab: Path, tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that was away: all of its audio is marked, so that no window is left to be waited for."""
+    words = ["targets", "-g", str(write_model(lab, tmp_path / "model.yaml", tmp_path / "cache"))]
+    words += ["-c", str(lab / "runner.yaml")]
+    content = (lab / "5.flac").read_bytes()
+    try:
+        (lab / "5.flac").write_bytes(b"x" * len(content))
+        assert main(words) == 0
+        calls.clear()
+        assert main(words) == 0
+        assert not calls and capsys.readouterr().err.count(f"skipped: {lab}/5.flac") == 2
+    finally:
+        (lab / "5.flac").write_bytes(content)
+    assert main(words) == 0
+    assert calls and f"targets of 12 of 12 windows are in {tmp_path}/cache\n" in capsys.readouterr().err
+    calls.clear()
+    assert main(words) == 0
+    assert not calls
+
+
 def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_know_it(
     lab: Path, tmp_path: Path, calls: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:

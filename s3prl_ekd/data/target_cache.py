@@ -107,6 +107,11 @@ class TargetCache:
         return not (self.state == MISSING).any()
 
     @property
+    def full(self) -> bool:
+        """Every window has its targets."""
+        return bool((self.state == STORED).all())
+
+    @property
     def stores(self) -> bool:
         """All of a row is wanted, so that rows can be stored too."""
         return self.wanted is self.layout

@@ -34,10 +34,10 @@ def fill_ahead(config: ModelConfig, data: DataConfig, device_name: str, model_fi
     held_out = read_held_out(data, table, runner_file)
     caches = open_caches(plan, table, held_out, data)
     both = zip(caches, (table, held_out), strict=True)
-    jobs = [(one, rows) for one, rows in both if one and rows and not one.complete]
-    if not jobs:
-        return
-    frozen = freeze(plan, load_teachers(plan)).to(device)
+    jobs = [(one, rows) for one, rows in both if one and rows and not one.full and one.stores and one.writable()]
+    # what lacks only audio that could not be read asks for teachers once it can be
+    waited_for = any(not one.complete for one, _ in jobs)
+    frozen = freeze(plan, load_teachers(plan) if waited_for else {}).to(device)
     for cache, rows in jobs:
         _fill(CachedTeachers(plan, cache, frozen), rows, data, device)
 

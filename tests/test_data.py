@@ -63,6 +63,19 @@ def test_each_epoch_has_every_utterance_once_in_a_new_order() -> None:
     assert len(plan) == len(first) == 13
 
 
+def test_long_batches_come_all_through_an_epoch() -> None:
+    lengths = [spec.samples for spec in BatchPlan(np.tile(SAMPLES, 10), batch_size=2)]
+    assert abs(np.corrcoef(lengths, range(len(lengths)))[0, 1]) < 0.1
+
+
+def test_crops_come_from_all_over_their_files_and_others_in_each_epoch() -> None:
+    plan = BatchPlan(np.full(400, 100_000), batch_size=8, sequence_length=50_000)
+    first, second = ({i: s for spec in plan for i, s in zip(spec.items, spec.starts, strict=True)} for _ in range(2))
+    shares = np.histogram(list(first.values()), bins=4, range=(0, 50_000))[0] / 400
+    assert shares.min() > 0.2
+    assert sum(first[item] == second[item] for item in range(400)) < 5
+
+
 def test_crops_are_equal_length_inside_their_files_and_no_longer_than_asked() -> None:
     for spec in BatchPlan(SAMPLES, batch_size=8, sequence_length=50_000):
         shortest = min(50_000, SAMPLES[list(spec.items)].min())

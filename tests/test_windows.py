@@ -69,6 +69,8 @@ def test_an_epoch_has_every_window_once_in_batches_of_one_length_and_new_company
             assert len(chosen) <= windows_a_batch(spec.samples, 8, budget)
             if budget is not None:
                 assert spec.samples * len(chosen) / 16_000 <= budget
+    lengths = [spec.samples for spec in epochs[0]]
+    assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))
     first, second = ({frozenset(spec.windows) for spec in epoch} for epoch in epochs)
     assert len(first & second) < 0.2 * len(first)
 

@@ -19,6 +19,7 @@ from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
 from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig, NonAdditiveConfig, load_model_config
 from s3prl_ekd.data.batches import Batch, CropDataset, make_loader
 from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
+from s3prl_ekd.data.filters import hertz_to_mel
 from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
@@ -89,8 +90,10 @@ def test_every_choice_has_its_share_and_every_number_its_range(corpus: Path) -> 
     assert sorted(snrs) == list(range(10, 20)) and min(snrs.values()) > 0.07 * len(draws)
     cents = [draw.cents for draw in draws]
     assert min(cents) < -480 and max(cents) > 480 and max(map(abs, cents)) <= 500
-    assert all(0 <= low <= high <= 8_000.01 for low, high in (draw.band for draw in draws))
-    assert max(high - low for low, high in (draw.band for draw in draws)) > 500
+    low, high = np.array([list(map(hertz_to_mel, draw.band)) for draw in draws]).T / hertz_to_mel(8_000)
+    for uniform in ((high - low) / 0.053, low / (1 - (high - low))):  # a band's width, and its place
+        quarters, _ = np.histogram(uniform, bins=4, range=(0, 1 + 1e-9))
+        assert quarters.sum() == len(draws) and abs(quarters / len(draws) - 0.25).max() < 0.03
 
 
 def test_weights_ranges_and_switches_are_obeyed(corpus: Path) -> None:

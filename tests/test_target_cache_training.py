@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from s3prl_ekd.data.batches import Batch
 from s3prl_ekd.data.target_folder import MISSING, STORED, UNREADABLE, CacheFolder
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers import adapter
 from s3prl_ekd.torch_file import read_torch_file
 
 STEPS = 3  # an epoch
@@ -72,6 +74,15 @@ def test_a_full_cache_trains_without_teachers_and_the_same(
     source = read_torch_file(lab / "teachers" / "hubert.pt")["model_weight"]
     assert torch.equal(reading.model.encoder.projection.weight, source["post_extract_proj.weight"])
     assert train(reading, batches(reading, 2)) == losses
+
+
+def test_beside_a_full_cache_no_expert_of_s3prls_is_kept(hub: ModuleType, lab: Path, tmp_path: Path) -> None:
+    """One is built to know its shape and weights."""
+    teachers = [{"name": "mel", "source": "s3prl:fbank", "layers": [0]}]
+    filling = make_expert(lab, tmp_path, teachers=teachers, initialise_from=None)
+    train(filling, batches(filling, 1))
+    make_expert(lab, tmp_path, teachers=teachers, initialise_from=None)
+    assert filling.cache.complete and not adapter._built
 
 
 def test_one_cache_serves_other_modes_seeds_and_batch_sizes(lab: Path, tmp_path: Path, calls: list[int]) -> None:

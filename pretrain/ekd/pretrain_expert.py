@@ -38,6 +38,7 @@ from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation, a
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
+from s3prl_ekd.teachers.adapter import drop_upstreams
 from s3prl_ekd.teachers.build import CheckedModel, TeacherPlan, check_model, freeze, load_initialiser, load_teachers
 from s3prl_ekd.teachers.cached import CachedTeachers, open_caches
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
@@ -132,6 +133,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.model = Student(self.config.student, plan.target_sets)
         caches = [cache for cache in (self.cache, self.valid_cache) if cache is not None]
         encoders = {} if caches and all(cache.complete for cache in caches) else load_teachers(plan)
+        drop_upstreams()  # a full cache asks for their shape and weights alone
         initialiser = load_initialiser(plan, encoders)
         if initialiser is not None:
             copied = initialise_student(self.model.encoder, initialiser, self.config.ekd.initialise_layers)

@@ -99,6 +99,11 @@ def take_upstream(source: str, where: str = "source") -> S3prlUpstream:
     return upstream
 
 
+def drop_upstreams() -> None:
+    """Let go of those that were built to be described and that nobody has taken."""
+    _built.clear()
+
+
 def built_upstream(source: str, where: str = "source") -> S3prlUpstream:
     """The expert that a source names, built and measured once: describing it needs it before it is loaded.
 

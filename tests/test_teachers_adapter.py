@@ -42,6 +42,15 @@ def test_a_10_ms_upstream_is_pooled_to_20_ms(hub: ModuleType, caplog: pytest.Log
     assert "averaged into one of 20 ms" in caplog.text
 
 
+def test_of_an_odd_number_of_frames_the_last_one_counts(hub: ModuleType) -> None:
+    clip = waves()[0].repeat(2)[:8_080]  # 49 frames of 10 ms, 25 of 20 ms
+    states = FrozenTeachers({"t": sources.load(sources.describe("s3prl:fbank"))}, {"t": [0]})(clip[None])["t"][0]
+    with torch.no_grad():
+        theirs = hub.fbank().eval()([clip])["hidden_states"][0]
+    assert (theirs.shape[1], states.shape[1]) == (49, 25)
+    assert torch.equal(states[:, -1], theirs[:, -1])
+
+
 @pytest.mark.parametrize("upstream,checkpoint", [("tera_url", "https://host/a.ckpt"), ("hf_hubert_custom", "org/name")])
 def test_s3prl_gets_addresses_and_names_as_they_are(
     monkeypatch: pytest.MonkeyPatch, upstream: str, checkpoint: str

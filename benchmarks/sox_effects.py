@@ -1,7 +1,8 @@
 """Our SoX effects against SoX itself, on audio files, in two calls.
 
-    python benchmarks/sox_effects.py FILES --save sox.npz       where torchaudio has SoX: torch 2.0.1, torchaudio 2.0.2,
-                                                                numpy below 2, soundfile, on Python 3.11
+    python benchmarks/sox_effects.py FILES --save sox.npz       where torchaudio has SoX: 2.8 beside a libsox of the
+                                                                system's, or torch 2.0.1, torchaudio 2.0.2 and numpy
+                                                                below 2 on Python 3.11; and soundfile
     python benchmarks/sox_effects.py FILES --compare sox.npz    in this project's environment
 
 Each file counts as recorded at 16, 8, 22.05 and 44.1 kHz. Printed are the largest difference in full scale, the largest

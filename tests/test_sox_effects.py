@@ -1,4 +1,4 @@
-"""torchaudio.sox_effects without SoX: the numbers are those of SoX itself, which torchaudio 2.0.2's wheel holds."""
+"""torchaudio.sox_effects without SoX: the numbers are those of SoX itself, by torchaudio 2.0.2 and 2.8.0."""
 
 from __future__ import annotations
 
@@ -47,6 +47,34 @@ def test_another_rate_becomes_16_khz_as_by_sox(rate: int, energy: float) -> None
     assert (wave.shape, found) == ((1, 66_720), 16_000)
     assert _energy(wave) == pytest.approx(energy, abs=2e-3)
     assert wave[0, 4100].item() == pytest.approx(-0.3, abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("effect", "of_files", "of_floats"),
+    [
+        (
+            ["gain", "-3.0"],
+            [362, -362, 1087, -362468, 4474670, -7249365, 11876997],
+            [1187736, -2375472, 3959120, 0, 0, 0, 8314151],
+        ),
+        (
+            ["norm", "-1"],
+            [456, -456, 1369, -456334, 5633448, -9126688, 14952709],
+            [2136101, -4272203, 7120338, 0, -1, 0, 14952709],
+        ),
+        (
+            ["channels", "1"],
+            [512, -512, 1536, -512000, 6320640, -10240000, 16776704],
+            [1677722, -3355443, 5592406, 0, 0, 0, 11744051],
+        ),
+    ],
+)
+def test_samples_are_rounded_as_by_sox(effect: list[str], of_files: list[int], of_floats: list[int]) -> None:
+    of_16_bits = torch.tensor([[1, -1, 3, -1000, 12345, -20000, 32767]]) / 2**15
+    floats = torch.tensor([[0.1, -0.2, 1 / 3, 1e-8, -3e-8, 5e-9, 0.7]])
+    for given, expected in ((of_16_bits, of_files), (floats, of_floats)):
+        wave, _ = apply_effects_tensor(given, 16_000, [effect])
+        assert (wave.double() * 2**24).tolist() == [expected]
 
 
 def test_channels_norm_pad_reverse_and_full_scale_as_by_sox() -> None:

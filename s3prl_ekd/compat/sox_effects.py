@@ -1,7 +1,8 @@
 """``torchaudio.sox_effects`` without SoX: the effects that s3prl's tasks call, on NumPy and soxr.
 
 torchaudio 2.9 removed the module; s3prl's datasets of KS, ASV, QbE and others read every clip through it. Each effect
-does what SoX 14.4.2 does (its manual, sox.1), and samples are cut off at full scale after each, as SoX's are. Here are
+does what SoX 14.4.2 does (its manual, sox.1), and samples are cut off at full scale after each, as SoX's are. ``gain``
+rounds as SoX does, to 32-bit integers: on silence a log-mel filterbank shows the difference of one such step. Here are
 the functions; when they take torchaudio's place is decided in ``shims.py``.
 """
 
@@ -17,9 +18,12 @@ import torch
 from s3prl_ekd.compat import torchaudio_io
 from s3prl_ekd.errors import EkdError
 
+_STEPS = 2**31  # of a SoX sample, a 32-bit integer, up to full scale
+_FLOAT_STEP = 128  # of them: what SoX rounds to where it gives floats
+
 
 class Sound(NamedTuple):
-    """``wave``: float32 (channels, samples), full scale is 1; ``rate`` in Hz."""
+    """``wave``: float64 (channels, samples), full scale is 1; ``rate`` in Hz."""
 
     wave: np.ndarray
     rate: int
@@ -58,10 +62,12 @@ def apply_effects_tensor(
     tensor: torch.Tensor, sample_rate: int, effects: Sequence[Sequence[str]], channels_first: bool = True
 ) -> tuple[torch.Tensor, int]:
     """Apply effects to a float waveform; arguments, result and errors as of :func:`apply_effects_file`."""
-    sound = Sound((tensor if channels_first else tensor.T).float().cpu().numpy(), sample_rate)
+    given = (tensor if channels_first else tensor.T).double().cpu().numpy()
+    sound = Sound(np.trunc(given * _STEPS) / _STEPS, sample_rate)  # as torchaudio, which cuts floats to integers
     for name, *arguments in effects:
         sound = _apply(sound, name, arguments)
-    wave = torch.from_numpy(np.ascontiguousarray(sound.wave, dtype=np.float32))
+    floats = np.floor(sound.wave * (_STEPS // _FLOAT_STEP) + 0.5) * (_FLOAT_STEP / _STEPS)
+    wave = torch.from_numpy(np.ascontiguousarray(floats, dtype=np.float32))
     return (wave if channels_first else wave.T), sound.rate
 
 
@@ -92,16 +98,22 @@ def _rate(sound: Sound, rate: str) -> Sound:
     target = int(rate)
     if target == sound.rate:
         return sound
-    return Sound(soxr.resample(sound.wave.T, sound.rate, target, quality="HQ").T, target)  # SoX's own default, rate -h
+    wave = sound.wave.T.astype(np.float32)
+    return Sound(soxr.resample(wave, sound.rate, target, quality="HQ").T, target)  # SoX's own default, rate -h
 
 
 def _gain(sound: Sound, decibels: str) -> Sound:
-    return Sound(sound.wave * np.float32(10 ** (float(decibels) / 20)), sound.rate)
+    return Sound(_rounded(sound.wave * _STEPS * 10 ** (float(decibels) / 20)), sound.rate)
 
 
 def _norm(sound: Sound, decibels: str = "0") -> Sound:
-    peak = np.abs(sound.wave).max(initial=0)
-    return _gain(Sound(sound.wave / peak, sound.rate), decibels) if peak > 0 else sound
+    peak = max(sound.wave.max(initial=0) / (1 - 1 / _STEPS), -sound.wave.min(initial=0))  # each of its largest integer
+    return Sound(_rounded(sound.wave * _STEPS * (10 ** (float(decibels) / 20) / peak)), sound.rate) if peak else sound
+
+
+def _rounded(steps: np.ndarray) -> np.ndarray:
+    """Whole steps as a wave, halves away from zero."""
+    return np.trunc(steps + np.copysign(0.5, steps)) / _STEPS
 
 
 def _pad(sound: Sound, before: str, after: str = "0") -> Sound:

@@ -6,8 +6,9 @@ import copy
 import json
 import math
 import re
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import bridge_corpora
@@ -194,6 +195,33 @@ def test_speech_that_a_training_evaluates_on_is_read_ahead(
         else:
             with pytest.raises(EkdError, match=re.escape(message)):
                 complete(name, config, tmp_path)
+
+
+CHECKOUTS_CORPUS = """
+from pathlib import Path
+
+LISTED = []
+
+class LibriPhoneDataset:
+    def __init__(self, split, tokenizer, bucket_size, path, **kwargs):
+        LISTED.append([file.name for name in split for file in Path(path, name).rglob("*.flac")])
+"""
+
+
+def test_the_pr_code_of_a_checkout_lists_clips_by_name(
+    filled: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3prl's own takes the order of the disk, from which a seed then draws."""
+    corpus: Any = ModuleType("libriphone")
+    exec(CHECKOUTS_CORPUS, corpus.__dict__)
+    monkeypatch.setitem(sys.modules, "s3prl.downstream.ctc.corpus.libriphone", corpus)
+    config = copy.deepcopy(filled["pr"])
+    found = Path(config["downstream_expert"]["corpus"]["path"])
+    names = [f"1-2-{number:04}.flac" for number in range(4)]
+    disk = [found / "x" / name for name in (names[2], names[0], names[3], names[1])]
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: iter([type(self)(file) for file in disk]))
+    complete("pr", config, tmp_path)
+    assert corpus.LISTED and all(listed == names for listed in corpus.LISTED)
 
 
 def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:

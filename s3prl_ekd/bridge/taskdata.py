@@ -17,6 +17,7 @@ from typing import Any
 
 from s3prl_ekd.bridge import taskdata_superb
 from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.bridge.sorted_path import list_by_name
 from s3prl_ekd.corpora.split_file import PARTS, read_split_file, wav_folders
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
@@ -116,7 +117,7 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
         raise text.wrong("mode", f"{mode!r}: s3prl has no such tokenizer; PR's is word") from error
     except ModuleNotFoundError as error:
         raise text.wrong("mode", f"{mode!r}: s3prl's tokenizer needs {error.name}; PR's is word") from error
-    corpora: Any = importlib.import_module("s3prl.downstream.ctc.corpus.libriphone")
+    corpora = list_by_name("s3prl.downstream.ctc.corpus.libriphone")  # a checkout's, or ours, which does so itself
     for split in used[1:]:  # the first one is read next
         corpora.LibriPhoneDataset(corpus.values[split], tokenizer, 1, **corpus.values)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from s3prl_ekd.bridge import ranks
 from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.bridge.sorted_path import list_by_name
 from s3prl_ekd.corpora.intent_tables import read_intents
 from s3prl_ekd.corpora.keyword_folders import test_clips, training_clips
 from s3prl_ekd.errors import EkdError
@@ -73,18 +74,7 @@ def _keywords(data: Section, used: Collection[str], processes: int) -> None:
     except EkdError as error:
         raise data.wrong("speech_commands_test_root", str(error)) from error
     for name in ("expert", "dataset"):
-        module: Any = importlib.import_module(f"s3prl.downstream.speech_commands.{name}")
-        module.Path = SortedPath
-
-
-class SortedPath(type(Path())):  # type: ignore[misc]
-    """A path whose entries come by name. s3prl lists KS's clips in the disk's order, from which a seed then draws."""
-
-    def iterdir(self) -> Iterator[Path]:
-        return iter(sorted(super().iterdir()))
-
-    def glob(self, *args: Any, **kwargs: Any) -> Iterator[Path]:
-        return iter(sorted(super().glob(*args, **kwargs)))
+        list_by_name(f"s3prl.downstream.speech_commands.{name}")
 
 
 def _intents(data: Section) -> None:

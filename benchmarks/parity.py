@@ -30,7 +30,7 @@ import yaml
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import common
-from s3prl_ekd.evaluate.presets import apply_overrides, preset
+from s3prl_ekd.evaluate.presets import apply_overrides, parse_overrides
 from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
 from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.torch_file import read_torch_file
@@ -91,13 +91,13 @@ def our_side(out: Path) -> Side:
 
 
 def configure(task: Task, options: Any) -> Path:
-    """The task's configuration for both: the preset for small corpora, shortened, two evaluations on the way."""
-    file = options.data / f"{task.name}.yaml"
-    config = apply_overrides(yaml.safe_load(file.read_text()), preset("small").tasks[task.name])
-    config = apply_overrides(config, {task.workers_key: "2"})  # some tasks draw their crops there
+    """The task's configuration for both: the recipe, shortened, two evaluations on the way."""
+    config = yaml.safe_load((options.data / f"{task.name}.yaml").read_text())
     steps = max(options.steps // 6, 1)
     config["runner"] |= {"total_steps": 6 * steps, "eval_step": 3 * steps, "save_step": 3 * steps, "log_step": steps}
-    written = options.out / f"{task.name}.yaml"
+    workers = {task.workers_key: "2"}  # some tasks draw their crops there
+    config = apply_overrides(config, workers | parse_overrides(options.override)[task.name])
+    written: Path = options.out / f"{task.name}.yaml"
     written.write_text(yaml.safe_dump(config, sort_keys=False))
     return written
 
@@ -199,6 +199,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--upstream", default="fbank", help="s3prl's -u")
     parser.add_argument("--ckpt", type=Path, help="s3prl's -k")
+    parser.add_argument("--override", action="append", default=[], help="as of s3prl-ekd evaluate")
     parser.add_argument("--more", nargs="*", default=[], help="further words of the training command, as -f")
     parser.add_argument("--out", type=Path, help="kept; else a folder that goes")
     parser.add_argument("--json", type=Path)

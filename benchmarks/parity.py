@@ -30,9 +30,12 @@ import yaml
 from tensorboardX.proto.event_pb2 import Event
 
 from benchmarks import common
+from s3prl_ekd.bridge.checkpoints import newest
 from s3prl_ekd.evaluate.presets import apply_overrides, parse_overrides
-from s3prl_ekd.evaluate.tasks import TASKS, Task, parse_tasks
+from s3prl_ekd.evaluate.score import runner_scores
+from s3prl_ekd.evaluate.tasks import Task, parse_tasks
 from s3prl_ekd.own_scripts import own_command
+from s3prl_ekd.task_names import PAPER_TASKS
 from s3prl_ekd.torch_file import read_torch_file
 
 BY_NAME = """
@@ -103,7 +106,7 @@ def configure(task: Task, options: Any) -> Path:
 
 
 def train_and_test(side: Side, task: Task, config: Path, options: Any) -> tuple[Path, float]:
-    """Experiment folder and test score, as the runner prints it."""
+    """Experiment folder and test score in percent."""
     folder = side.out / task.name
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(exist_ok=True)
@@ -111,15 +114,10 @@ def train_and_test(side: Side, task: Task, config: Path, options: Any) -> tuple[
     words = ["-m", "train", "-p", str(folder), *model, "-d", task.downstream, "-c", str(config), "--device", "cpu"]
     side.run([*words, *options.more], side.out / f"{task.name}-train.log")
     best = folder / task.best_checkpoint
-    checkpoint = best if best.is_file() else newest(folder)
+    checkpoint = best if best.is_file() else newest(folder, read_torch_file)
     words = ["-m", "evaluate", "-t", task.test_split, "-e", str(checkpoint), "--device", "cpu"]
     text = side.run(words, side.out / f"{task.name}-test.log")
-    prefix = f"{task.test_split} {task.metric}: "
-    return folder, float(next(line for line in text.splitlines() if line.startswith(prefix)).removeprefix(prefix))
-
-
-def newest(folder: Path) -> Path:
-    return max(folder.glob("states-*.ckpt"), key=lambda file: file.stat().st_mtime)
+    return folder, runner_scores(task, text, task.test_split)[-1]
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
@@ -142,7 +140,10 @@ def events(data: bytes) -> Iterator[Any]:
 
 def head(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of the last checkpoint's head and layer weights."""
-    content = read_torch_file(newest(folder))
+    last = newest(folder, read_torch_file)
+    if last is None:
+        sys.exit(f"{folder}: holds no states-N.ckpt")
+    content = read_torch_file(last)
     parts = [part for key in ("Downstream", "Featurizer") for part in content[key].items()]
     return {f"{number}.{name}": value for number, (name, value) in enumerate(parts) if torch.is_tensor(value)}
 
@@ -163,7 +164,7 @@ def compare(folders: dict[str, Path], scores: dict[str, float]) -> dict[str, Any
     ]  # fmt: skip
     same = [name for name in files if (folders["ours"] / name).read_bytes() == (folders["s3prl"] / name).read_bytes()]
     return {
-        "test": scores,
+        "test_percent": scores,
         "curve_points": len(theirs),
         "curve_points_equal": sum(theirs[key] == ours[key] for key in theirs),
         "largest_relative_difference": max(relative(ours[key], theirs[key]) for key in theirs),
@@ -183,7 +184,7 @@ def line(task: Task, found: dict[str, Any]) -> str:
             ("prediction_files", "files"),
         )
     )
-    test, apart = found["test"], found["largest_relative_difference"]
+    test, apart = found["test_percent"], found["largest_relative_difference"]
     return (
         f"{task.name:4} test {task.metric} {test['s3prl']:.6g} (s3prl) {test['ours']:.6g} (ours); "
         f"equal are {', '.join(equal)}; curves differ by {apart:.1e} at most"
@@ -195,7 +196,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="what s3prl-ekd prepare wrote")
     parser.add_argument("--checkout", type=Path, required=True, help="git checkout of s3prl")
     parser.add_argument("--stock", type=Path, required=True, help="Python of a stack that s3prl runs on unchanged")
-    parser.add_argument("--tasks", type=parse_tasks, default=[TASKS[name] for name in ("pr", "sid", "er", "asr")])
+    parser.add_argument("--tasks", type=parse_tasks, default=",".join(PAPER_TASKS))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--upstream", default="fbank", help="s3prl's -u")
     parser.add_argument("--ckpt", type=Path, help="s3prl's -k")
@@ -212,8 +213,8 @@ def main() -> None:
         for task in options.tasks:
             config = configure(task, options)
             done = {side.name: train_and_test(side, task, config, options) for side in sides}
-            folders, scores = ({name: pair[place] for name, pair in done.items()} for place in (0, 1))
-            found = result[task.name] = compare(folders, scores)  # type: ignore[arg-type]
+            folders = {name: folder for name, (folder, _) in done.items()}
+            found = result[task.name] = compare(folders, {name: score for name, (_, score) in done.items()})
             print(line(task, found), flush=True)
         result = {"steps": options.steps, "upstream": options.upstream, "tasks": result}
         common.save(result, options.json, "cpu", "benchmarks.parity")

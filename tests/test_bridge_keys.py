@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
+from bridge_corpora import task_config
 from dotted import changed
 from export_student import write_student
 
@@ -25,12 +25,7 @@ from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_runne
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.shipped import shipped
-from s3prl_ekd.task_names import DOWNSTREAM
-
-
-def task_config(name: str) -> dict:
-    return yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+from s3prl_ekd.task_names import DOWNSTREAM, WITH_CONFIG
 
 
 @pytest.mark.parametrize(
@@ -92,7 +87,7 @@ def test_keys_of_ones_own_pass() -> None:
 def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, message: str) -> None:
     config = changed(task_config(task), {key: value})
     with pytest.raises(EkdError, match=re.escape(f"x.yaml: {key}: {message}")):
-        taskkeys.check_kinds(config, task_config(task), {**DOWNSTREAM, "asv": "sv_voxceleb1"}[task], "x.yaml")
+        taskkeys.check_kinds(config, task_config(task), WITH_CONFIG[task], "x.yaml")
 
 
 def test_values_of_the_usual_kinds_pass(hub: ModuleType) -> None:
@@ -104,28 +99,6 @@ def test_values_of_the_usual_kinds_pass(hub: ModuleType) -> None:
         if name == "asr":
             config["downstream_expert"]["datarc"]["decoder_args"]["lm_weight"] = 1.5
         taskkeys.check_kinds(config, task_config(name), task, "x.yaml")
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("gradient_accumulate_steps", 0, "input should be greater than or equal to 1, found 0"),
-        ("total_steps", "1e3", "'1e3' is text to YAML; write 1.0e+3"),
-        ("eval_dataloaders", "dev", "input should be a valid list, found 'dev'"),
-        ("eval_dataloaders", ["dve"], "no split 'dve'; there are train, dev, test"),
-        ("fp16", "True", "input should be a valid boolean, found 'True'"),
-        ("train_dataloader", "trian", "no split 'trian'; there are train, dev, test"),
-    ],
-)
-def test_values_that_the_runner_cannot_train_with(key: str, value: object, message: str) -> None:
-    config = task_config("sid")
-    config["runner"][key] = value
-    with pytest.raises(EkdError, match=re.escape(f"x.yaml: runner.{key}: {message}")):
-        taskkeys.check_runner(config, "x.yaml", taskdata.splits("voxceleb1", config))
-    assert taskdata.splits("asr", task_config("asr")) == ["train", "dev-clean", "dev-other", "test-clean", "test-other"]
-    outside = changed(task_config("asr"), {"downstream_expert.datarc": {"test/../../x": [], "test-own": []}})
-    assert taskdata.splits("asr", outside) == ["test-own"]  # s3prl names files by the split
-    assert taskdata.splits("a_task_of_s3prls", config) is None
 
 
 def test_a_split_to_test_on_is_checked_before_anything_is_loaded() -> None:
@@ -182,40 +155,6 @@ def test_a_head_stays_with_the_student_that_it_was_trained_on(tmp_path: Path) ->
         assert args.upstream_ckpt == str(kept)
 
 
-def test_a_best_checkpoint_of_a_split_that_there_is_not() -> None:
-    config = task_config("pr")
-    for best in (["dve"], "dve"):
-        config["downstream_expert"]["save_best_on"] = best
-        with pytest.raises(EkdError, match="x.yaml: downstream_expert.save_best_on: no split 'dve'; there are train, "):
-            taskkeys.check_runner(config, "x.yaml", taskdata.splits("ctc", config))
-    for best in (None, [None], 3):  # s3prl asks whether the split that it has evaluated is in it
-        config["downstream_expert"]["save_best_on"] = best
-        with pytest.raises(EkdError, match="x.yaml: downstream_expert.save_best_on: .*expected a list of splits"):
-            taskkeys.check_runner(config, "x.yaml", taskdata.splits("ctc", config))
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        5,
-        ["apply_time_warp"],
-        {"num_freq_maks": 2},
-        {"apply_time_warp": False, "apply_freq_mask": False, "apply_time_mask": False},
-        {"num_time_mask": 0},
-        {"time_mask_width_range": [0, 0]},
-        {"time_warp_mode": "cubic"},
-    ],
-)
-def test_masks_that_cannot_be_made_of_a_config(values: object) -> None:
-    with pytest.raises(EkdError, match="^x.yaml: specaug: no masks can be made of these keys "):
-        taskkeys.check_specaug({"specaug": values}, "x.yaml")
-
-
-def test_masks_that_can() -> None:
-    for config in (task_config("asr"), {}, {"specaug": None}, {"specaug": {"num_time_mask": 1}}):
-        taskkeys.check_specaug(config, "x.yaml")
-
-
 def test_a_download_that_fails_is_one_line() -> None:
     class Original:
         args, error = Namespace(upstream="hubert_base"), OSError("of the disk")
@@ -248,43 +187,6 @@ def test_a_student_that_another_upstream_is_to_read(tmp_path: Path, caplog: pyte
         check("hubert_local", student)
     check("hubert_base", other)
     assert "-u hubert_base: downloads its own checkpoint, -k is not read" in caplog.text
-
-
-def test_what_the_runner_reads_without_a_default_must_be_there() -> None:
-    for name in ("pr", "sid", "er", "asr"):
-        config = task_config(name)
-        taskkeys.check_runner(config, "x.yaml")
-        for key in list(config["runner"]):
-            less = {"runner": {other: value for other, value in config["runner"].items() if other != key}}
-            with pytest.raises(EkdError, match=f"x.yaml: runner.{key}: is missing"):
-                taskkeys.check_runner(less, "x.yaml")
-
-
-@pytest.mark.parametrize(
-    ("key", "wrong", "right"),
-    [
-        ("total_steps", (0, -1, 1.5, "100", True), (1,)),
-        ("gradient_accumulate_steps", (0, None), (1,)),
-        ("gradient_clipping", (0, -1.0, "1"), (1, 0.5)),
-        ("log_step", (0, "1e3"), (1,)),
-        ("eval_step", (0,), (1,)),
-        ("save_step", (0,), (1,)),
-        ("max_keep", (0,), (1,)),
-        ("evaluate_ratio", (0, 1.5), (1, 0.1)),
-        ("fp16", (1, "yes"), (True, False)),
-        ("eval_dataloaders", ("dev", [1]), (["dev"], [])),
-        ("train_dataloader", (None, ["train"]), ("train",)),
-    ],
-)
-def test_what_the_runner_can_train_with(key: str, wrong: tuple, right: tuple) -> None:
-    config = task_config("er")
-    for value in right:
-        config["runner"][key] = value
-        taskkeys.check_runner(config, "x.yaml")
-    for value in wrong:
-        config["runner"][key] = value
-        with pytest.raises(EkdError, match=rf"^x.yaml: runner\.{key}\b"):
-            taskkeys.check_runner(config, "x.yaml")
 
 
 def test_sid_may_take_whole_clips() -> None:

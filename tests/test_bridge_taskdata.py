@@ -65,8 +65,7 @@ def test_shipped_symbols() -> None:
 
 
 def test_the_four_configs_hold_s3prls_recipe() -> None:
-    found = {name: yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text()) for name in
-             ("pr", "sid", "er", "asr")}  # fmt: skip
+    found = {name: bridge_corpora.task_config(name) for name in ("pr", "sid", "er", "asr")}
     steps = {name: config["runner"]["total_steps"] for name, config in found.items()}
     assert steps == {"pr": 100_000, "sid": 200_000, "er": 30_000, "asr": 200_000}
     rates = {name: config["optimizer"]["lr"] for name, config in found.items()}
@@ -77,7 +76,7 @@ def test_the_four_configs_hold_s3prls_recipe() -> None:
 
 def test_a_placeholder_path_is_named_with_its_key(tmp_path: Path) -> None:
     for task, name in (("ctc", "pr"), ("voxceleb1", "sid"), ("emotion", "er"), ("asr", "asr")):
-        config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+        config = bridge_corpora.task_config(name)
         args = SimpleNamespace(downstream=task, mode="train", evaluate_split="test", expdir=str(tmp_path))
         with pytest.raises(EkdError, match=rf"{name}.yaml: downstream_expert\.\S+: /path/to/\S+: no such .*-o config"):
             taskdata.complete(args, config, source=f"{name}.yaml", s3prl=tmp_path)
@@ -88,7 +87,7 @@ def test_relative_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     data = bridge_corpora.voxceleb(tmp_path)
     (tmp_path / "link").symlink_to(data["root"])
-    config = yaml.safe_load(shipped("downstream_configs/sid.yaml").read_text())
+    config = bridge_corpora.task_config("sid")
     section = config["downstream_expert"]["datarc"]
     section |= {"file_path": str(tmp_path / "link"), "meta_data": str(data["table"].relative_to(tmp_path))}
     args = SimpleNamespace(downstream="voxceleb1", mode="train", evaluate_split="test", expdir=str(tmp_path / "x"))

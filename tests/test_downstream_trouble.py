@@ -13,11 +13,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from bridge_corpora import overrides, voxceleb
+from bridge_corpora import overrides, task_config, voxceleb
 
 from s3prl_ekd.bridge import checkpoints, evaluation_memory
-from s3prl_ekd.shipped import shipped
 
 pytestmark = pytest.mark.slow
 
@@ -173,7 +171,7 @@ def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path, device: s
 
 def test_the_key_to_lower_is_the_tasks_own() -> None:
     def said(name: str, **changes: int) -> str:
-        config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+        config = task_config(name)
         for section in config["downstream_expert"].values():
             if isinstance(section, dict):
                 section.update({key: value for key, value in changes.items() if key in section})

@@ -186,14 +186,12 @@ def test_a_small_grid_with_the_real_runner(tmp_path):
     import subprocess
 
     import yaml
-    from bridge_corpora import voxceleb
+    from bridge_corpora import task_config, voxceleb
     from console import BIN
-
-    from s3prl_ekd.shipped import shipped
 
     corpus, folder = voxceleb(tmp_path / "vox"), tmp_path / "data"
     folder.mkdir()
-    config = yaml.safe_load(shipped("downstream_configs/sid.yaml").read_text())
+    config = task_config("sid")
     config["downstream_expert"]["datarc"] |= {"file_path": str(corpus["root"]), "meta_data": str(corpus["table"])}
     (folder / "sid.yaml").write_text(yaml.safe_dump(config))
     steps = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from bridge_corpora import tone
+from bridge_corpora import task_config, tone
 from dotted import changed
 from superb_corpora import CORPORA
 
@@ -21,7 +21,6 @@ from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.corpora.keyword_folders import NOISE, split_of
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import PAPER_TASKS, WITH_CONFIG
 
 
@@ -35,7 +34,7 @@ def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path, l
     name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
     pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
     given = {key: yaml.safe_load(value) for key, _, value in pairs}
-    config = yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+    config = task_config(name)
     values = changed(config["downstream_expert"], given)
     args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path), local_rank=local_rank)
     taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)

@@ -103,17 +103,22 @@ def _rate(sound: Sound, rate: str) -> Sound:
 
 
 def _gain(sound: Sound, decibels: str) -> Sound:
-    return Sound(_rounded(sound.wave * _STEPS * 10 ** (float(decibels) / 20)), sound.rate)
+    return _scaled(sound, _factor(decibels))
 
 
 def _norm(sound: Sound, decibels: str = "0") -> Sound:
     peak = max(sound.wave.max(initial=0) / (1 - 1 / _STEPS), -sound.wave.min(initial=0))  # each of its largest integer
-    return Sound(_rounded(sound.wave * _STEPS * (10 ** (float(decibels) / 20) / peak)), sound.rate) if peak else sound
+    return _scaled(sound, _factor(decibels) / peak) if peak else sound
 
 
-def _rounded(steps: np.ndarray) -> np.ndarray:
-    """Whole steps as a wave, halves away from zero."""
-    return np.trunc(steps + np.copysign(0.5, steps)) / _STEPS
+def _factor(decibels: str) -> float:
+    return float(10 ** (float(decibels) / 20))
+
+
+def _scaled(sound: Sound, factor: float) -> Sound:
+    """In whole steps, halves away from zero."""
+    steps = sound.wave * _STEPS * factor
+    return Sound(np.trunc(steps + np.copysign(0.5, steps)) / _STEPS, sound.rate)
 
 
 def _pad(sound: Sound, before: str, after: str = "0") -> Sound:

@@ -18,6 +18,11 @@ RATE = 16_000
 LEXICON = {"ONE": "W AH1 N", "TWO": "T UW1", "THREE": "TH R IY1", "FOUR": "F AO1 R"}
 
 
+def task_config(name: str) -> dict[str, Any]:
+    """The shipped configuration of a task, by our name of it."""
+    return yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text())
+
+
 def tone(path: Path, seed: int, seconds: float = 0.6) -> int:
     """Write a noisy tone, and return its length in samples."""
     rng = np.random.default_rng(seed)
@@ -83,7 +88,7 @@ def all_tasks(root: Path) -> dict[str, dict[str, Any]]:
     import superb_corpora  # here: it makes its clips by the functions above
 
     libri, vox, iem = librispeech(root / "libri"), voxceleb(root / "vox"), iemocap(root / "iem")
-    found = {name: yaml.safe_load(shipped(f"downstream_configs/{name}.yaml").read_text()) for name in DOWNSTREAM}
+    found = {name: task_config(name) for name in DOWNSTREAM}
     experts = {name: config["downstream_expert"] for name, config in found.items()}
     experts["pr"]["corpus"] |= {"path": str(libri["root"]), "lexicon": [str(libri["lexicon"])]}
     experts["asr"]["datarc"] |= {"libri_root": str(libri["root"]), "bucket_file": str(libri["tables"])}

@@ -230,12 +230,12 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
         return Finding(name, "broken", text, f"{where.removesuffix('source')}layers: {wrong[0]} > {shape.layers}")
     if described.kind == "random":
         return Finding(name, "note", f"{text}, random weights", "for benchmarks only")
-    if described.path is not None:
-        return Finding(name, "ok", f"{text}, {_size(described.path)}")
-    cached = sources.hub_file(source, where, download=False)
-    if cached is not None:
-        return Finding(name, "ok", f"{text}, downloaded, {_size(cached)}")
-    return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {sources.HUB[source].url}")
+    path = sources.weights_path(described, where, download=False)
+    if path is None:
+        what = sources.HUB[source].url if described.kind == "hub" else "its weights"
+        return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {what}")
+    downloaded = "downloaded, " if described.kind in ("hub", "huggingface") else ""
+    return Finding(name, "ok", f"{text}, {downloaded}{_size(path)}")
 
 
 def _size(path: Path) -> str:

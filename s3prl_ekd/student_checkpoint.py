@@ -1,7 +1,8 @@
 """A student's checkpoint: written by pretraining, found, and read back by everything that takes a student.
 
 It is the part of s3prl's ``states-N.ckpt`` under the key ``EKD``: tensors, lists, strings and numbers only.
-A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT) is read as a checkpoint without heads.
+A transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT), here or on the Hugging Face Hub, is read as a
+checkpoint without heads.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
 from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.source_names import HF
 from s3prl_ekd.teachers import embedded, sources
 from s3prl_ekd.torch_file import newest, read_torch_file
 
@@ -100,9 +102,15 @@ def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
 def newest_checkpoint(path: str | Path) -> Path:
     """The file itself, or the newest ``states-*.ckpt`` of an experiment folder; a transformers folder as it is.
 
+    Of a model of the Hugging Face Hub (``hf:OWNER/NAME``) it is the folder of its cache, the weights downloaded.
+
     Raises:
-        EkdError: no such file, or a folder without checkpoints.
+        EkdError: no such file or model, or a folder without checkpoints.
     """
+    if str(path).startswith(HF):
+        found = sources.weights_path(sources.describe(str(path), "student"), "student")
+        assert found is not None  # else it would have raised
+        return found
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("states-*.ckpt"))
@@ -191,6 +199,8 @@ def _read_transformers(folder: Path) -> dict[str, Any]:
 
 def is_student(path: str | Path) -> bool:
     """Whether this is a checkpoint of ours; a transformers folder is not, other upstreams read those too."""
+    if str(path).startswith(HF):
+        return False
     try:
         file = newest_checkpoint(path)
         if file.is_dir():

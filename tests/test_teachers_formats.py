@@ -276,8 +276,7 @@ def test_files_that_are_easily_confused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "hint"), [
-    ("facebook/hubert-base-ls960", "hubert-base-ls960, and a model of huggingface.co is named by its folder here"),
-    ("facebook/hubert-base-ls960", "hf download facebook/hubert-base-ls960 --local-dir DIR"),
+    ("facebook/hubert-base-ls960", "hubert-base-ls960; the model of that name on huggingface.co is 'hf:facebook/hub"),
     ("multires_hubert_base", "another upstream of s3prl's is 's3prl:multires_hubert_base'"),
     ("hubert_bsae", "did you mean hubert_base"),
 ])  # fmt: skip

@@ -39,7 +39,15 @@ from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers.adapter import drop_upstreams
-from s3prl_ekd.teachers.build import CheckedModel, TeacherPlan, check_model, freeze, load_initialiser, load_teachers
+from s3prl_ekd.teachers.build import (
+    CheckedModel,
+    TeacherPlan,
+    check_model,
+    freeze,
+    load_initialiser,
+    load_teachers,
+    pinned,
+)
 from s3prl_ekd.teachers.cached import CachedTeachers, open_caches
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.own_files import check_same, own_files
@@ -88,6 +96,7 @@ class UpstreamPretrainExpert(nn.Module):
         goes_on = isinstance(upstream_config, Mapping)  # load_model will bring the student's weights
         checked = check_model(self.config, file, starts=not goes_on, objective=self.objective_class)
         self.plan, self.objective = checked.plan, checked.objective
+        self.config = pinned(self.plan)
         if data.batch_seconds is None and data.train_batch_size < self.ranks.size:
             raise EkdError(
                 f"config_runner.yaml: pretrain_expert.datarc.train_batch_size: {data.train_batch_size} clips in all, "

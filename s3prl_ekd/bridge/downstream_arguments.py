@@ -16,6 +16,7 @@ from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
+from s3prl_ekd.source_names import HF, is_pinned_form
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import WITH_CONFIG
 from s3prl_ekd.teachers.hub import HUB
@@ -71,6 +72,8 @@ def _same_file(name: str, given: str, before: str | None) -> bool:
     """Whether two values of -k or -g may be one thing: the same file, or a folder and the file in it that was taken."""
     if before is None:
         return name == "upstream_ckpt"  # an upstream that takes none
+    if is_pinned_form(before, given):
+        return True
     if name == "upstream_model_config" and "/" not in given:  # perhaps a variant's name
         return Path(given).stem == Path(before).stem
     if not (Path(given).exists() and Path(before).exists()):
@@ -128,12 +131,17 @@ def _check_teacher(args: Namespace) -> None:
     path = model_path(args.upstream_ckpt)
     if path is not None:
         args.upstream_ckpt = str(path.resolve())
-    describe(args.upstream_ckpt, "-k")
+    args.upstream_ckpt = describe(args.upstream_ckpt, "-k").pinned
 
 
 def _check_student(args: Namespace) -> None:
     if args.upstream == "ekd_student" and args.upstream_ckpt is None and args.upstream_model_config is None:
         raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
+    if (args.upstream_ckpt or "").startswith(HF):
+        from s3prl_ekd.teachers.sources import describe
+
+        args.upstream_ckpt = describe(args.upstream_ckpt, "-k").pinned
+        return
     is_file = args.upstream != "ekd_student_url" and _make_absolute(args)
     if args.upstream_model_config is not None:
         args.upstream_model_config = str(find_model_config(args.upstream_model_config))

@@ -25,6 +25,7 @@ from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
+from s3prl_ekd.source_names import is_pinned_form
 
 if TYPE_CHECKING:
     from s3prl_ekd.bridge.distorted_test import DistortedAudio
@@ -141,9 +142,11 @@ class DownstreamLaunch(ScriptLaunch):
         return downstream_arguments.find_task_config(args.config, args.downstream, self.s3prl)
 
     def _correct_saved(self, saved: Namespace) -> None:
-        stored = getattr(saved, "upstream_ckpt", None)
-        if self.args.upstream_ckpt is not None and stored is not None and not Path(stored).exists():
-            saved.upstream_ckpt = self.args.upstream_ckpt  # the upstream has moved, and the user says where to
+        stored, given = getattr(saved, "upstream_ckpt", None), self.args.upstream_ckpt
+        if given is None or stored is None or is_pinned_form(stored, given):
+            return
+        if not Path(stored).exists():
+            saved.upstream_ckpt = given  # the upstream has moved, and the user says where to
 
     # ----------------------------------------------------------------------------------------------- configuration
 

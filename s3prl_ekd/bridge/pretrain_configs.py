@@ -20,7 +20,7 @@ from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import VALIDATION, lacks_step
 from s3prl_ekd.shipped import shipped
-from s3prl_ekd.source_names import RANDOM, split_source
+from s3prl_ekd.source_names import RANDOM, is_pinned_form, split_source
 from s3prl_ekd.user_paths import from_anywhere
 from s3prl_ekd.variants import find_model_config
 
@@ -146,10 +146,35 @@ def follow_teachers(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, An
     return moved
 
 
-def follow_in_file(file: Path, given: ModelConfig) -> None:
-    """:func:`follow_teachers` in the config_model.yaml of the experiment's folder, where it still has one."""
-    if file.is_file():
-        write_as_run(follow_teachers(read_yaml(file), given), file)
+def keep_commits(given: ModelConfig, kept: Mapping[str, Any]) -> None:
+    """Give the models of the Hugging Face Hub that ``given`` names without a revision the commits that a run keeps."""
+    names = [teacher["source"] for teacher in kept["ekd"]["teachers"]] + [kept["ekd"]["initialise_from"] or ""]
+
+    def kept_form(source: str) -> str:
+        return next((name for name in names if is_pinned_form(name, source)), source)
+
+    for teacher in given.ekd.teachers:
+        teacher.source = kept_form(teacher.source)
+    if given.ekd.initialise_from is not None:
+        given.ekd.initialise_from = kept_form(given.ekd.initialise_from)
+
+
+def write_sources(file: Path, config: ModelConfig) -> None:
+    """Set, in the config_model.yaml of the experiment's folder, where the run has found its teachers.
+
+    A file may have moved, and a model of the Hugging Face Hub has got the commit that it is known by from now on.
+    """
+    if not file.is_file():
+        return
+    kept = read_yaml(file)
+    found = copy.deepcopy(kept)
+    sources = {teacher.name: teacher.source for teacher in config.ekd.teachers}
+    for teacher in found["ekd"]["teachers"]:
+        teacher["source"] = sources[teacher["name"]]
+    if "initialise_from" in found["ekd"]:
+        found["ekd"]["initialise_from"] = config.ekd.initialise_from
+    if found != kept:
+        write_as_run(found, file)
 
 
 def gone_teacher(kept: Mapping[str, Any]) -> str | None:

@@ -25,7 +25,7 @@ from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.compat.shims import apply_shims
-from s3prl_ekd.config import ELSEWHERE, ModelConfig, load_model_config
+from s3prl_ekd.config import ELSEWHERE, load_model_config
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
@@ -61,7 +61,7 @@ class PretrainLaunch(ScriptLaunch):
         self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
         self.model: str | None = None  # what -g says
-        self.followed: ModelConfig | None = None  # -g, where a teacher's file has moved to the place that it names
+        self.followed = False  # a teacher's file has moved to the place that -g names
 
     @property
     def is_ours(self) -> bool:
@@ -120,8 +120,9 @@ class PretrainLaunch(ScriptLaunch):
         if not self.is_ours:
             return
         expert = runner.upstream
-        if self.followed is not None and self.world.is_rank_zero:  # the expert has seen that the weights are the same
-            pretrain_configs.follow_in_file(Path(self.args.expdir, "config_model.yaml"), self.followed)
+        # of teachers that have moved the expert has seen that the weights are the same
+        if self.world.is_rank_zero and (self.before is None or self.followed):
+            pretrain_configs.write_sources(Path(self.args.expdir, "config_model.yaml"), expert.config)
         pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
         validation = expert.checkpoint_validation
         if validation is not None:
@@ -182,6 +183,7 @@ class PretrainLaunch(ScriptLaunch):
             if task not in self.our_tasks:
                 return read_yaml(file), kept if isinstance(kept, dict) else {}
             given = load_model_config(file)
+            pretrain_configs.keep_commits(given, state["Upstream_Config"])
             # where its teachers lie, is read
             return given.model_dump(mode="json"), pretrain_configs.follow_teachers(state["Upstream_Config"], given)
 
@@ -219,8 +221,9 @@ class PretrainLaunch(ScriptLaunch):
 
     def _follow_teachers(self, path: str, state: dict[str, Any]) -> None:
         if self.model is not None:
-            self.followed = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
-            state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], self.followed)
+            given = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
+            state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], given)
+            self.followed = True
         gone = pretrain_configs.gone_teacher(state["Upstream_Config"])
         if gone is not None:
             raise EkdError(f"{path}: {gone}; name the place where it lies now in a file for -g")

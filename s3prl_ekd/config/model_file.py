@@ -27,8 +27,8 @@ class TeacherConfig(Checked):
     """Label in logs, head names and checkpoints; letters, digits and underscores."""
     source: str = Field(min_length=1)
     """embedded:NAME for a small teacher of this package, an s3prl hub name, a checkpoint file (s3prl-converted or
-    fairseq), a transformers folder, s3prl:NAME for any other upstream of s3prl, or random:SOURCE for a source's shape
-    without its weights (docs/teachers.md)."""
+    fairseq), a transformers folder, hf:OWNER/NAME for one on the Hugging Face Hub, s3prl:NAME for any other upstream of
+    s3prl, or random:SOURCE for a source's shape without its weights (docs/teachers.md)."""
     layers: list[int] = Field(default=[4, 8, 12], min_length=1)
     """Hidden states to predict; l is the output of transformer layer l, 0 the input of layer 1."""
 
@@ -55,7 +55,7 @@ class EkdConfig(Checked):
     """One to N frozen teachers."""
     initialise_from: str | None = None
     """Whose conv stack, projection, positional convolution and first layers start the student: the name of a teacher,
-    or any other source (hub name, file, folder); null starts from random weights."""
+    or any other source (hub name, file, folder, hf:OWNER/NAME); null starts from random weights."""
     cosine_weight: float = Field(default=1.0, ge=0)
     """Weight (lambda) of -log sigmoid(cos) beside L1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

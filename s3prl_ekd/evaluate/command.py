@@ -111,11 +111,12 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     )
     models.add_argument(
         "-k", "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",
-        help="a student: states-N.ckpt, or its experiment folder (newest)",
+        help="a student: states-N.ckpt, its experiment folder (newest), or hf:OWNER/NAME",
     )  # fmt: skip
     models.add_argument(
         "--teacher", action="append", dest="given", type=partial(_given, "teacher"), metavar="[LABEL=]SOURCE",
-        help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder)",
+        help="a teacher, as ekd.teachers[].source names it (embedded:tiny_hubert, hubert_base, a file, a folder, "
+        "hf:OWNER/NAME)",
     )  # fmt: skip
     models.add_argument(
         "-u", "--upstream", action="append", dest="given", type=partial(_given, "upstream"), metavar="[LABEL=]NAME",

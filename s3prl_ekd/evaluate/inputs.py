@@ -17,7 +17,7 @@ from typing import Any
 from s3prl_ekd.audio import audio_below
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
+from s3prl_ekd.evaluate.models import STUDENT, Upstream
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.file_digest import file_digest
 
@@ -83,7 +83,7 @@ def model_digest(upstream: Upstream) -> str | None:
 def _model(upstream: Upstream) -> list[str]:
     names = []
     if upstream.checkpoint is not None:
-        here = upstream.name != TEACHER or Path(upstream.checkpoint).exists()
+        here = not isinstance(upstream.checkpoint, str) or Path(upstream.checkpoint).exists()
         names.append(str(upstream.checkpoint) if here else f"{WEIGHTS}{upstream.checkpoint}")
     if upstream.model_config is not None:
         ours = upstream.name.startswith(STUDENT)  # whose file may stand on others (base:)

@@ -14,7 +14,7 @@ from typing import Any
 from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.errors import EkdError, naming
-from s3prl_ekd.source_names import S3PRL
+from s3prl_ekd.source_names import HF, S3PRL
 from s3prl_ekd.teachers.names import check_source, model_path
 from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config
@@ -33,7 +33,7 @@ class Upstream:
 
     name: str
     label: str
-    checkpoint: Path | str | None = None  # a string: the source of a teacher
+    checkpoint: Path | str | None = None  # a string: a source of ekd.teachers
     model_config: Path | None = None
     named: bool = field(default=False, compare=False)  # by the user: LABEL=VALUE, --label, label in --models
     row: str | None = field(default=None, compare=False)  # its folder in a table that has it already
@@ -170,6 +170,8 @@ def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Pa
         model_config = find_model_config(str(file) if file.is_file() else given["untrained"], "--untrained")
         return Upstream(STUDENT, label or "untrained student", model_config=model_config, named=label is not None)
     name = given.get("upstream")
+    if "ckpt" in given and given["ckpt"].startswith(HF):
+        return _choose_published(given["ckpt"], name, label)
     if "ckpt" in given:
         return _choose_checkpoint(folder / expanded(given["ckpt"]), name, label)
     if name is None:
@@ -192,8 +194,20 @@ def choose_teacher(source: str, label: str | None, folder: Path = Path()) -> Ups
     check_source(source, "--teacher")
     from s3prl_ekd.teachers import sources  # torch: not needed for --help and the mistakes above
 
-    sources.describe(source, "--teacher")
-    return Upstream(TEACHER, label or source.removeprefix("embedded:"), checkpoint=source, named=label is not None)
+    found = sources.describe(source, "--teacher").pinned
+    own = source.removeprefix("embedded:").removeprefix(HF)
+    return Upstream(TEACHER, label or own, checkpoint=found, named=label is not None)
+
+
+def _choose_published(source: str, name: str | None, label: str | None) -> Upstream:
+    """A student of the Hugging Face Hub, at the commit that it has now."""
+    if name is not None and not name.startswith(STUDENT):
+        raise EkdError(f"--ckpt {source}: a student of the Hugging Face Hub, which s3prl's {name} does not read")
+    check_source(source, "--ckpt")
+    from s3prl_ekd.teachers import sources
+
+    found = sources.describe(source, "--ckpt").pinned
+    return Upstream(name or STUDENT, label or source.removeprefix(HF), checkpoint=found, named=label is not None)
 
 
 def _choose_checkpoint(ckpt: Path, name: str | None, label: str | None) -> Upstream:

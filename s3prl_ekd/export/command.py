@@ -45,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _common(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
-        "-k", "--ckpt", type=Path, required=True, help="a student: states-N.ckpt or its experiment folder"
-    )
+        "-k", "--ckpt", type=Path, required=True,
+        help="a student: states-N.ckpt, its experiment folder, or hf:OWNER/NAME",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help=f"the {what} to write")
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "model", nargs="?",
-        help="a student's checkpoint or experiment folder, a teacher's hub name, file or folder, a submission folder "
+        help="a student's checkpoint or experiment folder, a teacher's source, a submission folder "
         "(its expert.py is run where it is not ours), fbank",
     )  # fmt: skip
     parser.add_argument("--shape", choices=list(SHAPES), help="instead: a published model's shape (random weights)")

@@ -175,15 +175,23 @@ def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, key:
     return source
 
 
+def pinned(plan: TeacherPlan) -> ModelConfig:
+    """The configuration with the commit behind every model of the Hugging Face Hub, so that it goes on as it began."""
+    config = plan.config.model_copy(deep=True)
+    for teacher in config.ekd.teachers:
+        teacher.source = plan.sources[teacher.name].pinned
+    if plan.initialiser is not None and config.ekd.initialise_from not in plan.sources:
+        config.ekd.initialise_from = plan.initialiser.pinned
+    return config
+
+
 def load_teachers(plan: TeacherPlan) -> dict[str, TeacherEncoder]:
     """Load every teacher's encoder, in fp32 on the CPU."""
     encoders = {}
     for name, source in plan.sources.items():
         encoders[name] = _load(source, plan.where(name))
-        shape = source.shape
-        logger.info(
-            "[ekd] teacher %s: %s (%s, %d layers of %d)", name, source.source, source.family, shape.layers, shape.width
-        )
+        depth, width = source.shape.layers, source.shape.width
+        logger.info("[ekd] teacher %s: %s (%s, %d layers of %d)", name, source.pinned, source.family, depth, width)
     return encoders
 
 
@@ -197,7 +205,8 @@ def load_teacher(source: str | Path, where: str = "teacher") -> Encoder:
     """One frozen teacher, in eval mode on the CPU.
 
     Args:
-        source: as ``ekd.teachers[].source`` of config_model.yaml: embedded:NAME, a hub name, a file, a folder.
+        source: as ``ekd.teachers[].source`` of config_model.yaml: embedded:NAME, a hub name, hf:OWNER/NAME, a file,
+            a folder.
         where: who names it, for messages.
 
     Raises:

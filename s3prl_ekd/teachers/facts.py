@@ -72,7 +72,7 @@ def facts(described: sources.TeacherSource, encoder: TeacherEncoder) -> list[tup
     shape = encoder.shape
     parameters = count_parameters(encoder)
     rows = [
-        ("source", described.source),
+        ("source", described.pinned),
         ("kind", f"{described.family} ({described.kind})"),
         ("layers", f"{shape.layers}, so that hidden states 0..{shape.layers} can be named"),
         ("width", str(shape.width)),

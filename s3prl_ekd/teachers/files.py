@@ -27,6 +27,14 @@ from s3prl_ekd.torch_file import read_torch_file
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.json"
+EXTRACTORS = ("processor_config.json", "preprocessor_config.json")
+"""Where a transformers folder keeps its feature extractor, in the order in which transformers looks: transformers 5
+keeps it inside the processor's file where a model has a processor."""
+_INDEX = ".index.json"
+WEIGHTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX))
+"""Where it keeps its weights, whole or the list of its shards, in transformers' order."""
+
 _GZIP = b"\x1f\x8b"
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -104,34 +112,64 @@ def transformers_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         EkdError: none there, a shard is missing, or a file is damaged.
     """
-    for name in ("model.safetensors", "pytorch_model.bin"):  # in transformers' order
-        if (folder / name).is_file():
-            return _read_shard(folder / name)
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            return _read_shards(index)
-    raise EkdError(f"{folder}: no weights in it (model.safetensors or pytorch_model.bin)")
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    files = _mapping(read_json(index), "weight_map", index)
-    for weight, name in files.items():
-        if not isinstance(name, str):
-            raise EkdError(f"{index}: weight_map.{weight} is {name!r}, expected the name of a file")
     weights: dict[str, Tensor] = {}
-    for file in (index.parent / name for name in sorted(set(files.values()))):
-        if not file.is_file():
-            raise EkdError(f"{file}: missing, though {index.name} names it")
+    for file in weight_files(folder):
         weights |= _read_shard(file)
     return weights
 
 
-def extractor_normalizes(folder: Path) -> bool | None:
-    """``do_normalize`` of a transformers folder's feature extractor; None where it has none.
+def weight_files(folder: Path) -> list[Path]:
+    """The files with the weights of a transformers folder: one, or shards.
 
-    transformers 5 keeps the extractor inside the processor's file where a model has a processor, and reads that first.
+    Raises:
+        EkdError: none there, or a shard is missing.
     """
-    for name, key in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
+    found = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    if found is None:
+        raise EkdError(f"{folder}: no weights in it (model.safetensors or pytorch_model.bin)")
+    if not found.name.endswith(_INDEX):
+        return [found]
+    files = [folder / name for name in shard_names(found)]
+    for file in files:
+        if not file.is_file():
+            raise EkdError(f"{file}: missing, though {found.name} names it")
+    return files
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether all the weights of a transformers folder are there."""
+    try:
+        return bool(weight_files(folder))
+    except EkdError:
+        return False
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that a ``*.index.json`` shares the weights among, sorted.
+
+    Raises:
+        EkdError: it names none.
+    """
+    files = _mapping(read_json(index), "weight_map", index)
+    for weight, name in files.items():
+        if not isinstance(name, str):
+            raise EkdError(f"{index}: weight_map.{weight} is {name!r}, expected the name of a file")
+    return sorted(set(files.values()))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What makes a teacher of a transformers folder, whatever else lies there: configuration, extractor, weights.
+
+    Raises:
+        EkdError: as of :func:`weight_files`.
+    """
+    described = sorted(folder / name for name in (CONFIG, *EXTRACTORS))
+    return [file for file in described if file.is_file()] + weight_files(folder)
+
+
+def extractor_normalizes(folder: Path) -> bool | None:
+    """``do_normalize`` of a transformers folder's feature extractor; None where it has none."""
+    for name, key in zip(EXTRACTORS, ("feature_extractor", None), strict=True):
         if (folder / name).is_file():
             content = read_json(folder / name)
             extractor = content.get(key) if key else content

@@ -17,10 +17,11 @@ from torch import nn
 
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.lengths import LengthTable
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.file_digest import file_digest
-from s3prl_ekd.teachers import adapter, embedded, sources
+from s3prl_ekd.teachers import adapter, sources
 from s3prl_ekd.teachers.build import TeacherPlan
+from s3prl_ekd.teachers.files import CONFIG, model_files
 from s3prl_ekd.user_paths import expanded
 
 Fingerprint = dict[str, str | None]
@@ -99,7 +100,7 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
         digest.update(source.family.encode())
         add_weights(digest, adapter.built_upstream(source.source, where))
         return digest.hexdigest()
-    path = source.path or sources.hub_file(source.source, where, download)
+    path = sources.weights_path(source, where, download)
     return None if path is None else files_digest(path, where)
 
 
@@ -107,17 +108,25 @@ def files_digest(path: Path, where: str) -> str:
     """SHA-256 over a file, or over all files of a folder that make a teacher.
 
     Raises:
-        EkdError: a file cannot be read.
+        EkdError: a file cannot be read, or is missing.
     """
     digest = hashlib.sha256()
-    folder = (file for kind in ("json", "safetensors", "bin") for file in sorted(path.glob(f"*.{kind}")))
-    files = [file for file in folder if file.name != embedded.RECORD] if path.is_dir() else [path]
+    with naming(where):
+        files = _files(path)
     for file in files:
         try:
             digest.update(bytes.fromhex(file_digest(file)))
         except OSError as error:
             raise EkdError(f"{where}: {file}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if (path / CONFIG).is_file():
+        return model_files(path)
+    return [file for kind in ("json", "safetensors", "bin") for file in sorted(path.glob(f"*.{kind}"))]  # of s3prl's
 
 
 def data_digest(table: LengthTable, root: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from s3prl_ekd.compat.hub import check_upstream_name, upstream_names
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.source_names import RANDOM, S3PRL, split_upstream
+from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_repository, split_upstream
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
@@ -29,14 +29,17 @@ def check_source(source: str, where: str = "source") -> None:
         where: the configuration key or command, for messages.
 
     Raises:
-        EkdError: no embedded teacher, file, folder, hub name or upstream of s3prl's, with what may be meant; or an
-            upstream without the checkpoint that it needs.
+        EkdError: no embedded teacher, file, folder, hub name or upstream of s3prl's, with what may be meant; what
+            cannot be a model's name on the Hugging Face Hub; or an upstream without the checkpoint that it needs.
     """
     name = source.removeprefix(RANDOM)
-    if name in ("", S3PRL):
+    if name in ("", S3PRL, HF):
         raise EkdError(f"{where}: {source!r}: the name is missing; {_LISTED}")
     if name.startswith(embedded.PREFIX):
         embedded.folder(name, where)
+        return
+    if name.startswith(HF):
+        _check_repository(name, where)
         return
     if model_path(name) is not None or name in HUB:
         return
@@ -69,6 +72,19 @@ def model_path(source: str, base: Path = Path()) -> Path | None:
     return path if path.exists() else None
 
 
+def _check_repository(source: str, where: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    repository, revision = split_repository(source)
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise EkdError(f"{where}: {source!r}: expected {HF}OWNER/NAME or {HF}OWNER/NAME@REVISION") from error
+    if revision is None and "@" in source:
+        raise EkdError(f"{where}: {source!r}: the revision behind @ is missing")
+
+
 def _is_path(source: str) -> bool:
     """Whether a source that is not there can only have been meant as a file or folder."""
     if "://" in source:
@@ -85,10 +101,7 @@ def _absolute(source: str) -> Path:
 def _hint(source: str) -> str:
     """What may have been meant by a source that is none."""
     if re.fullmatch(r"\w[\w.-]*/[\w.-]+", source):
-        return (
-            f"there is no folder {_absolute(source)}, and a model of huggingface.co is named by its folder here: "
-            f"hf download {source} --local-dir DIR"
-        )
+        return f"there is no folder {_absolute(source)}; the model of that name on huggingface.co is '{HF}{source}'"
     if source in upstream_names():
         return f"another upstream of s3prl's is '{S3PRL}{source}'"
     return did_you_mean(source, HUB, count=3).removeprefix("; ") or _LISTED

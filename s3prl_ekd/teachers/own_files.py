@@ -10,7 +10,8 @@ from s3prl_ekd.teachers.fingerprint import files_digest
 
 
 def own_files(plan: TeacherPlan) -> dict[str, str]:
-    """Teacher -> SHA-256 of its file or folder (about a second a gigabyte); hub names mean the same everywhere.
+    """Teacher -> SHA-256 of its file or folder (about a second a gigabyte); hub names mean the same everywhere, and so
+    do those of the Hugging Face Hub with the commit that a run's configuration gives them.
 
     Raises:
         EkdError: a file cannot be read.
@@ -18,7 +19,7 @@ def own_files(plan: TeacherPlan) -> dict[str, str]:
     return {
         name: files_digest(source.path, plan.where(name))
         for name, source in plan.sources.items()
-        if source.path is not None and source.kind != "embedded"
+        if source.path is not None and source.kind not in {"embedded", "huggingface"}
     }
 
 

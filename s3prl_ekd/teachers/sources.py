@@ -1,4 +1,4 @@
-"""Where teachers come from: the package, a hub name, a checkpoint file, a transformers folder, any s3prl upstream.
+"""Where teachers come from: the package, either hub, a checkpoint file, a transformers folder, any s3prl upstream.
 
 Two steps, so that mistakes show before anything is downloaded: :func:`describe` says what a source is (layers, width)
 from its name or header; :func:`load` gives the encoder with its weights. No file is ever unpickled freely.
@@ -19,11 +19,12 @@ from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.source_names import RANDOM, S3PRL, split_source
-from s3prl_ekd.teachers import adapter, embedded, mapping, shapes
+from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_source
+from s3prl_ekd.teachers import adapter, embedded, huggingface, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.files import (
     extractor_normalizes,
+    has_weights,
     kind_of_file,
     read_json,
     read_teacher_file,
@@ -41,12 +42,13 @@ class TeacherSource:
 
     source: str
     """As the user wrote it."""
-    kind: Literal["embedded", "hub", "converted", "fairseq", "transformers", "random", "s3prl"]
+    kind: Literal["embedded", "hub", "huggingface", "converted", "fairseq", "transformers", "random", "s3prl"]
     family: str
     """hubert, wavlm, wav2vec2, ...: for messages and model cards."""
     shape: EncoderShape | UpstreamShape
     path: Path | None
-    """File or folder; None for a hub name, for random weights, and for an upstream of s3prl's without one."""
+    """File or folder; None for a hub name, for random weights, and for an upstream of s3prl's without one. Of a model
+    of the Hugging Face Hub it lacks the weights until they are loaded."""
 
     @property
     def encoder_shape(self) -> EncoderShape:
@@ -59,31 +61,41 @@ class TeacherSource:
             raise EkdError(f"{self.source}: is an upstream of s3prl's own, no encoder of ours")
         return self.shape
 
+    @property
+    def pinned(self) -> str:
+        """The source, a model of the Hugging Face Hub with its commit: what means the same weights for ever."""
+        if self.kind != "huggingface":
+            return self.source
+        assert self.path is not None
+        return huggingface.pinned(self.source, self.path)
+
 
 def describe(source: str, where: str = "source") -> TeacherSource:
-    """Say what a source is without loading or downloading weights.
+    """Say what a source is without loading or downloading weights; of the Hugging Face Hub, its configuration is.
 
     The exception is ``s3prl:NAME``: nothing but a forward pass tells an upstream's layers and width, so that its
     checkpoint is downloaded and loaded here.
 
     Args:
-        source: ``embedded:NAME``, an s3prl hub name, a file, a folder, ``random:`` before any of these, or
-            ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
+        source: ``embedded:NAME``, an s3prl hub name, ``hf:OWNER/NAME`` / ``hf:OWNER/NAME@REVISION``, a file, a folder,
+            ``random:`` before any of these, or ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
         where: the configuration key, for messages.
 
     Raises:
-        EkdError: nothing of that name; a folder or file that is no teacher we know.
+        EkdError: nothing of that name; a folder or file that is no teacher we know; the Hub cannot be reached.
     """
     check_source(source, where)
     if source.startswith(RANDOM) and source.removeprefix(RANDOM) not in HUB:
         other = describe(source.removeprefix(RANDOM), where)
         return TeacherSource(source, "random", other.family, other.shape, None)
-    embedded_folder = embedded.folder(source, where) if source.startswith(embedded.PREFIX) else None
-    path = embedded_folder or model_path(source)
+    if source.startswith(embedded.PREFIX):
+        return replace(_describe_path(source, embedded.folder(source, where), where), kind="embedded")
+    if source.startswith(HF):
+        folder = huggingface.config_folder(source, where)
+        return replace(_describe_path(source, folder, where), kind="huggingface")
+    path = model_path(source)
     if path is not None:
-        with naming(where):
-            described = _describe_path(source, path)
-        return described if embedded_folder is None else replace(described, kind="embedded")
+        return _describe_path(source, path, where)
     if source.startswith(S3PRL):
         upstream = adapter.built_upstream(source, where)
         _, name = split_source(source)
@@ -103,13 +115,38 @@ def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstre
     if teacher.kind == "random":  # shapes for benchmarks and memory checks; the seed makes runs comparable
         with seeded(zlib.crc32(teacher.source.encode())):
             return Encoder(teacher.encoder_shape).eval()
-    path = teacher.path or hub_file(teacher.source, where)
+    path = weights_path(teacher, where)
     assert path is not None
     with naming(where):
         return _load_path(teacher, path).eval()
 
 
-def _describe_path(source: str, path: Path) -> TeacherSource:
+def weights_path(teacher: TeacherSource, where: str, download: bool = True) -> Path | None:
+    """The file or folder with the weights of a described teacher.
+
+    Args:
+        download: fetch them where they are not on this machine yet; without it None then.
+
+    Raises:
+        EkdError: the download failed.
+    """
+    if teacher.kind == "hub":
+        return hub_file(teacher.source, where, download)
+    if teacher.kind == "huggingface":
+        assert teacher.path is not None
+        if download:
+            huggingface.fetch_weights(teacher.source, teacher.path, where)
+        elif not has_weights(teacher.path):
+            return None
+    return teacher.path
+
+
+def _describe_path(source: str, path: Path, where: str) -> TeacherSource:
+    with naming(where):
+        return _described(source, path)
+
+
+def _described(source: str, path: Path) -> TeacherSource:
     try:
         if path.is_dir():
             config = read_json(path / "config.json")
@@ -125,7 +162,7 @@ def _describe_path(source: str, path: Path) -> TeacherSource:
 
 def _load_path(teacher: TeacherSource, path: Path) -> Encoder:
     weights: Mapping[str, Tensor]
-    if teacher.kind in {"transformers", "embedded"}:
+    if path.is_dir():
         shape, weights, scheme = teacher.encoder_shape, transformers_weights(path), mapping.TRANSFORMERS
     else:
         _, family, shape, weights = kind_of_file(read_teacher_file(path), path)

@@ -23,8 +23,8 @@ class UpstreamExpert(nn.Module):
 
     Args:
         ckpt: a ``states-N.ckpt`` of ``run_pretrain.py -u ekd``, or its experiment folder (newest checkpoint),
-            or a transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT). None gives an untrained
-            student of ``model_config``: random weights, always the same.
+            or a transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT), also ``hf:OWNER/NAME``. None
+            gives an untrained student of ``model_config``: random weights, always the same.
         model_config: a config_model.yaml; only read without ``ckpt``.
         heads: also return the predictions of every head under ``predictions`` (needs heads in the checkpoint).
     """

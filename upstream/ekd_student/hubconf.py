@@ -35,7 +35,7 @@ def ekd_student_url(ckpt: str, refresh: bool = False, *args: Any, **kwargs: Any)
 
 
 def ekd_student(ckpt: str | None = None, refresh: bool = False, *args: Any, **kwargs: Any) -> Any:
-    """The student from a local file, an experiment folder or a URL (told apart by ``://``)."""
+    """The student from a local file, an experiment folder, the Hugging Face Hub (``hf:OWNER/NAME``) or a URL (``://``)."""
     if ckpt is not None and "://" in str(ckpt):
         return ekd_student_url(ckpt, refresh, *args, **kwargs)
     return ekd_student_local(ckpt, *args, **kwargs)

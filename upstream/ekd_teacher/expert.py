@@ -20,8 +20,8 @@ class UpstreamExpert(nn.Module):
     """s3prl's upstream interface around a teacher.
 
     Args:
-        ckpt: what ``ekd.teachers[].source`` may say: ``embedded:tiny_hubert``, a hub name, a file, a folder,
-            ``random:SOURCE``.
+        ckpt: what ``ekd.teachers[].source`` may say: ``embedded:tiny_hubert``, a hub name, ``hf:OWNER/NAME``, a file,
+            a folder, ``random:SOURCE``.
 
     Raises:
         EkdError: no such teacher, or an s3prl expert, which is an upstream already.

@@ -1,0 +1,105 @@
+"""Models of the Hugging Face Hub, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME@REVISION``, through huggingface_hub's own cache.
+
+Its token, endpoint, cache folder and offline mode are that library's (``HF_TOKEN``, ``HF_ENDPOINT``, ``HF_HOME``,
+``HF_HUB_OFFLINE``). Two steps, as for every source: the configuration, a few kilobytes, then the weights. No more of a
+repository is fetched than makes a teacher, and no code of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.source_names import HF, is_commit, split_repository
+from s3prl_ekd.teachers.files import CONFIG, EXTRACTORS, WEIGHTS, extractor_normalizes, has_weights, shard_names
+
+
+class _Unreachable(EkdError):
+    """The Hub does not answer, and what it was asked for is not in the cache."""
+
+
+def config_folder(source: str, where: str) -> Path:
+    """The folder of huggingface_hub's cache with the configuration of a model; it is called as the commit.
+
+    Raises:
+        EkdError: no such model, no transformers model, or the Hub cannot be reached and it is not in the cache.
+    """
+    _, revision = split_repository(source)
+    config = _file(source, CONFIG, revision, where)
+    if config is None:
+        raise EkdError(f"{where}: {source!r} has no {CONFIG}, so it is no transformers model")
+    folder = config.parent
+    try:
+        for name in EXTRACTORS:
+            _file(source, name, folder.name, where)
+    except _Unreachable:
+        if extractor_normalizes(folder) is None:  # `hf download` keeps no note of what a repository lacks
+            raise
+    return folder
+
+
+def fetch_weights(source: str, folder: Path, where: str) -> None:
+    """See that the weights lie in a :func:`config_folder` too.
+
+    Raises:
+        EkdError: there are none, or the Hub cannot be reached and they are not in the cache.
+    """
+    try:
+        _fetch_weights(source, folder, where)
+    except _Unreachable:
+        if not has_weights(folder):
+            raise
+
+
+def _fetch_weights(source: str, folder: Path, where: str) -> None:
+    for name in WEIGHTS:
+        file = _file(source, name, folder.name, where)
+        if file is None:
+            continue
+        for shard in shard_names(file) if name.endswith(".json") else ():
+            if _file(source, shard, folder.name, where) is None:
+                raise EkdError(f"{where}: {source!r} has no {shard}, though {name} names it")
+        return
+    raise EkdError(f"{where}: {source!r} has no weights ({', '.join(WEIGHTS)})")
+
+
+def pinned(source: str, folder: Path) -> str:
+    """The source with the commit that :func:`config_folder` found: the same weights whenever it is read again."""
+    return f"{HF}{split_repository(source)[0]}@{folder.name}"
+
+
+def _file(source: str, name: str, revision: str | None, where: str) -> Path | None:
+    """A file of a repository, from the cache or downloaded into it; None where the repository has none of that name.
+
+    Raises:
+        EkdError: no such repository or revision, or the download failed.
+        _Unreachable: see there.
+    """
+    # the package's own marker of a file that a repository lacks, as transformers too imports it
+    from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
+
+    repository, _ = split_repository(source)
+    known = try_to_load_from_cache(repository, name, revision=revision) if is_commit(revision) else None
+    if known is not None:
+        return Path(known) if isinstance(known, str) else None
+    try:
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except errors.GatedRepoError as error:
+        raise EkdError(
+            f"{where}: {source!r}: its owner's terms are to be accepted first, on its page; then `hf auth login`"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise EkdError(f"{where}: {source!r}: no such model, or a private one (`hf auth login`)") from error
+    except errors.RevisionNotFoundError as error:
+        raise EkdError(f"{where}: {source!r}: the model has no revision {revision!r}") from error
+    except errors.LocalEntryNotFoundError as error:
+        if try_to_load_from_cache(repository, name, revision=revision) is _CACHED_NO_EXIST:
+            return None
+        raise _Unreachable(
+            f"{where}: {source!r}: the Hugging Face Hub cannot be reached, and {name} is not in its cache here; "
+            f"elsewhere `hf download {repository} --local-dir DIR`, and give the folder instead"
+        ) from error
+    except errors.EntryNotFoundError:
+        return None
+    except Exception as error:  # the downloader raises whatever its HTTP library raises, or the disk
+        raise EkdError(f"{where}: {source!r}: {name} could not be downloaded ({type(error).__name__})") from error

@@ -1,0 +1,85 @@
+"""A Hugging Face Hub on this machine: the answers that huggingface_hub asks for when it fetches a model's files."""
+
+from __future__ import annotations
+
+import hashlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+
+class Hub:
+    """Serves folders as repositories, until :meth:`stop`.
+
+    ``asked`` has every file of every request that was answered with its content; ``closed`` repositories answer with
+    the Hub's status and error code.
+    """
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, dict[str, tuple[str, Path]]] = {}  # name -> revision -> (commit, folder)
+        self.closed: dict[str, tuple[int, str]] = {}
+        self.asked: list[str] = []
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def publish(self, repository: str, folder: Path, branch: str = "main") -> str:
+        """Make a folder the newest commit of a branch; returns the commit."""
+        digest = hashlib.sha1(repository.encode())
+        for file in sorted(folder.iterdir()):
+            digest.update(file.name.encode() + file.read_bytes())
+        commit = digest.hexdigest()
+        revisions = self.repositories.setdefault(repository, {})
+        revisions[branch] = revisions[commit] = (commit, folder)
+        return commit
+
+    def stop(self) -> None:
+        """From now on nothing answers."""
+        self.server.shutdown()
+        self.server.server_close()
+
+    def _answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and content of ``/OWNER/NAME/resolve/REVISION/FILE``."""
+        repository, _, rest = path.lstrip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repository in self.closed:
+            status, code = self.closed[repository]
+            return status, {"X-Error-Code": code}, b""
+        if repository not in self.repositories:
+            return 404, {"X-Error-Code": "RepoNotFound"}, b""
+        if revision not in self.repositories[repository]:
+            return 404, {"X-Error-Code": "RevisionNotFound"}, b""
+        commit, folder = self.repositories[repository][revision]
+        headers = {"X-Repo-Commit": commit}
+        if not (folder / name).is_file():
+            return 404, headers | {"X-Error-Code": "EntryNotFound"}, b""
+        content = (folder / name).read_bytes()
+        return 200, headers | {"ETag": f'"{hashlib.sha1(content).hexdigest()}"'}, content
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self) -> None:
+                self._send(with_content=False)
+
+            def do_GET(self) -> None:
+                self._send(with_content=True)
+
+            def _send(self, with_content: bool) -> None:
+                status, headers, content = hub._answer(self.path)
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(content))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if with_content and status == 200:
+                    hub.asked.append(self.path.rpartition("/")[2])
+                    self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        return Handler

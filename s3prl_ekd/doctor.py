@@ -34,7 +34,7 @@ from s3prl_ekd.console import Console
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
-from s3prl_ekd.source_names import S3PRL
+from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_hub_model
 from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
 from s3prl_ekd.version import __version__
 
@@ -196,7 +196,7 @@ def teachers(file: Path) -> list[Finding]:
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
     known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
-    known = known and not any(teacher.source.startswith(S3PRL) for teacher in config.ekd.teachers)
+    known = known and not any(_is_known_by_loading(teacher.source) for teacher in config.ekd.teachers)
     try:
         if known:
             check_model(config, str(file))
@@ -211,8 +211,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
     """``where``: the key of the source."""
     from s3prl_ekd.teachers import sources
 
-    if source.startswith(S3PRL):
-        # describing one of these downloads and loads it
+    if _is_known_by_loading(source):
         return Finding(
             name,
             "note",
@@ -236,6 +235,16 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
         return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {what}")
     downloaded = "downloaded, " if described.kind in ("hub", "huggingface") else ""
     return Finding(name, "ok", f"{text}, {downloaded}{_size(path)}")
+
+
+def _is_known_by_loading(source: str) -> bool:
+    """Whether describing a source downloads the whole of it."""
+    from s3prl_ekd.teachers import huggingface
+
+    name = source.removeprefix(RANDOM)
+    if name.startswith(HF) and split_hub_model(name).file is not None:
+        return not huggingface.is_here(name)
+    return source.startswith(S3PRL)
 
 
 def _size(path: Path) -> str:

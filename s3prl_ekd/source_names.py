@@ -1,6 +1,6 @@
 """How a teacher's source is written that has more than a name or a path.
 
-``random:SOURCE``, ``s3prl:NAME:CKPT``, ``hf:OWNER/NAME@REVISION``.
+``random:SOURCE``, ``s3prl:NAME:CKPT``, ``hf:OWNER/NAME@REVISION``, ``hf:OWNER/NAME/FILE@REVISION``.
 
 What can be named, and what it is, is ``teachers/``'s to say.
 """
@@ -8,6 +8,7 @@ What can be named, and what it is, is ``teachers/``'s to say.
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 RANDOM = "random:"
 S3PRL = "s3prl:"
@@ -28,19 +29,33 @@ def split_upstream(source: str) -> tuple[str, str]:
     return name, checkpoint
 
 
-def split_repository(source: str) -> tuple[str, str | None]:
-    """OWNER/NAME and REVISION of ``hf:OWNER/NAME@REVISION``; the revision is None in ``hf:OWNER/NAME``."""
-    repository, _, revision = source.removeprefix(HF).partition("@")
-    return repository, revision or None
+class HubModel(NamedTuple):
+    """What ``hf:OWNER/NAME/FILE@REVISION`` names."""
+
+    repository: str
+    """OWNER/NAME."""
+    file: str | None
+    """FILE, which may lie in a folder of the repository; None: the transformers model that the repository is."""
+    revision: str | None
+    """Branch, tag or commit; None: the newest commit."""
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit's whole hash: the same files for ever, where branches and tags move."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
 
-def is_commit(revision: str | None) -> bool:
-    """Whether a revision is a commit's whole hash, which is the same files for ever; branches and tags move."""
-    return revision is not None and _COMMIT.fullmatch(revision) is not None
+def split_hub_model(source: str) -> HubModel:
+    """The parts of a source that begins with :data:`HF`."""
+    name, _, revision = source.removeprefix(HF).partition("@")
+    owner, _, rest = name.partition("/")
+    model, _, file = rest.partition("/")
+    return HubModel(f"{owner}/{model}" if model else name, file or None, revision or None)
 
 
 def is_pinned_form(pinned: str, source: str) -> bool:
-    """Whether ``pinned`` is the commit of the repository that ``source`` names without a revision."""
-    (repository, revision), (name, no_revision) = split_repository(pinned), split_repository(source)
-    both = pinned.startswith(HF) and source.startswith(HF)
-    return both and repository == name and is_commit(revision) and no_revision is None
+    """Whether ``pinned`` is the commit of what ``source`` names on the Hugging Face Hub without a revision."""
+    if not (pinned.startswith(HF) and source.startswith(HF)):
+        return False
+    kept, given = split_hub_model(pinned), split_hub_model(source)
+    return kept.is_pinned and given == kept._replace(revision=None)

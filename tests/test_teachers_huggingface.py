@@ -31,7 +31,7 @@ from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkp
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.fingerprint import weights_digest
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
-from s3prl_ekd.teachers.writers import write_transformers
+from s3prl_ekd.teachers.writers import write_converted, write_transformers
 from s3prl_ekd.torch_file import read_torch_file
 
 SHAPE = TINY.with_(layers=2)
@@ -103,6 +103,32 @@ def test_the_newest_commit_is_taken_and_a_pinned_one_stays(hugging_hub: Hub, tmp
     assert equal(weights(f"hf:me/model@{first}"), old)
 
 
+def test_a_checkpoint_file_of_a_repository_is_a_teacher(
+    hugging_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the RobustHuBERT of the paper's authors is published."""
+    from huggingface_hub import constants
+
+    (tmp_path / "files").mkdir()
+    file = write_converted(random_encoder(SHAPE.with_(padding_rule="fairseq"), seed=0), tmp_path / "files" / "best.pt")
+    (tmp_path / "files" / "last.pt").write_text("another, of which nothing is asked")
+    commit = hugging_hub.publish("me/robust", tmp_path / "files")
+    source = "hf:me/robust/best.pt"
+    row = doctor._teacher("a", source, [1], "k")
+    assert row.state == "note" and row.todo == f"s3prl-ekd teachers {source}" and not hugging_hub.asked
+    found = sources.describe(source)
+    assert (found.kind, found.family, found.pinned) == ("huggingface", "hubert", f"{source}@{commit}")
+    assert equal(weights(source), weights(str(file))) and hugging_hub.asked == ["best.pt"]
+    assert weights_digest(found, "x", download=False) == weights_digest(sources.describe(str(file)), "x", False)
+    assert doctor._teacher("a", source, [1], "k").state == "ok"
+    with pytest.raises(EkdError, match=r"best.pt: not a checkpoint of `run_pretrain.py -u ekd`"):
+        load_student(source)
+    hugging_hub.stop()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    for one in (source, found.pinned):
+        assert sources.describe(one).pinned == f"{source}@{commit}"
+
+
 def in_shards(folder: Path) -> None:
     import transformers
 
@@ -149,7 +175,7 @@ def test_what_is_in_the_cache_needs_no_hub(hugging_hub: Hub, tmp_path: Path, mon
             weights(source)
         assert str(error.value) == (
             f"source: {source!r}: the Hugging Face Hub cannot be reached, and {missing} is not in its cache here; "
-            f"elsewhere `hf download {source.removeprefix('hf:')} --local-dir DIR`, and give the folder instead"
+            f"elsewhere `hf download {source.removeprefix('hf:')} --local-dir DIR`, and give what is there instead"
         )
 
 
@@ -179,15 +205,18 @@ MISTAKES = {
     "hf:me/model@v9": "the model has no revision 'v9'",
     "hf:me/private": "no such model, or a private one (`hf auth login`)",
     "hf:me/gated": "its owner's terms are to be accepted first, on its page; then `hf auth login`",
-    "hf:me/code": "'hf:me/code' has no config.json, so it is no transformers model",
+    "hf:me/code": "'hf:me/code' has no config.json, so it is no transformers model; what may be meant: hf:me/code/a.pt",
+    "hf:me/code/b.pt": "'hf:me/code/b.pt': the model has no such file; what may be meant: hf:me/code/a.pt",
+    "hf:me/code/a.pt": "hf/hub/models--me--code/snapshots/",  # the file, and what is wrong in it
     "hf:me/empty": "'hf:me/empty' has no weights (model.safetensors, model.safetensors.index.json, pytorch_model.bin, ",
     "hf:me/cut": "'hf:me/cut' has no model-2.safetensors, though model.safetensors.index.json names it",
     "hf:me/text": "model_type 'bert' is not supported as a teacher",
     "hf:me": "no such model, or a private one",
     "hf:": "the name is missing",
     "hf:me/model@": "the revision behind @ is missing",
-    "hf:one/two/three": "expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION",
-    "random:hf:me//model": "expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION",
+    "hf:me/": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
+    "hf:me/model/": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
+    "random:hf:me//model": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
     "me/model": "the model of that name on huggingface.co is 'hf:me/model'",
 }
 
@@ -197,6 +226,7 @@ def test_every_mistake_is_one_line_with_its_key(hugging_hub: Hub, tmp_path: Path
     hugging_hub.closed = {"me/private": (401, "RepoNotFound"), "me/gated": (403, "GatedRepo")}
     (tmp_path / "code").mkdir()
     (tmp_path / "code" / "modeling.py").write_text("raise SystemExit")
+    (tmp_path / "code" / "a.pt").write_text("a note")
     hugging_hub.publish("me/code", tmp_path / "code")
     (write_model(tmp_path / "empty") / "model.safetensors").unlink()
     hugging_hub.publish("me/empty", tmp_path / "empty")
@@ -265,6 +295,7 @@ def test_a_configuration_without_a_revision_is_that_of_the_run_with_one() -> Non
     for written, expected in (
         ("hf:me/model", f"hf:me/model@{'a' * 40}"),
         ("hf:me/model@v1.0", "hf:me/model@v1.0"),
+        ("hf:me/model/best.pt", "hf:me/model/best.pt"),
         ("hf:me/other", "hf:me/other"),
         ("hubert_base", "hubert_base"),
     ):

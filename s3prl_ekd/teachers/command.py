@@ -63,7 +63,7 @@ def _list(console: Console) -> None:
     rows = [
         ("FILE", "a checkpoint: s3prl's converted format, WavLM's, a distiller's, or a fairseq .pt; also gzip'ed"),
         ("FOLDER", f"a transformers model: {', '.join(TRANSFORMERS_FAMILIES)}; safetensors or .bin, whole or sharded"),
-        ("hf:OWNER/NAME", "such a folder on the Hugging Face Hub; hf:OWNER/NAME@REVISION: a branch, tag or commit"),
+        ("hf:OWNER/NAME", "such a folder on the Hugging Face Hub; hf:OWNER/NAME/FILE: such a file; either @REVISION"),
         ("s3prl:NAME", "any other s3prl upstream through its own expert, e.g. s3prl:fbank (10 ms frames are pooled)"),
         ("s3prl:NAME:CKPT", "the same with a checkpoint file, e.g. s3prl:tera_local:states.ckpt"),
         ("random:SOURCE", "any of the above but s3prl's, with random weights: for benchmarks, and to compare with"),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from s3prl_ekd.compat.hub import check_upstream_name, upstream_names
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_repository, split_upstream
+from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_hub_model, split_upstream
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
@@ -39,7 +39,7 @@ def check_source(source: str, where: str = "source") -> None:
         embedded.folder(name, where)
         return
     if name.startswith(HF):
-        _check_repository(name, where)
+        _check_hub_model(name, where)
         return
     if model_path(name) is not None or name in HUB:
         return
@@ -72,16 +72,19 @@ def model_path(source: str, base: Path = Path()) -> Path | None:
     return path if path.exists() else None
 
 
-def _check_repository(source: str, where: str) -> None:
+def _check_hub_model(source: str, where: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
-    repository, revision = split_repository(source)
+    model = split_hub_model(source)
     try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise EkdError(f"{where}: {source!r}: expected {HF}OWNER/NAME or {HF}OWNER/NAME@REVISION") from error
-    if revision is None and "@" in source:
+        validate_repo_id(model.repository)
+        complete = not source.partition("@")[0].endswith("/")
+    except HFValidationError:
+        complete = False
+    if not complete:
+        raise EkdError(f"{where}: {source!r}: expected {HF}OWNER/NAME or {HF}OWNER/NAME/FILE, and perhaps @REVISION")
+    if model.revision is None and "@" in source:
         raise EkdError(f"{where}: {source!r}: the revision behind @ is missing")
 
 

@@ -48,7 +48,7 @@ class TeacherSource:
     shape: EncoderShape | UpstreamShape
     path: Path | None
     """File or folder; None for a hub name, for random weights, and for an upstream of s3prl's without one. Of a model
-    of the Hugging Face Hub it lacks the weights until they are loaded."""
+    of the Hugging Face Hub such a folder lacks the weights until they are loaded."""
 
     @property
     def encoder_shape(self) -> EncoderShape:
@@ -71,14 +71,15 @@ class TeacherSource:
 
 
 def describe(source: str, where: str = "source") -> TeacherSource:
-    """Say what a source is without loading or downloading weights; of the Hugging Face Hub, its configuration is.
+    """Say what a source is without loading or downloading weights.
 
-    The exception is ``s3prl:NAME``: nothing but a forward pass tells an upstream's layers and width, so that its
+    From the Hugging Face Hub comes the configuration of a transformers model, but a checkpoint file whole. Another
+    exception is ``s3prl:NAME``: nothing but a forward pass tells an upstream's layers and width, so that its
     checkpoint is downloaded and loaded here.
 
     Args:
-        source: ``embedded:NAME``, an s3prl hub name, ``hf:OWNER/NAME`` / ``hf:OWNER/NAME@REVISION``, a file, a folder,
-            ``random:`` before any of these, or ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
+        source: ``embedded:NAME``, an s3prl hub name, ``hf:OWNER/NAME`` or ``hf:OWNER/NAME/FILE`` (perhaps with
+            ``@REVISION``), a file, a folder, ``random:`` before any of these, or ``s3prl:NAME`` / ``s3prl:NAME:CKPT``.
         where: the configuration key, for messages.
 
     Raises:
@@ -91,8 +92,7 @@ def describe(source: str, where: str = "source") -> TeacherSource:
     if source.startswith(embedded.PREFIX):
         return replace(_describe_path(source, embedded.folder(source, where), where), kind="embedded")
     if source.startswith(HF):
-        folder = huggingface.config_folder(source, where)
-        return replace(_describe_path(source, folder, where), kind="huggingface")
+        return replace(_describe_path(source, huggingface.locate(source, where), where), kind="huggingface")
     path = model_path(source)
     if path is not None:
         return _describe_path(source, path, where)
@@ -132,8 +132,7 @@ def weights_path(teacher: TeacherSource, where: str, download: bool = True) -> P
     """
     if teacher.kind == "hub":
         return hub_file(teacher.source, where, download)
-    if teacher.kind == "huggingface":
-        assert teacher.path is not None
+    if teacher.kind == "huggingface" and teacher.path is not None and teacher.path.is_dir():
         if download:
             huggingface.fetch_weights(teacher.source, teacher.path, where)
         elif not has_weights(teacher.path):

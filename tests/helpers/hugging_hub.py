@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -42,8 +43,12 @@ class Hub:
         self.server.server_close()
 
     def _answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and content of ``/OWNER/NAME/resolve/REVISION/FILE``."""
-        repository, _, rest = path.lstrip("/").partition("/resolve/")
+        """Status, headers and content of ``/OWNER/NAME/resolve/REVISION/FILE``, or of the list of all files."""
+        path, _, _ = path.partition("?")
+        listing = path.startswith("/api/models/")
+        repository, _, rest = (
+            path.removeprefix("/api/models").lstrip("/").partition("/tree/" if listing else "/resolve/")
+        )
         revision, _, name = rest.partition("/")
         if repository in self.closed:
             status, code = self.closed[repository]
@@ -54,6 +59,11 @@ class Hub:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b""
         commit, folder = self.repositories[repository][revision]
         headers = {"X-Repo-Commit": commit}
+        if listing:
+            files = [
+                {"type": "file", "path": file.name, "oid": "0" * 40, "size": 1} for file in sorted(folder.iterdir())
+            ]
+            return 200, headers, json.dumps(files).encode()
         if not (folder / name).is_file():
             return 404, headers | {"X-Error-Code": "EntryNotFound"}, b""
         content = (folder / name).read_bytes()
@@ -76,7 +86,7 @@ class Hub:
                     self.send_header(name, value)
                 self.end_headers()
                 if with_content and status == 200:
-                    hub.asked.append(self.path.rpartition("/")[2])
+                    hub.asked.append(self.path.rpartition("/")[2].partition("?")[0])
                     self.wfile.write(content)
 
             def log_message(self, format: str, *args: object) -> None:

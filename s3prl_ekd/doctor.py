@@ -1,6 +1,7 @@
 """``s3prl-ekd doctor``: what is installed, what of s3prl is patched, and what a given run would lack.
 
-Nothing is downloaded and no teacher is loaded. The checks themselves belong to their packages (config, teachers, data,
+No teacher is loaded, and of one nothing is downloaded but a few kilobytes: the configuration of a model of the Hugging
+Face Hub. The checks themselves belong to their packages (config, teachers, data,
 shims); here they are called one by one and their messages shown together.
 """
 
@@ -36,6 +37,7 @@ from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_hub_model
 from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
+from s3prl_ekd.teachers.names import check_source
 from s3prl_ekd.version import __version__
 
 PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
@@ -196,7 +198,8 @@ def teachers(file: Path) -> list[Finding]:
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
     known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
-    known = known and not any(_is_known_by_loading(teacher.source) for teacher in config.ekd.teachers)
+    named = [start or "", *(teacher.source for teacher in config.ekd.teachers)]
+    known = known and not any(_is_known_by_loading(source) for source in named)
     try:
         if known:
             check_model(config, str(file))
@@ -211,14 +214,15 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
     """``where``: the key of the source."""
     from s3prl_ekd.teachers import sources
 
-    if _is_known_by_loading(source):
-        return Finding(
-            name,
-            "note",
-            f"{source}: known only by loading it, so its layers are not checked",
-            f"s3prl-ekd teachers {shlex.quote(source)}",
-        )
     try:
+        check_source(source, where)
+        if _is_known_by_loading(source):
+            return Finding(
+                name,
+                "note",
+                f"{source}: known only by loading it, so its layers are not checked",
+                f"s3prl-ekd teachers {shlex.quote(source)}",
+            )
         described = sources.describe(source, where)
     except EkdError as error:
         return Finding(name, "broken", str(error))

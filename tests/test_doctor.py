@@ -219,9 +219,13 @@ def test_what_pretraining_refuses_is_broken(tmp_path: Path, name: str) -> None:
 
 
 def test_what_needs_no_teacher_is_checked_beside_one_that_is_not_known(tmp_path: Path) -> None:
-    """``s3prl:`` teachers are known only by loading them, which doctor does not."""
-    unknown = [*TEACHERS, {"name": "odd", "source": "s3prl:no_such_upstream", "layers": [0]}]
+    """``s3prl:`` teachers are known only by loading them, which doctor does not; their names are known without."""
+    unknown = [*TEACHERS, {"name": "odd", "source": "s3prl:vq_wav2vec", "layers": [0]}]
     file = embedded_config(tmp_path, {"ekd": {"teachers": unknown}})
     assert {row.state for row in doctor.teachers(file)} == {"ok", "note"}
     file = embedded_config(tmp_path, {"ekd": {"teachers": unknown}, "student": {"heads": 5}})
     assert [row.what for row in doctor.teachers(file) if row.state == "broken"] == ["checks"]
+    unknown[-1]["source"] = "s3prl:no_such_upstream"
+    file = embedded_config(tmp_path, {"ekd": {"teachers": unknown}})
+    (row,) = [row for row in doctor.teachers(file) if row.state == "broken"]
+    assert row.what == "odd" and "no_such_upstream" in row.found

@@ -356,6 +356,22 @@ def test_doctor_says_whether_the_weights_are_here(hugging_hub: Hub, tmp_path: Pa
     assert found.state == "ok" and ", downloaded, " in found.found
 
 
+def test_doctor_downloads_no_checkpoint_file(hugging_hub: Hub, tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    write_converted(random_encoder(SHAPE, seed=0), tmp_path / "files" / "best.pt")
+    hugging_hub.publish("me/robust", tmp_path / "files")
+    teacher = write_transformers(random_encoder(SHAPE, seed=0), tmp_path / "here")
+    file = tmp_path / "model.yaml"
+    listed = [{"name": "a", "source": str(teacher), "layers": [1]}]
+    ekd = {"teachers": listed, "initialise_from": "hf:me/robust/best.pt"}
+    file.write_text(yaml.safe_dump({"base": "config_model.yaml", "ekd": ekd}))
+    *_, start = doctor.teachers(file)
+    assert (start.what, start.state) == ("initialise_from", "note") and not hugging_hub.asked
+    for wrong in ("hf:me//best.pt", "random:hf:me/mod el/best.pt"):
+        found = doctor._teacher("a", wrong, [1], "k")
+        assert found.state == "broken" and "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE" in found.found
+
+
 @pytest.mark.slow
 def test_the_commands_take_a_model_of_the_hub(hugging_hub: Hub, tmp_path: Path) -> None:
     commit = hugging_hub.publish("me/model", write_model(tmp_path / "model"))

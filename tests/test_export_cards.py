@@ -141,6 +141,8 @@ def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:
         ("/home/me/secret/my_hubert", "my_hubert"),
         ("s3prl:fbank", "s3prl:fbank"),
         ("models/x.pt", "x.pt"),
+        ("hf:me/hubert@v1", "hf:me/hubert@v1"),  # a folder of nobody's machine
+        ("random:hf:me/robust/best.pt", "random:hf:me/robust/best.pt"),
     ],
 )
 def test_a_card_does_not_tell_where_files_lay(source: str, shown: str) -> None:

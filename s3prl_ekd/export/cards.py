@@ -17,6 +17,7 @@ from s3prl_ekd.evaluate.scores_file import first_part, folds
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.export.files import MADE_WITH
 from s3prl_ekd.shape import EncoderShape
+from s3prl_ekd.source_names import HF, RANDOM
 from s3prl_ekd.version import __version__
 
 PAPER = "[Ensemble knowledge distillation of self-supervised speech models](https://arxiv.org/abs/2302.12757)"
@@ -190,7 +191,8 @@ def _origin(part: Mapping[str, Any]) -> str:
 
 def _shown(source: str) -> str:
     """A teacher's source for readers elsewhere: of a file or folder here its last name, not where it lies."""
-    return _plain(source if "://" in source else source.rstrip("/").rsplit("/", 1)[-1])
+    is_elsewhere = "://" in source or source.removeprefix(RANDOM).startswith(HF)
+    return _plain(source if is_elsewhere else source.rstrip("/").rsplit("/", 1)[-1])
 
 
 def _plain(text: str) -> str:

@@ -173,7 +173,7 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
     start = getattr(states["Args"], "upstream_ckpt", None)
     if start is None:
         raise EkdError(f"{file}: a fine-tuned student that began untrained: no checkpoint says its shape")
-    if not Path(start).exists():
+    if not (start.startswith(HF) or Path(start).exists()):
         raise EkdError(f"{file}: a fine-tuned student; the checkpoint that it began with, {start}, is not there")
     weights = {
         name.removeprefix("encoder."): value

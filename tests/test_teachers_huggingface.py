@@ -347,6 +347,18 @@ def test_a_published_student_is_one_here(hugging_hub: Hub, tmp_path: Path, hub: 
         models.choose({"ckpt": "hf:me/student", "upstream": "hubert_base"})
 
 
+def test_a_fine_tuned_published_student_is_a_student(hugging_hub: Hub, tmp_path: Path) -> None:
+    """Its checkpoint (``-f``) has the weights, and where it began the shape."""
+    commit = hugging_hub.publish("me/student", write_model(tmp_path / "student"))
+    tuned = random_encoder(SHAPE, seed=1).state_dict()
+    states = {
+        "Args": Namespace(upstream="ekd_student", upstream_ckpt=f"hf:me/student@{commit}", downstream="emotion"),
+        "Upstream": {f"encoder.{name}": value for name, value in tuned.items()},
+    }
+    torch.save(states, tmp_path / "states-2.ckpt")
+    assert equal(load_student(tmp_path / "states-2.ckpt").encoder.state_dict(), tuned)
+
+
 def test_doctor_says_whether_the_weights_are_here(hugging_hub: Hub, tmp_path: Path) -> None:
     hugging_hub.publish("me/model", write_model(tmp_path / "model"))
     found = doctor._teacher("a", "hf:me/model", [1, 2], "k")

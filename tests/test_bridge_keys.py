@@ -129,6 +129,8 @@ def test_a_continued_run_is_the_one_that_the_command_names(tmp_path: Path, monke
         ({"upstream": "fbank"}, "-u fbank: states-8.ckpt was made with -u ekd_student; name another experiment"),
         ({"downstream": "emotion"}, "-d emotion: states-8.ckpt was made with -d ctc"),
         ({"upstream_ckpt": str(second)}, f"-k {second}: states-8.ckpt was made with -k {first}"),
+        ({"upstream_ckpt": "hf:me/model"}, f"-k hf:me/model: states-8.ckpt was made with -k {first}"),
+        ({"upstream_ckpt": "hubert_base"}, f"-k hubert_base: states-8.ckpt was made with -k {first}"),
         ({"upstream_layer_selection": 0}, "-l 0: states-8.ckpt was made with -l 1"),
         ({"upstream_trainable": True}, "-f: states-8.ckpt was made without it"),
         ({"downstream_variant": "fold2"}, "-v fold2: states-8.ckpt was made without it"),

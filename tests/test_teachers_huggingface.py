@@ -312,9 +312,11 @@ def test_a_head_keeps_the_commit_that_it_was_trained_on(hugging_hub: Hub, tmp_pa
     kept = given.upstream_ckpt
     assert kept == f"hf:me/model@{commit}"
     hugging_hub.publish("me/model", write_model(tmp_path / "two", seed=1))
+    hugging_hub.publish("me/model", tmp_path / "one", branch="v1.0")
     launch = downstream_launch.DownstreamLaunch(Run([]))
     for now, expected in (
         ("hf:me/model", kept),  # which by now would be another commit
+        ("hf:me/model@v1.0", kept),
         (None, kept),
         (str(tmp_path / "one"), str(tmp_path / "one")),
     ):
@@ -323,6 +325,8 @@ def test_a_head_keeps_the_commit_that_it_was_trained_on(hugging_hub: Hub, tmp_pa
         launch._correct_saved(saved)
         assert saved.upstream_ckpt == expected
     assert downstream_arguments._same_file("upstream_ckpt", "hf:me/model", kept)
+    assert downstream_arguments._same_file("upstream_ckpt", "hf:me/model@v1.0", kept)
+    assert not downstream_arguments._same_file("upstream_ckpt", "hf:me/model@main", kept)  # which has moved on
     assert not downstream_arguments._same_file("upstream_ckpt", "hf:me/other", kept)
     assert not downstream_arguments._same_file("upstream_ckpt", f"hf:me/model@{'b' * 40}", kept)
 

@@ -16,9 +16,10 @@ from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
-from s3prl_ekd.source_names import HF, is_pinned_form
+from s3prl_ekd.source_names import HF, is_pinned_form, split_hub_model
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import WITH_CONFIG
+from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
@@ -72,14 +73,34 @@ def _same_file(name: str, given: str, before: str | None) -> bool:
     """Whether two values of -k or -g may be one thing: the same file, or a folder and the file in it that was taken."""
     if before is None:
         return name == "upstream_ckpt"  # an upstream that takes none
-    if is_pinned_form(before, given):
+    if is_pinned_form(before, given) or _is_commit_of(given, before):
         return True
     if name == "upstream_model_config" and "/" not in given:  # perhaps a variant's name
         return Path(given).stem == Path(before).stem
+    if name == "upstream_ckpt" and Path(before).exists() and _is_name(given):
+        return False  # nothing has moved
     if not (Path(given).exists() and Path(before).exists()):
         # the upstream has moved (_correct_saved), was or will be downloaded; of two names each is another upstream's
         return Path(before).is_absolute() or model_path(given) is not None
     return Path(given).resolve() in (Path(before).resolve(), *Path(before).parents)
+
+
+def _is_commit_of(given: str, before: str) -> bool:
+    """Whether a branch or tag on the Hugging Face Hub still is at the commit that a run keeps."""
+    if not (given.startswith(HF) and before.startswith(HF)):
+        return False
+    named, kept = split_hub_model(given), split_hub_model(before)
+    if named.is_pinned or named._replace(revision=kept.revision) != kept:
+        return False
+    from s3prl_ekd.teachers.sources import describe
+
+    return describe(given, "-k").pinned == before
+
+
+def _is_name(given: str) -> bool:
+    """Whether -k names a model by something else than the place of its files."""
+    named = given in HUB or "://" in given or given.startswith((HF, embedded.PREFIX))
+    return named and model_path(given) is None
 
 
 def check_task(name: str, s3prl: Path) -> None:

@@ -25,7 +25,7 @@ from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
-from s3prl_ekd.source_names import is_pinned_form
+from s3prl_ekd.source_names import HF
 
 if TYPE_CHECKING:
     from s3prl_ekd.bridge.distorted_test import DistortedAudio
@@ -143,9 +143,10 @@ class DownstreamLaunch(ScriptLaunch):
 
     def _correct_saved(self, saved: Namespace) -> None:
         stored, given = getattr(saved, "upstream_ckpt", None), self.args.upstream_ckpt
-        if given is None or stored is None or is_pinned_form(stored, given):
+        if given is None or stored is None:
             return
-        if not Path(stored).exists():
+        is_kept = stored.startswith(HF) and given.startswith(HF)  # the same model's, else check_same would have refused
+        if not (is_kept or Path(stored).exists()):
             saved.upstream_ckpt = given  # the upstream has moved, and the user says where to
 
     # ----------------------------------------------------------------------------------------------- configuration

@@ -216,6 +216,8 @@ MISTAKES = {
     "hf:me/model@": "the revision behind @ is missing",
     "hf:me/": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
     "hf:me/model/": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
+    "hf:me/code/./a.pt": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
+    "hf:me/code/../a.pt": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
     "random:hf:me//model": "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE, and perhaps @REVISION",
     "me/model": "the model of that name on huggingface.co is 'hf:me/model'",
 }

@@ -79,7 +79,8 @@ def _check_hub_model(source: str, where: str) -> None:
     model = split_hub_model(source)
     try:
         validate_repo_id(model.repository)
-        complete = not source.partition("@")[0].endswith("/")
+        name, _, _ = source.partition("@")
+        complete = {"", ".", ".."}.isdisjoint(name.split("/"))
     except HFValidationError:
         complete = False
     if not complete:

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -22,14 +23,16 @@ from s3prl_ekd import doctor
 from s3prl_ekd.bridge import downstream_arguments, downstream_launch, pretrain_configs
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
-from s3prl_ekd.config import load_model_config
+from s3prl_ekd.config import DataConfig, load_model_config
+from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import models
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.inputs import model_digest
 from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkpoint
 from s3prl_ekd.teachers import sources
-from s3prl_ekd.teachers.fingerprint import weights_digest
+from s3prl_ekd.teachers.build import check_teachers
+from s3prl_ekd.teachers.fingerprint import Fingerprint, difference, fingerprint, weights_digest
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_converted, write_transformers
 from s3prl_ekd.torch_file import read_torch_file
@@ -288,6 +291,26 @@ def test_a_run_keeps_the_commit_that_it_began_with(hugging_hub: Hub, lab: Path, 
     assert run(tmp_path, *words, *FIRST).returncode == 0
     assert run(tmp_path, *words, "-a", "-o", "config.runner.total_steps=8").returncode == 0
     assert equal(final_weights(tmp_path / "again"), final_weights(tmp_path / "local"))
+
+
+def test_a_cache_of_another_commit_is_refused_though_its_weights_are_not_here(hugging_hub: Hub, tmp_path: Path) -> None:
+    """And that of its own commit is not, by whichever name."""
+    data, table = DataConfig(libri_root=str(tmp_path), file_path=".", sets=["a"]), LengthTable([], np.array([], int))
+
+    def made_from(source: str, download: bool = False) -> Fingerprint:
+        teacher = {"name": "a", "source": source, "layers": [1]}
+        config = load_model_config({"ekd": {"teachers": [teacher], "initialise_from": None}})
+        return fingerprint(check_teachers(config), table, data, download)
+
+    first = hugging_hub.publish("me/model", write_model(tmp_path / "one"))
+    there = made_from("hf:me/model", download=True)
+    shutil.rmtree(tmp_path / "hf")
+    assert difference(there, made_from("hf:me/model"), some=True) is None
+    second = hugging_hub.publish("me/model", write_model(tmp_path / "two", seed=1))
+    assert difference(there, made_from(f"hf:me/model@{first}"), some=True) is None
+    assert difference(there, made_from("hf:me/model"), some=True) == (
+        f"the source of a (hf:me/model@{first} there, hf:me/model@{second} now)"
+    )
 
 
 def test_a_configuration_without_a_revision_is_that_of_the_run_with_one() -> None:

@@ -51,7 +51,7 @@ def fingerprint(plan: TeacherPlan, table: LengthTable, data: DataConfig, downloa
     for teacher in plan.layers:
         source = plan.sources[teacher.name]
         parts[LAYERS + teacher.name] = ", ".join(map(str, teacher.layers))
-        parts[SOURCE + teacher.name] = source.source
+        parts[SOURCE + teacher.name] = source.pinned
         parts[WEIGHTS + teacher.name] = weights_digest(source, plan.where(teacher.name), download)
     return parts
 

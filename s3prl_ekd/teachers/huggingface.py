@@ -112,9 +112,11 @@ def _file(source: str, name: str, revision: str | None, where: str) -> Path | No
     except errors.LocalEntryNotFoundError as error:
         if try_to_load_from_cache(model.repository, name, revision=revision) is _CACHED_NO_EXIST:
             return None
+        wanted = split_hub_model(source).revision
+        at = f" --revision {wanted}" if wanted else ""
         raise _Unreachable(
             f"{where}: {source!r}: the Hugging Face Hub cannot be reached, and {name} is not in its cache here; "
-            f"elsewhere `hf download {model.repository} --local-dir DIR`, and give what is there instead"
+            f"elsewhere `hf download {model.repository}{at} --local-dir DIR`, and give what is there instead"
         ) from error
     except errors.EntryNotFoundError:
         return None
@@ -130,5 +132,6 @@ def _files(model: HubModel) -> str:
         listed = HfApi().list_repo_files(model.repository, revision=model.revision)
     except Exception:  # offline, or whatever the HTTP library raises; the message says enough without
         return ""
-    files = [f"{HF}{model.repository}/{file}" for file in listed if file.endswith((".pt", ".pth", ".ckpt", ".gz"))]
+    at = f"@{model.revision}" if model.revision else ""
+    files = [f"{HF}{model.repository}/{file}{at}" for file in listed if file.endswith((".pt", ".pth", ".ckpt", ".gz"))]
     return f"; what may be meant: {', '.join(files[:5])}" if files else ""

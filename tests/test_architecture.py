@@ -19,7 +19,7 @@ compat config corpora
 distill
 data model
 teachers
-student_checkpoint macs
+student_checkpoint ensemble_file macs
 bridge
 pretrain upstream
 evaluate

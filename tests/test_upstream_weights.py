@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from argparse import Namespace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from bridge_corpora import overrides, voxceleb
 from console import command
 from export_student import write_student
+from torch import nn
 
 from s3prl_ekd import EkdError
 from s3prl_ekd.bridge import checkpoints
@@ -29,9 +29,9 @@ def arguments(**changes: Any) -> Namespace:
 
 
 @pytest.fixture(scope="module")
-def model() -> SimpleNamespace:
+def model() -> nn.ModuleDict:
     """An upstream of ours."""
-    return SimpleNamespace(encoder=load_teacher(TEACHER, "-k"))
+    return nn.ModuleDict({"encoder": load_teacher(TEACHER, "-k")})
 
 
 def saved(model: Any, args: Namespace) -> dict[str, Any]:
@@ -43,15 +43,15 @@ def saved(model: Any, args: Namespace) -> dict[str, Any]:
     return found[0]
 
 
-def with_another_weight(model: SimpleNamespace) -> SimpleNamespace:
+def with_another_weight(model: nn.ModuleDict) -> nn.ModuleDict:
     other = Encoder(model.encoder.shape)
     state = {name: value.clone() for name, value in model.encoder.state_dict().items()}
     next(iter(state.values())).view(-1)[0] += 1e-6
     other.load_state_dict(state)
-    return SimpleNamespace(encoder=other)
+    return nn.ModuleDict({"encoder": other})
 
 
-def test_one_other_weight_is_refused(model: SimpleNamespace) -> None:
+def test_one_other_weight_is_refused(model: nn.ModuleDict) -> None:
     other, checkpoint = with_another_weight(model), saved(model, arguments(past_exp=None))
     assert set(checkpoint) == {"Step", KEY}
     UpstreamWeights(torch.save).compare(model, arguments(), checkpoint)
@@ -60,14 +60,14 @@ def test_one_other_weight_is_refused(model: SimpleNamespace) -> None:
         UpstreamWeights(torch.save).compare(other, arguments(), checkpoint)
 
 
-def test_what_has_no_weights_of_its_own_to_compare_passes(model: SimpleNamespace) -> None:
+def test_what_has_no_weights_of_its_own_to_compare_passes(model: nn.ModuleDict) -> None:
     """A head that starts from another's (-i), one of before the digest, a tuned upstream, an upstream of s3prl's."""
     other, checkpoint = with_another_weight(model), saved(model, arguments())
     check = UpstreamWeights(torch.save).compare
     check(other, arguments(past_exp=None), checkpoint)
     check(other, arguments(), {"Step": 1})
     check(other, arguments(upstream_trainable=True), checkpoint)
-    check(SimpleNamespace(encoder=torch.nn.Linear(1, 1)), arguments(), checkpoint)
+    check(nn.ModuleDict({"encoder": nn.Linear(1, 1)}), arguments(), checkpoint)
     assert saved(model, arguments(upstream_trainable=True)) == {"Step": 1}
 
 

@@ -14,6 +14,7 @@ from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints, ranks
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.config_files import find_config
+from s3prl_ekd.ensemble_file import ENSEMBLE, read_members
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.source_names import HF, is_pinned_form, split_hub_model
@@ -140,6 +141,8 @@ def check_upstream(args: Namespace) -> None:
         _check_teacher(args)
     elif args.upstream.startswith("ekd_student"):
         _check_student(args)
+    elif args.upstream == ENSEMBLE:
+        _check_ensemble(args)
     else:
         _check_theirs(args)
 
@@ -171,6 +174,13 @@ def _check_student(args: Namespace) -> None:
 
         # what is newest now: a head is tested later on the student that it was trained on, not on a newer one
         args.upstream_ckpt = str(newest_checkpoint(args.upstream_ckpt))
+
+
+def _check_ensemble(args: Namespace) -> None:
+    if args.upstream_ckpt is None:
+        raise EkdError(f"-u {ENSEMBLE}: give the list of its models with -k FILE.yaml")
+    args.upstream_ckpt = arguments.check_file("-k", args.upstream_ckpt, "list of models")
+    read_members(Path(args.upstream_ckpt))
 
 
 def _make_absolute(args: Namespace) -> bool:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEY = "UpstreamDigest"
-"""SHA-256 of our encoder's weights, by the names under which a student's checkpoint holds them."""
+"""SHA-256 of our encoder's weights, of several in their order, by the names under which a student's checkpoint holds
+them."""
 
 
 class UpstreamWeights:
@@ -49,11 +50,12 @@ class UpstreamWeights:
         from s3prl_ekd.model.encoder import Encoder
         from s3prl_ekd.teachers.fingerprint import add_weights
 
-        encoder = getattr(model, "encoder", None)
-        if not isinstance(encoder, Encoder) or args.upstream_trainable:  # a trained one is in the checkpoint itself
+        encoders = [module for module in model.modules() if isinstance(module, Encoder)]
+        if not encoders or args.upstream_trainable:  # a trained one is in the checkpoint itself
             return
         digest = hashlib.sha256()
-        add_weights(digest, encoder)
+        for encoder in encoders:
+            add_weights(digest, encoder)
         self._digest = digest.hexdigest()
         before = state.get(KEY)
         if args.past_exp and before is not None and before != self._digest:  # with -i a head may change its upstream

@@ -22,6 +22,7 @@ from s3prl_ekd.spelling import did_you_mean
 UPSTREAMS = {
     "ekd_student": ("ekd_student", "ekd_student_local", "ekd_student_url"),
     "ekd_teacher": ("ekd_teacher",),
+    "ekd_ensemble": ("ekd_ensemble",),
 }
 """Folder of ``upstream/`` -> the hub names that its ``hubconf.py`` defines."""
 

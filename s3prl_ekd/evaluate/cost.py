@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s3prl_ekd.ensemble_file import ENSEMBLE
 from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, Cost, cost
 
@@ -35,6 +36,10 @@ def _cost(upstream: Upstream) -> Cost | None:
         from s3prl_ekd.teachers.sources import describe
 
         return cost(describe(str(checkpoint), "--teacher").encoder_shape)
+    if name == ENSEMBLE and checkpoint is not None:
+        from s3prl_ekd.macs.models import ensemble_cost
+
+        return ensemble_cost(Path(checkpoint))
     if name == "fbank":
         return FBANK
     return HUB_SHAPES[name].cost() if checkpoint is None and name in HUB_SHAPES else None

@@ -32,6 +32,7 @@ _IMPORTS = (
     "s3prl_ekd.bridge.taskdata",
     "s3prl_ekd.upstream.ekd_student.expert",
     "s3prl_ekd.upstream.ekd_teacher.expert",
+    "s3prl_ekd.upstream.ekd_ensemble.expert",
 )
 
 

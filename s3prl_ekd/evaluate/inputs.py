@@ -16,6 +16,7 @@ from typing import Any
 
 from s3prl_ekd.audio import audio_below
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.ensemble_file import ENSEMBLE, Member, read_members
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.models import STUDENT, Upstream
 from s3prl_ekd.evaluate.plan import Run
@@ -76,11 +77,15 @@ def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | No
 
 def model_digest(upstream: Upstream) -> str | None:
     """SHA-256 of an upstream's weights; None where it has no checkpoint, or one that is not here."""
+    if upstream.name == ENSEMBLE:
+        return values_digest([(member.kind, _digest_of(_weights_name(member))) for member in _members(upstream)])
     digests = [_digest_of(name) for name in _model(upstream) if not name.startswith(UNTRAINED)]
     return digests[0] if digests else None
 
 
 def _model(upstream: Upstream) -> list[str]:
+    if upstream.name == ENSEMBLE:
+        return [_weights_name(member) for member in _members(upstream)]
     names = []
     if upstream.checkpoint is not None:
         here = not isinstance(upstream.checkpoint, str) or Path(upstream.checkpoint).exists()
@@ -89,6 +94,22 @@ def _model(upstream: Upstream) -> list[str]:
         ours = upstream.name.startswith(STUDENT)  # whose file may stand on others (base:)
         names.append(f"{UNTRAINED}{upstream.model_config}" if ours else str(upstream.model_config))
     return names
+
+
+def _members(upstream: Upstream) -> list[Member]:
+    return read_members(Path(str(upstream.checkpoint)))
+
+
+def _weights_name(member: Member) -> str:
+    """The input that the weights of one of several models are."""
+    path = Path(member.source)
+    if not path.exists():
+        return f"{WEIGHTS}{member.source}"
+    if member.kind == "teacher":
+        return member.source
+    from s3prl_ekd.student_checkpoint import newest_checkpoint  # torch: not needed for a plan or a table
+
+    return str(newest_checkpoint(path))
 
 
 def _digest_of(name: str) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from s3prl_ekd.checked import load_yaml
 from s3prl_ekd.compat.hub import check_upstream_name
+from s3prl_ekd.ensemble_file import ENSEMBLE, read_members
 from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.source_names import HF, S3PRL
 from s3prl_ekd.teachers.names import check_source, model_path
@@ -178,6 +179,8 @@ def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Pa
         raise EkdError(_NOTHING)
     if name in (STUDENT, TEACHER):
         raise EkdError(f"--upstream {name}: give {'--ckpt CKPT' if name == STUDENT else '--teacher SOURCE'} instead")
+    if name == ENSEMBLE:
+        raise EkdError(f"--upstream {name}: give the list of its models too: --ckpt FILE.yaml")
     return Upstream(name, label or name, named=label is not None)
 
 
@@ -215,6 +218,9 @@ def _choose_checkpoint(ckpt: Path, name: str | None, label: str | None) -> Upstr
         raise EkdError(f"--ckpt {ckpt}: not found; expected a states-N.ckpt file or an experiment folder")
     from s3prl_ekd.student_checkpoint import is_student  # torch: not needed for --help
 
+    if name == ENSEMBLE:
+        read_members(ckpt)
+        return Upstream(name, label or ckpt.stem, checkpoint=ckpt.resolve(), named=label is not None)
     ours = name is None or name.startswith(STUDENT)
     if not ours and is_student(ckpt):
         raise EkdError(

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "model", nargs="?",
-        help="a student's checkpoint or experiment folder, a teacher's source, a submission folder "
-        "(its expert.py is run where it is not ours), fbank",
+        help="a student's checkpoint or experiment folder, a teacher's source, a list for -u ekd_ensemble (.yaml), "
+        "a submission folder (its expert.py is run where it is not ours), fbank",
     )  # fmt: skip
     parser.add_argument("--shape", choices=list(SHAPES), help="instead: a published model's shape (random weights)")
     parser.add_argument("--heads", action="store_true", help="count a student's heads too")

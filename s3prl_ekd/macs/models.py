@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from s3prl_ekd.ensemble_file import read_members
 from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, LENGTHS, Cost, cost
 from s3prl_ekd.shape import EncoderShape
@@ -32,7 +33,22 @@ def model_cost(model: str, heads: bool = False) -> Cost:
         if heads:
             raise EkdError(f"--heads: {model} is a submission folder, all of which is counted: heads too if it has any")
         return submission_cost(path)
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        if heads:
+            raise EkdError(f"--heads: {model} is a list of models, whose heads are not part of it")
+        return ensemble_cost(path)
     return _known_cost(model, path, heads)
+
+
+def ensemble_cost(file: Path) -> Cost:
+    """Cost of the models that a file lists for ``-u ekd_ensemble``, all of which run.
+
+    Raises:
+        EkdError: no such list, or a model that is not readable.
+    """
+    costs = [_known_cost(member.source, Path(member.source)) for member in read_members(file)]
+    buckets = {name: sum(cost.buckets[name] for cost in costs) for name in costs[0].buckets}
+    return Cost(sum(cost.params for cost in costs), buckets)
 
 
 def checkpoint_cost(path: Path) -> Cost:

@@ -22,16 +22,17 @@ class UpstreamExpert(nn.Module):
     Args:
         ckpt: what ``ekd.teachers[].source`` may say: ``embedded:tiny_hubert``, a hub name, ``hf:OWNER/NAME``, a file,
             a folder, ``random:SOURCE``.
+        where: who names it, for messages.
 
     Raises:
         EkdError: no such teacher, or an s3prl expert, which is an upstream already.
     """
 
-    def __init__(self, ckpt: str | None = None, **kwargs: Any) -> None:
+    def __init__(self, ckpt: str | None = None, where: str = "-k", **kwargs: Any) -> None:
         super().__init__()
         if ckpt is None:
             raise EkdError("-u ekd_teacher needs a teacher: -k SOURCE, as ekd.teachers[].source names it")
-        self.encoder = load_teacher(str(ckpt), "-k").requires_grad_()  # -f tunes it; else s3prl asks for no gradients
+        self.encoder = load_teacher(str(ckpt), where).requires_grad_()  # -f tunes it; else s3prl asks for no gradients
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame at 16 kHz: 320 (20 ms) for every key."""

@@ -53,6 +53,7 @@ class _Ekd(_Read):
     mode: Mode
     cosine_weight: float
     initialise_from: str | None
+    residual_heads: list[list[str]] = []
 
 
 class _Student(_Read):

@@ -1,4 +1,4 @@
-"""Models side by side: ``-u ekd_ensemble``, its list, and what it costs."""
+"""Models side by side: ``-u ekd_ensemble``, its list, and what it costs; the same of a student with its heads."""
 
 from __future__ import annotations
 
@@ -170,6 +170,18 @@ def test_it_costs_what_its_models_cost(folder: Path) -> None:
         model_cost(str(folder / "two.yaml"), heads=True)
 
 
+def test_a_student_with_heads_is_a_row_of_its_own(folder: Path) -> None:
+    given = [("upstream", "ekd_student_with_heads"), ("ckpt", str(folder / "run1"))]
+    (model,) = models.choose_models(given)
+    assert model.label == "run1/states-10 with heads"
+    assert model.arguments()[:2] == ["-u", "ekd_student_with_heads"]
+    counted, whole = upstream_cost(model), model_cost(str(folder / "run1"), heads=True)
+    assert counted == {"params": whole.params, "macs": whole.macs}
+    assert whole.params > checkpoint_cost(folder / "run1").params
+    with pytest.raises(EkdError, match="--upstream ekd_student_with_heads: give the student too: --ckpt CKPT"):
+        models.choose({"upstream": "ekd_student_with_heads"})
+
+
 def test_scores_of_it_stand_on_the_weights_of_all(folder: Path, tmp_path: Path) -> None:
     from s3prl_ekd.evaluate.inputs import _digest_of, _model
 
@@ -193,13 +205,19 @@ def test_a_task_is_trained_and_tested_on_it(folder: Path, tmp_path: Path) -> Non
     for seed in (1, 2):
         write_student(tmp_path / f"{seed}.ckpt", seed=seed)
     write_list(tmp_path / "list.yaml", {"ckpt": "1.ckpt"}, {"ckpt": "2.ckpt"})
-    train = ["-m", "train", "-u", "ekd_ensemble", "-k", "list.yaml", "-d", "voxceleb1", "--device", "cpu", "-o", data]
-    for name, selection, width in (("joined", "hidden_states", 2 * TINY.width), ("mean", "mean", TINY.width)):
-        done = command("run_downstream.py", *train, "-p", name, "-s", selection, cwd=tmp_path)
+    train = ["-m", "train", "-d", "voxceleb1", "--device", "cpu", "-o", data]
+    several, with_heads = ("ekd_ensemble", "list.yaml"), ("ekd_student_with_heads", "1.ckpt")
+    for name, (upstream, ckpt), selection, width, states in (
+        ("joined", several, "hidden_states", 2 * TINY.width, 3),
+        ("mean", several, "mean", TINY.width, 3),
+        ("heads", with_heads, "heads_averaged", TINY.width, 6),
+    ):
+        words = [*train, "-p", name, "-u", upstream, "-k", ckpt, "-s", selection]
+        done = command("run_downstream.py", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         head = checkpoints.read(tmp_path / name / "states-2.ckpt")
         assert head["Downstream"]["projector.weight"].shape[1] == width
-        assert head["Featurizer"]["weights"].shape == (3,)
+        assert head["Featurizer"]["weights"].shape == (states,)
     test = ["-m", "evaluate", "-e", tmp_path / "joined" / "states-2.ckpt", "--device", "cpu"]
     assert command("run_downstream.py", *test, cwd=tmp_path).returncode == 0
     write_student(tmp_path / "2.ckpt", seed=3)

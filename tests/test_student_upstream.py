@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_student import SMALL
+from export_student import SMALL, write_student
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkpoint, untrained_student
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 
@@ -165,3 +167,50 @@ def test_what_a_user_can_get_wrong(tmp_path: Path, checkpoint: Path) -> None:
     assert message(tmp_path / "other.ckpt").endswith("other.ckpt: holds a list, not a checkpoint's dictionary")
     with pytest.raises(EkdError, match="-k CKPT"):
         UpstreamExpert(None)
+
+
+def test_heads_are_states_too_when_asked(checkpoint: Path, tmp_path: Path) -> None:
+    """As s3prl's distilhubert; averaged over the teachers, a difference of two of them left out, as the authors'."""
+    wave = [torch.randn(16_000)]
+    part = torch.load(checkpoint, weights_only=True)
+    one = part["EKD"]["head_sets"][0]
+    part["EKD"]["head_sets"] = [{**one, "name": "a"}, {**one, "name": "b"}, {**one, "name": "a_minus_b"}]
+    names = ("hubert", "robust_hubert", "wavlm")
+    heads = part["EKD"]["heads"]
+    renamed = dict(zip(names, ("a", "b", "a_minus_b"), strict=True))
+    part["EKD"]["heads"] = {f"{renamed[n.partition('.')[0]]}.{n.partition('.')[2]}": v for n, v in heads.items()}
+    part["EKD"]["config"]["ekd"]["residual_heads"] = [["a", "b"]]
+    torch.save(part, tmp_path / "differences.ckpt")
+    for file, count in ((checkpoint, 3), (tmp_path / "differences.ckpt", 2)):
+        with torch.no_grad():
+            plain = UpstreamExpert(str(file), heads=True).eval()(wave)
+            result = UpstreamExpert(str(file), with_heads=True).eval()(wave)
+        states, predictions = plain["hidden_states"], list(plain["predictions"].values())
+        assert len(states) == 3 and len(predictions) == 9
+        expected = [*states, *predictions]
+        assert all(torch.equal(a, b) for a, b in zip(result["hidden_states"], expected, strict=True))
+        averaged = [sum(predictions[position + 3 * number] for number in range(count)) / count for position in range(3)]
+        assert all(torch.equal(a, b) for a, b in zip(result["heads_averaged"][:3], states, strict=True))
+        assert all(torch.allclose(a, b) for a, b in zip(result["heads_averaged"][3:], averaged, strict=True))
+        assert torch.equal(result["paper"], states[-1])
+
+
+def test_heads_that_cannot_be_states_are_one_line(tmp_path: Path, hub: object) -> None:
+    wide = write_student(tmp_path / "wide.ckpt", teacher_width=64)
+    with pytest.raises(EkdError, match=r"wide.ckpt: head set 'hubert' predicts 64 channels, and the hidden .* 96$"):
+        hub.ekd_student_with_heads(str(wide))
+    folder = write_transformers(random_encoder(TINY.with_(layers=2), seed=0), tmp_path / "folder")
+    with pytest.raises(EkdError, match=r"-u ekd_student_with_heads: .*folder holds no heads$"):
+        hub.ekd_student_with_heads(str(folder))
+    with pytest.raises(EkdError, match=r"-u ekd_student_with_heads needs a checkpoint: -k CKPT$"):
+        hub.ekd_student_with_heads(model_config="embedded")
+
+
+def test_s3prls_featurizer_takes_the_heads(checkpoint: Path, hub: object) -> None:
+    from s3prl.nn import Featurizer, S3PRLUpstream
+
+    upstream = S3PRLUpstream("ekd_student_with_heads", path_or_url=str(checkpoint)).eval()
+    assert upstream.num_layers == 12
+    with torch.no_grad():
+        pooled, _ = Featurizer(upstream)(*upstream(torch.randn(2, 16_000), torch.tensor([16_000, 9_000])))
+    assert pooled.shape == (2, 50, 96)

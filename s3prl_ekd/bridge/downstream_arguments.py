@@ -161,6 +161,8 @@ def _check_teacher(args: Namespace) -> None:
 def _check_student(args: Namespace) -> None:
     if args.upstream == "ekd_student" and args.upstream_ckpt is None and args.upstream_model_config is None:
         raise EkdError("-u ekd_student: give a checkpoint with -k, or an untrained student's config with -g")
+    if args.upstream == "ekd_student_with_heads" and args.upstream_ckpt is None:
+        raise EkdError("-u ekd_student_with_heads: give a checkpoint with -k")
     if (args.upstream_ckpt or "").startswith(HF):
         from s3prl_ekd.teachers.sources import describe
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 KEY = "UpstreamDigest"
-"""SHA-256 of our encoder's weights, of several in their order, by the names under which a student's checkpoint holds
-them."""
+"""SHA-256 of our encoder's weights, by the names under which a student's checkpoint holds them; of several in turn,
+and of heads whose predictions are states too."""
 
 
 class UpstreamWeights:
@@ -48,14 +48,15 @@ class UpstreamWeights:
             EkdError: they are others.
         """
         from s3prl_ekd.model.encoder import Encoder
+        from s3prl_ekd.model.heads import HeadSet
         from s3prl_ekd.teachers.fingerprint import add_weights
 
-        encoders = [module for module in model.modules() if isinstance(module, Encoder)]
-        if not encoders or args.upstream_trainable:  # a trained one is in the checkpoint itself
+        parts = [module for module in model.modules() if isinstance(module, (Encoder, HeadSet))]
+        if not parts or args.upstream_trainable:  # a trained one is in the checkpoint itself
             return
         digest = hashlib.sha256()
-        for encoder in encoders:
-            add_weights(digest, encoder)
+        for part in parts:
+            add_weights(digest, part)
         self._digest = digest.hexdigest()
         before = state.get(KEY)
         if args.past_exp and before is not None and before != self._digest:  # with -i a head may change its upstream

@@ -20,7 +20,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
 
 UPSTREAMS = {
-    "ekd_student": ("ekd_student", "ekd_student_local", "ekd_student_url"),
+    "ekd_student": ("ekd_student", "ekd_student_local", "ekd_student_url", "ekd_student_with_heads"),
     "ekd_teacher": ("ekd_teacher",),
     "ekd_ensemble": ("ekd_ensemble",),
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_ekd.ensemble_file import ENSEMBLE
-from s3prl_ekd.evaluate.models import STUDENT, TEACHER, Upstream
+from s3prl_ekd.evaluate.models import STUDENT, TEACHER, WITH_HEADS, Upstream
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, Cost, cost
 
 
@@ -27,7 +27,7 @@ def _cost(upstream: Upstream) -> Cost | None:
     if name.startswith(STUDENT) and checkpoint is not None:
         from s3prl_ekd.macs.models import checkpoint_cost  # torch: not needed for --help
 
-        return checkpoint_cost(Path(checkpoint))
+        return checkpoint_cost(Path(checkpoint), heads=name == WITH_HEADS)
     if name.startswith(STUDENT) and model_config is not None:
         from s3prl_ekd.student_checkpoint import untrained_student
 

@@ -21,6 +21,7 @@ from s3prl_ekd.user_paths import expanded
 from s3prl_ekd.variants import find_model_config
 
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
+WITH_HEADS = "ekd_student_with_heads"
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
 _KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
 _ALONE = {"teacher": "a teacher", "untrained": "an untrained student"}  # kinds that go with no other
@@ -179,6 +180,8 @@ def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Pa
         raise EkdError(_NOTHING)
     if name in (STUDENT, TEACHER):
         raise EkdError(f"--upstream {name}: give {'--ckpt CKPT' if name == STUDENT else '--teacher SOURCE'} instead")
+    if name == WITH_HEADS:
+        raise EkdError(f"--upstream {name}: give the student too: --ckpt CKPT")
     if name == ENSEMBLE:
         raise EkdError(f"--upstream {name}: give the list of its models too: --ckpt FILE.yaml")
     return Upstream(name, label or name, named=label is not None)
@@ -228,7 +231,8 @@ def _choose_checkpoint(ckpt: Path, name: str | None, label: str | None) -> Upstr
             f"labels: --ckpt LABEL={ckpt} --upstream {name}"
         )
     path = student_checkpoint(ckpt) if ours else ckpt.resolve()
-    own = label or f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
+    own = f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
+    own = label or (f"{own} with heads" if name == WITH_HEADS else own)
     return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
 
 

@@ -51,13 +51,13 @@ def ensemble_cost(file: Path) -> Cost:
     return Cost(sum(cost.params for cost in costs), buckets)
 
 
-def checkpoint_cost(path: Path) -> Cost:
+def checkpoint_cost(path: Path, heads: bool = False) -> Cost:
     """Cost of a checkpoint, of the newest of a folder, or of a transformers folder, whatever code lies in it.
 
     Raises:
         EkdError: there is none, or it is not readable.
     """
-    return _known_cost(str(path), path)
+    return _known_cost(str(path), path, heads)
 
 
 def _known_cost(model: str, path: Path, heads: bool = False) -> Cost:

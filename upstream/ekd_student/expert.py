@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from itertools import chain, zip_longest
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
@@ -27,24 +29,52 @@ class UpstreamExpert(nn.Module):
             gives an untrained student of ``model_config``: random weights, always the same.
         model_config: a config_model.yaml; only read without ``ckpt``.
         heads: also return the predictions of every head under ``predictions`` (needs heads in the checkpoint).
+        with_heads: ``hidden_states`` go on with those predictions, as s3prl's ``distilhubert`` has it.
+
+    Raises:
+        EkdError: no such checkpoint, or one without the heads that are asked for.
     """
 
     def __init__(
-        self, ckpt: str | None = None, model_config: str | None = None, heads: bool = False, **kwargs: Any
+        self,
+        ckpt: str | None = None,
+        model_config: str | None = None,
+        heads: bool = False,
+        with_heads: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__()
         self.heads: nn.ModuleDict | None = None
         self.head_labels: list[str] = []
+        self.with_heads = with_heads
+        self.differences: set[str] = set()  # head sets that predict no teacher's states
         if ckpt is not None:
             self.encoder, loaded_heads, part = load_student(ckpt)
-            if heads:
+            if with_heads:
+                self._check_heads(ckpt, part)
+            if heads or with_heads:
                 self.heads = loaded_heads
+                pairs = ((part["config"] or {}).get("ekd", {}).get("residual_heads")) or []
+                self.differences = {"_minus_".join(pair) for pair in pairs}
                 self.head_labels = [f"{s['name']}.{label}" for s in part["head_sets"] for label in s["labels"]]
+        elif with_heads:
+            raise EkdError("-u ekd_student_with_heads needs a checkpoint: -k CKPT")
         elif model_config is not None:
             logger.warning("ekd_student: no checkpoint given, so this is an UNTRAINED student (random weights)")
             self.encoder = untrained_student(model_config)
         else:
             raise EkdError("-u ekd_student needs a checkpoint (-k CKPT), or -g config_model.yaml for an untrained one")
+
+    def _check_heads(self, ckpt: str, part: dict[str, Any]) -> None:
+        """See that the predictions can stand in one list with the states."""
+        if not part["head_sets"]:
+            raise EkdError(f"-u ekd_student_with_heads: {ckpt} holds no heads")
+        for head_set in part["head_sets"]:
+            if head_set["width"] != self.encoder.shape.width:
+                raise EkdError(
+                    f"-u ekd_student_with_heads: {ckpt}: head set {head_set['name']!r} predicts {head_set['width']} "
+                    f"channels, and the hidden states have {self.encoder.shape.width}"
+                )
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame at 16 kHz: 320 (20 ms) for every key."""
@@ -59,16 +89,19 @@ class UpstreamExpert(nn.Module):
         Returns:
             ``hidden_states``: list of (B, T, D): projected conv features, then each transformer layer;
             ``last_hidden_state`` and ``paper`` (DistilHuBERT's single-layer convention): the last layer;
-            with ``heads``: ``predictions``, a dict "<teacher>.<layer>" -> (B, T, D_teacher).
+            with ``heads``: ``predictions``, a dict "<teacher>.<layer>" -> (B, T, D_teacher);
+            with ``with_heads``: ``hidden_states`` go on with every head's prediction, and ``heads_averaged`` has, in
+            place of these, the mean over the teachers' first heads, over their second ones, ... (the EKD authors').
         """
         out = encode_clips(self.encoder, wavs, range(1, self.encoder.shape.layers + 1))
         hidden_states = [out.features, *(out.states[layer] for layer in sorted(out.states))]
-        result: dict[str, Any] = {
-            "hidden_states": hidden_states,
-            "last_hidden_state": hidden_states[-1],
-            "paper": hidden_states[-1],
-        }
+        result: dict[str, Any] = {"last_hidden_state": hidden_states[-1], "paper": hidden_states[-1]}
         if self.heads is not None:
-            predictions = [part for heads in self.heads.values() for part in heads(hidden_states[-1]).unbind(1)]
-            result["predictions"] = dict(zip(self.head_labels, predictions, strict=True))
-        return result
+            sets = {name: heads(hidden_states[-1]).unbind(1) for name, heads in self.heads.items()}
+            result["predictions"] = dict(zip(self.head_labels, chain(*sets.values()), strict=True))
+            if self.with_heads:
+                alike = zip_longest(*(sets[name] for name in sets if name not in self.differences))
+                averaged = [torch.stack([one for one in some if one is not None]).mean(0) for some in alike]
+                result["heads_averaged"] = [*hidden_states, *averaged]
+                hidden_states = [*hidden_states, *result["predictions"].values()]
+        return {"hidden_states": hidden_states, **result}

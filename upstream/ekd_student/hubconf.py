@@ -39,3 +39,11 @@ def ekd_student(ckpt: str | None = None, refresh: bool = False, *args: Any, **kw
     if ckpt is not None and "://" in str(ckpt):
         return ekd_student_url(ckpt, refresh, *args, **kwargs)
     return ekd_student_local(ckpt, *args, **kwargs)
+
+
+def ekd_student_with_heads(ckpt: str | None = None, refresh: bool = False, *args: Any, **kwargs: Any) -> Any:
+    """The student with its training heads, whose predictions are hidden states too; not of layerwise_concat.
+
+    ``-s heads_averaged`` takes the mean over the teachers' heads in their place.
+    """
+    return ekd_student(ckpt, refresh, *args, with_heads=True, **kwargs)

@@ -26,8 +26,9 @@ from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
 from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.source_names import HF
-from s3prl_ekd.teachers import embedded, sources
+from s3prl_ekd.source_names import HF, split_hub_model
+from s3prl_ekd.teachers import embedded, huggingface, sources
+from s3prl_ekd.teachers.names import check_source
 from s3prl_ekd.torch_file import newest, read_torch_file
 
 CHECKPOINT_KEY = "EKD"
@@ -103,15 +104,13 @@ def same_weights(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool
 def newest_checkpoint(path: str | Path) -> Path:
     """The file itself, or the newest ``states-*.ckpt`` of an experiment folder; a transformers folder as it is.
 
-    Of a model of the Hugging Face Hub (``hf:OWNER/NAME``) it is the folder of its cache, the weights downloaded.
+    Of a model of the Hugging Face Hub (``hf:OWNER/NAME``, or a file of it) it is what lies in the cache, downloaded.
 
     Raises:
         EkdError: no such file or model, or a folder without checkpoints.
     """
     if str(path).startswith(HF):
-        found = sources.weights_path(sources.describe(str(path), "student"), "student")
-        assert found is not None  # else it would have raised
-        return found
+        return _published(str(path), "student")[0]
     path = Path(path)
     if path.is_dir():
         files = sorted(path.glob("states-*.ckpt"))
@@ -124,6 +123,34 @@ def newest_checkpoint(path: str | Path) -> Path:
         hint = ", but a teacher's name: s3prl_ekd.load_teacher, or -u ekd_teacher" if of_teacher else ""
         raise EkdError(f"{path}: no such checkpoint{hint}")
     return path
+
+
+def _published(source: str, where: str) -> tuple[Path, str]:
+    """A student of the Hugging Face Hub: folder or file in the cache, and the source with its commit."""
+    check_source(source, where)
+    if split_hub_model(source).file is not None:
+        file = huggingface.locate(source, where)
+        return file, huggingface.pinned(source, file)
+    described = sources.describe(source, where)
+    folder = sources.weights_path(described, where)
+    assert folder is not None  # else it would have raised
+    return folder, described.pinned
+
+
+def pinned_student(source: str, where: str) -> str:
+    """``hf:OWNER/NAME`` or ``hf:OWNER/NAME/FILE`` with the commit that it has now; it is downloaded, and read once.
+
+    Args:
+        source: a source that begins with ``hf:``.
+        where: the option, for messages.
+
+    Raises:
+        EkdError: no such model, or none that is a student.
+    """
+    _, found = _published(source, where)
+    with naming(where):
+        read_checkpoint(found)
+    return found
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -200,7 +227,7 @@ def _read_transformers(folder: Path) -> dict[str, Any]:
 
 def is_student(path: str | Path) -> bool:
     """Whether this is a checkpoint of ours; a transformers folder is not, other upstreams read those too."""
-    if str(path).startswith(HF):
+    if str(path).startswith(HF) and split_hub_model(str(path)).file is None:
         return False
     try:
         file = newest_checkpoint(path)

@@ -391,6 +391,27 @@ def test_a_fine_tuned_published_student_is_a_student(hugging_hub: Hub, tmp_path:
     assert equal(load_student(tmp_path / "states-2.ckpt").encoder.state_dict(), tuned)
 
 
+def test_a_checkpoint_of_a_run_is_published_as_it_is(hugging_hub: Hub, tmp_path: Path, checkpoint: Path) -> None:
+    """With its heads; what is no student is refused by the option that names it."""
+    (tmp_path / "files").mkdir()
+    shutil.copy(checkpoint, tmp_path / "files" / "states-10.ckpt")
+    write_converted(random_encoder(SHAPE.with_(padding_rule="fairseq"), seed=0), tmp_path / "files" / "best.pt")
+    commit = hugging_hub.publish("me/run", tmp_path / "files")
+    source = "hf:me/run/states-10.ckpt"
+    assert is_student(source) and not is_student("hf:me/run/best.pt")
+    assert equal(load_student(source).heads.state_dict(), load_student(checkpoint).heads.state_dict())
+    (row,) = models.choose_models([("ckpt", source)])
+    assert row.arguments() == ["-u", "ekd_student", "-k", f"{source}@{commit}"]
+    (beside,) = models.choose_models([("ckpt", f"mine={checkpoint}")])
+    assert upstream_cost(row) == upstream_cost(beside)
+    given = Namespace(upstream="ekd_student", upstream_ckpt=source, upstream_model_config=None, hub="torch")
+    downstream_arguments.check_upstream(given)
+    assert given.upstream_ckpt == f"{source}@{commit}"
+    given.upstream_ckpt = "hf:me/run/best.pt"
+    with pytest.raises(EkdError, match=r"^-k: .*best.pt: not a checkpoint of `run_pretrain.py -u ekd`"):
+        downstream_arguments.check_upstream(given)
+
+
 def test_doctor_says_whether_the_weights_are_here(hugging_hub: Hub, tmp_path: Path) -> None:
     hugging_hub.publish("me/model", write_model(tmp_path / "model"))
     found = doctor._teacher("a", "hf:me/model", [1, 2], "k")

@@ -164,9 +164,9 @@ def _check_student(args: Namespace) -> None:
     if args.upstream == "ekd_student_with_heads" and args.upstream_ckpt is None:
         raise EkdError("-u ekd_student_with_heads: give a checkpoint with -k")
     if (args.upstream_ckpt or "").startswith(HF):
-        from s3prl_ekd.teachers.sources import describe
+        from s3prl_ekd.student_checkpoint import pinned_student
 
-        args.upstream_ckpt = describe(args.upstream_ckpt, "-k").pinned
+        args.upstream_ckpt = pinned_student(args.upstream_ckpt, "-k")
         return
     is_file = args.upstream != "ekd_student_url" and _make_absolute(args)
     if args.upstream_model_config is not None:

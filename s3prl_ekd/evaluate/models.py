@@ -209,10 +209,9 @@ def _choose_published(source: str, name: str | None, label: str | None) -> Upstr
     """A student of the Hugging Face Hub, at the commit that it has now."""
     if name is not None and not name.startswith(STUDENT):
         raise EkdError(f"--ckpt {source}: a student of the Hugging Face Hub, which s3prl's {name} does not read")
-    check_source(source, "--ckpt")
-    from s3prl_ekd.teachers import sources
+    from s3prl_ekd.student_checkpoint import pinned_student  # torch: not needed for --help and the mistakes above
 
-    found = sources.describe(source, "--ckpt").pinned
+    found = pinned_student(source, "--ckpt")
     return Upstream(name or STUDENT, label or source.removeprefix(HF), checkpoint=found, named=label is not None)
 
 

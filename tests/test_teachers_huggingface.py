@@ -356,6 +356,7 @@ def test_a_head_keeps_the_commit_that_it_was_trained_on(hugging_hub: Hub, tmp_pa
     assert downstream_arguments._same_file("upstream_ckpt", "hf:me/model@v1.0", kept)
     assert not downstream_arguments._same_file("upstream_ckpt", "hf:me/model@main", kept)  # which has moved on
     assert not downstream_arguments._same_file("upstream_ckpt", "hf:me/other", kept)
+    assert not downstream_arguments._same_file("upstream_ckpt", "me/model", kept)
     assert not downstream_arguments._same_file("upstream_ckpt", f"hf:me/model@{'b' * 40}", kept)
 
 

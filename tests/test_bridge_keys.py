@@ -260,6 +260,30 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
             build(layer)._select_feature(states)
 
 
+def test_states_that_the_upstream_has_not_are_one_line() -> None:
+    """s3prl would train on ``hidden_states``; a head that was trained so goes on."""
+    from s3prl.upstream.interfaces import Featurizer
+
+    class Upstream(torch.nn.Module):
+        def forward(self, wavs: list[torch.Tensor]) -> dict:
+            states = [torch.zeros(1, 50, 4)] * 2
+            return {
+                "hidden_states": states,
+                "paper": states[-1],
+                "_hidden_states_info": (),
+                "hidden_state_0": states[0],
+            }
+
+    def build(selection: str, begins: bool) -> str:
+        featurizer = downstream_runner.featurizer_class(Featurizer, begins)
+        return featurizer(Upstream(), feature_selection=selection, upstream_device="cpu").feature_selection
+
+    assert build("paper", True) == "paper" and build("hidden_states", True) == "hidden_states"
+    assert build("papr", False) == "hidden_states"
+    with pytest.raises(EkdError, match=r"^-s papr: the upstream has none of that name; it has hidden_states, paper$"):
+        build("papr", True)
+
+
 def test_the_commands_show_our_messages_and_only_ours() -> None:
     script = (
         "import logging; from s3prl_ekd.bridge.launch import _show_messages as show; show(20); show(20)\n"

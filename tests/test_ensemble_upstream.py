@@ -218,6 +218,11 @@ def test_a_task_is_trained_and_tested_on_it(folder: Path, tmp_path: Path) -> Non
         head = checkpoints.read(tmp_path / name / "states-2.ckpt")
         assert head["Downstream"]["projector.weight"].shape[1] == width
         assert head["Featurizer"]["weights"].shape == (states,)
+    words = [*train, "-p", "typo", "-u", several[0], "-k", several[1], "-s", "man"]
+    done = command("run_downstream.py", *words, cwd=tmp_path)
+    said = "error: -s man: the upstream has none of that name; it has hidden_states, last_hidden_state, paper, mean"
+    assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == said
+    assert not (tmp_path / "typo").exists()
     test = ["-m", "evaluate", "-e", tmp_path / "joined" / "states-2.ckpt", "--device", "cpu"]
     assert command("run_downstream.py", *test, cwd=tmp_path).returncode == 0
     write_student(tmp_path / "2.ckpt", seed=3)

@@ -95,7 +95,7 @@ class DownstreamLaunch(ScriptLaunch):
         empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
         runner.torch.cuda = ModuleProxy(torch.cuda, empty_cache=empty_cache, device=downstream_runner.on_device)
         runner.DDP = downstream_runner.data_parallel(runner.DDP)
-        runner.Featurizer = downstream_runner.featurizer_class(runner.Featurizer)
+        runner.Featurizer = downstream_runner.featurizer_class(runner.Featurizer, begins=self.args.past_exp is None)
         downstream_runner.count_steps(runner)
 
     def _runner_class(self, original: type) -> type:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
@@ -80,19 +81,28 @@ def runner_class(
     return Runner
 
 
-def featurizer_class(original: type) -> type:
+def featurizer_class(original: type, begins: bool = True) -> type:
     """s3prl's featurizer, which answers ``-l`` beyond the upstream's states with a bare IndexError.
 
+    To ``-s`` with a key that the upstream has not it reads ``hidden_states`` instead, in a line among many.
     It chooses what of the upstream's output is read, so it tells an upstream with a cache what is worth keeping.
+
+    Args:
+        original: ``s3prl.upstream.interfaces.Featurizer``.
+        begins: of a run without a checkpoint; a head that s3prl has trained so is tested on what it was trained on.
     """
 
     class Featurizer(original):
         def __init__(self, upstream: Any, *args: Any, **kwargs: Any) -> None:
+            self._asked = kwargs.get("feature_selection") if begins else None
             super().__init__(upstream, *args, **kwargs)
             if hasattr(upstream, "begin"):
                 upstream.begin(self.feature_selection, self.layer_selection, self.downsample_rate, self._select_feature)
 
         def _select_feature(self, features: dict[str, Any]) -> Any:
+            if self._asked not in (None, self.feature_selection):
+                names = [str(name) for name in features if not re.match(r"_|hidden_state_\d", str(name))]
+                raise EkdError(f"-s {self._asked}: the upstream has none of that name; it has {', '.join(names)}")
             states, layer = features.get(self.feature_selection, ()), self.layer_selection
             several = isinstance(states, (list, tuple)) and len(states) > 1  # of a single one s3prl ignores -l
             if layer is not None and several and not -len(states) <= layer < len(states):

@@ -54,6 +54,9 @@ def test_card(checkpoint: Path, tmp_path: Path) -> None:
     scores.write_text(json.dumps(record | {"label": "fbank", "upstream": "fbank"}))
     with pytest.raises(EkdError, match="scores of 'fbank'"):
         export_huggingface(checkpoint, tmp_path / "y", scores=scores)
+    scores.write_text(json.dumps(record | {"upstream": "ekd_student_with_heads"}))
+    with pytest.raises(EkdError, match="holds the scores of '.*'; the model has no heads$"):
+        export_huggingface(checkpoint, tmp_path / "y", scores=scores)
 
 
 def test_a_checkpoint_of_others_writes_nothing_of_its_own_into_a_card(checkpoint: Path, tmp_path: Path) -> None:

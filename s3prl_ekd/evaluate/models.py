@@ -212,7 +212,8 @@ def _choose_published(source: str, name: str | None, label: str | None) -> Upstr
     from s3prl_ekd.student_checkpoint import pinned_student  # torch: not needed for --help and the mistakes above
 
     found = pinned_student(source, "--ckpt")
-    return Upstream(name or STUDENT, label or source.removeprefix(HF), checkpoint=found, named=label is not None)
+    own = label or _student_label(source.removeprefix(HF), name)
+    return Upstream(name or STUDENT, own, checkpoint=found, named=label is not None)
 
 
 def _choose_checkpoint(ckpt: Path, name: str | None, label: str | None) -> Upstream:
@@ -230,9 +231,12 @@ def _choose_checkpoint(ckpt: Path, name: str | None, label: str | None) -> Upstr
             f"labels: --ckpt LABEL={ckpt} --upstream {name}"
         )
     path = student_checkpoint(ckpt) if ours else ckpt.resolve()
-    own = f"{path.parent.name}/{path.name if path.is_dir() else path.stem}"
-    own = label or (f"{own} with heads" if name == WITH_HEADS else own)
+    own = label or _student_label(f"{path.parent.name}/{path.name if path.is_dir() else path.stem}", name)
     return Upstream(name or STUDENT, own, checkpoint=path, named=label is not None)
+
+
+def _student_label(own: str, name: str | None) -> str:
+    return f"{own} with heads" if name == WITH_HEADS else own
 
 
 def student_checkpoint(path: Path) -> Path:

@@ -15,6 +15,7 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import content
+from s3prl_ekd.evaluate.models import WITH_HEADS
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, output_folder, write_license
@@ -169,6 +170,8 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
     record = read_scores(path)
     if not str(record.get("upstream", "")).startswith("ekd_student"):
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
+    if record["upstream"] == WITH_HEADS:
+        raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}; the model has no heads")
     file = newest_checkpoint(checkpoint)
     if record.get("checkpoint_sha256") != content(file):
         raise EkdError(f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {file} is")

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from console import command
+from export_student import student_record
 from hugging_hub import Hub
 from pretrain_lab import STUDENT, final_weights, new_run, run
 
@@ -29,6 +30,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import models
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.inputs import model_digest
+from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkpoint
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.build import check_teachers
@@ -377,6 +379,13 @@ def test_a_published_student_is_one_here(hugging_hub: Hub, tmp_path: Path, hub: 
     teacher = models.choose({"teacher": "hf:me/student"})
     assert (teacher.label, teacher.checkpoint) == ("me/student", f"hf:me/student@{commit}")
     assert model_digest(row) == model_digest(teacher) is not None
+    scores = tmp_path / "scores.json"  # of the row: of this commit, and not of the next
+    scores.write_text(json.dumps(student_record(folder) | {"checkpoint_sha256": model_digest(row)}))
+    export_huggingface(Path("hf:me/student"), tmp_path / "copy", scores=scores)
+    assert "## Scores" in (tmp_path / "copy" / "README.md").read_text()
+    newer = hugging_hub.publish("me/student", write_model(tmp_path / "newer", seed=1))
+    with pytest.raises(EkdError, match=f"which is not what hf:me/student@{newer} is"):
+        export_huggingface(Path("hf:me/student"), tmp_path / "x", scores=scores)
     with pytest.raises(EkdError, match="--ckpt hf:me/student: a student .* which s3prl's hubert_base does not read"):
         models.choose({"ckpt": "hf:me/student", "upstream": "hubert_base"})
 
@@ -405,7 +414,7 @@ def test_a_checkpoint_of_a_run_is_published_as_it_is(hugging_hub: Hub, tmp_path:
     (row,) = models.choose_models([("ckpt", source)])
     assert row.arguments() == ["-u", "ekd_student", "-k", f"{source}@{commit}"]
     (beside,) = models.choose_models([("ckpt", f"mine={checkpoint}")])
-    assert upstream_cost(row) == upstream_cost(beside)
+    assert upstream_cost(row) == upstream_cost(beside) and model_digest(row) is not None
     given = Namespace(upstream="ekd_student", upstream_ckpt=source, upstream_model_config=None, hub="torch")
     downstream_arguments.check_upstream(given)
     assert given.upstream_ckpt == f"{source}@{commit}"

@@ -21,6 +21,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.models import STUDENT, Upstream
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.file_digest import file_digest
+from s3prl_ekd.source_names import HF, split_hub_model
 
 TABLES = {"meta_data": "**/*_meta_data.json", "bucket_file": "*.csv", "file_path": "data/*_data.csv"}
 """Configuration key of a folder of tables -> the tables in it (ER, ASR, IC)."""
@@ -151,9 +152,13 @@ def _weights(source: str) -> str:
     Raises:
         EkdError: they are gone, or not here yet: the first run of a hub name downloads them, so that nothing is cached.
     """
-    from s3prl_ekd.teachers import fingerprint, sources  # torch: not needed for a plan or a table
+    from s3prl_ekd.teachers import fingerprint, huggingface, sources  # torch: not needed for a plan or a table
 
-    digest = fingerprint.weights_digest(sources.describe(source, "--teacher"), "--teacher", download=False)
+    if source.startswith(HF) and split_hub_model(source).file is not None:  # perhaps a student's checkpoint
+        here = huggingface.is_here(source)
+        digest = fingerprint.files_digest(huggingface.locate(source, "--ckpt"), "--ckpt") if here else None
+    else:
+        digest = fingerprint.weights_digest(sources.describe(source, "--teacher"), "--teacher", download=False)
     if digest is None:
         raise EkdError(f"--teacher {source}: not downloaded")
     return digest

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.inputs import content
-from s3prl_ekd.evaluate.models import WITH_HEADS
+from s3prl_ekd.evaluate.inputs import model_digest
+from s3prl_ekd.evaluate.models import WITH_HEADS, choose
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint, same_weights
+from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
 from s3prl_ekd.whole_file import write_whole
 
@@ -172,9 +172,11 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
     if record["upstream"] == WITH_HEADS:
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}; the model has no heads")
-    file = newest_checkpoint(checkpoint)
-    if record.get("checkpoint_sha256") != content(file):
-        raise EkdError(f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {file} is")
+    model = choose({"ckpt": str(checkpoint)})
+    if record.get("checkpoint_sha256") != model_digest(model):
+        raise EkdError(
+            f"--scores {path}: holds the scores of {record.get('checkpoint')}, which is not what {model.checkpoint} is"
+        )
     return cards.scores_section(record)
 
 

@@ -195,3 +195,36 @@ def test_a_folder_that_is_not_ours_is_never_replaced(manifests: Path, tmp_path: 
     with pytest.raises(EkdError, match="was not made by prepare"):
         prepare_manifest(manifests / "sid.tsv", tmp_path / "data", ["sid"])
     assert precious.read_text() == "mine"
+
+
+def test_what_a_task_is_prepared_from_is_not_replaced_by_it(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A converted file is nowhere else, and the new folder's link led to where it had been."""
+    out = tmp_path / "data"
+    prepare_manifest(manifests / "asr.tsv", out, ["pr"])
+    again = ["path\tsplit\tspeaker\ttext"]
+    for file in sorted((out / "pr" / "LibriSpeech").rglob("*.flac")):
+        again.append(f"{file}\t{file.relative_to(out / 'pr' / 'LibriSpeech').parts[0]}\tann\thome")
+    (tmp_path / "again.tsv").write_text("\n".join(again) + "\n")
+    first = snapshot(out)
+    words = ["prepare", "--manifest", str(tmp_path / "again.tsv"), "--tasks", "pr", "--out"]
+    assert main([*words, str(out)]) == 2
+    assert f"is in {out / 'pr'}, which this call replaces; choose another --out" in capsys.readouterr().err
+    assert snapshot(out) == first
+    assert main([*words, str(tmp_path / "other")]) == 0
+
+
+def test_a_corpus_in_the_folder_of_its_task_is_not_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "data"
+    lines = ["path\tsplit\taction\tobject\tlocation"]
+    for split in ("train", "dev", "test"):
+        soundfile.write(tmp_path / f"{split}.wav", np.zeros(4000), 8000)
+        lines.append(f"{split}.wav\t{split}\tbring\tshoes\there")
+    (tmp_path / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    prepare_manifest(tmp_path / "manifest.tsv", out)
+    first = snapshot(out)
+    assert main(["prepare", "fluent_commands", str(out / "ic"), "--out", str(out)]) == 2
+    assert f"{out / 'ic'}: is in {out / 'ic'}, which this call replaces" in capsys.readouterr().err
+    assert snapshot(out) == first
+    assert main(["prepare", "fluent_commands", str(out / "ic"), "--out", str(tmp_path / "other")]) == 0

@@ -13,7 +13,7 @@ from rich.table import Table
 from s3prl_ekd.audio import count_other_audio, find_audio
 from s3prl_ekd.console import Console
 from s3prl_ekd.corpora.fluent_commands import prepare_fluent_commands
-from s3prl_ekd.corpora.folders import MARKER, Prepared, turn_in
+from s3prl_ekd.corpora.folders import MARKER, Prepared, check_apart, turn_in
 from s3prl_ekd.corpora.iemocap import prepare_iemocap
 from s3prl_ekd.corpora.layout_pretrain import prepare_pretrain
 from s3prl_ekd.corpora.librispeech import prepare_librispeech
@@ -158,6 +158,8 @@ def _check_source(source: str, args: argparse.Namespace, tasks: Sequence[str]) -
         raise EkdError(f"{args.path}: no such folder")
     if source == "voxceleb1" and not args.split_file:
         raise EkdError("prepare voxceleb1: --split-file is missing; VoxCeleb1's iden_split.txt is meant")
+    corpora = [corpus for corpus in (args.path, args.test_set) if corpus]
+    check_apart([args.out / task for task in tasks], zip(corpora, corpora, strict=True))
 
 
 def _check_no_task_twice(claims: Sequence[tuple[str, str, Sequence[str]]]) -> None:

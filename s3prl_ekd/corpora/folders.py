@@ -13,7 +13,7 @@ import re
 import shutil
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +78,21 @@ def check_replaceable(folder: Path) -> None:
         raise EkdError(f"{folder}: exists and was not made by prepare; choose another --out")
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"{folder}: exists and is not a folder; choose another --out")
+
+
+def check_apart(folders: Iterable[Path], sources: Iterable[tuple[object, Path]]) -> None:
+    """Raise where a source is in a folder that will be replaced: its only copy may be there, and would be gone.
+
+    Args:
+        folders: of the tasks.
+        sources: what begins the message, and audio or a corpus.
+    """
+    homes = {os.path.join(os.path.realpath(folder), ""): folder for folder in folders}
+    for where, source in sources:
+        real = os.path.join(os.path.realpath(source), "")
+        home = next((folder for start, folder in homes.items() if real.startswith(start)), None)
+        if home is not None:
+            raise EkdError(f"{where}: is in {home}, which this call replaces; choose another --out")
 
 
 @contextmanager

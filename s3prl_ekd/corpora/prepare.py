@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from s3prl_ekd.corpora.folders import Prepared, turn_in
+from s3prl_ekd.corpora.folders import Prepared, check_apart, turn_in
 from s3prl_ekd.corpora.layout_emotion import prepare_emotion
 from s3prl_ekd.corpora.layout_intent import prepare_intent
 from s3prl_ekd.corpora.layout_keyword import prepare_keyword
@@ -95,6 +95,8 @@ def lay_out(
             clips = probe(rows, skip_bad)
             kept = replace(rows, rows=tuple(clip.row for clip in clips))
             check_tasks(kept, tasks)  # skipping may have emptied a split
+            audio = ((f"{rows.where(row)}: {row.path}", row.audio) for row in kept.rows)
+            check_apart([out / task for task in tasks], audio)
             speech = [task for task in ("asr", "pr") if task in tasks]
             if speech:
                 results.extend(prepare_speech(rows, clips, out, speech, lexicons))

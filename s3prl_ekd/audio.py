@@ -27,6 +27,10 @@ OTHER_SUFFIXES = {
 }  # fmt: skip
 
 
+UNREADABLE = (soundfile.LibsndfileError, RuntimeError, OSError, TypeError)
+"""What soundfile raises for a file that it cannot read; TypeError: its name ends in .raw, whose rate nobody knows."""
+
+
 class AudioError(EkdError):
     """An audio file that is missing, empty, or that libsndfile cannot decode."""
 
@@ -98,7 +102,7 @@ def audio_info(path: str | Path) -> AudioInfo:
     """
     try:
         info = soundfile.info(os.fsencode(path))  # as bytes: an old corpus may have names that are no UTF-8
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
         raise AudioError(_reason(path, error)) from error
     if info.frames <= 0:
         raise AudioError(f"{path}: the audio file holds no samples")
@@ -132,7 +136,7 @@ def read_audio(path: str | Path, start: int = 0, samples: int | None = None, fir
                 wave = np.multiply(file.read(frames, dtype="int16", always_2d=True), _INT16, dtype=np.float32)
             else:
                 wave = file.read(frames, dtype="float32", always_2d=True)  # (frames, channels)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
         raise AudioError(_reason(path, error)) from error
     if wave.shape[0] == 0:
         raise AudioError(f"{path}: the audio file {'ends before the part asked for' if start else 'holds no samples'}")

@@ -10,6 +10,8 @@ import pytest
 import soundfile
 from corpora_lab import audio, prepare
 
+from s3prl_ekd.bridge.taskdata import speaker_lists
+from s3prl_ekd.compat import torchaudio_io
 from s3prl_ekd.corpora.probe import info_or_reason
 
 
@@ -93,6 +95,19 @@ def test_a_name_that_is_not_utf_8_is_left_out(tmp_path: Path, capsys: pytest.Cap
     assert prepare("audio", folder, "--out", tmp_path / "data") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "1 of 2 files left out, first: " in said and "caf\ufffd.wav: a name that is not UTF-8" in said
+
+
+def test_a_manifest_and_its_data_in_a_folder_that_is_not_utf_8(tmp_path: Path) -> None:
+    """Of its clips one is linked and one converted."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    for split, rate in (("train", 16_000), ("dev", 16_000), ("test", 8_000)):
+        soundfile.write(os.fsencode(folder / f"{split}.wav"), 0.1 * np.ones(8_000), rate)
+    lines = [f"{split}.wav\t{split}\tann" for split in ("train", "dev", "test")]
+    (folder / "manifest.tsv").write_text("\n".join(["path\tsplit\tspeaker", *lines]) + "\n")
+    assert prepare("--manifest", folder / "manifest.tsv", "--out", folder / "data", "--tasks", "sid") == 0
+    lists = speaker_lists(folder / "data" / "sid" / "VoxCeleb1", folder / "data" / "sid" / "split.txt", "")
+    assert [torchaudio_io.load(lists[split][0])[0].shape[1] for split in lists] == [8_000, 8_000, 16_000]
 
 
 def test_a_data_folder_in_the_corpus_is_no_part_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

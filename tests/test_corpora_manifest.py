@@ -118,20 +118,21 @@ def test_bad_audio_is_named_with_its_line_or_left_out_and_counted(
     (tmp_path / "empty.wav").write_bytes(b"")
     tone(tmp_path / "blip.wav", seconds=0.02)
     soundfile.write(tmp_path / "nan.wav", np.full(16_000, np.nan, np.float32), 16_000, subtype="FLOAT")
-    names = ["good.flac", "cut.flac", "empty.wav", "gone.wav", "blip.wav", "nan.wav", "good.flac"]
+    (tmp_path / "bare.raw").write_bytes(good.read_bytes())
+    names = ["good.flac", "cut.flac", "empty.wav", "gone.wav", "blip.wav", "nan.wav", "bare.raw", "good.flac"]
     file = write(tmp_path / "manifest.tsv", ["path"], *([name] for name in names))
     for bad, reason in [
         ("cut.flac", "damaged"), ("empty.wav", "empty"), ("gone.wav", "no such"),
-        ("blip.wav", "0.05 s is the least"), ("nan.wav", "NaN"),
+        ("blip.wav", "0.05 s is the least"), ("nan.wav", "NaN"), ("bare.raw", "cannot be read as audio"),
     ]:  # fmt: skip
         one = write(tmp_path / "one.tsv", ["path"], ["good.flac"], [bad])
         with pytest.raises(EkdError, match=rf"one.tsv:3: .*{bad}.*{reason}"):
             probe(read_manifest(one))
-    with pytest.raises(EkdError, match="5 more rows"):
+    with pytest.raises(EkdError, match="6 more rows"):
         probe(read_manifest(file))
     clips = probe(read_manifest(file), skip_bad=True)
     assert [clip.row.path for clip in clips] == ["good.flac"]
-    assert "6 of 7 rows left out" in caplog.text
+    assert "7 of 8 rows left out" in caplog.text
 
 
 def test_one_file_under_two_names_is_no_second_clip(tmp_path: Path) -> None:

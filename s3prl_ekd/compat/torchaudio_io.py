@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import torch
 
-from s3prl_ekd.audio import AudioError, decoder_reason
+from s3prl_ekd.audio import UNREADABLE, AudioError, decoder_reason
 
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
 # Scale from float to the integer type torchaudio returns under normalize=False.
@@ -66,7 +66,7 @@ def load(
             if frame_offset:
                 file.seek(min(frame_offset, file.frames))
             wave = file.read(num_frames, dtype=dtype, always_2d=True)  # (samples, channels)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
         raise _reason(uri, error) from error
     array = np.ascontiguousarray(wave.T if channels_first else wave)
     return torch.from_numpy(array), rate
@@ -85,7 +85,7 @@ def info(
     """
     try:
         found = soundfile.info(_target(uri))
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
         raise _reason(uri, error) from error
     return AudioMetaData(
         sample_rate=found.samplerate,
@@ -97,7 +97,7 @@ def info(
 
 
 def _target(uri: Any) -> Any:
-    return os.fspath(uri) if isinstance(uri, (str, os.PathLike)) else uri
+    return os.fsencode(uri) if isinstance(uri, (str, os.PathLike)) else uri
 
 
 def _reason(uri: Any, error: Exception) -> AudioError:

@@ -7,6 +7,7 @@ machinery works, nothing about models: the voices are few, clean and synthetic.
 from __future__ import annotations
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -212,7 +213,7 @@ class _Booth:
         file = self.folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            soundfile.write(file, wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+            soundfile.write(os.fsencode(file), wave, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
         except soundfile.LibsndfileError as error:
             raise EkdError(f"{file}: cannot be written ({error})") from error
         return {

@@ -177,7 +177,7 @@ def place(clips: Sequence[Clip], targets: Sequence[Path], only: str | None = Non
             return False
         wave = read_audio(clip.row.audio)
         try:
-            soundfile.write(file, wave, SAMPLE_RATE, format=only or "FLAC", subtype="PCM_16")
+            soundfile.write(os.fsencode(file), wave, SAMPLE_RATE, format=only or "FLAC", subtype="PCM_16")
         except soundfile.LibsndfileError as error:
             raise EkdError(f"{file}: cannot be written ({error})") from error
         return True

@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 import soundfile
 
-from s3prl_ekd.audio import SAMPLE_RATE, AudioError, AudioInfo, audio_info, decoder_reason
+from s3prl_ekd.audio import SAMPLE_RATE, UNREADABLE, AudioError, AudioInfo, audio_info, decoder_reason
 from s3prl_ekd.corpora.manifest import Manifest, Row
 from s3prl_ekd.device import usable_cpus
 from s3prl_ekd.errors import EkdError
@@ -67,7 +67,7 @@ def info_or_reason(path: Path) -> AudioInfo | str:
             whole = len(file.read(last, dtype="float32")) == last and not _wav_is_cut(path, file)
     except AudioError as error:
         return str(error)
-    except (soundfile.LibsndfileError, RuntimeError, OSError):
+    except UNREADABLE:
         whole = False
     if not whole:
         return f"{path}: the audio data is damaged (its end is missing)"
@@ -156,14 +156,14 @@ def probe(manifest: Manifest, skip_bad: bool = False) -> list[Clip]:
 def _open(row: Row) -> Clip | str:
     try:
         info = audio_info(row.audio)
-        with soundfile.SoundFile(str(row.audio)) as file:
+        with soundfile.SoundFile(os.fsencode(row.audio)) as file:
             form, frames, read, finite = file.format, file.frames, 0, True
             for block in file.blocks(BLOCK, dtype="float32"):
                 read += len(block)
                 finite = finite and bool(np.isfinite(block).all())
     except AudioError as error:
         return str(error)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+    except UNREADABLE as error:
         return f"{row.audio}: the audio data is damaged ({decoder_reason(error)})"
     if read < frames:
         return f"{row.audio}: the audio data is damaged ({read} of {frames} samples can be decoded)"

@@ -175,3 +175,12 @@ def test_a_silence_to_train_on_is_a_second_long(tmp_path: Path, capsys: pytest.C
 )
 def test_the_class_of_a_keyword(keyword: str, expected: str) -> None:
     assert keyword_class(keyword) == expected
+
+
+@pytest.mark.parametrize("keyword", ["<silence>", "[Background noise]", "<unknown>", "yes!"])
+def test_a_keyword_in_brackets_is_of_one_class_in_every_split(keyword: str, tmp_path: Path, s3prls: Any) -> None:
+    """The class is s3prl's by the folder's name: such a silence was trained on, and unknown in the test set."""
+    rows = [(f"{split}.wav", split, keyword, 16_000) for split in ("train", "dev", "test")]
+    assert prepare("--manifest", write_manifest(tmp_path / "in", rows), "--out", tmp_path / "data") == 0
+    found = as_s3prl_reads(tmp_path / "data" / "ks.yaml", s3prls)
+    assert {name for part in found.values() for name, _ in part} == {keyword_class(keyword)}

@@ -56,8 +56,8 @@ def prepare_keyword(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
 
 
 def keyword_class(keyword: str) -> str:
-    """One of s3prl's twelve classes."""
-    word = keyword.lower()
+    """One of s3prl's twelve classes: that which s3prl gives to a folder of the keyword's name."""
+    word = safe_name(keyword.lower())
     return SILENCE if word in SILENCES else word if word in WORDS else UNKNOWN
 
 

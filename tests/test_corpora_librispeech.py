@@ -86,6 +86,23 @@ def test_empty_transcripts_and_blank_lines_do_not_reach_s3prl(
     assert "1 utterances left out: their text is empty" in caplog.text
 
 
+def test_two_splits_may_number_their_speakers_alike(librispeech: Path, lexicon: Path, tmp_path: Path) -> None:
+    """An utterance of train got the transcript of that of its name in test."""
+    for number, split in enumerate(["train-clean-100", "dev-clean", "test-clean"], start=1):
+        said = ("Hello", "world", "hello hello")[number - 1]
+        for file in (librispeech / split / str(number) / "7").iterdir():
+            if file.suffix == ".txt":
+                file.write_text(file.read_text().replace("HELLO WORLD", said).replace(f"{number}-7", "1-7"))
+            file.rename(file.with_name(file.name.replace(f"{number}-7", "1-7")))
+        (librispeech / split / str(number)).rename(librispeech / split / "1")
+    out = tmp_path / "data"
+    assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon, "--tasks", "pr,asr") == 0
+    for task in ("pr", "asr"):
+        for split, said in (("train", "HELLO"), ("dev", "WORLD"), ("test", "HELLO HELLO")):
+            (text,) = (out / task / "LibriSpeech" / split).rglob("*.trans.txt")
+            assert [line.partition(" ")[2] for line in text.read_text().splitlines()] == [said] * 3
+
+
 def test_the_closing_table_counts_what_the_corpus_holds(librispeech: Path, lexicon: Path, tmp_path: Path) -> None:
     tasks = ("pr", "asr", "pretrain")
     for result in prepare_librispeech(librispeech, tmp_path / "data", tasks, [lexicon]):

@@ -72,9 +72,11 @@ class _Speech:
     """What PR and ASR read of the corpus."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    """Utterance -> transcript; "" of a blank line."""
+    """Utterance, by its audio's path below the corpus without the suffix -> transcript."""
     lengths: dict[str, list[tuple[str, int]]] = field(default_factory=dict)
     """Split -> (path below the corpus, samples) of each utterance."""
+    blank_lines: int = 0
+    """Of transcripts."""
     upper_case: int = 0
     """Files left out, since their names end in .FLAC."""
     behind_links: int = 0
@@ -87,10 +89,10 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
         _read_split(root, split, speech)
     left_out = f"{speech.upper_case} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"
     common = [left_out] if speech.upper_case else []
-    if "" in speech.texts:
+    if speech.blank_lines:
         common.append("blank lines in transcripts, at which s3prl's ASR ends: laid out anew, with links to the audio")
     clips = _clips(root, speech)
-    if "" in speech.texts or not all(re.fullmatch("[A-Z' ]*[A-Z'][A-Z' ]*", clip.row.text) for clip in clips):
+    if speech.blank_lines or not all(re.fullmatch("[A-Z' ]*[A-Z'][A-Z' ]*", clip.row.text) for clip in clips):
         prepared = prepare_speech(Manifest(root, (), tuple(clip.row for clip in clips)), clips, out, tasks, lexicons)
         return [replace(one, notes=(*common, *one.notes)) for one in prepared]
     lexicon = None
@@ -116,7 +118,7 @@ def _clips(root: Path, speech: _Speech) -> list[Clip]:
     """The corpus as the rows of a manifest would be."""
     return [
         Clip(
-            Row(0, path, root / path, path.split("/")[1], role, speech.texts[Path(path).stem]),
+            Row(0, path, root / path, path.split("/")[1], role, speech.texts[path.removesuffix(".flac")]),
             samples, plain=True, form="FLAC",
         )
         for role, split in SPLITS.items()
@@ -143,8 +145,9 @@ def _read_split(root: Path, split: str, speech: _Speech) -> None:
             raise EkdError(f"{file}: no such transcript file; expected LibriSpeech's SPLIT/SPK/CHAP/SPK-CHAP.trans.txt")
         for line in _transcripts(file):
             key, _, text = line.partition(" ")
-            speech.texts[key] = text
-    silent = [file for file in audio if file.stem not in speech.texts]
+            speech.texts[f"{folder.relative_to(root).as_posix()}/{key}"] = text
+            speech.blank_lines += not line.strip()
+    silent = [file for file in audio if file.relative_to(root).with_suffix("").as_posix() not in speech.texts]
     if silent:
         raise EkdError(f"{silent[0]}: no transcript for it in its .trans.txt{others_like(silent)}")
     samples = ready_lengths(audio)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from manifest_lab import ids, manifest_rows, prepare_manifest
 from s3prl_ekd.cli import main
 from s3prl_ekd.corpora.layout_emotion import emotion_labels, session_numbers
 from s3prl_ekd.corpora.layout_speech import normalise
+from s3prl_ekd.errors import EkdError
 
 
 def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Path) -> None:
@@ -110,6 +112,16 @@ def test_emotions_and_folds_of_other_corpora() -> None:
     assert emotion_labels(["sad", "neu", "fear", "hap", "ang"]) == {"ang": 0, "fear": 1, "hap": 2, "neu": 3, "sad": 4}
     assert emotion_labels(["sad", "ang"]) == {"ang": 0, "sad": 1}
     assert session_numbers(["10", "9", "x", "9"]) == {"9": 1, "10": 2, "x": 3}
+
+
+def test_a_fold_under_two_names_is_refused(manifests: Path, tmp_path: Path) -> None:
+    """They were two folds, numbered by Python's hash seed, and their speakers in train and test."""
+    table = manifests / "er.tsv"
+    lines = [line.split("\t") for line in table.read_text().splitlines()]
+    lines[1][1] = f"0{lines[1][1]}"
+    table.write_text("\n".join("\t".join(cells) for cells in lines) + "\n")
+    with pytest.raises(EkdError, match=re.escape(f"{table}: fold '01' is also spelled '1'; expected one name")):
+        prepare_manifest(table, tmp_path / "data")
 
 
 def test_pretraining_sets_add_up_over_one_root(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from s3prl_ekd.corpora.folders import (
@@ -22,7 +23,7 @@ from s3prl_ekd.corpora.folders import (
 )
 from s3prl_ekd.corpora.manifest import Manifest
 from s3prl_ekd.corpora.probe import Clip
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 
 SUPERB_EMOTIONS = ("neu", "hap", "ang", "sad")  # in s3prl's order of labels
 ALIASES = {
@@ -39,8 +40,15 @@ def emotion_labels(emotions: Sequence[str]) -> dict[str, int]:
 
 
 def session_numbers(folds: Sequence[str]) -> dict[str, int]:
-    """Fold names to session numbers from 1: numbers keep their order, names are sorted."""
-    ordered = sorted(set(folds), key=lambda fold: (0, int(fold), "") if fold.isdecimal() else (1, 0, fold))
+    """Fold names to session numbers from 1: numbers keep their order, names are sorted.
+
+    Raises:
+        EkdError: two names are one number, as 1 and 01: speakers of one fold would be trained on for the other.
+    """
+    ordered = sorted(set(folds), key=lambda fold: (0, int(fold), fold) if fold.isdecimal() else (1, 0, fold))
+    for one, other in pairwise(ordered):
+        if one.isdecimal() and other.isdecimal() and int(one) == int(other):
+            raise EkdError(f"fold {one!r} is also spelled {other!r}; expected one name for each fold")
     return {fold: index for index, fold in enumerate(ordered, start=1)}
 
 
@@ -48,11 +56,12 @@ def prepare_emotion(manifest: Manifest, clips: Sequence[Clip], out: Path) -> Pre
     """Lay out a manifest for ER under ``out``.
 
     Raises:
-        EkdError: fewer than two folds or two emotions, or a folder that is not ours.
+        EkdError: fewer than two folds or two emotions, a fold under two names, or a folder that is not ours.
     """
     emotions = [ALIASES.get(clip.row.emotion.lower(), clip.row.emotion.lower()) for clip in clips]
     labels = emotion_labels(emotions)
-    sessions = session_numbers([clip.row.fold for clip in clips])
+    with naming(manifest.file):
+        sessions = session_numbers([clip.row.fold for clip in clips])
     if len(sessions) < 2 or len(labels) < 2:
         raise EkdError(
             f"{manifest.file}: {len(sessions)} folds and {len(labels)} emotions; task er needs two of each at least"

@@ -223,6 +223,17 @@ def test_sets_are_held_out_for_validation(manifests: Path, tmp_path: Path, capsy
     assert f"held-out sets, and none to train on yet s3prl-ekd prepare ... --out {tmp_path / 'new'}, without" in shown
 
 
+def test_rows_to_test_on_are_no_training_set_whatever_else_the_column_says(manifests: Path, tmp_path: Path) -> None:
+    """With one split of another name, test and dev were trained on."""
+    table = manifests / "asr.tsv"
+    with table.open() as stream:
+        splits = [row["split"] for row in csv.DictReader(stream, delimiter="\t")]
+    table.write_text(table.read_text().replace("\ttrain\t", "\textra\t", 1))
+    prepare_manifest(table, tmp_path / "data", ["pretrain"], name="talks")
+    assert pretraining_sets(tmp_path / "data") == (["talks"], ["talks-dev"])
+    assert len((tmp_path / "data" / "pretrain" / "talks.csv").read_text().splitlines()) == 1 + splits.count("train")
+
+
 def test_a_held_out_part_does_not_outlive_its_manifest(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

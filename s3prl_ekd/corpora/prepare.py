@@ -18,7 +18,7 @@ from s3prl_ekd.corpora.layout_keyword import prepare_keyword
 from s3prl_ekd.corpora.layout_pretrain import check_set_name, prepare_pretrain
 from s3prl_ekd.corpora.layout_speaker import prepare_speaker
 from s3prl_ekd.corpora.layout_speech import prepare_speech
-from s3prl_ekd.corpora.manifest import SPLITS, TASKS, Manifest, Row, check_tasks, choose_tasks, read_manifest
+from s3prl_ekd.corpora.manifest import TASKS, Manifest, Row, check_tasks, choose_tasks, read_manifest
 from s3prl_ekd.corpora.probe import probe
 from s3prl_ekd.errors import EkdError
 
@@ -107,12 +107,12 @@ def lay_out(
 
 
 def _pretraining(rows: Manifest, out: Path, name: str, held_out: bool) -> Prepared:
-    """A manifest's set or, where its rows say train, dev and test, two: dev is held out, test used for nothing."""
+    """A manifest's set or, where rows of it say dev, two: these are held out, and those of test used for nothing."""
     dev, valid = f"{name}-dev", [name] if held_out else []
     parts: dict[str, Sequence[Row]] = {name: rows.rows}
-    if not held_out and {row.split for row in rows.rows} <= {*SPLITS, ""}:
+    if not held_out:
         parts = {
-            name: [row for row in rows.rows if row.split in ("train", "")],
+            name: [row for row in rows.rows if row.split not in ("dev", "test")],
             dev: [row for row in rows.rows if row.split == "dev"],
         }
         valid = [dev] if parts[dev] else []

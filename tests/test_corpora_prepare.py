@@ -69,13 +69,13 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["../evil", "a/b", ".", "..", ".hidden", "a\\b"])
+@pytest.mark.parametrize("name", ["../evil", "a/b", ".", "..", ".hidden", "a\\b", "a\nb"])
 def test_a_set_is_named_inside_its_folder(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     for words in (["audio", str(manifests)], ["--manifest", str(manifests / "pretrain.tsv")]):
         assert main(["prepare", *words, "--name", name, "--out", str(tmp_path / "data")]) == 2
-        assert f"--name {name}: no name for a pretraining set" in capsys.readouterr().err
+        assert f"--name {name!r}: no name for a pretraining set" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.csv"))
 
 

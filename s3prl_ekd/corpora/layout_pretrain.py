@@ -90,10 +90,10 @@ def prepare_pretrain(
 
 
 def check_set_name(name: str) -> None:
-    """Raise unless ``pretrain/NAME.csv`` is a visible file of that folder."""
-    if name.startswith(".") or "/" in name or "\\" in name:
+    """Raise unless ``pretrain/NAME.csv`` is a visible file of that folder, and the name a line of ``valid.txt``."""
+    if not name or name.startswith(".") or "/" in name or "\\" in name or not name.isprintable():
         raise EkdError(
-            f"--name {name}: no name for a pretraining set, a file pretrain/NAME.csv; expected one without / "
+            f"--name {name!r}: no name for a pretraining set, a file pretrain/NAME.csv; expected one line without / "
             "and without a dot in front"
         )
 

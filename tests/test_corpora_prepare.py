@@ -134,6 +134,17 @@ def test_the_next_command_can_be_pasted(
         assert words[words.index("-c") + 1 :] == [str(result.config)] + ([] if gpu else ["--device", "cpu"])
 
 
+def test_a_name_that_is_too_long_is_the_one_that_is_named(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not the audio that a link of that name was to lead to."""
+    table = manifests / "er.tsv"
+    table.write_text(table.read_text().replace("ann", "a" * 300))
+    assert main(["prepare", "--manifest", str(table), "--out", str(tmp_path / "data")]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'data' / '.er.partial'}/") and last.endswith(": File name too long")
+
+
 def test_what_cannot_be_written_is_one_line(
     manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

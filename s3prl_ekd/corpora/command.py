@@ -99,7 +99,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         results = _prepare(args)
     except OSError as error:
-        raise EkdError(f"{error.filename or args.out}: {error.strerror or error}") from error
+        where = error.filename2 or error.filename or args.out  # of a link or a move, what was to be there
+        raise EkdError(f"{where}: {error.strerror or error}") from error
     show(results)
     return 0
 

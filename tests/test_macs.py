@@ -106,6 +106,32 @@ def test_a_folder_of_other_code_is_run(tmp_path: Path, capsys: pytest.CaptureFix
     assert found["macs"] == pytest.approx(known["macs"], rel=0.03)
 
 
+BY_NUMPY = """
+import torch
+
+class UpstreamExpert(torch.nn.Module):
+    def __init__(self, ckpt):
+        super().__init__()
+        self.layer = torch.nn.Linear(400, 8, bias=False)
+
+    def forward(self, wavs):
+        assert wavs[0].numpy().shape == wavs[0].shape
+        return {"hidden_states": [self.layer(wavs[0].unfold(0, 400, 320)).unsqueeze(0)]}
+"""
+
+
+def test_code_that_takes_clips_to_numpy_is_counted_on_the_cpu(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a tensor without data that is a TypeError."""
+    (tmp_path / "expert.py").write_text(BY_NUMPY)
+    frames = {name: sum((n - 400) // 320 + 1 for n in lengths) for name, lengths in LENGTHS.items()}
+    found = counted(capsys, str(tmp_path))
+    assert found["params"] == 3200 and {name: found[name] for name in frames} == {
+        name: 3200 * count for name, count in frames.items()
+    }
+
+
 @pytest.mark.slow
 def test_an_expert_that_was_edited_is_counted_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = export_superb(write_student(tmp_path / "states-1.ckpt"), tmp_path / "submission")

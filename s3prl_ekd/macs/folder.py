@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     params = sum(parameter.numel() for parameter in expert.parameters())
     try:
         counts = count(torch, expert.to("meta"), buckets, "meta")
-    except (RuntimeError, NotImplementedError, ValueError):
+    except Exception:  # whatever their code does with the values; what is wrong with it otherwise, the CPU says too
         counts = count(torch, UpstreamExpert(ckpt=f"{folder}/model.pt").eval(), buckets, "cpu")
     print("\n" + json.dumps({"params": params, "buckets": counts}))  # noqa: T201
     return 0

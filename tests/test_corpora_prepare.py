@@ -124,6 +124,15 @@ def test_what_a_split_asks_for_in_vain_is_said(manifests: Path, tmp_path: Path) 
             prepare_manifest(manifests / "one.tsv", tmp_path / "data", ["er"])
 
 
+def test_a_set_in_brackets_is_shown_as_it_is_called(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """rich takes them for a style."""
+    words = ["--manifest", str(manifests / "pretrain.tsv"), "--name", "talks [clean]", "--out", str(tmp_path / "data")]
+    assert main(["prepare", *words]) == 0
+    assert "talks [clean] 30" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("gpu", [False, True])
 def test_the_next_command_can_be_pasted(
     manifests: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpu: bool

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.audio import count_other_audio, find_audio
@@ -230,7 +231,7 @@ def show(results: Sequence[Prepared], console: Console | None = None) -> None:
         table.add_column(name, justify="right")
     for result in results:
         counts = ", ".join(f"{name} {count}" for name, count in zip(result.splits, result.utterances, strict=True))
-        table.add_row(result.task, counts, f"{result.minutes:.1f}", str(result.speakers or "-"))
+        table.add_row(result.task, escape(counts), f"{result.minutes:.1f}", str(result.speakers or "-"))
     console.print(table)
     for result in results:
         for note in result.notes:

@@ -285,6 +285,35 @@ def test_a_fold_whose_tables_cannot_be_used(filled: dict, tmp_path: Path, conten
         complete("er", config, tmp_path)
 
 
+@pytest.mark.parametrize(("split", "size"), [("train", "batch_size"), ("dev-clean", "eval_batch_size")])
+def test_asr_of_one_utterance_needs_batches_of_one(tmp_path: Path, split: str, size: str) -> None:
+    """s3prl's dataset was empty, and its loader ended in a traceback."""
+    config = bridge_corpora.all_tasks(tmp_path)["asr"]
+    config["runner"]["eval_dataloaders"] = ["dev-clean"]
+    data = config["downstream_expert"]["datarc"]
+    table = Path(data["bucket_file"], f"{data[split][0]}.csv")
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:2]))
+    data[size] = 2
+    with pytest.raises(EkdError, match=rf"datarc\.{size}: s3prl leaves out a last batch of one, and {split} has one"):
+        complete("asr", copy.deepcopy(config), tmp_path)
+    data[size] = 1
+    complete("asr", config, tmp_path)
+
+
+def test_er_needs_more_than_its_dev_set(tmp_path: Path) -> None:
+    """A fifth of one is one."""
+    config = bridge_corpora.all_tasks(tmp_path)["er"]
+    table = Path(config["downstream_expert"]["datarc"]["meta_data"], "Session1", "train_meta_data.json")
+    content = json.loads(table.read_text())
+    for count in (1, 2):
+        table.write_text(json.dumps(content | {"meta_data": content["meta_data"][:count]}))
+        if count == 1:
+            with pytest.raises(EkdError, match=rf"{table}: nothing is left to train on: with .*\.valid_ratio 0.2 all"):
+                complete("er", copy.deepcopy(config), tmp_path)
+            complete("er", copy.deepcopy(config), tmp_path, "evaluate")
+    complete("er", config, tmp_path)
+
+
 def test_a_split_file_without_a_test_part_is_enough_to_train(filled: dict, tmp_path: Path) -> None:
     config = copy.deepcopy(filled["sid"])
     data = config["downstream_expert"]["datarc"]

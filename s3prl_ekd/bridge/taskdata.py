@@ -138,19 +138,23 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
     data.file("dict_path")
     root, tables = data.folder("libri_root"), data.folder("bucket_file")
     for split in used:
+        count = 0
         for name in _splits(data, split):
             table = tables / f"{name}.csv"
             if not table.is_file():
                 raise data.wrong("bucket_file", f"{table}: no such table of lengths (split {split!r})")
-            _check_utterances(table, root, f"{data.path}.libri_root")
+            count += _check_utterances(table, root, f"{data.path}.libri_root")
+        size = "batch_size" if split == "train" else "eval_batch_size"
+        if count == 1 and data.values.get(size) != 1:
+            raise data.wrong(size, f"s3prl leaves out a last batch of one, and {split} has one utterance; expected 1")
 
 
-def _check_utterances(table: Path, root: Path, key: str) -> None:
-    """The audio and transcripts of a table of ASR are there; of an utterance without a transcript s3prl takes none."""
+def _check_utterances(table: Path, root: Path, key: str) -> int:
+    """How many utterances s3prl takes of a table of ASR: those with a transcript, whose audio must be there."""
     from s3prl_ekd.data.lengths import read_table
 
     transcribed: dict[str, set[str]] = {}
-    found = False
+    found = 0
     for path in read_table(table, key).file_path:
         folder, _, name = path.rpartition("/")
         if "/" not in folder:
@@ -158,11 +162,12 @@ def _check_utterances(table: Path, root: Path, key: str) -> None:
         if folder not in transcribed:
             transcribed[folder] = _transcribed(root / folder / f"{'-'.join(folder.split('/')[-2:])}.trans.txt")
         if name.partition(".")[0] in transcribed[folder]:
-            found = True
+            found += 1
             if not (root / path).is_file():
                 raise EkdError(f"{table}: {path}: no such file below {root} ({key})")
     if not found:
         raise EkdError(f"{table}: no utterance in it has a line in its .trans.txt below {root} ({key})")
+    return found
 
 
 def _transcribed(file: Path) -> set[str]:
@@ -196,6 +201,9 @@ def _emotion(args: Namespace, expert: Section) -> None:
         if labels not in (None, own):  # the head learns the numbers of one, and is tested by those of the other
             raise EkdError(f"{table}: labels: other ones than in {table.with_name('train_meta_data.json')}")
         labels = own
+        held_out = data.values.get("valid_ratio", 0)  # of which s3prl makes its dev set, rounded up
+        if name == "train" and args.mode == "train" and int((1 - held_out) * len(paths)) == 0:
+            raise EkdError(f"{table}: nothing is left to train on: with {data.path}.valid_ratio {held_out} all is dev")
         for path in paths:
             if not (root / path).is_file():
                 raise EkdError(f"{table}: {path}: no such file below {root} ({data.path}.root)")

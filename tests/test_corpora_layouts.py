@@ -160,6 +160,7 @@ def test_pretraining_sets_add_up_over_one_root(
     [
         ("at your service, sir.", "AT YOUR SERVICE SIR"),
         ("I’ll “go”—now…", "I'LL GO NOW"),
+        ("don´t, can′t", "DON'T CAN'T"),
         ("and/or, yes,no", "AND OR YES NO"),
         ("wait…what", "WAIT WHAT"),
         ("Café.Noir (end).'Tis so", "CAFE NOIR END 'TIS SO"),

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 TREE = "LibriSpeech"
 QUOTES = set('"\N{DOUBLE LOW-9 QUOTATION MARK}\N{SINGLE LOW-9 QUOTATION MARK}')  # besides the categories Pi and Pf
+APOSTROPHES = "[\N{RIGHT SINGLE QUOTATION MARK}\N{ACUTE ACCENT}\N{PRIME}]"  # as they are typed
 INITIALISM = re.compile(r"(?<![A-Z'])[A-Z](?:\.[A-Z](?![A-Z]))+(?:\.(?![A-Z]))?")  # U.S.A. and J.K; not A.Smith
 SPEAKABLE = set("%&@#*")  # punctuation that is read out: dropping it would change the transcript
 
@@ -69,7 +70,7 @@ def normalise(text: str) -> str | None:
     except quotation marks and the dots of initialisms ("U.S.A." is USA). Punctuation elsewhere is dropped. Digits and
     signs that are read out as words have no letters of their own.
     """
-    text = unicodedata.normalize("NFKD", text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'").upper())
+    text = unicodedata.normalize("NFKD", re.sub(APOSTROPHES, "'", text).upper())
     kept = []
     for char in text:
         category = unicodedata.category(char)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from s3prl_ekd.export.superb import export_superb
 from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import ConvFrontEnd
+from s3prl_ekd.own_scripts import own_command
 from s3prl_ekd.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE, EncoderShape
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
@@ -164,6 +167,16 @@ def test_heads_of_what_has_none_to_choose(tmp_path: Path, capfd: pytest.CaptureF
     ):
         assert main(["macs", *words, "--heads"]) == 2
         assert expected in capfd.readouterr().err
+
+
+def test_whoever_reads_the_numbers_may_go_before_they_come() -> None:
+    """As a pipe into head does: it was a traceback."""
+    end, pipe = os.pipe()
+    os.close(end)
+    words = own_command(["s3prl-ekd", "macs", "fbank", "--json"])
+    done = subprocess.run(words, stdout=pipe, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(pipe)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

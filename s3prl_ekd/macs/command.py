@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 
 from rich.markup import escape
 from rich.table import Table
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
 
         found = model_cost(args.model, args.heads)
     if args.json:
-        sys.stdout.write(json.dumps(found.to_dict()) + "\n")
+        Console().print(json.dumps(found.to_dict()), highlight=False, markup=False, soft_wrap=True)
         return 0
     table = Table(title=escape(args.shape or args.model))
     table.add_column("")

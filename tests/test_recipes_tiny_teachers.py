@@ -263,8 +263,12 @@ def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFi
     noisy = {"additive": {"noise": ["NOISE"]}}
     assert "stages[0].distortion.additive.noise: give --noise DIR" in message(settings_file(tmp_path, distortion=noisy))
     assert "no such configuration file" in message(tmp_path / "none.yaml")
+    assert "crop_seconds: input should be greater than" in message(settings_file(tmp_path, crop_seconds=0.001))
     file = settings_file(tmp_path)
     values = yaml.safe_load(file.read_text())
+    for seed, expected in ((-1, "greater than or equal to 0"), (2**32, "less than 4294967296")):
+        file.write_text(yaml.safe_dump(values | {"seed": seed}))
+        assert f"seed: input should be {expected}, found {seed}" in message(file)
     values["stages"] = values["stages"][:1]
 
     def with_shape(**shape: object) -> Path:

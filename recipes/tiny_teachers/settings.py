@@ -63,8 +63,8 @@ class StageSettings(Checked):
     """Share of the steps that warm up."""
     batch_seconds: float = Field(default=48.0, gt=0)
     """Audio a batch."""
-    crop_seconds: float = Field(default=6.0, gt=0)
-    """Longest crop."""
+    crop_seconds: float = Field(default=6.0, ge=0.25)
+    """Longest crop; as the distillation's, a quarter of a second at least."""
     mask: MaskConfig = MaskConfig(probability=0.08, length=10)
     """Spans of frames hidden from the transformer."""
     heard_weight: float = Field(default=0.0, ge=0)
@@ -84,7 +84,7 @@ class TeacherSettings(Checked):
     shape: dict[str, object]
     """Fields of :class:`EncoderShape`."""
     stages: list[StageSettings] = Field(min_length=1)
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Of weights, masks, crops, mixing and k-means; distortions have ``distortion.seed``."""
 
     @property

@@ -113,6 +113,7 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
     assert "experiment.yaml: ablations.a: " in wrong and "ekd.modde: unknown key; did you mean mode?" in wrong
     assert "ablations.a: changes nothing" in message(ablations={"a": {}})
     assert "ablations.../x: names a folder" in message(ablations={"../x": {"mode": "average"}})
+    assert "merged...: names a folder" in message(merged={"..": ["hubert", "wavlm"]})
     assert "experiment.yaml: two rows are called 'hubert'" in message(ablations={"hubert": {"cosine_weight": 2.0}})
     assert "ablations.a.precision: is the experiment's" in message(ablations={"a": {"precision": "fp32"}})
     evaluation = values["evaluation"]

@@ -117,14 +117,16 @@ def read_experiment(file: Path) -> Experiment:
         if steps <= experiment.distillation.steps:
             usual = experiment.distillation.steps
             raise EkdError(f"{file}: longer.{name}: expected more steps than every row's {usual}, found {steps}")
+    for key, named in (("merged", experiment.merged), ("ablations", experiment.ablations)):
+        for name in named:
+            if re.fullmatch(r"\w[\w.+-]*", name) is None:
+                raise EkdError(f"{file}: {key}.{name}: names a folder; expected letters, digits and _ . + -")
     for name, parts in experiment.merged.items():
         unknown = [part for part in parts if part not in experiment.students]
         if unknown or len(parts) < 2:
             raise EkdError(f"{file}: merged.{name}: expected two or more of the students, found {parts}")
     for name, changes in experiment.ablations.items():
         where = f"{file}: ablations.{name}"
-        if re.fullmatch(r"\w[\w.+-]*", name) is None:
-            raise EkdError(f"{where}: names a folder; expected letters, digits and _ . + -")
         taken = sorted(OWN & changes.keys())
         if taken:
             raise EkdError(f"{where}.{taken[0]}: is the experiment's, the same for every row")

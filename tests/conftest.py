@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from hugging_hub import Hub
+
     from recipes.mini_superb.settings import Experiment
     from s3prl_ekd.evaluate.progress import Board
 
@@ -55,6 +57,25 @@ def hub() -> ModuleType:
     from s3prl import hub
 
     return hub
+
+
+@pytest.fixture
+def hugging_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub that this process, and the commands that it starts, find in place of huggingface.co; its cache is empty."""
+    from hugging_hub import Hub
+    from huggingface_hub import constants
+
+    served = Hub()
+    cache = tmp_path / "hf" / "hub"
+    monkeypatch.setattr(constants, "ENDPOINT", served.endpoint)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", served.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setenv("HF_ENDPOINT", served.endpoint)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    yield served
+    served.stop()
 
 
 @pytest.fixture

@@ -23,7 +23,9 @@ EXPERT = Path(__file__).parents[1] / "export" / "superb_expert.py"
 
 
 def model_cost(model: str, heads: bool = False) -> Cost:
-    """Cost of whatever ``model`` names; no weights are downloaded. Of a submission folder it runs the code.
+    """Cost of whatever ``model`` names; of a submission folder it runs the code.
+
+    No weights are downloaded, but a checkpoint file of the Hugging Face Hub (``hf:OWNER/NAME/FILE``) is.
 
     Raises:
         EkdError: nothing of that name, or nothing whose arithmetic is known.

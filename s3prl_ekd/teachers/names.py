@@ -85,6 +85,8 @@ def _check_hub_model(source: str, where: str) -> None:
         complete = False
     if not complete:
         raise EkdError(f"{where}: {source!r}: expected {HF}OWNER/NAME or {HF}OWNER/NAME/FILE, and perhaps @REVISION")
+    if model.file is not None and model.file.endswith((".safetensors", "pytorch_model.bin")):
+        raise EkdError(f"{where}: {source!r}: a transformers model is named by its repository: {HF}{model.repository}")
     if model.revision is None and "@" in source:
         raise EkdError(f"{where}: {source!r}: the revision behind @ is missing")
 

@@ -1,4 +1,7 @@
-"""A Hugging Face Hub on this machine: the answers that huggingface_hub asks for when it fetches a model's files."""
+"""A Hugging Face Hub on this machine: the answers that huggingface_hub asks for when it fetches a model's files.
+
+The fixture ``hugging_hub`` of conftest.py puts it in place of huggingface.co.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,14 @@ import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+
+import torch
+
+from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
+
+SHAPE = TINY.with_(layers=2)
 
 
 class Hub:
@@ -93,3 +104,19 @@ class Hub:
                 pass
 
         return Handler
+
+
+def write_model(folder: Path, seed: int = 0) -> Path:
+    """A repository as they are: a model, and beside it what no teacher needs."""
+    write_transformers(random_encoder(SHAPE, seed=seed), folder)
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "tf_model.h5").write_bytes(b"weights of another library")
+    return folder
+
+
+def weights(source: str) -> dict[str, torch.Tensor]:
+    return sources.load(sources.describe(source)).state_dict()
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())

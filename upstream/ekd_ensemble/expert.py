@@ -1,7 +1,7 @@
 """Several models side by side as an s3prl upstream: their hidden states, layer by layer, joined along the channels.
 
-What one student of several teachers is to be better than: a student of each teacher, all of them kept (the paper's
-introduction: more parameters, and not always a better score). Of teachers it is the upper bound.
+What one student of several teachers is set against: a student of each teacher, all of them kept (the paper's
+introduction: more parameters, and not always a better score). Teachers can stand so too.
 """
 
 from __future__ import annotations

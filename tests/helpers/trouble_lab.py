@@ -59,14 +59,17 @@ def arguments(lab: Path, model: Path, expdir: str, device: str, **runner: Any) -
 
 
 def start(cwd: Path, *words: str, faults: str = "") -> subprocess.Popen[str]:
-    """Start run_pretrain.py in ``cwd``; with ``faults``, through this script, which logs to ``cwd/steps.jsonl``."""
+    """Start run_pretrain.py in ``cwd``; with ``faults``, through this script, which logs to ``cwd/steps.jsonl``.
+
+    Where the process dies of a fatal signal its stack is in stderr.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command = [shutil.which("run_pretrain.py", path=path)]
     if faults:
         command = [__file__, str(cwd / "steps.jsonl"), faults]
     return subprocess.Popen(
-        [sys.executable, *command, *words], cwd=cwd, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, *command, *words], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )  # fmt: skip
 
 

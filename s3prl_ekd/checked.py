@@ -6,16 +6,18 @@ In a section unknown keys and wrong types are errors, and field docstrings are i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.spelling import did_you_mean, listed
+
+_T = TypeVar("_T")
 
 
 class Checked(BaseModel):
@@ -62,6 +64,28 @@ def load_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
         raise EkdError(f"{path}:{line} is not valid YAML ({getattr(error, 'problem', error)})") from error
+
+
+def read_each(path: Path, read: Callable[[Any], _T], least: int, expected: str) -> list[_T]:
+    """What ``read`` makes of each entry of a YAML file that is a list.
+
+    Args:
+        path: the file.
+        read: its errors get the file and the entry's number in front.
+        least: entries.
+        expected: what the list should be, for the message.
+
+    Raises:
+        EkdError: no such list; or of ``read``.
+    """
+    entries = load_yaml(path)
+    if not isinstance(entries, list) or len(entries) < least:
+        raise EkdError(f"{path}: expected {expected}")
+    found = []
+    for number, entry in enumerate(entries):
+        with naming(f"{path}: [{number}]"):
+            found.append(read(entry))
+    return found
 
 
 def check_values(

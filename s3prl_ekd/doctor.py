@@ -1,8 +1,8 @@
 """``s3prl-ekd doctor``: what is installed, what of s3prl is patched, and what a given run would lack.
 
 No teacher is loaded, and of one nothing is downloaded but a few kilobytes: the configuration of a model of the Hugging
-Face Hub. The checks themselves belong to their packages (config, teachers, data,
-shims); here they are called one by one and their messages shown together.
+Face Hub. The checks themselves belong to their packages (config, teachers, data, shims); here they are called one by
+one and their messages shown together.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from s3prl_ekd.console import Console
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
-from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_hub_model
 from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
 from s3prl_ekd.teachers.names import check_source
 from s3prl_ekd.version import __version__
@@ -188,6 +187,7 @@ def teachers(file: Path) -> list[Finding]:
 
     The last are the checks that run_pretrain.py begins with, one finding where they fail and none where they don't.
     """
+    from s3prl_ekd.teachers import sources
     from s3prl_ekd.teachers.build import check_model, check_without_teachers
 
     config = load_model_config(file)
@@ -199,7 +199,7 @@ def teachers(file: Path) -> list[Finding]:
         rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
     known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
     named = [start or "", *(teacher.source for teacher in config.ekd.teachers)]
-    known = known and not any(_is_known_by_loading(source) for source in named)
+    known = known and not any(sources.is_known_by_loading(source) for source in named)
     try:
         if known:
             check_model(config, str(file))
@@ -216,7 +216,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
 
     try:
         check_source(source, where)
-        if _is_known_by_loading(source):
+        if sources.is_known_by_loading(source):
             return Finding(
                 name,
                 "note",
@@ -239,16 +239,6 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
         return Finding(name, "note", f"{text}, not downloaded", f"the first run downloads {what}")
     downloaded = "downloaded, " if described.kind in ("hub", "huggingface") else ""
     return Finding(name, "ok", f"{text}, {downloaded}{_size(path)}")
-
-
-def _is_known_by_loading(source: str) -> bool:
-    """Whether describing a source downloads the whole of it."""
-    from s3prl_ekd.teachers import huggingface
-
-    name = source.removeprefix(RANDOM)
-    if name.startswith(HF) and split_hub_model(name).file is not None:
-        return not huggingface.is_here(name)
-    return source.startswith(S3PRL)
 
 
 def _size(path: Path) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from s3prl_ekd.checked import load_yaml
-from s3prl_ekd.errors import EkdError, naming
+from s3prl_ekd.checked import read_each
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.source_names import HF, S3PRL
 from s3prl_ekd.teachers.names import check_source, model_path
 from s3prl_ekd.user_paths import expanded
@@ -34,14 +34,8 @@ def read_members(file: Path) -> list[Member]:
     Raises:
         EkdError: no such list of two or more, or a model that is not there.
     """
-    entries = load_yaml(file)
-    if not isinstance(entries, list) or len(entries) < 2:
-        raise EkdError(f"{file}: expected a list of two models or more, each of them {_FORM}")
-    members = []
-    for number, entry in enumerate(entries):
-        with naming(f"{file}: [{number}]"):
-            members.append(_member(entry, file.parent))
-    return members
+    expected = f"a list of two models or more, each of them {_FORM}"
+    return read_each(file, lambda entry: _member(entry, file.parent), least=2, expected=expected)
 
 
 def _member(entry: Any, folder: Path) -> Member:

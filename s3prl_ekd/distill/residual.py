@@ -15,6 +15,11 @@ from s3prl_ekd.distill.targets import TargetSet, TeacherLayers
 from s3prl_ekd.errors import EkdError
 
 
+def residual_name(pair: Sequence[str]) -> str:
+    """The head set of a pair [a, b] of teacher names."""
+    return "_minus_".join(pair)
+
+
 def plan_residuals(pairs: Sequence[Sequence[str]], teachers: Sequence[TeacherLayers]) -> list[TargetSet]:
     """One head set, named ``a_minus_b``, for each pair [a, b] of teacher names.
 
@@ -37,7 +42,7 @@ def plan_residuals(pairs: Sequence[Sequence[str]], teachers: Sequence[TeacherLay
         paired = list(zip(a.layers, b.layers, strict=True))
         labels = tuple(str(x) if x == y else f"{x}-{y}" for x, y in paired)
         sources = tuple(((a.name, x), (b.name, y)) for x, y in paired)
-        sets.append(TargetSet(f"{a.name}_minus_{b.name}", labels, a.width, sources, "difference"))
+        sets.append(TargetSet(residual_name(pair), labels, a.width, sources, "difference"))
     doubled = {t.name for t in sets if [s.name for s in sets].count(t.name) > 1}
     if doubled:
         raise EkdError(f"ekd.residual_heads: {sorted(doubled)[0]} is listed twice")

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.checked import load_yaml
+from s3prl_ekd.checked import read_each
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.ensemble_file import ENSEMBLE, read_members
-from s3prl_ekd.errors import EkdError, naming
+from s3prl_ekd.errors import EkdError
 from s3prl_ekd.source_names import HF, S3PRL
 from s3prl_ekd.teachers.names import check_source, model_path
 from s3prl_ekd.user_paths import expanded
@@ -24,6 +24,12 @@ STUDENT = "ekd_student"  # the hub name under which the bridge registers our ups
 WITH_HEADS = "ekd_student_with_heads"
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
 _KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
+_LACKS = {  # what our upstreams are named by beside, or in place of, --upstream
+    STUDENT: "--ckpt CKPT instead",
+    TEACHER: "--teacher SOURCE instead",
+    WITH_HEADS: "the student too: --ckpt CKPT",
+    ENSEMBLE: "the list of its models too: --ckpt FILE.yaml",
+}
 _ALONE = {"teacher": "a teacher", "untrained": "an untrained student"}  # kinds that go with no other
 _FILES = ("scores.json", "scores.md", "robustness.md")  # of a table, beside the folders of its rows
 _NOTHING = "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream NAME or --untrained MODEL"
@@ -126,17 +132,11 @@ def read_listing(path: Path) -> list[Upstream]:
     Raises:
         EkdError: not such a list, or a model that is not there.
     """
+    expected = f"a list of models, each with some of {', '.join(_KEYS)}"
     try:
-        entries = load_yaml(path)
+        return read_each(path, lambda entry: _entry(entry, path.parent), least=1, expected=expected)
     except EkdError as error:
         raise EkdError(f"--models {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise EkdError(f"--models {path}: expected a list of models, each with some of {', '.join(_KEYS)}")
-    models = []
-    for number, entry in enumerate(entries):
-        with naming(f"--models {path}: [{number}]"):
-            models.append(_entry(entry, path.parent))
-    return models
 
 
 def _entry(entry: Any, folder: Path) -> Upstream:
@@ -178,12 +178,8 @@ def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Pa
         return _choose_checkpoint(folder / expanded(given["ckpt"]), name, label)
     if name is None:
         raise EkdError(_NOTHING)
-    if name in (STUDENT, TEACHER):
-        raise EkdError(f"--upstream {name}: give {'--ckpt CKPT' if name == STUDENT else '--teacher SOURCE'} instead")
-    if name == WITH_HEADS:
-        raise EkdError(f"--upstream {name}: give the student too: --ckpt CKPT")
-    if name == ENSEMBLE:
-        raise EkdError(f"--upstream {name}: give the list of its models too: --ckpt FILE.yaml")
+    if name in _LACKS:
+        raise EkdError(f"--upstream {name}: give {_LACKS[name]}")
     return Upstream(name, label or name, named=label is not None)
 
 

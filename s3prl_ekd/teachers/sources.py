@@ -19,7 +19,7 @@ from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_source
+from s3prl_ekd.source_names import HF, RANDOM, S3PRL, split_hub_model, split_source
 from s3prl_ekd.teachers import adapter, embedded, huggingface, mapping, shapes
 from s3prl_ekd.teachers.adapter import S3prlUpstream, UpstreamShape
 from s3prl_ekd.teachers.files import (
@@ -102,6 +102,14 @@ def describe(source: str, where: str = "source") -> TeacherSource:
         return TeacherSource(source, "s3prl", upstream.name, upstream.shape, model_path(name))
     name = source.removeprefix(RANDOM)
     return TeacherSource(source, "hub" if name == source else "random", HUB[name].family, HUB[name].shape, None)
+
+
+def is_known_by_loading(source: str) -> bool:
+    """Whether :func:`describe` downloads the whole of a source, or loads it."""
+    name = source.removeprefix(RANDOM)
+    if name.startswith(HF) and split_hub_model(name).file is not None:
+        return not huggingface.is_here(name)
+    return source.startswith(S3PRL)
 
 
 def load(teacher: TeacherSource, where: str = "source") -> Encoder | S3prlUpstream:

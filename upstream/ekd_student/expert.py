@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_ekd.distill.residual import residual_name
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.clips import encode_clips
 from s3prl_ekd.student_checkpoint import load_student, untrained_student
@@ -55,7 +56,7 @@ class UpstreamExpert(nn.Module):
             if heads or with_heads:
                 self.heads = loaded_heads
                 pairs = ((part["config"] or {}).get("ekd", {}).get("residual_heads")) or []
-                self.differences = {"_minus_".join(pair) for pair in pairs}
+                self.differences = {residual_name(pair) for pair in pairs}
                 self.head_labels = [f"{s['name']}.{label}" for s in part["head_sets"] for label in s["labels"]]
         elif with_heads:
             raise EkdError("-u ekd_student_with_heads needs a checkpoint: -k CKPT")

@@ -10,8 +10,9 @@ import sys
 import threading
 from collections.abc import Callable
 
+from s3prl_ekd.data_workers import end_children, killed_workers
 from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, message, out_of_memory_line
-from s3prl_ekd.signals import Signals, end_children, killed_workers
+from s3prl_ekd.signals import Signals
 
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
 """Statuses of one of our commands, as ``subprocess`` gives them, that was asked to stop: no failure of its own."""

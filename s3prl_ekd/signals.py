@@ -8,7 +8,6 @@ workers too, which torch raises as an error of its own, soon before or after the
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
 import sys
@@ -18,6 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
+
+from s3prl_ekd import data_workers
 
 _AGAIN = 0.05
 """Seconds after which a dropped exception is raised again."""
@@ -51,7 +52,7 @@ class Signals:
     def end(self) -> None:
         """From here on nothing is raised from outside: it would come between an error and its message."""
         self._is_ending = True
-        _forget_data_workers()
+        data_workers.forget()
 
     def hold(self, error: BaseException) -> None:
         """Keep alive what a signal has interrupted, as long as this object.
@@ -88,7 +89,7 @@ class Signals:
 
     def ended_workers(self, error: BaseException) -> bool:
         """Whether torch raises ``error`` for data workers that a signal has ended; it may come here after them."""
-        return _is_of_data_workers(error) and self.awaited(1)
+        return data_workers.is_death(error) and self.awaited(1)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a forked worker
@@ -96,8 +97,8 @@ class Signals:
         if self.number and self._on_second is not None:
             self._on_second(number)
         self.number = number
-        _forget_data_workers()
-        end_children(grace=0)  # else a loader, on its way out, waits 5 s for each that is deaf
+        data_workers.forget()
+        data_workers.end_children(grace=0)  # else a loader, on its way out, waits 5 s for each that is deaf
         self._raise()
 
     def _on_alarm(self, number: int, frame: FrameType | None) -> None:
@@ -112,61 +113,21 @@ class Signals:
         if isinstance(found.exc_value, KeyboardInterrupt):
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        elif not (self.number and _is_of_data_workers(found.exc_value)):
+        elif not (self.number and data_workers.is_death(found.exc_value)):
             self._hook(found)
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A block that a signal does not cut, in whatever command it stands; it is raised at the end.
+    """A block that neither a signal nor the death of a data worker cuts, in whatever command; raised at the end.
 
     For C++ that calls Python back, as torch.save does to write into a stream: it cannot let go of a file while an
-    exception of a signal's goes through it, and ends the process ("terminate called after throwing ...").
+    exception of a handler's goes through it, and ends the process ("terminate called after throwing ...").
     """
     listening = getattr(signal.getsignal(signal.SIGINT), "__self__", None)
-    with listening.delayed() if isinstance(listening, Signals) else nullcontext():
+    delayed = listening.delayed() if isinstance(listening, Signals) else nullcontext()
+    with data_workers.unheard(), delayed:
         yield
-
-
-def _is_of_data_workers(error: BaseException | None) -> bool:
-    """Whether torch raises it for the end of a data worker."""
-    return "DataLoader worker" in str(error)
-
-
-def killed_workers(error: BaseException | None) -> str:
-    """The line on data workers that the system has killed, as it does where memory runs out; empty for another error.
-
-    Of torch's errors: one names the signal, another says in place of it that a worker is gone.
-    """
-    while error is not None:
-        words = str(error).strip().partition(".")[0]
-        if _is_of_data_workers(error) and words.endswith((": Killed", ": Bus error")):
-            return (
-                f"{words}, as where the system has no memory left; fewer data workers (num_workers of the "
-                "configuration; 0: none) and smaller batches need less"
-            )
-        error = error.__cause__
-    return ""
-
-
-def _forget_data_workers() -> None:
-    """Of a process that is ending: hear no more of how its data workers end."""
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child
-
-
-def end_children(grace: float) -> None:
-    """End this process's data workers, at most ``grace`` seconds later by force.
-
-    One can be deaf to SIGTERM: on a signal to the whole group torch's manager of shared memory ends too, and a worker
-    that is about to hand over a batch waits for it. They are waited for together: who stops a job waits some 30 s.
-    """
-    children, deadline = multiprocessing.active_children(), time.monotonic() + grace
-    for child in children:
-        child.terminate()
-    for child in children:
-        child.join(max(0.0, deadline - time.monotonic()))
-        if child.is_alive():
-            child.kill()
 
 
 def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:

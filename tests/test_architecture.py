@@ -12,7 +12,8 @@ REPO = Path(__file__).resolve().parent.parent
 # From the ground up: a line may import from the lines above it, and within itself.
 # Names are those below s3prl_ekd.
 LAYERS = """
-errors version spelling source_names signals task_names kernels random_state shipped user_paths whole_file writable
+errors version spelling source_names task_names kernels random_state shipped
+data_workers signals user_paths whole_file writable
 file_digest ending checked config_files environment variants audio device distributed torch_file metrics_file
 own_scripts file_lock shape console
 compat config corpora

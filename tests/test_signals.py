@@ -18,7 +18,7 @@ from console import code
 
 from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
 from s3prl_ekd.cli import main
-from s3prl_ekd.signals import Interrupted, Signals, end_children, killed_workers, leave
+from s3prl_ekd.signals import Interrupted, Signals, leave
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
 FORK = multiprocessing.get_context("fork")
@@ -105,42 +105,6 @@ def test_after_a_signal_dying_data_workers_are_no_error(monkeypatch: pytest.Monk
     assert signals.ended_workers(DIED) and not signals.ended_workers(another)
 
 
-@pytest.mark.parametrize("name,said", [("Killed", True), ("Bus error", True), ("Segmentation fault", False)])
-def test_data_workers_that_the_system_kills_are_told_from_bugs(name: str, said: bool) -> None:
-    error = RuntimeError(f"DataLoader worker (pid 1) is killed by signal: {name}. It is possible that ...")
-    gone = RuntimeError("DataLoader worker (pid(s) 1) exited unexpectedly")
-    gone.__cause__ = error
-    for found in (error, gone):
-        line = killed_workers(found)
-        assert line.startswith(f"DataLoader worker (pid 1) is killed by signal: {name}, as where") == said == bool(line)
-    assert not killed_workers(RuntimeError("Killed"))
-
-
-def deaf(ready: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    ready.release()
-    time.sleep(60)
-
-
-def slow_to_end(ready: Any) -> None:
-    def end(number: int, frame: Any) -> None:
-        time.sleep(0.2)
-        os._exit(7)
-
-    signal.signal(signal.SIGTERM, end)
-    ready.release()
-    time.sleep(60)
-
-
-def test_a_child_that_ends_in_time_is_let_end() -> None:
-    ready = FORK.Semaphore(0)
-    child = FORK.Process(target=slow_to_end, args=(ready,), daemon=True)
-    child.start()
-    ready.acquire()
-    end_children(grace=30.0)
-    assert child.exitcode == 7
-
-
 @pytest.mark.parametrize(
     ("status", "hard", "leaves"),
     [(0, False, False), (1, False, False), (2, False, False), (130, False, True), (143, False, True),
@@ -156,22 +120,6 @@ def test_what_runs_at_exit_is_waited_for_no_longer_than_said(
     begin = time.monotonic()
     assert leave(status, seconds=0.1, hard=hard) == status
     assert left == (["cleaned up", status] if leaves else []) and time.monotonic() - begin < 30
-
-
-def test_deaf_children_are_waited_for_together() -> None:
-    """Four data workers took 20 s, of the 30 s that there are."""
-    ready = FORK.Semaphore(0)
-    children = [FORK.Process(target=deaf, args=(ready,), daemon=True) for _ in range(6)]
-    for child in children:
-        child.start()
-    for _ in children:
-        ready.acquire()
-    begin = time.monotonic()
-    end_children(grace=1.0)
-    assert time.monotonic() - begin < 5  # one by one: 6
-    for child in children:
-        child.join()
-        assert child.exitcode == -signal.SIGKILL
 
 
 SAVED = """

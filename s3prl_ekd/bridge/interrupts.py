@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from s3prl_ekd.bridge.ranks import PeerError, World, lost_peer
+from s3prl_ekd.data_workers import end_children, killed_workers
 from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, one_line, out_of_memory_line
-from s3prl_ekd.signals import Signals, end_children, killed_workers
+from s3prl_ekd.signals import Signals
 
 
 class Run:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from s3prl_ekd import data_workers
 from s3prl_ekd.audio import SAMPLE_RATE, AudioError, read_audio
 from s3prl_ekd.config import DataConfig
 from s3prl_ekd.data.distort import Distorter
@@ -140,19 +141,24 @@ def _read_crop(path: str, start: int, samples: int) -> np.ndarray:
 
 
 class TimedLoader(DataLoader[Batch]):
-    """A DataLoader that knows how long it was waited for: ``waited``, seconds since it was last set to 0."""
+    """A DataLoader that knows how long it was waited for: ``waited``, seconds since it was last set to 0.
+
+    A worker's death is raised where a batch is waited for, never in the middle of a step.
+    """
 
     waited = 0.0
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # torch names a class of its own
         batches = super().__iter__()
-        while True:
-            start = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - start
-            if batch is None:
-                return
-            yield batch
+        with data_workers.unheard():
+            while True:
+                start = time.perf_counter()
+                with data_workers.heard():
+                    batch = next(batches, None)
+                self.waited += time.perf_counter() - start
+                if batch is None:
+                    return
+                yield batch
 
 
 def make_loader(

@@ -1,0 +1,122 @@
+"""Data workers, the processes that read batches for a torch ``DataLoader``: when their deaths are heard of, and ended.
+
+torch raises a worker's death from a handler of SIGCHLD, wherever Python stands: half-way through an optimizer's step,
+or in the stream that torch's C++ writes a checkpoint into, which is lost then. :func:`unheard` holds it back for a
+block, :func:`heard` raises it where batches are waited for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
+from typing import Any
+
+
+class _Deaths:
+    """What torch's handler raises: in the main thread, as all signals are heard of there."""
+
+    def __init__(self) -> None:
+        self._holding = self._waiting = 0  # blocks; counted, since a generator leaves its own at any time
+        self._error: Exception | None = None
+        self._handler: Callable[[int, FrameType | None], Any] = lambda number, frame: None
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        handler = signal.getsignal(signal.SIGCHLD)
+        if callable(handler) and handler != self._on_child:
+            self._handler = handler
+            signal.signal(signal.SIGCHLD, self._on_child)
+        self._holding += 1
+        try:
+            yield
+        except BaseException:
+            self._holding -= 1
+            if not self._holding:
+                self._error = None  # another one is on its way
+            raise
+        self._holding -= 1
+        self._raise()
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        self._waiting += 1
+        try:
+            self._raise()
+            yield
+        finally:
+            self._waiting -= 1
+
+    def _on_child(self, number: int, frame: FrameType | None) -> None:
+        try:
+            self._handler(number, frame)  # at once: of a worker that was waited for since, torch finds nothing
+        except Exception as error:
+            self._error = self._error or error
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._error is not None and (self._waiting or not self._holding):
+            error, self._error = self._error, None
+            raise error
+
+
+_deaths = _Deaths()
+
+
+def unheard() -> AbstractContextManager[None]:
+    """A block in which the death of a data worker is not raised, but at its end, or in a block of :func:`heard`."""
+    return _deaths.unheard() if _in_main_thread() else nullcontext()
+
+
+def heard() -> AbstractContextManager[None]:
+    """A block in which it is raised at once, whatever surrounds it; first of all what was held back."""
+    return _deaths.heard() if _in_main_thread() else nullcontext()
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def is_death(error: BaseException | None) -> bool:
+    """Whether torch raises it for the end of a data worker."""
+    return "DataLoader worker" in str(error)
+
+
+def killed_workers(error: BaseException | None) -> str:
+    """The line on data workers that the system has killed, as it does where memory runs out; empty for another error.
+
+    Of torch's errors: one names the signal, another says in place of it that a worker is gone.
+    """
+    while error is not None:
+        words = str(error).strip().partition(".")[0]
+        if is_death(error) and words.endswith((": Killed", ": Bus error")):
+            return (
+                f"{words}, as where the system has no memory left; fewer data workers (num_workers of the "
+                "configuration; 0: none) and smaller batches need less"
+            )
+        error = error.__cause__
+    return ""
+
+
+def forget() -> None:
+    """Of a process that is ending: hear no more of how its data workers end."""
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child
+
+
+def end_children(grace: float) -> None:
+    """End this process's data workers, at most ``grace`` seconds later by force.
+
+    One can be deaf to SIGTERM: on a signal to the whole group torch's manager of shared memory ends too, and a worker
+    that is about to hand over a batch waits for it. They are waited for together: who stops a job waits some 30 s.
+    """
+    children, deadline = multiprocessing.active_children(), time.monotonic() + grace
+    for child in children:
+        child.terminate()
+    for child in children:
+        child.join(max(0.0, deadline - time.monotonic()))
+        if child.is_alive():
+            child.kill()

@@ -13,7 +13,13 @@ DOWNSTREAM = {
 }
 """Those that are prepared, evaluated and reported on."""
 
-FURTHER = {"asv": "sv_voxceleb1", "sd": "diarization", "qbe": "quesst14_dtw"}
+FURTHER = {
+    "asv": "sv_voxceleb1",
+    "sd": "diarization",
+    "qbe": "quesst14_dtw",
+    "se": "enhancement_stft",
+    "ss": "separation_stft",
+}
 """Those that ``run_downstream.py`` runs besides, with a config of ours."""
 
 WITH_CONFIG = DOWNSTREAM | FURTHER

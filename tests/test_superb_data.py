@@ -1,16 +1,21 @@
-"""What the data of SUPERB's other tasks (KS, IC, ASV, SD, QbE) must hold, named before a run."""
+"""What the data of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SE, SS) must hold, named before a run."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 import yaml
 from bridge_corpora import task_config, tone
 from dotted import changed
@@ -29,14 +34,21 @@ def shims() -> None:
     apply_shims()
 
 
-def _check(task: str, items: list[str], used: tuple[str, ...], tmp_path: Path, local_rank: int | None = None) -> None:
+def _check(
+    task: str,
+    items: list[str],
+    used: tuple[str, ...],
+    tmp_path: Path,
+    local_rank: int | None = None,
+    device: str = "cuda",
+) -> None:
     """The check of a task's data, on its config with ``items`` filled in."""
     name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
     pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
     given = {key: yaml.safe_load(value) for key, _, value in pairs}
     config = task_config(name)
     values = changed(config["downstream_expert"], given)
-    args = Namespace(downstream=task, device="cuda", expdir=str(tmp_path), local_rank=local_rank)
+    args = Namespace(downstream=task, device=device, expdir=str(tmp_path), local_rank=local_rank)
     taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)
 
 
@@ -60,6 +72,10 @@ DAMAGE = [
     ("diarization", "dev/wav.scp", "mix0 a.wav\nmix1 cat x.wav | \n", "line 2: a command, which s3prl would run"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
+    ("enhancement_stft", "test/noisy/wav.scp", "u0 a b.wav\n", "line 1: expected `UTTERANCE FILE`, found 'u0 a b.wav'"),
+    ("enhancement_stft", "test/noisy/wav.scp", "u0 gone.wav\n", "test/noisy/wav.scp: line 1: gone.wav: no such file"),
+    ("enhancement_stft", "test/noisy/wav.scp", "\n", "wav.scp: line 1: expected `UTTERANCE FILE`, found ''"),
+    ("separation_stft", "train/mix_clean/wav.scp", f"u1 {__file__}\n", "test_superb_data.py: cannot be read as audio"),
 ]  # fmt: skip
 
 
@@ -167,6 +183,71 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str,
         _check(task, items, ("dev", "test"), tmp_path)
     if task != "fluent_commands":  # of which s3prl reads all tables at once
         _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
+
+
+def test_a_mixture_has_each_of_its_sources(tmp_path: Path) -> None:
+    items = CORPORA["separation_stft"](tmp_path / "ss")
+    table = tmp_path / "ss" / "dev" / "s2" / "wav.scp"
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text(lines[0])
+    with pytest.raises(EkdError, match=f"{table}: no utterance u1, which {tmp_path / 'ss' / 'dev'} has elsewhere"):
+        _check("separation_stft", items, ("train",), tmp_path)  # s3prl reads all three splits whatever is run
+    table.write_text("".join(lines).replace("u1", "u2"))
+    with pytest.raises(EkdError, match=f"{table}: no utterance u1"):
+        _check("separation_stft", items, ("train",), tmp_path)
+    table.unlink()
+    with pytest.raises(EkdError, match=r"loaderrc.dev_dir: .*/dev/s2/wav.scp: no such table"):
+        _check("separation_stft", items, ("train",), tmp_path)
+
+
+def test_mixtures_of_another_rate_are_named(tmp_path: Path) -> None:
+    items = CORPORA["separation_stft"](tmp_path / "ss")
+    clip = tmp_path / "ss" / "train" / "s1" / "0.wav"
+    soundfile.write(clip, np.zeros(8000), 8000)
+    with pytest.raises(EkdError, match=f"s1/wav.scp: line 1: {clip}: 8000 Hz; s3prl takes 16000 Hz alone"):
+        _check("separation_stft", items, ("train",), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "item", "message"),
+    [
+        (
+            "enhancement_stft",
+            "datarc.src=[noisy, clean]",
+            "datarc.src: ['noisy', 'clean']: expected 1 of s1, s2, noise",
+        ),
+        ("enhancement_stft", "datarc.tgt=clean", "datarc.tgt: 'clean': expected 1 of s1, s2"),
+        ("separation_stft", "datarc.tgt=[s1]", "datarc.tgt: ['s1']: expected 2 of s1, s2"),
+        ("separation_stft", "datarc.src=[noisy]", "datarc.src: ['noisy']: expected 1 of s1, s2"),
+        ("separation_stft", "datarc.num_speakers=3", "datarc.num_speakers: 3: tgt names 2"),
+        ("separation_stft", "datarc.rate=8000", "datarc.rate: 8000: upstreams hear 16000 Hz"),
+        ("separation_stft", "loaderrc.eval_batchsize=2", "eval_batchsize: 2: s3prl scores one utterance at a time"),
+        ("separation_stft", "modelrc.mask_type=IRM", "modelrc.mask_type: 'IRM': expected AM or PSM or NPSM"),
+        ("separation_stft", "modelrc.rnn=Linear", "modelrc.rnn: 'Linear': expected RNN or LSTM or GRU"),
+    ],
+)
+def test_values_that_mixtures_cannot_take(tmp_path: Path, task: str, item: str, message: str) -> None:
+    items = CORPORA[task](tmp_path / task)
+    with pytest.raises(EkdError, match=re.escape(message)):
+        _check(task, [*items, f"config.downstream_expert.{item}"], ("train",), tmp_path)
+
+
+def test_a_loss_that_s3prl_computes_on_a_gpu_alone(tmp_path: Path) -> None:
+    items = [*CORPORA["enhancement_stft"](tmp_path / "se"), "config.downstream_expert.modelrc.loss_type=SISDR"]
+    _check("enhancement_stft", items, ("train",), tmp_path)
+    with pytest.raises(EkdError, match="modelrc.loss_type: SISDR: s3prl computes it on a GPU alone"):
+        _check("enhancement_stft", items, ("train",), tmp_path, device="cpu")
+
+
+def test_mixtures_are_scored_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl's modules name the first GPU, whatever --device says (stand-ins: the real ones ask for asteroid)."""
+    modules = {part: ModuleType(part) for part in ("expert", "loss", "dataset")}
+    for part, module in modules.items():
+        monkeypatch.setitem(sys.modules, f"s3prl.downstream.separation_stft.{part}", module)
+        module.device = torch.device("cuda:0")
+    modules["dataset"].device = "another matter"
+    downstream_arguments.import_expert("separation_stft", "cuda:1")
+    assert [module.device for module in modules.values()] == [*2 * [torch.device("cuda:1")], "another matter"]
 
 
 def test_every_task_has_a_config_and_its_splits() -> None:

@@ -1,7 +1,8 @@
-"""SUPERB's other tasks through s3prl's own runner (KS, IC, ASV, SD, QbE)."""
+"""SUPERB's other tasks through s3prl's own runner (KS, IC, ASV, SD, QbE, SE, SS)."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -13,12 +14,15 @@ from bridge_corpora import tone
 from console import check_mistakes, code, command, environment
 from superb_corpora import CORPORA
 
+from s3prl_ekd.bridge.taskdata_mixtures import SOURCES
 from s3prl_ekd.cli import main
 from s3prl_ekd.torch_file import read_torch_file
 
 SHORT = ["config.runner.total_steps=2", "config.runner.eval_step=2", "config.runner.save_step=2",
          "config.runner.log_step=1"]  # fmt: skip
 UPSTREAM = "-u ekd_student -g embedded --device cpu"
+ASTEROID = importlib.util.find_spec("asteroid") is not None
+mixtures = pytest.mark.skipif(not ASTEROID, reason="SE and SS need asteroid, the extra superb_sg")
 
 # A fork for each command: importing s3prl takes longer than all of them.
 SCRIPT = """
@@ -44,6 +48,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("superb")
     lines = []
     for task, corpus in CORPORA.items():
+        if task in SOURCES and not ASTEROID:
+            continue
         items = corpus(folder / task)
         if task == "quesst14_dtw":
             lines.append(f"-m evaluate -t dev -n {task} -d {task} -l 2 {UPSTREAM} -o {',,'.join(items)}")
@@ -63,6 +69,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         ("fluent_commands", "test acc: ", ("test_predict.csv",)),
         ("sv_voxceleb1", "sv-voxceleb1/test-EER: ", ("test_predict.txt",)),
         ("diarization", "mode test acc ", ("scoring/predictions/mix0.h5", "frame_shift")),
+        pytest.param("enhancement_stft", "Average pesq of 2 utts is ", ("test_metrics.txt",), marks=mixtures),
+        pytest.param("separation_stft", "Average si_sdr of 2 utts: ", ("test_metrics.txt",), marks=mixtures),
     ],
 )
 def test_a_task_trains_and_is_tested(
@@ -173,6 +181,16 @@ def test_evaluate_scores_keywords_and_intents(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(ASTEROID, reason="asteroid is installed")
+def test_a_package_that_a_task_needs_is_named(tmp_path: Path) -> None:
+    lines = {
+        "-m train -n x -u fbank -d enhancement_stft": "code for it needs asteroid: pip install 's3prl-ekd[superb_sg]'",
+        "-m train -n x -u fbank -d enhancement_stft2 -c ks.yaml": "needs asteroid: pip install",
+    }
+    check_mistakes("downstream", lines, cwd=tmp_path)
+
+
+@pytest.mark.slow
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
     corpus = " -o " + ",,".join(CORPORA["speech_commands"](tmp_path / "ks"))
     new = "-m train -n x -u fbank -d"
@@ -186,7 +204,6 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             "-m evaluate -n x -u fbank -d diarization": "no trained model; give its checkpoint with -e",
             f"{new} speech_commands{corpus},,config.runner.eval_dataloaders=['dve']": "no split 'dve'",
             f"{new} speech_commands{corpus},,config.optimizer.torch_optim_nam=3": "did you mean torch_optim_name",
-            f"{new} enhancement_stft2 -c ks.yaml": "s3prl's code for it needs asteroid: pip install asteroid",
         },
         cwd=tmp_path,
     )

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints, ranks
@@ -31,9 +33,12 @@ CONFIGS = {downstream: f"{task}.yaml" for task, downstream in WITH_CONFIG.items(
 S3PRL_CONFIGS = {
     "downstream/ctc/libriphone.yaml": "pr.yaml",
     "downstream/sv_voxceleb1/configs/amsoftmax.yaml": "asv.yaml",
+    "downstream/enhancement_stft/configs/cfg_voicebank.yaml": "se.yaml",
+    "downstream/separation_stft/configs/cfg.yaml": "ss.yaml",
     **{f"downstream/{name}/config.yaml": f"{task}.yaml" for task, name in WITH_CONFIG.items() if task != "pr"},
 }
-SUPERB_PACKAGES = ("h5py", "dtw", "lxml")  # what the extra superb installs: SD's, QbE's
+# package -> our extra that installs it: SD's and QbE's, SE's and SS's
+EXTRAS = {"h5py": "superb", "dtw": "superb", "lxml": "superb", "asteroid": "superb_sg"}
 # What a run goes on with as its checkpoint has it, whatever the command says: argument of s3prl's -> its option.
 KEPT = {
     "upstream": "-u",
@@ -114,8 +119,8 @@ def check_task(name: str, s3prl: Path) -> None:
     raise EkdError(f"-d {name}: s3prl has no such downstream task{did_you_mean(name, known, count=3)}")
 
 
-def import_expert(task: str) -> None:
-    """Import s3prl's code of ``-d``; it may ask for packages that s3prl does not bring along.
+def import_expert(task: str, device: str) -> None:
+    """Import s3prl's code of ``-d``, to run on a device; it may ask for packages that s3prl does not bring along.
 
     Raises:
         EkdError: one that is not installed.
@@ -126,8 +131,14 @@ def import_expert(task: str) -> None:
         package = str(error.name).partition(".")[0]
         if package == "s3prl":
             raise
-        install = "'s3prl-ekd[superb]'" if package in SUPERB_PACKAGES else package
+        install = f"'s3prl-ekd[{EXTRAS[package]}]'" if package in EXTRAS else package
         raise EkdError(f"-d {task}: s3prl's code for it needs {package}: pip install {install}") from error
+    import torch
+
+    for name in ("expert", "loss"):  # SE's and SS's take the first GPU, whichever --device says
+        module: Any = sys.modules.get(f"s3prl.downstream.{task}.{name}")
+        if isinstance(getattr(module, "device", None), torch.device):
+            module.device = torch.device(device)
 
 
 def check_upstream(args: Namespace) -> None:

@@ -167,7 +167,7 @@ class DownstreamLaunch(ScriptLaunch):
             downstream_arguments.check_task(args.downstream, self.s3prl)
             downstream_arguments.check_upstream(args)
             downstream_arguments.check_world(args)
-        downstream_arguments.import_expert(args.downstream)
+        downstream_arguments.import_expert(args.downstream, args.device)
         guard_s3prl()
         if self.is_ours:
             known = read_yaml(shipped(f"downstream_configs/{downstream_arguments.CONFIGS[args.downstream]}"))

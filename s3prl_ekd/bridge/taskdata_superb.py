@@ -1,7 +1,7 @@
-"""The configs of SUPERB's other tasks (KS, IC, ASV, SD, QbE) before s3prl's experts read them: missing data named.
+"""The configs of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SE, SS) before s3prl's experts read them.
 
-The paper's four are in ``taskdata.py``. Slot filling is s3prl's ctc, on a corpus whose code the registry's wheel leaves
-out.
+Missing data is named. The paper's four are in ``taskdata.py``, SE and SS in ``taskdata_mixtures.py``. Slot filling is
+s3prl's ctc, on a corpus whose code the registry's wheel leaves out.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.bridge import ranks
+from s3prl_ekd.bridge import ranks, taskdata_mixtures
 from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.bridge.sorted_path import list_by_name
+from s3prl_ekd.bridge.text_table import lines_of
 from s3prl_ekd.corpora.intent_tables import read_intents
 from s3prl_ekd.corpora.keyword_folders import test_clips, training_clips
 from s3prl_ekd.errors import EkdError
@@ -26,6 +27,7 @@ SPLITS = {
     "sv_voxceleb1": ["train", "test"],  # s3prl's dev pass looks for the test pairs among dev's clips
     "diarization": ["train", "dev", "test"],
     "quesst14_dtw": ["dev", "test"],
+    **{task: taskdata_mixtures.SPLITS for task in taskdata_mixtures.SOURCES},
 }
 """s3prl's -d -> what ``-t`` and ``runner.eval_dataloaders`` may name."""
 UNTRAINED = ("quesst14_dtw",)  # DTW on the upstream's states: there is no head to train
@@ -50,6 +52,8 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         _verification(args, expert.section("datarc"))
     elif args.downstream == "diarization":
         _diarization(expert.section("loaderrc"), used)
+    elif args.downstream in taskdata_mixtures.SOURCES:
+        taskdata_mixtures.complete(args, expert)
     else:
         _queries(expert.section("datarc"), used)
 
@@ -94,7 +98,7 @@ def _verification(args: Namespace, data: Section) -> None:
     if not any(files for _, _, files in os.walk(root / "dev" / "wav")):  # as s3prl looks for them
         raise data.wrong("file_path", f"{root / 'dev' / 'wav'}: holds no clips (links to folders are not followed)")
     there: set[str] = set()  # a clip is in many pairs
-    for number, line in enumerate(_lines(pairs), start=1):
+    for number, line in enumerate(lines_of(pairs), start=1):
         fields = line.split()
         clips = fields[1:]
         if fields[:1] not in (["0"], ["1"]) or len(clips) != 2:
@@ -135,7 +139,7 @@ def _diarization(loaders: Section, used: Collection[str]) -> None:
         table = folder / "wav.scp"
         if not table.is_file() and not (folder / "wav").is_dir():
             raise loaders.wrong(f"{split}_dir", f"{folder}: has neither wav.scp nor wav/")
-        for number, line in enumerate(_lines(table) if table.is_file() else (), start=1):
+        for number, line in enumerate(lines_of(table) if table.is_file() else (), start=1):
             if line.rstrip().endswith("|"):
                 raise EkdError(f"{table}: line {number}: a command, which s3prl would run; expected an audio file")
 
@@ -153,17 +157,9 @@ def _queries(data: Section, used: Collection[str]) -> None:
 
 def _english(table: Path) -> Iterator[str]:
     """The clips of lines ``FOLDER/CLIP LANGUAGE`` that s3prl takes: English ones, without the first folder."""
-    for number, line in enumerate(_lines(table), start=1):
+    for number, line in enumerate(lines_of(table), start=1):
         fields = line.split()
         if len(fields) != 2:
             raise EkdError(f"{table}: line {number}: expected `CLIP LANGUAGE`, found {line!r}")
         if fields[1] == "nnenglish":
             yield fields[0].partition("/")[2] or fields[0]
-
-
-def _lines(table: Path) -> list[str]:
-    """The lines of a text file, without their ends."""
-    try:
-        return table.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise EkdError(f"{table}: cannot be read as text ({error})") from error

@@ -46,6 +46,11 @@ FURTHER = {
     "runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states", "distortion"),
     "": ("scheduler", "specaug"),
 }
+_MIXTURES = ("datarc.num_speakers", "datarc.rate", "datarc.src", "datarc.tgt", "datarc.n_fft", "datarc.win_length",
+             "datarc.window", "datarc.center", "loaderrc.train_batchsize", "loaderrc.eval_batchsize",
+             "loaderrc.num_workers", "modelrc.model", "modelrc.rnn", "modelrc.rnn_layers", "modelrc.hidden_size",
+             "modelrc.dropout", "modelrc.non_linear", "modelrc.bidirectional", "modelrc.loss_type",
+             "modelrc.mask_type")  # fmt: skip
 # What s3prl's experts read of ``downstream_expert`` without a default, beside the data (taskdata.py)
 EXPERT = {
     "ctc": ("corpus.bucketing", "corpus.batch_size", "text.mode", "model.project_dim", "model.zero_infinity",
@@ -66,11 +71,13 @@ EXPERT = {
                     "loaderrc.num_workers", "scorerc.save_predictions", "modelrc.rnn_layers", "modelrc.hidden_size"),
     "quesst14_dtw": ("feature_normalization", "datarc.batch_size", "datarc.num_workers", "dtwrc.dist_method",
                      "dtwrc.minmax_norm", "dtwrc.step_pattern"),
+    "enhancement_stft": _MIXTURES,
+    "separation_stft": _MIXTURES,
 }  # fmt: skip
 
 NULLABLE = ("datarc.max_timestep",)
 """Of them, those that may be null: whole clips."""
-POSITIVE = ("batch_size", "_dim", "max_timestep")
+POSITIVE = ("batch_size", "batchsize", "_dim", "max_timestep", "hidden_size", "rnn_layers", "n_fft", "win_length")
 """Ends of the keys whose numbers are 1 or more."""
 
 # Type of a plain value in our configs -> what it may be replaced by, and how that is called

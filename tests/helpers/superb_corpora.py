@@ -1,10 +1,11 @@
-"""Tiny made corpora in the layouts of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SF), and -o items that name them."""
+"""Tiny made corpora in the layouts of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SE, SS), and -o items naming them."""
 
 from __future__ import annotations
 
 import csv
 from pathlib import Path
 
+import soundfile
 from bridge_corpora import tone
 
 EXPERT = "config.downstream_expert"
@@ -102,11 +103,47 @@ def queries(root: Path) -> list[str]:
     return [f"{data}.dataset_root={root}", f"{data}.num_workers=0", f"{EXPERT}.max_workers=1"]
 
 
+def enhancement(root: Path) -> list[str]:
+    """Voicebank-DEMAND as s3prl's script lays it out: a Kaldi table a condition."""
+    return _mixtures(root, "noisy", ["clean"])
+
+
+def separation(root: Path) -> list[str]:
+    """Libri2Mix, likewise."""
+    return _mixtures(root, "mix_clean", ["s1", "s2"])
+
+
+def _mixtures(root: Path, mixture: str, sources: list[str]) -> list[str]:
+    """Each source in its own table, and their sum, or one of them beside another sound, in the mixture's."""
+    loaders, model = f"{EXPERT}.loaderrc", f"{EXPERT}.modelrc"
+    found = [f"{loaders}.train_batchsize=2", f"{loaders}.num_workers=0", f"{model}.hidden_size=16"]
+    for split in ("train", "dev", "test"):
+        tables: dict[str, list[str]] = {name: [] for name in (mixture, *sources)}
+        for number in range(2):
+            parts = []
+            for place, name in enumerate([*sources, "rest"]):
+                clip = root / split / name / f"{number}.wav"
+                tone(clip, number + 3 * place, 1.0 + 0.3 * number)
+                parts.append(soundfile.read(clip, dtype="float32")[0])
+                if name in tables:
+                    tables[name].append(f"u{number} {clip}")
+            heard = root / split / mixture / f"{number}.wav"
+            heard.parent.mkdir(exist_ok=True)
+            soundfile.write(heard, 0.5 * sum(parts[:2]), 16_000)
+            tables[mixture].append(f"u{number} {heard}")
+        for name, lines in tables.items():
+            (root / split / name / "wav.scp").write_text("\n".join(lines) + "\n")
+        found.append(f"{loaders}.{split}_dir={root / split}")
+    return found
+
+
 CORPORA = {
     "speech_commands": keywords,
     "fluent_commands": intents,
     "sv_voxceleb1": verification,
     "diarization": diarization,
     "quesst14_dtw": queries,
+    "enhancement_stft": enhancement,
+    "separation_stft": separation,
 }
 """s3prl's -d -> what writes a corpus into a folder and returns the -o items that name it."""

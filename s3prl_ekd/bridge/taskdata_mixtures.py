@@ -1,0 +1,93 @@
+"""The configs of SUPERB's SE and SS before s3prl's experts read them: two tasks, one expert in two copies.
+
+A split is a folder with one folder a condition (``noisy`` and ``clean``; ``mix_clean``, ``s1`` and ``s2``), each with a
+Kaldi table ``wav.scp`` of the same utterances.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+from s3prl_ekd.audio import SAMPLE_RATE, audio_info
+from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.bridge.text_table import lines_of
+from s3prl_ekd.errors import EkdError
+
+SOURCES = {"enhancement_stft": 1, "separation_stft": 2}
+"""s3prl's -d -> signals that it takes out of one."""
+SPLITS = ["train", "dev", "test"]
+CONDITIONS = ("s1", "s2", "noise", "mix_clean", "mix_both", "mix_single")
+CHOICES = {"model": ("SepRNN",), "rnn": ("RNN", "LSTM", "GRU"), "non_linear": ("relu", "sigmoid", "tanh"),
+           "loss_type": ("MSE", "SISDR"), "mask_type": ("AM", "PSM", "NPSM")}  # fmt: skip
+
+
+def complete(args: Namespace, expert: Section) -> None:
+    """Check ``downstream_expert`` of a task of :data:`SOURCES`; its expert reads all three splits, whatever is run.
+
+    Args:
+        args: s3prl's arguments (``downstream``, ``device`` are read).
+
+    Raises:
+        EkdError: a value that s3prl cannot take, or a folder, table or clip that is missing.
+    """
+    data, loaders, model = (expert.section(name) for name in ("datarc", "loaderrc", "modelrc"))
+    for key, choices in CHOICES.items():
+        if model.get(key) not in choices:
+            raise model.wrong(key, f"{model.get(key)!r}: expected {' or '.join(choices)}")
+    if model.get("loss_type") == "SISDR" and args.device == "cpu":
+        raise model.wrong("loss_type", "SISDR: s3prl computes it on a GPU alone")
+    if loaders.get("eval_batchsize") != 1:
+        raise loaders.wrong("eval_batchsize", f"{loaders.get('eval_batchsize')}: s3prl scores one utterance at a time")
+    for split in SPLITS:
+        key = f"{split}_dir"
+        _check_split(loaders, key, loaders.folder(key), _conditions(args.downstream, data))
+
+
+def _conditions(task: str, data: Section) -> list[str]:
+    """The folders of a split, the mixtures' first."""
+    known = (*CONDITIONS, "noisy", "clean") if task == "enhancement_stft" else CONDITIONS
+    found: list[str] = []
+    for key, count in (("src", 1), ("tgt", SOURCES[task])):
+        names = data.get(key)
+        if not isinstance(names, list) or len(names) != count or not all(name in known for name in names):
+            raise data.wrong(key, f"{names!r}: expected {count} of {', '.join(known)}, as a list")
+        found += names
+    if data.get("rate") != SAMPLE_RATE:
+        raise data.wrong("rate", f"{data.get('rate')}: upstreams hear {SAMPLE_RATE} Hz")
+    if data.get("num_speakers") != SOURCES[task]:
+        raise data.wrong("num_speakers", f"{data.get('num_speakers')}: tgt names {SOURCES[task]}")
+    return found
+
+
+def _check_split(loaders: Section, key: str, folder: Path, conditions: list[str]) -> None:
+    clips = {}
+    for condition in conditions:
+        table = folder / condition / "wav.scp"
+        if not table.is_file():
+            raise loaders.wrong(key, f"{table}: no such table")
+        clips[condition] = _read_table(table)
+    first, *others = conditions
+    if not clips[first]:
+        raise EkdError(f"{folder / first / 'wav.scp'}: lists no utterance")
+    for condition in others:
+        odd = sorted(clips[first] ^ clips[condition])
+        if odd:
+            lacking = next(name for name in (first, condition) if odd[0] not in clips[name])
+            raise EkdError(f"{folder / lacking / 'wav.scp'}: no utterance {odd[0]}, which {folder} has elsewhere")
+
+
+def _read_table(table: Path) -> set[str]:
+    """The utterances of a ``wav.scp``, whose clips are there, the first one at 16 kHz: a corpus is of one rate."""
+    found: set[str] = set()
+    for number, line in enumerate(lines_of(table), start=1):
+        fields = line.split()
+        if len(fields) != 2:
+            raise EkdError(f"{table}: line {number}: expected `UTTERANCE FILE`, found {line!r}")
+        if not Path(fields[1]).is_file():
+            raise EkdError(f"{table}: line {number}: {fields[1]}: no such file")
+        rate = SAMPLE_RATE if found else audio_info(fields[1]).rate
+        if rate != SAMPLE_RATE:
+            raise EkdError(f"{table}: line {number}: {fields[1]}: {rate} Hz; s3prl takes {SAMPLE_RATE} Hz alone")
+        found.add(fields[0])
+    return found

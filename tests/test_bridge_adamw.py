@@ -126,3 +126,15 @@ def test_it_works_with_a_grad_scaler_and_a_scheduler(optimizers) -> None:
     scheduler.step()
     assert scheduler.get_last_lr() == [0.005, 0.005][: len(optimizer.param_groups)]
     assert any(not torch.equal(*pair) for pair in zip(before, weights(model), strict=True))
+
+
+def test_a_cpu_goes_weight_by_weight(optimizers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it computes stays in its cache; all of the default student at once took longer than s3prl's way."""
+    counts, sqrt = [], torch._foreach_sqrt
+    monkeypatch.setattr(torch, "_foreach_sqrt", lambda values: counts.append(len(values)) or sqrt(values))
+    _, model = models()
+    optimizer = optimizers.get_optimizer([model], 20, {"name": "AdamW_with_schedule", "lr": 1e-2})
+    step_at_once(optimizer)
+    gradients(model, 1)
+    optimizer.step()
+    assert counts == [1] * sum(weight.grad is not None for weight in model.parameters())

@@ -1,4 +1,4 @@
-"""The arithmetic of s3prl's ``AdamW_with_schedule`` over all weights at once.
+"""The arithmetic of s3prl's ``AdamW_with_schedule`` without its questions; on a GPU over all weights at once.
 
 s3prl's is a Lamb that is told to be an Adam: weight by weight it computes two norms for a trust ratio that it then sets
 to 1, and asks the device whether they are zero. In a student of 52 weights that is 104 waits for the GPU a step.
@@ -49,7 +49,10 @@ def _step(optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = 
             state["step"] += 1
             by_age[state["step"]].append(weight)
         for age, weights in by_age.items():
-            _update(optimizer, group, age, weights)
+            # a CPU is up to twice as fast weight by weight, whose numbers stay in its cache
+            together = [[weight] for weight in weights] if weights[0].device.type == "cpu" else [weights]
+            for some in together:
+                _update(optimizer, group, age, some)
     return loss
 
 

@@ -75,7 +75,7 @@ def _unusable(optimizer: Any) -> str:
 def _completed(optimizer: Any) -> Any:
     """The optimizer, which is the current one from now on.
 
-    ``AdamW_with_schedule`` updates all weights at once (:mod:`s3prl_ekd.bridge.adamw`). One that has made no step yet
+    ``AdamW_with_schedule`` asks the device nothing (:mod:`s3prl_ekd.bridge.adamw`). One that has made no step yet
     answers ``get_lr()`` with its rates at step 0: s3prl's answer an empty list, and the runner takes the first of it.
     """
     from s3prl_ekd.bridge.adamw import step_at_once  # imports torch

@@ -59,6 +59,18 @@ def test_a_training_goes_on_with_as_many_processes(
     downstream_arguments.check_world(args)
 
 
+def test_ranks_without_a_gpu_are_told_of_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl's default is nccl, at which torch fails with a traceback on every rank, when the corpus was looked at."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    args = Namespace(mode="train", device="cpu", backend="nccl", init_ckpt=None)
+    with pytest.raises(EkdError, match="^--backend nccl: is for GPUs, and this is --device cpu; use --backend gloo$"):
+        launch._check_first(args)
+    launch._check_first(Namespace(**vars(args) | {"backend": "gloo"}))
+    launch._check_first(Namespace(**vars(args) | {"device": "cuda"}))
+
+
 def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

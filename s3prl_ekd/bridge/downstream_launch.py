@@ -112,6 +112,8 @@ class DownstreamLaunch(ScriptLaunch):
         self.current.resumable = self.trains
         if self.world.distributed and not self.trains:
             raise EkdError(f"-m {args.mode}: runs in one process; start it without torchrun")
+        if self.world.distributed and args.device.startswith("cpu") and args.backend == "nccl":  # s3prl's default
+            raise EkdError(f"--backend nccl: is for GPUs, and this is --device {args.device}; use --backend gloo")
         if args.init_ckpt is not None:
             self._read_runner(args.init_ckpt)
 

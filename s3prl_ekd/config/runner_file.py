@@ -60,9 +60,9 @@ class RunnerSection(Checked):
     gradient_accumulate_steps: int = Field(default=1, ge=1)
     """Batches a step."""
     log_step: int = Field(ge=1)
-    """Steps from one log line to the next."""
+    """Steps from one log line to the next; fewer than total_steps."""
     save_step: int = Field(ge=1)
-    """Steps from one checkpoint to the next."""
+    """Steps from one checkpoint to the next; fewer than total_steps."""
     max_keep: int = Field(ge=1)
     """Checkpoints kept, besides ``dev-best.ckpt``."""
     fp16: bool = False
@@ -98,7 +98,10 @@ OPTIMIZER_KEYS = {
 
 
 class OptimizerSection(BaseModel):
-    """``optimizer`` of config_runner.yaml; further keys go to the optimizer that ``name`` selects."""
+    """``optimizer`` of config_runner.yaml; further keys go to the optimizer that ``name`` selects. Those with a
+    schedule take ``warmup_proportion`` (share of total_steps), AdamW and Lamb of them ``betas`` and ``eps`` too;
+    TorchOptim takes ``torch_optim_name``, a class of torch.optim, and what that takes.
+    """
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)
 

@@ -20,6 +20,7 @@ from s3prl_ekd import doctor
 from s3prl_ekd.bridge import downstream_arguments, downstream_launch, pretrain_configs
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.cli import main
 from s3prl_ekd.config import DataConfig, load_model_config
 from s3prl_ekd.data.lengths import LengthTable
 from s3prl_ekd.errors import EkdError
@@ -166,6 +167,16 @@ def test_a_published_student_is_one_here(hugging_hub: Hub, tmp_path: Path, hub: 
         export_huggingface(Path("hf:me/student"), tmp_path / "x", scores=scores)
     with pytest.raises(EkdError, match="--ckpt hf:me/student: a student .* which s3prl's hubert_base does not read"):
         models.choose({"ckpt": "hf:me/student", "upstream": "hubert_base"})
+
+
+def test_a_published_student_is_merged_at_the_commit_that_it_has(hugging_hub: Hub, tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "student")
+    commit = hugging_hub.publish("me/student", folder)
+    assert main(["merge", "hf:me/student", str(folder), "--out", str(tmp_path / "merged.ckpt")]) == 0
+    merged = load_student(tmp_path / "merged.ckpt")
+    assert equal(merged.encoder.state_dict(), load_student(folder).encoder.state_dict())
+    assert [one["file"] for one in merged.part["merged"]] == [f"hf:me/student@{commit}", str(folder)]
+    assert main(["merge", "hf:me/none", str(folder), "--out", str(tmp_path / "x.ckpt")]) == 2
 
 
 def test_a_fine_tuned_published_student_is_a_student(hugging_hub: Hub, tmp_path: Path) -> None:

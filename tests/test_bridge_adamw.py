@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from s3prl_ekd.bridge import optimizers as bridge_optimizers
 from s3prl_ekd.bridge.adamw import step_at_once
 from s3prl_ekd.compat.hub import register
 
@@ -105,6 +106,24 @@ def test_a_step_asks_the_device_nothing(optimizers) -> None:
 def test_others_stay_as_they_are(optimizers, name: str) -> None:
     optimizer = optimizers.get_optimizer([nn.Linear(2, 2)], 20, {"name": name, "lr": 1e-2})
     assert not step_at_once(optimizer) and "step" not in vars(optimizer)
+
+
+@pytest.mark.parametrize("name", ["AdamW_with_schedule", "Lamb_with_schedule", "BertAdam_with_schedule"])
+def test_the_rate_that_is_logged_is_that_of_the_step(optimizers, name: str) -> None:
+    """It is asked for before the step. Lamb's rates are those of step 1 on, BertAdam's of step 0 on."""
+    _, model = models()
+    build = bridge_optimizers.with_clear_errors(optimizers.get_optimizer, "optimizer", lambda: "runner.yaml")
+    optimizer = build([model], 8, {"name": name, "lr": 1e-2, "warmup_proportion": 0.25})
+    told, used = [], []
+    for step in range(8):
+        gradients(model, step)
+        told.append(bridge_optimizers.current_rate())
+        before = optimizer.get_lr()[0]  # of the steps made so far
+        optimizer.step()
+        used.append(before if name.startswith("Bert") else optimizer.get_lr()[0])
+    assert told == pytest.approx(used)
+    first = [0, 0.5, 1.0] if name.startswith("Bert") else [0.5, 1.0, 5 / 6]
+    assert told[:3] == pytest.approx([1e-2 * part for part in first])
 
 
 def test_it_works_with_a_grad_scaler_and_a_scheduler(optimizers) -> None:

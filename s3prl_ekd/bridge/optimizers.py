@@ -95,7 +95,7 @@ def _first_rate(group: Mapping[str, Any]) -> float:
 
 
 def current_rate() -> float | None:
-    """The learning rate of the optimizer that was made last, its first group's; None without one.
+    """The learning rate of the step that comes next, of the optimizer made last, its first group's; None without one.
 
     (The runner keeps its optimizer to itself, and tells tensorboard the configured rate of those without ``get_lr``,
     whatever a scheduler makes of it.)
@@ -103,6 +103,10 @@ def current_rate() -> float | None:
     optimizer = _current() if _current is not None else None
     if optimizer is None:
         return None
+    if type(optimizer).__name__ == "Lamb":  # counts a step before it asks for its rate, and get_lr() is of the last one
+        group = optimizer.param_groups[0]
+        made = max((optimizer.state.get(weight, {}).get("step", 0) for weight in group["params"]), default=0)
+        return float(group["lr"] * group["schedule"].get_lr(made + 1, nowarn=True)) + 0.0  # not -0.0, as of the last
     return float(optimizer.get_lr()[0] if hasattr(optimizer, "get_lr") else optimizer.param_groups[0]["lr"])
 
 

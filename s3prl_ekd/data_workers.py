@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -23,14 +24,12 @@ class _Deaths:
     def __init__(self) -> None:
         self._holding = self._waiting = 0  # blocks; counted, since a generator leaves its own at any time
         self._error: Exception | None = None
-        self._handler: Callable[[int, FrameType | None], Any] = lambda number, frame: None
 
     @contextmanager
     def unheard(self) -> Iterator[None]:
         handler = signal.getsignal(signal.SIGCHLD)
-        if callable(handler) and handler != self._on_child:
-            self._handler = handler
-            signal.signal(signal.SIGCHLD, self._on_child)
+        if callable(handler) and getattr(handler, "func", None) != self._on_child:
+            signal.signal(signal.SIGCHLD, partial(self._on_child, handler))
         self._holding += 1
         try:
             yield
@@ -51,9 +50,10 @@ class _Deaths:
         finally:
             self._waiting -= 1
 
-    def _on_child(self, number: int, frame: FrameType | None) -> None:
+    def _on_child(self, handler: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+        """What ``handler``, torch's or another's, does; torch's calls the one that it found, which may be this."""
         try:
-            self._handler(number, frame)  # at once: of a worker that was waited for since, torch finds nothing
+            handler(number, frame)  # at once: of a worker that was waited for since, torch finds nothing
         except Exception as error:
             self._error = self._error or error
             self._raise()

@@ -111,6 +111,21 @@ def test_batches_that_are_given_up_late_hold_nothing_back(die: Any) -> None:
         die()
 
 
+def test_a_handler_that_was_there_before_torchs_is_called_once(own_handlers: None) -> None:
+    """torch's calls the one that it finds, which is ours where a block came before the first loader."""
+    children: list[int] = []
+    signal.signal(signal.SIGCHLD, lambda number, frame: children.append(number))
+    with uninterrupted():
+        pass
+    found = signal.getsignal(signal.SIGCHLD)
+    assert callable(found)
+    signal.signal(signal.SIGCHLD, lambda number, frame: found(number, frame))
+    with uninterrupted():
+        os.kill(os.getpid(), signal.SIGCHLD)
+    os.kill(os.getpid(), signal.SIGCHLD)
+    assert children == [signal.SIGCHLD] * 2
+
+
 def test_other_threads_hold_nothing_back(die: Any) -> None:
     entered, over = threading.Event(), threading.Event()
 

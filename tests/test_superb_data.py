@@ -250,6 +250,27 @@ def test_mixtures_are_scored_on_the_device_of_the_run(monkeypatch: pytest.Monkey
     assert [module.device for module in modules.values()] == [*2 * [torch.device("cuda:1")], "another matter"]
 
 
+@pytest.mark.parametrize(
+    ("task", "package", "install"),
+    [
+        ("enhancement_stft", "h5py", "'s3prl-ekd[superb_sg]'"),
+        ("separation_stft", "h5py", "'s3prl-ekd[superb_sg]'"),
+        ("diarization", "h5py", "'s3prl-ekd[superb]'"),
+        ("quesst14_dtw", "dtw", "'s3prl-ekd[superb]'"),
+        ("fluent_commands", "pandas", "pandas"),
+    ],
+)
+def test_a_package_that_a_task_needs_comes_with_its_extra(
+    task: str, package: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the extra at once: SE's and SS's code asks for h5py, which is SD's too, before it asks for asteroid."""
+    for name in [name for name in sys.modules if name.startswith(f"s3prl.downstream.{task}")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(EkdError, match=re.escape(f"code for it needs {package}: pip install {install}")):
+        downstream_arguments.import_expert(task, "cpu")
+
+
 def test_every_task_has_a_config_and_its_splits() -> None:
     paper = {WITH_CONFIG[name] for name in PAPER_TASKS}
     assert set(WITH_CONFIG.values()) - paper == set(taskdata_superb.SPLITS) == set(CORPORA)

@@ -37,8 +37,8 @@ S3PRL_CONFIGS = {
     "downstream/separation_stft/configs/cfg.yaml": "ss.yaml",
     **{f"downstream/{name}/config.yaml": f"{task}.yaml" for task, name in WITH_CONFIG.items() if task != "pr"},
 }
-# package -> our extra that installs it: SD's and QbE's, SE's and SS's
-EXTRAS = {"h5py": "superb", "dtw": "superb", "lxml": "superb", "asteroid": "superb_sg"}
+# our extra -> the packages that it installs: SD's and QbE's, SE's and SS's
+EXTRAS = {"superb": ("h5py", "dtw", "lxml"), "superb_sg": ("h5py", "asteroid")}
 # What a run goes on with as its checkpoint has it, whatever the command says: argument of s3prl's -> its option.
 KEPT = {
     "upstream": "-u",
@@ -131,7 +131,8 @@ def import_expert(task: str, device: str) -> None:
         package = str(error.name).partition(".")[0]
         if package == "s3prl":
             raise
-        install = f"'s3prl-ekd[{EXTRAS[package]}]'" if package in EXTRAS else package
+        extra = "superb_sg" if "_stft" in task else "superb"
+        install = f"'s3prl-ekd[{extra}]'" if package in EXTRAS[extra] else package
         raise EkdError(f"-d {task}: s3prl's code for it needs {package}: pip install {install}") from error
     import torch
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from argparse import Namespace
 from datetime import timedelta
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +71,21 @@ def test_ranks_without_a_gpu_are_told_of_gloo(monkeypatch: pytest.MonkeyPatch) -
         launch._check_first(args)
     launch._check_first(Namespace(**vars(args) | {"backend": "gloo"}))
     launch._check_first(Namespace(**vars(args) | {"device": "cuda"}))
+
+
+def test_a_device_of_an_override_is_looked_at_before_an_expert_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SE's and SS's modules are given it (stand-ins: the real ones ask for asteroid)."""
+    expert: Any = ModuleType("expert")
+    expert.device = torch.device("cpu")
+    monkeypatch.setitem(sys.modules, "s3prl.downstream.separation_stft.expert", expert)
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    args = launch.args = Namespace(
+        downstream="separation_stft", mode="evaluate", past_exp=None, expdir=tmp_path, device="cdua", config="ss.yaml"
+    )
+    with pytest.raises(EkdError, match="^--device cdua: is no device"):
+        launch._checked(args, {"runner": {}, "optimizer": {}, "downstream_expert": {}})
 
 
 def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(

@@ -246,7 +246,7 @@ def test_mixtures_are_scored_on_the_device_of_the_run(monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, f"s3prl.downstream.separation_stft.{part}", module)
         module.device = torch.device("cuda:0")
     modules["dataset"].device = "another matter"
-    downstream_arguments.import_expert("separation_stft", "cuda:1")
+    downstream_arguments.import_expert("separation_stft", torch.device("cuda:1"))
     assert [module.device for module in modules.values()] == [*2 * [torch.device("cuda:1")], "another matter"]
 
 
@@ -268,7 +268,7 @@ def test_a_package_that_a_task_needs_comes_with_its_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(EkdError, match=re.escape(f"code for it needs {package}: pip install {install}")):
-        downstream_arguments.import_expert(task, "cpu")
+        downstream_arguments.import_expert(task, torch.device("cpu"))
 
 
 def test_every_task_has_a_config_and_its_splits() -> None:

@@ -10,7 +10,7 @@ import logging
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints, ranks
@@ -26,6 +26,9 @@ from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.variants import find_model_config
+
+if TYPE_CHECKING:
+    import torch
 
 CONFIGS = {downstream: f"{task}.yaml" for task, downstream in WITH_CONFIG.items()}
 """s3prl's -d -> our config of that task."""
@@ -119,7 +122,7 @@ def check_task(name: str, s3prl: Path) -> None:
     raise EkdError(f"-d {name}: s3prl has no such downstream task{did_you_mean(name, known, count=3)}")
 
 
-def import_expert(task: str, device: str) -> None:
+def import_expert(task: str, device: torch.device) -> None:
     """Import s3prl's code of ``-d``, to run on a device; it may ask for packages that s3prl does not bring along.
 
     Raises:
@@ -134,12 +137,10 @@ def import_expert(task: str, device: str) -> None:
         extra = "superb_sg" if "_stft" in task else "superb"
         install = f"'s3prl-ekd[{extra}]'" if package in EXTRAS[extra] else package
         raise EkdError(f"-d {task}: s3prl's code for it needs {package}: pip install {install}") from error
-    import torch
-
     for name in ("expert", "loss"):  # SE's and SS's take the first GPU, whichever --device says
         module: Any = sys.modules.get(f"s3prl.downstream.{task}.{name}")
-        if isinstance(getattr(module, "device", None), torch.device):
-            module.device = torch.device(device)
+        if isinstance(getattr(module, "device", None), type(device)):
+            module.device = device
 
 
 def check_upstream(args: Namespace) -> None:

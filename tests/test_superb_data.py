@@ -204,8 +204,12 @@ def test_mixtures_of_another_rate_are_named(tmp_path: Path) -> None:
     items = CORPORA["separation_stft"](tmp_path / "ss")
     clip = tmp_path / "ss" / "train" / "s1" / "0.wav"
     soundfile.write(clip, np.zeros(8000), 8000)
-    with pytest.raises(EkdError, match=f"s1/wav.scp: line 1: {clip}: 8000 Hz; s3prl takes 16000 Hz alone"):
+    message = f"s1/wav.scp: line 1: {clip}: 8000 Hz; separation_stft takes 16000 Hz alone"
+    with pytest.raises(EkdError, match=message):
         _check("separation_stft", items, ("train",), tmp_path)
+    items = CORPORA["enhancement_stft"](tmp_path / "se")
+    soundfile.write(tmp_path / "se" / "train" / "noisy" / "0.wav", np.zeros(48_000), 48_000)
+    _check("enhancement_stft", items, ("train",), tmp_path)  # Voicebank-DEMAND as it comes: s3prl's librosa converts it
 
 
 @pytest.mark.parametrize(

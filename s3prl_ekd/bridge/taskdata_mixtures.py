@@ -16,6 +16,8 @@ from s3prl_ekd.errors import EkdError
 
 SOURCES = {"enhancement_stft": 1, "separation_stft": 2}
 """s3prl's -d -> signals that it takes out of one."""
+CONVERTED = ("enhancement_stft",)
+"""Of them, what reads clips of any rate."""
 SPLITS = ["train", "dev", "test"]
 CONDITIONS = ("s1", "s2", "noise", "mix_clean", "mix_both", "mix_single")
 CHOICES = {"model": ("SepRNN",), "rnn": ("RNN", "LSTM", "GRU"), "non_linear": ("relu", "sigmoid", "tanh"),
@@ -41,7 +43,7 @@ def complete(args: Namespace, expert: Section) -> None:
         raise loaders.wrong("eval_batchsize", f"{loaders.get('eval_batchsize')}: s3prl scores one utterance at a time")
     for split in SPLITS:
         key = f"{split}_dir"
-        _check_split(loaders, key, loaders.folder(key), _conditions(args.downstream, data))
+        _check_split(loaders, key, loaders.folder(key), _conditions(args.downstream, data), args.downstream)
 
 
 def _conditions(task: str, data: Section) -> list[str]:
@@ -60,13 +62,13 @@ def _conditions(task: str, data: Section) -> list[str]:
     return found
 
 
-def _check_split(loaders: Section, key: str, folder: Path, conditions: list[str]) -> None:
+def _check_split(loaders: Section, key: str, folder: Path, conditions: list[str], task: str) -> None:
     clips = {}
     for condition in conditions:
         table = folder / condition / "wav.scp"
         if not table.is_file():
             raise loaders.wrong(key, f"{table}: no such table")
-        clips[condition] = _read_table(table)
+        clips[condition] = _read_table(table, task)
     first, *others = conditions
     if not clips[first]:
         raise EkdError(f"{folder / first / 'wav.scp'}: lists no utterance")
@@ -77,8 +79,8 @@ def _check_split(loaders: Section, key: str, folder: Path, conditions: list[str]
             raise EkdError(f"{folder / lacking / 'wav.scp'}: no utterance {odd[0]}, which {folder} has elsewhere")
 
 
-def _read_table(table: Path) -> set[str]:
-    """The utterances of a ``wav.scp``, whose clips are there, the first one at 16 kHz: a corpus is of one rate."""
+def _read_table(table: Path, task: str) -> set[str]:
+    """The utterances of a ``wav.scp``, whose clips are there, the first one at a rate of the task: all have one."""
     found: set[str] = set()
     for number, line in enumerate(lines_of(table), start=1):
         fields = line.split()
@@ -87,7 +89,7 @@ def _read_table(table: Path) -> set[str]:
         if not Path(fields[1]).is_file():
             raise EkdError(f"{table}: line {number}: {fields[1]}: no such file")
         rate = SAMPLE_RATE if found else audio_info(fields[1]).rate
-        if rate != SAMPLE_RATE:
-            raise EkdError(f"{table}: line {number}: {fields[1]}: {rate} Hz; s3prl takes {SAMPLE_RATE} Hz alone")
+        if rate != SAMPLE_RATE and task not in CONVERTED:
+            raise EkdError(f"{table}: line {number}: {fields[1]}: {rate} Hz; {task} takes {SAMPLE_RATE} Hz alone")
         found.add(fields[0])
     return found

@@ -23,6 +23,7 @@ from superb_corpora import CORPORA
 
 from s3prl_ekd.bridge import downstream_arguments, taskdata_superb
 from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.bridge.taskdata_mixtures import SOURCES
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.corpora.keyword_folders import NOISE, split_of
 from s3prl_ekd.errors import EkdError
@@ -73,16 +74,17 @@ DAMAGE = [
     ("quesst14_dtw", "scoring/language_key_dev.lst", "one two three\n", "line 1: expected `CLIP LANGUAGE`"),
     ("quesst14_dtw", "scoring/language_key_dev.lst", "q/gone.wav nnenglish\n", "gone.wav: no such file below"),
     ("enhancement_stft", "test/noisy/wav.scp", "u0 a b.wav\n", "line 1: expected `UTTERANCE FILE`, found 'u0 a b.wav'"),
-    ("enhancement_stft", "test/noisy/wav.scp", "u0 gone.wav\n", "test/noisy/wav.scp: line 1: gone.wav: no such file"),
+    ("enhancement_stft", "test/noisy/wav.scp", "u0 x.wav\nu1 x.wav\n", "noisy/wav.scp: line 1: x.wav: no such file"),
     ("enhancement_stft", "test/noisy/wav.scp", "\n", "wav.scp: line 1: expected `UTTERANCE FILE`, found ''"),
-    ("separation_stft", "train/mix_clean/wav.scp", f"u1 {__file__}\n", "test_superb_data.py: cannot be read as audio"),
+    ("separation_stft", "dev/s1/wav.scp", f"u0 {__file__}\nu1 x\n", "test_superb_data.py: cannot be read as audio"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("task", "file", "text", "message"), DAMAGE)
 def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text: str, message: str) -> None:
     items = CORPORA[task](tmp_path / task)
-    _check(task, items, ("dev",), tmp_path)
+    used = ("train", "dev", "test") if task in SOURCES else ("dev",)
+    _check(task, items, used, tmp_path)
     path = tmp_path / task / file
     if text:
         path.parent.mkdir(exist_ok=True)
@@ -93,7 +95,7 @@ def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text
         for speaker in (tmp_path / "elsewhere").iterdir():
             (path / speaker.name).symlink_to(speaker)
     with pytest.raises(EkdError, match=re.escape(message)):
-        _check(task, items, ("dev",), tmp_path)
+        _check(task, items, used, tmp_path)
 
 
 def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +200,16 @@ def test_a_mixture_has_each_of_its_sources(tmp_path: Path) -> None:
     table.unlink()
     with pytest.raises(EkdError, match=r"loaderrc.dev_dir: .*/dev/s2/wav.scp: no such table"):
         _check("separation_stft", items, ("train",), tmp_path)
+
+
+def test_mixtures_are_tested_where_those_that_were_trained_on_are_not(tmp_path: Path) -> None:
+    """s3prl reads the tables of all splits, and the clips of those that it comes to."""
+    items = CORPORA["separation_stft"](tmp_path / "ss")
+    for clip in (tmp_path / "ss" / "train").glob("*/*.wav"):
+        clip.unlink()
+    _check("separation_stft", items, ("test",), tmp_path)
+    with pytest.raises(EkdError, match=r"train/mix_clean/wav.scp: line 1: .*/mix_clean/0.wav: no such file"):
+        _check("separation_stft", items, ("train", "dev"), tmp_path)
 
 
 def test_mixtures_of_another_rate_are_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ Kaldi table ``wav.scp`` of the same utterances.
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Collection
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE, audio_info
@@ -24,11 +25,12 @@ CHOICES = {"model": ("SepRNN",), "rnn": ("RNN", "LSTM", "GRU"), "non_linear": ("
            "loss_type": ("MSE", "SISDR"), "mask_type": ("AM", "PSM", "NPSM")}  # fmt: skip
 
 
-def complete(args: Namespace, expert: Section) -> None:
-    """Check ``downstream_expert`` of a task of :data:`SOURCES`; its expert reads all three splits, whatever is run.
+def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
+    """Check ``downstream_expert`` of a task of :data:`SOURCES`; its expert reads all three splits' tables, always.
 
     Args:
         args: s3prl's arguments (``downstream``, ``device`` are read).
+        used: the splits whose clips the run reads too.
 
     Raises:
         EkdError: a value that s3prl cannot take, or a folder, table or clip that is missing.
@@ -41,9 +43,11 @@ def complete(args: Namespace, expert: Section) -> None:
         raise model.wrong("loss_type", "SISDR: s3prl computes it on a GPU alone")
     if loaders.get("eval_batchsize") != 1:
         raise loaders.wrong("eval_batchsize", f"{loaders.get('eval_batchsize')}: s3prl scores one utterance at a time")
+    conditions = _conditions(args.downstream, data)
     for split in SPLITS:
-        key = f"{split}_dir"
-        _check_split(loaders, key, loaders.folder(key), _conditions(args.downstream, data), args.downstream)
+        for table, clips in _read_split(loaders, f"{split}_dir", conditions).items():
+            if split in used:
+                _check_clips(table, clips, args.downstream)
 
 
 def _conditions(task: str, data: Section) -> list[str]:
@@ -62,34 +66,42 @@ def _conditions(task: str, data: Section) -> list[str]:
     return found
 
 
-def _check_split(loaders: Section, key: str, folder: Path, conditions: list[str], task: str) -> None:
-    clips = {}
+def _read_split(loaders: Section, key: str, conditions: list[str]) -> dict[Path, list[str]]:
+    """Table -> its clips, line by line; a split's tables list the same utterances."""
+    folder, clips, utterances = loaders.folder(key), {}, {}
     for condition in conditions:
         table = folder / condition / "wav.scp"
         if not table.is_file():
             raise loaders.wrong(key, f"{table}: no such table")
-        clips[condition] = _read_table(table, task)
+        rows = _read_table(table)
+        utterances[condition], clips[table] = {name for name, _ in rows}, [clip for _, clip in rows]
     first, *others = conditions
-    if not clips[first]:
+    if not utterances[first]:
         raise EkdError(f"{folder / first / 'wav.scp'}: lists no utterance")
     for condition in others:
-        odd = sorted(clips[first] ^ clips[condition])
+        odd = sorted(utterances[first] ^ utterances[condition])
         if odd:
-            lacking = next(name for name in (first, condition) if odd[0] not in clips[name])
+            lacking = next(name for name in (first, condition) if odd[0] not in utterances[name])
             raise EkdError(f"{folder / lacking / 'wav.scp'}: no utterance {odd[0]}, which {folder} has elsewhere")
+    return clips
 
 
-def _read_table(table: Path, task: str) -> set[str]:
-    """The utterances of a ``wav.scp``, whose clips are there, the first one at a rate of the task: all have one."""
-    found: set[str] = set()
+def _read_table(table: Path) -> list[tuple[str, str]]:
+    """Utterance and clip of each line of a ``wav.scp``."""
+    rows = []
     for number, line in enumerate(lines_of(table), start=1):
         fields = line.split()
         if len(fields) != 2:
             raise EkdError(f"{table}: line {number}: expected `UTTERANCE FILE`, found {line!r}")
-        if not Path(fields[1]).is_file():
-            raise EkdError(f"{table}: line {number}: {fields[1]}: no such file")
-        rate = SAMPLE_RATE if found else audio_info(fields[1]).rate
+        rows.append((fields[0], fields[1]))
+    return rows
+
+
+def _check_clips(table: Path, clips: list[str], task: str) -> None:
+    """They are there, and the first one is at a rate that the task reads: a corpus is of one rate."""
+    for number, clip in enumerate(clips, start=1):
+        if not Path(clip).is_file():
+            raise EkdError(f"{table}: line {number}: {clip}: no such file")
+        rate = SAMPLE_RATE if number > 1 else audio_info(clip).rate
         if rate != SAMPLE_RATE and task not in CONVERTED:
-            raise EkdError(f"{table}: line {number}: {fields[1]}: {rate} Hz; {task} takes {SAMPLE_RATE} Hz alone")
-        found.add(fields[0])
-    return found
+            raise EkdError(f"{table}: line {number}: {clip}: {rate} Hz; {task} takes {SAMPLE_RATE} Hz alone")

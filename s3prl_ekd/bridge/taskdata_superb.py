@@ -53,7 +53,7 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
     elif args.downstream == "diarization":
         _diarization(expert.section("loaderrc"), used)
     elif args.downstream in taskdata_mixtures.SOURCES:
-        taskdata_mixtures.complete(args, expert)
+        taskdata_mixtures.complete(args, expert, used)
     else:
         _queries(expert.section("datarc"), used)
 

@@ -240,6 +240,10 @@ def test_mixtures_of_another_rate_are_named(tmp_path: Path) -> None:
         ("separation_stft", "loaderrc.eval_batchsize=2", "eval_batchsize: 2: s3prl scores one utterance at a time"),
         ("separation_stft", "modelrc.mask_type=IRM", "modelrc.mask_type: 'IRM': expected AM or PSM or NPSM"),
         ("separation_stft", "modelrc.rnn=Linear", "modelrc.rnn: 'Linear': expected RNN or LSTM or GRU"),
+        ("separation_stft", "modelrc.dropout=1.5", "modelrc.dropout: 1.5: expected 0 to 1"),
+        ("enhancement_stft", "datarc.win_length=1024", "datarc.win_length: 1024: more than n_fft, 512"),
+        ("enhancement_stft", "datarc.window=henn", "datarc.window: 'henn': is no window of scipy's"),
+        ("enhancement_stft", "datarc.window=kaiser", "datarc.window: 'kaiser': is no window of scipy's"),
     ],
 )
 def test_values_that_mixtures_cannot_take(tmp_path: Path, task: str, item: str, message: str) -> None:
@@ -251,8 +255,12 @@ def test_values_that_mixtures_cannot_take(tmp_path: Path, task: str, item: str, 
 def test_a_loss_that_s3prl_computes_on_a_gpu_alone(tmp_path: Path) -> None:
     items = [*CORPORA["enhancement_stft"](tmp_path / "se"), "config.downstream_expert.modelrc.loss_type=SISDR"]
     _check("enhancement_stft", items, ("train",), tmp_path)
-    with pytest.raises(EkdError, match="modelrc.loss_type: SISDR: s3prl computes it on a GPU alone"):
-        _check("enhancement_stft", items, ("train",), tmp_path, device="cpu")
+    for device in ("cpu", "cpu:0"):
+        with pytest.raises(EkdError, match="modelrc.loss_type: SISDR: s3prl computes it on a GPU alone"):
+            _check("enhancement_stft", items, ("train",), tmp_path, device=device)
+    items.append("config.downstream_expert.datarc.window=hamming")
+    with pytest.raises(EkdError, match="datarc.window: 'hamming': s3prl's SISDR knows hann alone"):
+        _check("enhancement_stft", items, ("train",), tmp_path)
 
 
 def test_mixtures_are_scored_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

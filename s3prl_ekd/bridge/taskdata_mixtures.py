@@ -13,7 +13,7 @@ from pathlib import Path
 from s3prl_ekd.audio import SAMPLE_RATE, audio_info
 from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.bridge.text_table import lines_of
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, one_line
 
 SOURCES = {"enhancement_stft": 1, "separation_stft": 2}
 """s3prl's -d -> signals that it takes out of one."""
@@ -39,8 +39,13 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
     for key, choices in CHOICES.items():
         if model.get(key) not in choices:
             raise model.wrong(key, f"{model.get(key)!r}: expected {' or '.join(choices)}")
-    if model.get("loss_type") == "SISDR" and args.device == "cpu":
+    if not 0 <= model.get("dropout") <= 1:
+        raise model.wrong("dropout", f"{model.get('dropout')}: expected 0 to 1")
+    _check_transform(data)
+    if model.get("loss_type") == "SISDR" and not args.device.startswith("cuda"):
         raise model.wrong("loss_type", "SISDR: s3prl computes it on a GPU alone")
+    if model.get("loss_type") == "SISDR" and data.get("window") != "hann":
+        raise data.wrong("window", f"{data.get('window')!r}: s3prl's SISDR knows hann alone")
     if loaders.get("eval_batchsize") != 1:
         raise loaders.wrong("eval_batchsize", f"{loaders.get('eval_batchsize')}: s3prl scores one utterance at a time")
     conditions = _conditions(args.downstream, data)
@@ -48,6 +53,19 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         for table, clips in _read_split(loaders, f"{split}_dir", conditions).items():
             if split in used:
                 _check_clips(table, clips, args.downstream)
+
+
+def _check_transform(data: Section) -> None:
+    """What librosa needs of an STFT; it says so in the first batch."""
+    from scipy.signal import get_window  # here, since it takes long to import and --help asks for this file's names
+
+    window, length = data.get("window"), data.get("win_length")
+    if length > data.get("n_fft"):
+        raise data.wrong("win_length", f"{length}: more than n_fft, {data.get('n_fft')}")
+    try:
+        get_window(window, length)
+    except ValueError as error:
+        raise data.wrong("window", f"{window!r}: is no window of scipy's ({one_line(error)})") from error
 
 
 def _conditions(task: str, data: Section) -> list[str]:

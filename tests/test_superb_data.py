@@ -263,6 +263,17 @@ def test_a_loss_that_s3prl_computes_on_a_gpu_alone(tmp_path: Path) -> None:
         _check("enhancement_stft", items, ("train",), tmp_path)
 
 
+def test_mixtures_are_trained_on_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl shares out the batches of the other tasks; two ranks here ended with one process's weights, bit for bit."""
+    items = CORPORA["separation_stft"](tmp_path / "ss")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    _check("separation_stft", items, ("train",), tmp_path)  # the run is none of torchrun's
+    with pytest.raises(
+        EkdError, match="-d separation_stft: s3prl gives each of 2 processes the same batches; run it without"
+    ):
+        _check("separation_stft", items, ("train",), tmp_path, local_rank=0)
+
+
 def test_mixtures_are_scored_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """s3prl's modules name the first GPU, whatever --device says (stand-ins: the real ones ask for asteroid)."""
     modules = {part: ModuleType(part) for part in ("expert", "loss", "dataset")}

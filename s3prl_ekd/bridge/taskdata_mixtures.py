@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from s3prl_ekd.audio import SAMPLE_RATE, audio_info
+from s3prl_ekd.bridge import ranks
 from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.bridge.text_table import lines_of
 from s3prl_ekd.errors import EkdError, one_line
@@ -29,12 +30,17 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
     """Check ``downstream_expert`` of a task of :data:`SOURCES`; its expert reads all three splits' tables, always.
 
     Args:
-        args: s3prl's arguments (``downstream``, ``device`` are read).
+        args: s3prl's arguments (``downstream``, ``device``, ``local_rank`` are read).
         used: the splits whose clips the run reads too.
 
     Raises:
-        EkdError: a value that s3prl cannot take, or a folder, table or clip that is missing.
+        EkdError: a value that s3prl cannot take, a folder, table or clip that is missing, or several processes.
     """
+    processes = ranks.downstream_size(args)
+    if processes > 1:
+        raise EkdError(
+            f"-d {args.downstream}: s3prl gives each of {processes} processes the same batches; run it without torchrun"
+        )
     data, loaders, model = (expert.section(name) for name in ("datarc", "loaderrc", "modelrc"))
     for key, choices in CHOICES.items():
         if model.get(key) not in choices:

@@ -86,21 +86,24 @@ def test_the_section_alone_or_in_a_model_configuration(here: Path) -> None:
 def test_a_file_with_a_mistake_is_one_line(text: str, message: str, here: Path) -> None:
     (here / "noisy.yaml").write_text(text)
     with pytest.raises(EkdError, match=re.escape(message)):
-        distorted_audio({"runner": {"distortion": "noisy.yaml"}}, False, False, "x.yaml")
+        distorted_audio({"runner": {"distortion": "noisy.yaml"}}, "ctc", False, False, "x.yaml")
     assert main(["robustness", str(here), "--distortion", "noisy.yaml"]) == 2
 
 
 def test_what_the_launcher_refuses(here: Path) -> None:
     config = {"runner": {"distortion": "noisy.yaml"}}
     with pytest.raises(EkdError, match="x.yaml: runner.distortion: is for a test"):
-        distorted_audio(config, True, False, "x.yaml")
+        distorted_audio(config, "ctc", True, False, "x.yaml")
     with pytest.raises(EkdError, match="x.yaml: runner.distortion: give -p another DIR for the predictions"):
-        distorted_audio(config, False, True, "x.yaml")
+        distorted_audio(config, "ctc", False, True, "x.yaml")
+    for task in ("separation_stft", "enhancement_stft2"):  # under noise at -20 dB the score was the clean mixture's
+        with pytest.raises(EkdError, match=f"x.yaml: runner.distortion: {task} masks and scores the mixture as it is"):
+            distorted_audio(config, task, False, False, "x.yaml")
     for wrong in ("nowhere.yaml", 3):
         with pytest.raises(EkdError, match=rf"x.yaml: runner.distortion: {wrong!r}: expected a YAML file"):
-            distorted_audio({"runner": {"distortion": wrong}}, False, False, "x.yaml")
-    assert distorted_audio({"runner": {}}, True, True, "x.yaml") is None
-    assert distorted_audio(config, False, False, "x.yaml") is not None
+            distorted_audio({"runner": {"distortion": wrong}}, "ctc", False, False, "x.yaml")
+    assert distorted_audio({"runner": {}}, "ctc", True, True, "x.yaml") is None
+    assert distorted_audio(config, "ctc", False, False, "x.yaml") is not None
     assert config["runner"]["distortion"] == str(here / "noisy.yaml")
 
 

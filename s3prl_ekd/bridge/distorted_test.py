@@ -50,18 +50,21 @@ class DistortedAudio:
         return torch.from_numpy(self.distorter.apply(wave, self.distorter.draw(0, clip))).to(wav)
 
 
-def distorted_audio(config: dict[str, Any], trains: bool, beside: bool, source: str) -> DistortedAudio | None:
+def distorted_audio(
+    config: dict[str, Any], task: str, trains: bool, beside: bool, source: str
+) -> DistortedAudio | None:
     """What the upstream hears, where ``runner.distortion`` names a file, whose path becomes absolute; else None.
 
     Args:
         config: the merged downstream config.
+        task: s3prl's -d.
         trains: ``-m train``.
         beside: results go into the checkpoint's own folder.
         source: the config's file, for messages.
 
     Raises:
-        EkdError: no such file, mistakes in it, missing sources; a training, or a test that would write over the
-            predictions of the clean one.
+        EkdError: no such file, mistakes in it, missing sources; a training, a test that would write over the
+            predictions of the clean one, or a task that works on the audio itself.
     """
     file = config["runner"].get("distortion")
     if file is None:
@@ -69,6 +72,8 @@ def distorted_audio(config: dict[str, Any], trains: bool, beside: bool, source: 
     key = f"{source}: {KEY}"
     if trains:
         raise EkdError(f"{key}: is for a test (-m evaluate); heads are trained on the clips as they are")
+    if "_stft" in task:  # SE, SS and their second versions
+        raise EkdError(f"{key}: {task} masks and scores the mixture as it is, whatever the upstream hears")
     if beside:
         raise EkdError(
             f"{key}: give -p another DIR for the predictions; beside the checkpoint are those on clean audio"

@@ -179,7 +179,7 @@ class DownstreamLaunch(ScriptLaunch):
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
         beside = args.past_exp is not None and Path(args.past_exp).parent.resolve() == Path(args.expdir).resolve()
-        self.distorted = distorted_audio(config, self.trains, beside, self.source)
+        self.distorted = distorted_audio(config, args.downstream, self.trains, beside, self.source)
         if self.trains:
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
             taskkeys.check_specaug(config, self.source)

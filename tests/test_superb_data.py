@@ -234,6 +234,7 @@ def test_mixtures_of_another_rate_are_named(tmp_path: Path) -> None:
         ),
         ("enhancement_stft", "datarc.tgt=clean", "datarc.tgt: 'clean': expected 1 of s1, s2"),
         ("separation_stft", "datarc.tgt=[s1]", "datarc.tgt: ['s1']: expected 2 of s1, s2"),
+        ("separation_stft", "datarc.tgt=[s1, s1]", "datarc.tgt: ['s1', 's1']: expected 2 of s1, s2"),
         ("separation_stft", "datarc.src=[noisy]", "datarc.src: ['noisy']: expected 1 of s1, s2"),
         ("separation_stft", "datarc.num_speakers=3", "datarc.num_speakers: 3: tgt names 2"),
         ("separation_stft", "datarc.rate=8000", "datarc.rate: 8000: upstreams hear 16000 Hz"),

@@ -80,7 +80,7 @@ def _conditions(task: str, data: Section) -> list[str]:
     found: list[str] = []
     for key, count in (("src", 1), ("tgt", SOURCES[task])):
         names = data.get(key)
-        if not isinstance(names, list) or len(names) != count or not all(name in known for name in names):
+        if not isinstance(names, list) or not {*names} <= {*known} or [len(names), len({*names})] != [count, count]:
             raise data.wrong(key, f"{names!r}: expected {count} of {', '.join(known)}, as a list")
         found += names
     if data.get("rate") != SAMPLE_RATE:

@@ -1,1 +1,1 @@
-"""Downstream settings of PR, SID, ER and ASR: s3prl's recipe values."""
+"""Downstream settings of SUPERB's tasks: s3prl's recipe values."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from s3prl_ekd.bridge.taskdata_mixtures import has_mixtures
 from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.data.distort import Distorter
 from s3prl_ekd.errors import EkdError
@@ -72,7 +73,7 @@ def distorted_audio(
     key = f"{source}: {KEY}"
     if trains:
         raise EkdError(f"{key}: is for a test (-m evaluate); heads are trained on the clips as they are")
-    if "_stft" in task:  # SE, SS and their second versions
+    if has_mixtures(task):
         raise EkdError(f"{key}: {task} masks and scores the mixture as it is, whatever the upstream hears")
     if beside:
         raise EkdError(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.audio import audio_info
 from s3prl_ekd.bridge import arguments, checkpoints, ranks
+from s3prl_ekd.bridge.taskdata_mixtures import has_mixtures
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.config_files import find_config
 from s3prl_ekd.ensemble_file import ENSEMBLE, read_members
@@ -134,7 +135,7 @@ def import_expert(task: str, device: torch.device) -> None:
         package = str(error.name).partition(".")[0]
         if package == "s3prl":
             raise
-        extra = "superb_sg" if "_stft" in task else "superb"
+        extra = "superb_sg" if has_mixtures(task) else "superb"
         install = f"'s3prl-ekd[{extra}]'" if package in EXTRAS[extra] else package
         raise EkdError(f"-d {task}: s3prl's code for it needs {package}: pip install {install}") from error
     for name in ("expert", "loss"):  # SE's and SS's take the first GPU, whichever --device says

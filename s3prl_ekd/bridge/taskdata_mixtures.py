@@ -26,6 +26,11 @@ CHOICES = {"model": ("SepRNN",), "rnn": ("RNN", "LSTM", "GRU"), "non_linear": ("
            "loss_type": ("MSE", "SISDR"), "mask_type": ("AM", "PSM", "NPSM")}  # fmt: skip
 
 
+def has_mixtures(task: str) -> bool:
+    """Whether s3prl's -d is SE or SS, or its second version of one (``enhancement_stft2``)."""
+    return task.removesuffix("2") in SOURCES
+
+
 def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
     """Check ``downstream_expert`` of a task of :data:`SOURCES`; its expert reads all three splits' tables, always.
 

@@ -110,6 +110,7 @@ MODEL_MISTAKES = {
     "distortion.additive.weights.clean: input should be a finite number": {
         "distortion.additive.weights.clean": float("nan")
     },
+    "distortion: changes nothing; it has neither additive nor non_additive": {"distortion": {"setup": "same"}},
     "optimizer: belongs into config_runner.yaml (-c)": {"optimizer.lr": 1.0},
     "ekd.teachers[0].name: expected letters, digits and underscores, a letter first, found 'my-hubert'": {
         "ekd.teachers.0.name": "my-hubert"

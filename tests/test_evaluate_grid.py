@@ -9,6 +9,7 @@ import pytest
 from evaluate_stand_in import make_data
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.grid import finished_runs, searches
 from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import make_plan
@@ -142,6 +143,13 @@ def test_no_dev_score_at_all(data, tmp_path):
 def test_standard_error_over_seeds():
     values = [3.0, 4.0, 8.0]
     assert standard_error(values) == pytest.approx(stdev(values) / 3**0.5)
+
+
+def test_seeds_are_listed_by_their_numbers():
+    several = {"seeds": {seed: {} for seed in ("10", "1", "2")}}
+    assert seeds_text({"tasks": {"pr": several, "sid": several}}) == "1, 2, 10"
+    assert seeds_text({"tasks": {"pr": several, "sid": {"seed": 3}}}) == "pr 1, 2, 10 / sid 3"
+    assert seeds_text({"tasks": {"pr": {}}}) is None  # a record that does not know its seed
 
 
 def test_seeds_are_merged_into_means_of_the_runners_and_of_our_scores():

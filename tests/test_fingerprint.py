@@ -36,6 +36,14 @@ def test_the_same_weights_elsewhere_are_the_same_and_others_are_not(tmp_path: Pa
     assert digest("random:hubert_base") != digest("random:wavlm_base")
 
 
+def test_random_weights_of_a_folder_are_others_where_its_shape_has_changed(tmp_path: Path) -> None:
+    first, same, other = (
+        digest(f"random:{write_transformers(random_encoder(shape, seed=seed), tmp_path / 'a')}")
+        for seed, shape in enumerate((TINY, TINY, TINY.with_(heads=2 * TINY.heads)))
+    )
+    assert first == same != other
+
+
 def test_an_upstream_of_s3prl_is_known_by_its_tensors(tmp_path: Path) -> None:
     pytest.importorskip("s3prl")
     found = []

@@ -45,6 +45,7 @@ def load_model_config(
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
         config.ekd.initialise_from = _absolute_model(config.ekd.initialise_from)
     if config.distortion is not None:
+        _check_distorts(config.distortion, path)
         _make_sources_absolute(config.distortion)
     if config.ekd.cache_targets is not None:  # it need not exist yet
         config.ekd.cache_targets = absolute_folder(config.ekd.cache_targets, f"{path}: ekd.cache_targets")
@@ -65,10 +66,14 @@ def load_distortion(path: Path) -> DistortionConfig:
         assert config is not None
     else:
         config = check_values(DistortionConfig, values["distortion"], str(path), prefix="distortion")
+        _check_distorts(config, path)
         _make_sources_absolute(config)
-    if config.additive is None and config.non_additive is None:
-        raise EkdError(f"{path}: distortion: changes nothing; it has neither additive nor non_additive")
     return config
+
+
+def _check_distorts(distortion: DistortionConfig, path: Path) -> None:
+    if distortion.additive is None and distortion.non_additive is None:
+        raise EkdError(f"{path}: distortion: changes nothing; it has neither additive nor non_additive")
 
 
 def _absolute(source: str) -> str:

@@ -111,7 +111,7 @@ def seeds_text(record: Record) -> str | None:
     by_task = {
         name: ", ".join(map(str, seeds))
         for name, task in record["tasks"].items()
-        if None not in (seeds := sorted(by_seed(task), key=str))
+        if None not in (seeds := sorted(by_seed(task), key=lambda seed: -1 if seed is None else seed))
     }
     if len(set(by_task.values())) < 2:
         return next(iter(by_task.values()), None)

@@ -93,8 +93,8 @@ def weights_digest(source: sources.TeacherSource, where: str, download: bool) ->
     Raises:
         EkdError: a file cannot be read, or the download failed.
     """
-    if source.kind == "random":
-        return source.source
+    if source.kind == "random":  # the name is the seed; what it names may have got another shape since
+        return hashlib.sha256(f"{source.source} {source.shape}".encode()).hexdigest()
     if source.kind == "s3prl":
         digest = hashlib.sha256()
         digest.update(source.family.encode())

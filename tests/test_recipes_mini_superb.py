@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 import yaml
 
 from recipes.mini_superb import __main__ as command
-from recipes.mini_superb import settings, tables
+from recipes.mini_superb import mfcc, settings, tables
 from recipes.mini_superb.settings import Experiment, read_experiment, rows, variant_file
 from recipes.mini_superb.statistics import METRICS, difference, mean_and_error
 from recipes.mini_superb.students import every_target, model_config
@@ -290,3 +291,28 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     message = capsys.readouterr().err
     assert "filling/made_by.json: this target cache was made with other settings" in message
     assert f"remove {tmp_path}/work/filling and {tmp_path}/work/targets" in message
+
+
+def test_the_mfcc_floor_is_of_the_classifiers_own_test_rows(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Tones: each speaker's are its own; of each emotion too, but in the last fold all are mixed up."""
+    rate = 16_000
+    tones = {"a": 300.0, "b": 900.0, "c": 2700.0}
+    for name in ("sid", "er"):
+        (tmp_path / name).mkdir()
+    for name, hertz in tones.items():
+        for number in range(3):
+            wave = 0.1 * np.sin(2 * np.pi * (hertz + 10 * number) * np.arange(rate // 2) / rate)
+            soundfile.write(tmp_path / f"{name}{number}.wav", wave, rate)
+    splits = ("train", "train", "test")
+    sid = [f"{name}{number}.wav\t{splits[number]}\t{name}" for name in tones for number in range(3)]
+    (tmp_path / "sid" / "manifest.tsv").write_text("\n".join(["path\tsplit\tspeaker", *sid, ""]))
+    er = [
+        f"{name}{number}.wav\t{number + 1}\ts{number}\t{'cab'['abc'.index(name)] if number == 2 else name}"
+        for name in tones
+        for number in range(3)
+    ]
+    (tmp_path / "er" / "manifest.tsv").write_text("\n".join(["path\tfold\tspeaker\temotion", *er, ""]))
+    assert mfcc.main(["--speech", str(tmp_path)]) == 0
+    printed = capfd.readouterr().out.split()
+    assert printed[:3] == ["SID", "100.0", "ER"] and float(printed[3]) <= 66.7  # nothing of the last fold is right
+    assert mfcc.main(["--speech", str(tmp_path / "none")]) == 2

@@ -82,6 +82,8 @@ def test_keys_of_ones_own_pass() -> None:
         ("er", "downstream_expert.modelrc", None, "expected a section, found None"),
         ("asr", "downstream_expert.datarc.decoder_args", "x", "expected a section, found 'x'"),
         ("asr", "downstream_expert.modelrc.select", "os", "'os' is no model of s3prl's for this task"),
+        ("pr", "downstream_expert.metric", ["per", "pre"], "'pre': expected metrics of s3prl's, as per"),
+        ("pr", "downstream_expert.metric", [], "[]: expected metrics of s3prl's, as per"),
     ],
 )
 def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, message: str) -> None:

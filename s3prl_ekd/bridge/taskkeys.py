@@ -8,6 +8,7 @@ fails anywhere, at the first evaluation too. What files and folders must be ther
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -160,7 +161,8 @@ def check_expert(config: dict[str, Any], task: str, source: str) -> None:
 def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source: str) -> None:
     """Every value is of the kind that ``known``, our config of the task, has there; ``select`` is a model of s3prl's.
 
-    s3prl evaluates ``select`` as an expression, whatever it says, from a checkpoint too.
+    s3prl evaluates ``select`` as an expression, whatever it says, from a checkpoint too, and PR's ``metric`` at the
+    first log step.
 
     Raises:
         EkdError: the key, what was expected and what was found.
@@ -170,6 +172,11 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
         if kind is not None:
             wrong = reads_as_text(value) or f"expected {kind}, found {value!r}"
             raise EkdError(f"{source}: {key}: {wrong}")
+        if key == "downstream_expert.metric":
+            module = importlib.import_module(f"s3prl.downstream.{task}.expert")
+            odd = [name for name in value if not inspect.isroutine(getattr(module, name, None))]
+            if odd or not value:
+                raise EkdError(f"{source}: {key}: {(odd or [value])[0]!r}: expected metrics of s3prl's, as per")
         if key.endswith("model.select") or key.endswith("modelrc.select"):
             module = importlib.import_module(f"s3prl.downstream.{task}.expert")
             found = getattr(module, value, None)

@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import rich.console
+from rich.measure import Measurement
+from rich.table import Table
+
+_WIDE = 10_000  # columns: more than any table needs
 
 
 class Console(rich.console.Console):
@@ -12,3 +16,17 @@ class Console(rich.console.Console):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
+
+    def print_table(self, table: Table) -> None:
+        """Print a table whole; its names (the column with a ``min_width``) fold where the terminal is narrow.
+
+        Where it is too narrow for that too, as a log file's 80 columns can be, lines go on beyond its edge: rich would
+        take the missing width off the names, to nothing, and then off the numbers.
+        """
+        for column in table.columns:
+            column.width = column.min_width
+        least = Measurement.get(self, self.options.update(max_width=_WIDE), table).maximum
+        for column in table.columns:
+            column.width = None
+        table.width = least if least > self.width else None
+        self.print(table, crop=False)

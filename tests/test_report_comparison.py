@@ -13,10 +13,13 @@ from html import escape
 
 import pytest
 from report_lab import write_pretraining
+from score_records import score_of_task, score_record
 
 from s3prl_ekd.cli import main
+from s3prl_ekd.console import Console
 from s3prl_ekd.evaluate.grid_table import grid_markdown, grid_tables
 from s3prl_ekd.evaluate.table import score_markdown, score_table
+from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.report import comparison
 from s3prl_ekd.report.curves import comparison_png, head_losses_png, overview_png, smooth
 from s3prl_ekd.report.page import page
@@ -268,3 +271,19 @@ def test_every_table_marks_the_best_of_each_column_and_the_picked_rate():
         assert cells == best, form
     for form, cells in marked(records, grid=True).items():
         assert cells == {(name, "0.01") for name in "abc"}, form
+
+
+@pytest.mark.parametrize(("columns", "folds"), [(80, True), (100, True), (200, False)])
+def test_a_table_wider_than_the_terminal_keeps_its_names_and_numbers(columns, folds, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    tasks = {
+        name: score_of_task(name, 40.25 + number, standard_error={task.metric: 10.25})
+        for number, (name, task) in enumerate(TASKS.items())
+    }
+    cost = {"params": 23.5e6, "macs": 1e12}
+    Console().print_table(score_table([score_record("of_all_three_teachers", tasks, cost=cost)]))
+    printed = capsys.readouterr().out
+    for number in range(len(TASKS)):
+        assert f"{40.25 + number:.2f}" in printed
+    assert printed.count("± 10.25") == len(TASKS) and "…" not in printed and "1,000.0" in printed
+    assert ("of_all_three_teachers" in printed) is not folds and "of_all_three" in printed

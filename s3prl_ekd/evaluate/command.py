@@ -174,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
         if (args.out / robustness.FILE_NAME).is_file():
             robustness.write_robustness(args.out)  # without the tests of runs that this call did again
     for table in [*grid_tables(records), score_table(records)]:
-        console.print(table)
+        console.print_table(table)
     console.print(f"[dim]{escape(str(args.out / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
     return 0
 

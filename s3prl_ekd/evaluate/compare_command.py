@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         output_file(args.out)
     found = compare(models, settings, args.baseline, args.tasks)
     console = Console()
-    console.print(comparison_table(found))
+    console.print_table(comparison_table(found))
     if args.out is not None:
         write_whole(args.out, comparison_markdown(found))
         console.print(f"[dim]{escape(str(args.out))}[/]", highlight=False, soft_wrap=True)

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             _carry_out(pending, devices, jobs, console, args.keep_going)
         finally:
             rows = write_robustness(args.scores)
-    console.print(robustness_table(rows))
+    console.print_table(robustness_table(rows))
     console.print(f"[dim]{escape(str(args.scores / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
     return 0
 

@@ -63,9 +63,9 @@ def run(args: argparse.Namespace) -> int:
     if evaluations:
         records = [one.scores for one in evaluations]
         for table in [*grid_tables(records), score_table(records)]:
-            console.print(table)
+            console.print_table(table)
     if found is not None:
-        console.print(comparison_table(found))
+        console.print_table(comparison_table(found))
     folder = args.out.with_suffix("")
     if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
         folder = folder.with_name(f"{folder.name}_figures")

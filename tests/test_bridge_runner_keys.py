@@ -17,6 +17,7 @@ from s3prl_ekd.errors import EkdError
     [
         ("gradient_accumulate_steps", 0, "input should be greater than or equal to 1, found 0"),
         ("total_steps", "1e3", "'1e3' is text to YAML; write 1.0e+3"),
+        ("total_steps", 100, "100 are fewer than save_step (1000) and eval_step (5000), so that no checkpoint would"),
         ("eval_dataloaders", "dev", "input should be a valid list, found 'dev'"),
         ("eval_dataloaders", ["dve"], "no split 'dve'; there are train, dev, test"),
         ("fp16", "True", "input should be a valid boolean, found 'True'"),
@@ -96,6 +97,7 @@ def test_what_the_runner_reads_without_a_default_must_be_there() -> None:
 )
 def test_what_the_runner_can_train_with(key: str, wrong: tuple, right: tuple) -> None:
     config = task_config("er")
+    config["runner"]["save_step"] = 1  # that a single step leaves a checkpoint
     for value in right:
         config["runner"][key] = value
         taskkeys.check_runner(config, "x.yaml")

@@ -98,12 +98,18 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
         splits: those that the task can evaluate on; None: not known.
 
     Raises:
-        EkdError: a key is missing, or its value is none that can be trained with.
+        EkdError: a key is missing, its value is none that can be trained with, or no checkpoint would be written:
+            s3prl writes none at the end.
     """
     for key in RUNNER:
         if config["runner"].get(key) is None:
             raise wrong_value(source, f"runner.{key}", "is missing")
     rules = check_values(Runner, config["runner"], source, prefix="runner")
+    if rules.total_steps < min(rules.save_step, rules.eval_step):
+        raise EkdError(
+            f"{source}: runner.total_steps: {rules.total_steps} are fewer than save_step ({rules.save_step}) and "
+            f"eval_step ({rules.eval_step}), so that no checkpoint would be left; give smaller ones"
+        )
     if splits is None:
         return
     best = config["downstream_expert"].get("save_best_on", [])  # of PR; s3prl takes a name or several

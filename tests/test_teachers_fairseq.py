@@ -39,6 +39,7 @@ def test_a_fairseq_file_is_read_without_fairseq(
     content = fairseq_content(encoder, fairseq)
     model, task = model_config(encoder), {"_name": "hubert_pretraining", "normalize": True, "label_rate": 50}
     if container == "omegaconf":
+        model["latent_temp"] = (2.0, 0.5, 0.999995)  # fairseq's; a tuple's type is pickled by omegaconf 2.4
         content |= {"args": None, "cfg": omegaconf.OmegaConf.create({"model": model, "task": task, "common": None})}
     elif container == "structured":
         node = omegaconf.OmegaConf.structured(fairseq.HubertConfig)

@@ -34,7 +34,7 @@ _NAMES = frozenset(
      "_codecs.encode"}
     | {f"{module}.{name}" for module in ("builtins", "__builtin__")
        for name in ("int", "long", "float", "str", "unicode", "bool", "list", "dict", "tuple", "set", "frozenset",
-                    "type", "object", "complex", "bytes", "bytearray", "slice")}
+                    "type", "object", "complex", "bytes", "bytearray", "slice", "Ellipsis")}
 )  # fmt: skip
 
 

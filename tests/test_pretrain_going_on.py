@@ -12,7 +12,7 @@ import torch
 import trouble_lab
 import yaml
 from console import check_mistakes
-from pretrain_lab import STUDENT, final_weights, make_expert, run
+from pretrain_lab import STUDENT, final_weights, make_expert, run, write_clips
 
 from s3prl_ekd.bridge import optimizers, pretrain_configs
 from s3prl_ekd.checked import read_yaml
@@ -220,13 +220,13 @@ def test_a_run_goes_on_with_its_teachers_wherever_they_lie_now(lab: Path, tmp_pa
     state = expert.add_state_to_save({"Step": 3, "Args": Namespace(expdir=str(tmp_path))})
     kept = state["Upstream_Config"]
     given = load_model_config(lab / "changed.yaml", changes={"ekd": {"teachers": [teacher | {"source": str(new)}]}})
-    assert pretrain_configs.gone_teacher(kept) is None
-    assert pretrain_configs.follow_teachers(kept, given) == kept  # its file is where it was
+    assert pretrain_configs.gone_files(kept) == {}
+    assert pretrain_configs.follow_files(kept, given) == kept  # its file is where it was
     shutil.rmtree(start)
     old.rename(new)
-    assert pretrain_configs.gone_teacher(kept) == f"ekd.teachers[0].source: no such file or folder: {old}"
-    moved = pretrain_configs.follow_teachers(kept, given)
-    assert pretrain_configs.gone_teacher(moved) is None
+    assert pretrain_configs.gone_files(kept) == {"ekd.teachers[0].source": str(old)}
+    moved = pretrain_configs.follow_files(kept, given)
+    assert pretrain_configs.gone_files(moved) == {}
 
     def go_on() -> None:
         datarc = read_yaml(lab / "runner.yaml")["pretrain_expert"]["datarc"]
@@ -239,6 +239,43 @@ def test_a_run_goes_on_with_its_teachers_wherever_they_lie_now(lab: Path, tmp_pa
         EkdError, match=rf"teachers\[0\].source: {new}: other weights than those of hubert that the run"
     ):
         go_on()
+
+
+def test_a_run_goes_on_with_its_noise_and_its_cache_wherever_they_lie_now(lab: Path, tmp_path: Path) -> None:
+    """On another machine, or where scratch space has another name in each job; the run is the one of one place."""
+    folder, config = tmp_path / "old", configure(tmp_path, lab)
+
+    def model() -> str:
+        rooms, noise = [str(folder / "rooms")], str(folder / "noise")
+        distortion = {
+            "additive": {"noise": [noise, str(tmp_path / "stays")], "weights": {noise: 2}},
+            "non_additive": {"reverb": rooms},
+        }
+        values = read_yaml(lab / "model.yaml") | {"distortion": distortion}
+        values["ekd"]["cache_targets"] = str(folder / "targets")
+        (tmp_path / "model.yaml").write_text(yaml.safe_dump(values))
+        return str(tmp_path / "model.yaml")
+
+    for place in (folder / "noise", folder / "rooms", tmp_path / "stays"):
+        place.mkdir(parents=True)
+        write_clips(place, shortest=2_000, count=2)
+    given = words(lab, config, "whole", total_steps=4, save_step=2)
+    given[given.index("-g") + 1] = model()
+    trouble_lab.end(trouble_lab.start(tmp_path, *given))
+    given[given.index("whole")] = "run"
+    trouble_lab.end(trouble_lab.start(tmp_path, *given, faults="3:kill"), -9)
+    gone, folder = folder, folder.rename(tmp_path / "new")
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"), 2)
+    key = f"distortion.additive.noise[0]: no such file or folder: {gone / 'noise'}"
+    assert err.splitlines()[-1].endswith(f"{key}; name the place where it lies now in a file for -g")
+    model()
+    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"))
+    assert "not read" not in err and not gone.exists()
+    whole, weights = final_weights(tmp_path / "whole"), final_weights(tmp_path / "run")
+    assert all(torch.equal(value, weights[name]) for name, value in whole.items())
+    kept = read_yaml(tmp_path / "run/config_model.yaml")
+    expected = load_model_config(tmp_path / "model.yaml").model_dump(mode="json", exclude_unset=True)
+    assert kept == expected | {"ekd": kept["ekd"]} and kept["ekd"]["cache_targets"] == str(folder / "targets")
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ BATCH_KEYS = ("train_batch_size", "batch_seconds", "max_timestep", "sets", "seed
 """Keys of ``pretrain_expert.datarc`` that say which utterances make a batch."""
 UNCOUNTED_KEYS = ("num_workers", "libri_root", "valid_sets", "valid_minutes")
 """Those that leave the number of batches of an epoch as it is."""
+CACHE = "ekd.cache_targets"
+_SOUNDS = (("additive", "noise"), ("non_additive", "reverb"))  # lists of paths in the section distortion
 
 
 def find(flag: Literal["-c", "-g"], value: str | None, task: str = "ekd") -> Path:
@@ -129,10 +131,11 @@ def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
             raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below {epochs}")
 
 
-def follow_teachers(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, Any]:
-    """The model configuration of a checkpoint, teachers whose files have moved at the places that ``given`` names.
+def follow_files(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, Any]:
+    """The model configuration of a checkpoint, files and folders that have moved at the places that ``given`` names.
 
-    Whether the weights are the same, the expert sees.
+    Teachers go by their names, noise and rooms by their places in the list. Whether a teacher's weights and a cache's
+    targets are the same, the expert sees.
     """
     places = {teacher.name: teacher.source for teacher in given.ekd.teachers}
     moved = copy.deepcopy(dict(kept))
@@ -143,6 +146,17 @@ def follow_teachers(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, An
         (before, _), (now, path) = split_source(teacher["source"]), split_source(place)
         if before == now and path.startswith("/") and not _is_gone(place):  # the same upstream of s3prl's
             teacher["source"] = place
+    cache = moved["ekd"].get("cache_targets")
+    if cache is not None and given.ekd.cache_targets is not None and _is_gone(cache):
+        moved["ekd"]["cache_targets"] = given.ekd.cache_targets
+    others = given.model_dump(mode="json")
+    for part, key in _SOUNDS:
+        sounds, named = ((one.get("distortion") or {}).get(part) or {} for one in (moved, others))
+        if sounds.get(key) and len(sounds[key]) == len(named.get(key, [])):
+            found = {old: new for old, new in zip(sounds[key], named[key], strict=True) if _is_gone(old)}
+            sounds[key] = [found.get(old, old) for old in sounds[key]]
+            if sounds.get("weights"):  # of a noise source, by its path
+                sounds["weights"] = {found.get(name, name): weight for name, weight in sounds["weights"].items()}
     return moved
 
 
@@ -160,14 +174,14 @@ def keep_commits(given: ModelConfig, kept: Mapping[str, Any]) -> None:
 
 
 def write_sources(file: Path, config: ModelConfig) -> None:
-    """Set, in the config_model.yaml of the experiment's folder, where the run has found its teachers.
+    """Set, in the config_model.yaml of the experiment's folder, where the run has found its teachers, noise and cache.
 
     A file may have moved, and a model of the Hugging Face Hub has got the commit that it is known by from now on.
     """
     if not file.is_file():
         return
     kept = read_yaml(file)
-    found = copy.deepcopy(kept)
+    found = follow_files(kept, config)
     sources = {teacher.name: teacher.source for teacher in config.ekd.teachers}
     for teacher in found["ekd"]["teachers"]:
         teacher["source"] = sources[teacher["name"]]
@@ -177,12 +191,14 @@ def write_sources(file: Path, config: ModelConfig) -> None:
         write_as_run(found, file)
 
 
-def gone_teacher(kept: Mapping[str, Any]) -> str | None:
-    """Of the model configuration of a checkpoint, key and path of the first teacher whose file is not there."""
-    for index, teacher in enumerate(kept["ekd"]["teachers"]):
-        if _is_gone(teacher["source"]):
-            return f"ekd.teachers[{index}].source: no such file or folder: {teacher['source']}"
-    return None
+def gone_files(kept: Mapping[str, Any]) -> dict[str, str]:
+    """Of the model configuration of a checkpoint, key and path of the files and folders that are not there."""
+    files = {f"ekd.teachers[{index}].source": one["source"] for index, one in enumerate(kept["ekd"]["teachers"])}
+    for part, key in _SOUNDS:
+        paths = ((kept.get("distortion") or {}).get(part) or {}).get(key, [])
+        files |= {f"distortion.{part}.{key}[{index}]": path for index, path in enumerate(paths)}
+    files[CACHE] = kept["ekd"].get("cache_targets") or ""
+    return {key: path for key, path in files.items() if _is_gone(path)}
 
 
 def _is_gone(source: str) -> bool:

@@ -61,7 +61,7 @@ class PretrainLaunch(ScriptLaunch):
         self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
         self.model: str | None = None  # what -g says
-        self.followed = False  # a teacher's file has moved to the place that -g names
+        self.followed = False  # a file has moved to the place that -g names
 
     @property
     def is_ours(self) -> bool:
@@ -120,7 +120,7 @@ class PretrainLaunch(ScriptLaunch):
         if not self.is_ours:
             return
         expert = runner.upstream
-        # of teachers that have moved the expert has seen that the weights are the same
+        # of what has moved the expert has seen that it is the same
         if self.world.is_rank_zero and (self.before is None or self.followed):
             pretrain_configs.write_sources(Path(self.args.expdir, "config_model.yaml"), expert.config)
         pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
@@ -184,8 +184,8 @@ class PretrainLaunch(ScriptLaunch):
                 return read_yaml(file), kept if isinstance(kept, dict) else {}
             given = load_model_config(file)
             pretrain_configs.keep_commits(given, state["Upstream_Config"])
-            # where its teachers lie, is read
-            return given.model_dump(mode="json"), pretrain_configs.follow_teachers(state["Upstream_Config"], given)
+            # where files lie, is read
+            return given.model_dump(mode="json"), pretrain_configs.follow_files(state["Upstream_Config"], given)
 
         return said + kept_config.difference(f"-g {self.args.upstream_config}", read)
 
@@ -202,31 +202,36 @@ class PretrainLaunch(ScriptLaunch):
             setattr(saved, name, getattr(self.args, name))
 
     def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """As for every runner, with another length of the schedule, and teachers at the places that ``-g`` names.
+        """As for every runner, with another length of the schedule, and files at the places that ``-g`` names.
 
         The optimizers' schedules hold the number of steps that they were made for, and come back from the checkpoint
         with it: a run made longer with ``-o config.runner.total_steps=N`` would go on at a learning rate of zero.
 
         Raises:
-            EkdError: a teacher's file has moved, and nothing says where to.
+            EkdError: a file has moved, and nothing says where to.
         """
         state = super()._load_state(path)
-        if self.is_ours and pretrain_configs.gone_teacher(state["Upstream_Config"]):
-            self._follow_teachers(path, state)
+        if self.is_ours:
+            self._follow_files(path, state)
         for group in state["Optimizer"].get("param_groups", []):
             schedule = group.get("schedule")
             if getattr(schedule, "t_total", -1) > 0:
                 schedule.t_total = float(self.config["runner"]["total_steps"])
         return state
 
-    def _follow_teachers(self, path: str, state: dict[str, Any]) -> None:
-        if self.model is not None:
+    def _follow_files(self, path: str, state: dict[str, Any]) -> None:
+        kept = state["Upstream_Config"]
+        gone = pretrain_configs.gone_files(kept)
+        if gone and self.model is not None:
             given = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
-            state["Upstream_Config"] = pretrain_configs.follow_teachers(state["Upstream_Config"], given)
-            self.followed = True
-        gone = pretrain_configs.gone_teacher(state["Upstream_Config"])
-        if gone is not None:
-            raise EkdError(f"{path}: {gone}; name the place where it lies now in a file for -g")
+            state["Upstream_Config"] = pretrain_configs.follow_files(kept, given)
+            self.followed = state["Upstream_Config"] != kept
+            gone = pretrain_configs.gone_files(state["Upstream_Config"])
+        gone.pop(pretrain_configs.CACHE, None)  # filled anew
+        for key, file in gone.items():
+            raise EkdError(
+                f"{path}: {key}: no such file or folder: {file}; name the place where it lies now in a file for -g"
+            )
 
     def _make_importable(self, task: str) -> None:
         """Make ``pretrain.<task>.pretrain_expert`` importable, as the runner will ask for it."""

@@ -228,7 +228,8 @@ class PretrainLaunch(ScriptLaunch):
             self.followed = state["Upstream_Config"] != kept
             gone = pretrain_configs.gone_files(state["Upstream_Config"])
         gone.pop(pretrain_configs.CACHE, None)  # filled anew
-        for key, file in gone.items():
+        if gone:
+            key, file = next(iter(gone.items()))
             raise EkdError(
                 f"{path}: {key}: no such file or folder: {file}; name the place where it lies now in a file for -g"
             )

@@ -54,6 +54,16 @@ def test_published_rows(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["macs"] == sum(found[bucket] for bucket in LENGTHS)
 
 
+def test_the_table_says_what_the_json_says(capsys: pytest.CaptureFixture[str]) -> None:
+    params, *buckets = PUBLISHED["hubert_base"]
+    assert main(["macs", "--shape", "hubert_base"]) == 0
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert ["parameters", str(params), f"{params / 1e6:.2f}", "M"] in rows
+    expected = {"MACs": sum(buckets), **dict(zip(LENGTHS, buckets, strict=True))}
+    for name, macs in expected.items():
+        assert [name, str(macs), f"{macs / 1e9:.1f}", "G"] in rows
+
+
 def test_hub_names(capsys: pytest.CaptureFixture[str]) -> None:
     """Rows that the two fitted numbers were not read from."""
     found = counted(capsys, "wavlm_large")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -109,6 +110,15 @@ def test_the_citation_is_of_this_version_and_this_paper() -> None:
     assert f"= {{{paper['title']}}}" in entry and f"= {{{paper['year']}}}" in entry
     names = " and ".join(f"{author['family-names']}, {author['given-names']}" for author in paper["authors"])
     assert f"= {{{names}}}" in entry and paper["identifiers"][0]["value"] in entry
+
+
+def test_the_tutorials_scores_are_those_that_were_kept() -> None:
+    lines = (REPO / "README.md").read_text().splitlines()
+    for row, name in (("student after", "student"), ("the same student", "untrained"), ("log-mel", "fbank")):
+        tasks = json.loads((REPO / f"benchmarks/results/tutorial/{name}.json").read_text())["tasks"]
+        scores = [tasks["pr"]["rescored"]["per"], tasks["sid"]["rescored"]["acc"], tasks["er"]["acc"]]
+        [line] = [line for line in lines if line.startswith(f"| {row}")]
+        assert line.endswith("".join(f"| {score:.1f} " for score in scores) + "|")
 
 
 def test_a_wrong_option_and_a_wrong_link_would_be_found(tmp_path: Path) -> None:

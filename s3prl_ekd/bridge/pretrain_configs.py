@@ -151,7 +151,7 @@ def follow_files(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, Any]:
         moved["ekd"]["cache_targets"] = given.ekd.cache_targets
     others = given.model_dump(mode="json")
     for part, key in _SOUNDS:
-        sounds, named = ((one.get("distortion") or {}).get(part) or {} for one in (moved, others))
+        sounds, named = _of_distortion(moved, part), _of_distortion(others, part)
         if sounds.get(key) and len(sounds[key]) == len(named.get(key, [])):
             found = {old: new for old, new in zip(sounds[key], named[key], strict=True) if _is_gone(old)}
             sounds[key] = [found.get(old, old) for old in sounds[key]]
@@ -195,10 +195,14 @@ def gone_files(kept: Mapping[str, Any]) -> dict[str, str]:
     """Of the model configuration of a checkpoint, key and path of the files and folders that are not there."""
     files = {f"ekd.teachers[{index}].source": one["source"] for index, one in enumerate(kept["ekd"]["teachers"])}
     for part, key in _SOUNDS:
-        paths = ((kept.get("distortion") or {}).get(part) or {}).get(key, [])
+        paths = _of_distortion(kept, part).get(key, [])
         files |= {f"distortion.{part}.{key}[{index}]": path for index, path in enumerate(paths)}
     files[CACHE] = kept["ekd"].get("cache_targets") or ""
     return {key: path for key, path in files.items() if _is_gone(path)}
+
+
+def _of_distortion(config: Mapping[str, Any], part: str) -> dict[str, Any]:
+    return (config.get("distortion") or {}).get(part) or {}
 
 
 def _is_gone(source: str) -> bool:

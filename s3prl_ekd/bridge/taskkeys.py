@@ -179,13 +179,11 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
             wrong = reads_as_text(value) or f"expected {kind}, found {value!r}"
             raise EkdError(f"{source}: {key}: {wrong}")
         if key == "downstream_expert.metric":
-            module = importlib.import_module(f"s3prl.downstream.{task}.expert")
-            odd = [name for name in value if not inspect.isroutine(getattr(module, name, None))]
+            odd = [name for name in value if not inspect.isroutine(_of_expert(task, name))]
             if odd or not value:
                 raise EkdError(f"{source}: {key}: {(odd or [value])[0]!r}: expected metrics of s3prl's, as per")
         if key.endswith("model.select") or key.endswith("modelrc.select"):
-            module = importlib.import_module(f"s3prl.downstream.{task}.expert")
-            found = getattr(module, value, None)
+            found = _of_expert(task, value)
             if not (isinstance(found, type) and issubclass(found, nn.Module)):
                 raise EkdError(f"{source}: {key}: {value!r} is no model of s3prl's for this task")
         if key.endswith("valid_ratio") and not 0 < value < 1:
@@ -193,6 +191,11 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
         least = 0 if key.endswith("num_workers") else 1 if key.endswith(POSITIVE) else None
         if least is not None and value < least:
             raise EkdError(f"{source}: {key}: expected {least} or more, found {value!r}")
+
+
+def _of_expert(task: str, name: str) -> Any:
+    """What the module of s3prl's expert calls so, in which it evaluates its configuration; None where nothing is."""
+    return getattr(importlib.import_module(f"s3prl.downstream.{task}.expert"), name, None)
 
 
 def _pairs(config: dict[str, Any], known: dict[str, Any], path: str) -> Iterator[tuple[str, Any, Any]]:

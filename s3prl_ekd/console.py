@@ -18,13 +18,13 @@ class Console(rich.console.Console):
         super().__init__(emoji=False, **options)
 
     def print_table(self, table: Table) -> None:
-        """Print a table whole; its names (the column with a ``min_width``) fold where the terminal is narrow.
+        """Print a table whole; its names (the column with a ``min_width``) fold where a terminal is narrow.
 
-        Where it is too narrow for that too, as a log file's 80 columns can be, lines go on beyond its edge: rich would
-        take the missing width off the names, to nothing, and then off the numbers.
+        Where it is too narrow for that too, lines go on beyond its edge: rich would take the missing width off the
+        names, to nothing, and then off the numbers. In a file, whose 80 columns are nobody's, no name folds.
         """
         for column in table.columns:
-            column.width = column.min_width
+            column.width = column.min_width if self.is_terminal else None
         least = Measurement.get(self, self.options.update(max_width=_WIDE), table).maximum
         for column in table.columns:
             column.width = None

@@ -273,15 +273,16 @@ def test_every_table_marks_the_best_of_each_column_and_the_picked_rate():
         assert cells == {(name, "0.01") for name in "abc"}, form
 
 
-@pytest.mark.parametrize(("columns", "folds"), [(80, True), (100, True), (200, False)])
-def test_a_table_wider_than_the_terminal_keeps_its_names_and_numbers(columns, folds, capsys, monkeypatch):
+@pytest.mark.parametrize(("terminal", "columns", "folds"), [(True, 80, True), (True, 200, False), (False, 80, False)])
+def test_a_table_wider_than_the_terminal_keeps_its_names_and_numbers(terminal, columns, folds, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     tasks = {
         name: score_of_task(name, 40.25 + number, standard_error={task.metric: 10.25})
         for number, (name, task) in enumerate(TASKS.items())
     }
     cost = {"params": 23.5e6, "macs": 1e12}
-    Console().print_table(score_table([score_record("of_all_three_teachers", tasks, cost=cost)]))
+    console = Console(force_terminal=terminal, no_color=True)
+    console.print_table(score_table([score_record("of_all_three_teachers", tasks, cost=cost)]))
     printed = capsys.readouterr().out
     for number in range(len(TASKS)):
         assert f"{40.25 + number:.2f}" in printed

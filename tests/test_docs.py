@@ -121,6 +121,25 @@ def test_the_tutorials_scores_are_those_that_were_kept() -> None:
         assert line.endswith("".join(f"| {score:.1f} " for score in scores) + "|")
 
 
+def test_the_scores_on_distorted_audio_are_those_that_were_kept() -> None:
+    kept = REPO / "benchmarks/results/distortions"
+    cells = {tuple(row[:2]): row[2:] for row in _rows((kept / "robustness.md").read_text())}
+    page = [row for row in _rows((REPO / "docs/distortions.md").read_text()) if len(row) == 7]
+    for condition in ("clean", "noise20", "noise10", "noise0", "rooms"):
+        scores, differences = (row[1:] for row in page if row[0] == condition)
+        models = ("clean", "tiny_hubert", "tiny_robust_hubert")
+        tables = [[cells[model, condition][task].split(" ±")[0].strip("*") for model in models] for task in (0, 1)]
+        best = min(tables[0], key=float), max(tables[1], key=float)
+        assert scores == [f"**{x}**" if x == one else x for table, one in zip(tables, best, strict=True) for x in table]
+        compared = {(row[0][:2], row[1]): row[4] for row in _rows((kept / f"compare-{condition}.md").read_text())}
+        setups = ("distorted", "same", "independent")
+        assert differences == [compared[task, one].replace("-", "−") for task in ("PR", "ER") for one in setups]
+
+
+def _rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+
+
 def test_a_wrong_option_and_a_wrong_link_would_be_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("```sh\nA=1 s3prl-ekd macs X --jsn   # --json is meant\n```\n[there](nowhere.md)\n")

@@ -27,6 +27,10 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
             with open(partial, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename in (None, str(partial)):  # a write to a full disk does not name its file
+            error.filename = str(path)
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

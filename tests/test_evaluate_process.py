@@ -65,3 +65,11 @@ def test_jobs_side_by_side_are_stopped_at_the_same_time(tmp_path):
     for thread in threads:
         thread.join(10)
     assert len(failed) == 5 and "exit 1 of a native run" in failed[0]
+
+
+def test_a_full_disk_names_the_log(tmp_path):
+    log = tmp_path / "train.log"
+    log.symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left") as full:
+        process.run_logged([sys.executable, "-c", "print('a line')"], log)
+    assert full.value.filename == str(log)

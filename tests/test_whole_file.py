@@ -34,6 +34,16 @@ def test_after_a_failure_the_old_one_stays(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["scores.json"]
 
 
+def test_an_error_names_the_file_and_not_its_part(tmp_path: Path) -> None:
+    """/dev/full is a disk that is always full; a write to it fails without a name."""
+    path = tmp_path / "scores.json"
+    with pytest.raises(OSError, match="No space left") as full, whole_file(path), open("/dev/full", "w") as disk:
+        disk.write("new")
+    with pytest.raises(FileNotFoundError) as gone, whole_file(tmp_path / "gone" / "x") as partial:
+        partial.write_text("new")
+    assert (full.value.filename, gone.value.filename) == (str(path), str(tmp_path / "gone" / "x"))
+
+
 def test_a_kill_leaves_a_part_that_does_not_look_like_the_file(tmp_path: Path) -> None:
     program = (
         "import os, pathlib, signal; from s3prl_ekd.whole_file import whole_file\n"

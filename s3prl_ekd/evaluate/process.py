@@ -123,8 +123,10 @@ def run_logged(
                 if watch is not None:
                     watch(progress)
             status = child.wait()
-    except BaseException:
+    except BaseException as error:
         _stop(child)
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not name the log
+            error.filename = str(log)
         raise
     finally:
         children.forget(child)

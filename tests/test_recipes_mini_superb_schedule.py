@@ -141,6 +141,16 @@ def test_a_later_seed_follows_when_the_first_picks_another_rate(fake: FakeCalls,
     assert [("pr:0.1" in words, "--overwrite" in words) for words in given] == [(True, False), (False, True)]
 
 
+def test_some_tasks_take_their_own_settings_alone(fake: FakeCalls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``s3prl-ekd evaluate`` refuses an override or a rate of a task that is not among ``--tasks``."""
+    given: list[str] = []
+    monkeypatch.setattr(Calls, "__call__", lambda _, words, log: given.extend(words))
+    monkeypatch.setattr(scores, "keep", lambda *_: None)
+    assert fake.main("--only", "fbank", "--seeds", "1", "--tasks", "sid") == 0
+    settings = [given[at + 1].partition(":")[0] for at, word in enumerate(given) if word in ("--override", "--lr")]
+    assert len(settings) > 2 and set(settings) == {"sid"}
+
+
 @pytest.fixture
 def small_experiment(tmp_path: Path) -> Path:
     """The recipe's experiment with rows of every kind, but few students."""

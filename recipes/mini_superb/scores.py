@@ -48,7 +48,8 @@ def evaluate(
     states = folder / "states"
     words += ["--cache-states", str(states)]
     for item in settings.override:
-        words += ["--override", item]
+        if item.partition(":")[0] not in set(TASKS) - set(tasks):  # evaluate refuses what is of no task of its own
+            words += ["--override", item]
     rates = settings.lr
     if seed != settings.seeds[0]:
         first = folder.with_name(f"seed{settings.seeds[0]}") / SCORES

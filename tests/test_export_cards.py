@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,11 @@ def test_a_card_of_merged_or_fine_tuned_weights_says_so(checkpoint: Path, tmp_pa
     torch.save({"Upstream": upstream, "Args": args}, tmp_path / "dev-best.ckpt")
     card = (export_huggingface(tmp_path / "dev-best.ckpt", tmp_path / "tuned") / "README.md").read_text()
     assert "weights: fine-tuned on a task afterwards (`-d ctc -f`)" in card
+    for place, files in enumerate(permutations([checkpoint, tmp_path / "dev-best.ckpt"])):
+        merged = merge_checkpoints(files, tmp_path / "merged.ckpt")
+        card = (export_superb(merged, tmp_path / f"both{place}") / "README.md").read_text()
+        assert "each distilled by itself, 1 of them fine-tuned on a task before (`-d ctc -f`)" in card
+        assert "afterwards" not in card
 
 
 def test_a_record_of_another_kind_is_one_line(

@@ -222,7 +222,11 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
         if options:
             lines.append(f"- options that are off by default: {'; '.join(options)}")
     if isinstance(part.get("merged"), list):
+        tuned = [one for one in part["merged"] if isinstance(one, Mapping) and one.get("fine_tuned") is not None]
         text = f"interpolated from {len(part['merged'])} students (s3prl-ekd merge), each distilled by itself"
+        if tuned:
+            tasks = ", ".join(sorted({_plain(str(one["fine_tuned"])) for one in tuned}))
+            text += f", {len(tuned)} of them fine-tuned on a task before (`-d {tasks} -f`)"
         first = "" if part.get("config") is None else "; targets, loss and start are the first one's"
         lines.append(f"- weights: {text}{first}")
     if "fine_tuned" in part:

@@ -43,8 +43,12 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
     shares = shares_of(files, weights)
     _check_place(files, out)
     output_file(out)
-    merged = merge([load_student(file).part for file in files], shares, [str(file) for file in files])
-    merged["merged"] = [{"file": str(file), "weight": share} for file, share in zip(files, shares, strict=True)]
+    parts = [load_student(file).part for file in files]
+    merged = merge(parts, shares, [str(file) for file in files])
+    merged["merged"] = [
+        {"file": str(file), "weight": share, "fine_tuned": part.get("fine_tuned")}
+        for file, share, part in zip(files, shares, parts, strict=True)
+    ]
     with whole_file(out) as partial, partial.open("wb") as stream:
         write_torch_file({CHECKPOINT_KEY: merged}, stream)
     for file, share in zip(files, shares, strict=True):
@@ -85,7 +89,7 @@ def merge(parts: Sequence[dict[str, Any]], shares: Sequence[float], names: Seque
     prefixes = tuple(f"{s['name']}." for s in common)
     heads = [{k: v for k, v in part["heads"].items() if prefixes and k.startswith(prefixes)} for part in parts]
     return {
-        **first,
+        **{key: value for key, value in first.items() if key != "fine_tuned"},  # was before the merging
         "config": _config([part.get("config") for part in parts]),
         "encoder": _interpolate([part["encoder"] for part in parts], shares),
         "heads": _interpolate(heads, shares),

@@ -28,7 +28,8 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
                 os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
-        if error.filename in (None, str(partial)):  # a write to a full disk does not name its file
+        # a write to a full disk does not name its file; what has no number is a library's own, with words of its own
+        if error.errno is not None and error.filename2 is None and error.filename in (None, str(partial)):
             error.filename = str(path)
         raise
     finally:

@@ -42,6 +42,8 @@ def test_an_error_names_the_file_and_not_its_part(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as gone, whole_file(tmp_path / "gone" / "x") as partial:
         partial.write_text("new")
     assert (full.value.filename, gone.value.filename) == (str(path), str(tmp_path / "gone" / "x"))
+    with pytest.raises(OSError, match=r"^in a library's words$"), whole_file(path):
+        raise OSError("in a library's words")
 
 
 def test_a_kill_leaves_a_part_that_does_not_look_like_the_file(tmp_path: Path) -> None:

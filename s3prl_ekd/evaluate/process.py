@@ -6,6 +6,7 @@ Knows what s3prl's runner prints (tqdm's bars, ``dev per: 0.83``), nothing about
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
 import signal
@@ -125,7 +126,7 @@ def run_logged(
             status = child.wait()
     except BaseException as error:
         _stop(child)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk does not name the log
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a full disk does not name the log
             error.filename = str(log)
         raise
     finally:

@@ -6,7 +6,6 @@ Knows what s3prl's runner prints (tqdm's bars, ``dev per: 0.83``), nothing about
 from __future__ import annotations
 
 import codecs
-import errno
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import UNWRITABLE, EkdError
 from s3prl_ekd.evaluate.fork_server import Child, ForkServer
 
 Watcher = Callable[["Progress"], None]
@@ -126,7 +125,7 @@ def run_logged(
             status = child.wait()
     except BaseException as error:
         _stop(child)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:  # a full disk does not name the log
+        if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:  # of a full disk
             error.filename = str(log)
         raise
     finally:

@@ -273,7 +273,9 @@ def test_every_table_marks_the_best_of_each_column_and_the_picked_rate():
         assert cells == {(name, "0.01") for name in "abc"}, form
 
 
-@pytest.mark.parametrize(("terminal", "columns", "folds"), [(True, 80, True), (True, 200, False), (False, 80, False)])
+@pytest.mark.parametrize(
+    ("terminal", "columns", "folds"), [(True, 80, True), (True, 100, True), (True, 200, False), (False, 80, False)]
+)
 def test_a_table_wider_than_the_terminal_keeps_its_names_and_numbers(terminal, columns, folds, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", str(columns))
     tasks = {

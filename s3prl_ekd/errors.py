@@ -57,6 +57,18 @@ def reading(what: str) -> Iterator[None]:
         raise EkdError(f"{what} ({one_line(error, 200)})") from error  # torch's first line doesn't name the weight
 
 
+@contextmanager
+def writing(path: Path, part: Path | None = None) -> Iterator[None]:
+    """Errors of the block name ``path`` where they name its ``part``, or no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        of_part = error.filename == str(part or path) and error.filename2 is None
+        if of_part or (error.filename is None and error.errno in UNWRITABLE):
+            error.filename = str(path)
+        raise
+
+
 def message(error: Exception) -> str:
     """What an error says; of one that was raised in a data worker, without the traceback that torch puts around it.
 

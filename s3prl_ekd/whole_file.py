@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from s3prl_ekd.errors import writing
+
 
 @contextmanager
 def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
@@ -22,16 +24,12 @@ def whole_file(path: Path, durable: bool = False) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     partial.unlink(missing_ok=True)  # of a killed process with our number, as containers deal them again; maybe a link
     try:
-        yield partial
-        if durable:
-            with open(partial, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        # a write to a full disk does not name its file; what has no number is a library's own, with words of its own
-        if error.errno is not None and error.filename2 is None and error.filename in (None, str(partial)):
-            error.filename = str(path)
-        raise
+        with writing(path, partial):
+            yield partial
+            if durable:
+                with open(partial, "rb") as file:
+                    os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3prl_ekd.errors import UNWRITABLE, EkdError
+from s3prl_ekd.errors import EkdError, writing
 from s3prl_ekd.evaluate.fork_server import Child, ForkServer
 
 Watcher = Callable[["Progress"], None]
@@ -111,7 +111,7 @@ def run_logged(
     assert child.stdout is not None  # a pipe, in either case
     lines: list[str] = []
     try:
-        with log.open("a", encoding="utf-8") as file:
+        with writing(log), log.open("a", encoding="utf-8") as file:
             file.write(f"$ {' '.join(command)}\n")
             progress = Progress()
             for segment in _split_lines(child.stdout.fileno()):
@@ -123,10 +123,8 @@ def run_logged(
                 if watch is not None:
                     watch(progress)
             status = child.wait()
-    except BaseException as error:
+    except BaseException:
         _stop(child)
-        if isinstance(error, OSError) and error.errno in UNWRITABLE and error.filename is None:  # of a full disk
-            error.filename = str(log)
         raise
     finally:
         children.forget(child)

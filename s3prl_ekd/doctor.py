@@ -2,7 +2,8 @@
 
 No teacher is loaded, and of one nothing is downloaded but a few kilobytes: the configuration of a model of the Hugging
 Face Hub. The checks themselves belong to their packages (config, teachers, data, shims); here they are called one by
-one and their messages shown together.
+one and their messages shown together. Whichever package is missing is what the first table says, so that each check
+imports its own, and nothing here but rich comes with this module.
 """
 
 from __future__ import annotations
@@ -24,16 +25,11 @@ from typing import Literal
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.bridge import link, taskdata
-from s3prl_ekd.bridge.pretrain_configs import find
-from s3prl_ekd.checked import read_yaml
+from s3prl_ekd.bridge import link
 from s3prl_ekd.compat.hub import register
 from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.compat.shims import active_shims, apply_shims
-from s3prl_ekd.config import check_runner_config, load_model_config
 from s3prl_ekd.console import Console
-from s3prl_ekd.corpora.folds_file import read_folds
-from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
 from s3prl_ekd.teachers.names import check_source
@@ -75,9 +71,9 @@ def run(args: argparse.Namespace) -> int:
         ("devices", devices),
     ]
     if args.upstream_config is not None:
-        sections.append((args.upstream_config, lambda: teachers(find("-g", args.upstream_config))))
+        sections.append((args.upstream_config, lambda: teachers(_find("-g", args.upstream_config))))
     if args.config is not None:
-        sections.append((args.config, lambda: pretraining_data(find("-c", args.config))))
+        sections.append((args.config, lambda: pretraining_data(_find("-c", args.config))))
     if args.data is not None:
         sections.append((str(args.data), lambda: prepared(args.data)))
     broken = 0
@@ -86,10 +82,18 @@ def run(args: argparse.Namespace) -> int:
             findings = check()
         except EkdError as error:
             findings = [Finding("check", "broken", str(error))]
+        except (ImportError, OSError) as error:  # a package that is missing, or whose own libraries do not load
+            findings = [Finding("check", "broken", _reason(error))]
         _show(console, title, findings)
         broken += sum(finding.state == "broken" for finding in findings)
     console.print(f"{broken} broken" if broken else "nothing needed is broken")
     return 1 if broken else 0
+
+
+def _find(flag: Literal["-c", "-g"], value: str) -> Path:
+    from s3prl_ekd.bridge.pretrain_configs import find
+
+    return find(flag, value)
 
 
 def software() -> list[Finding]:
@@ -187,6 +191,7 @@ def teachers(file: Path) -> list[Finding]:
 
     The last are the checks that run_pretrain.py begins with, one finding where they fail and none where they don't.
     """
+    from s3prl_ekd.config import load_model_config
     from s3prl_ekd.teachers import sources
     from s3prl_ekd.teachers.build import check_model, check_without_teachers
 
@@ -248,6 +253,8 @@ def _size(path: Path) -> str:
 
 def pretraining_data(file: Path) -> list[Finding]:
     """The length CSVs and audio of a config_runner.yaml."""
+    from s3prl_ekd.checked import read_yaml
+    from s3prl_ekd.config import check_runner_config
     from s3prl_ekd.data.lengths import read_held_out, read_lengths
 
     config = check_runner_config(read_yaml(file), str(file))
@@ -287,6 +294,8 @@ def prepared(folder: Path) -> list[Finding]:
 
 def _pretraining_sets(folder: Path, again: str) -> Finding:
     """``again``: the command that prepares this folder."""
+    from s3prl_ekd.corpora.layout_pretrain import earlier_held_out
+
     tables, root_file = sorted((folder / "pretrain").glob("*.csv")), folder / "pretrain" / "root.txt"
     if not tables:
         return Finding("pretrain", "note", "no length CSVs in pretrain/")
@@ -308,6 +317,10 @@ def _pretraining_sets(folder: Path, again: str) -> Finding:
 
 def _task_data(task: str, file: Path) -> Finding:
     """A task's YAML as run_downstream.py checks it before it trains (all folds of ER) and before it tests."""
+    from s3prl_ekd.bridge import taskdata
+    from s3prl_ekd.checked import read_yaml
+    from s3prl_ekd.corpora.folds_file import read_folds
+
     downstream, found = DOWNSTREAM[task], str(file)
     try:
         apply_shims()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -168,6 +171,17 @@ def test_every_required_package_is_looked_for(monkeypatch: pytest.MonkeyPatch) -
     for name in ("jiwer", "pyyaml"):
         assert rows[name] == doctor.Finding(name, "broken", "not installed", f"pip install {name}")
     assert not {"pytest", "onnx"} & set(rows)  # those of extras are nobody's need
+
+
+@pytest.mark.parametrize("package", ["numpy", "pydantic", "soundfile", "torch", "yaml"])
+def test_a_package_that_does_not_import_is_a_row_of_every_check_that_needs_it(tmp_path: Path, package: str) -> None:
+    (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no {package} here')\n")
+    command = [sys.executable, "-m", "s3prl_ekd.cli", "doctor", "-g", "embedded", "-c", "config_runner"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    tables = done.stdout.split("\n\n")  # software, s3prl, devices, -g, -c, the count
+    assert len(tables) == 6 and "torchaudio" in tables[0]
+    assert f"ModuleNotFoundError: no {package} here" in tables[3] + tables[4]
 
 
 def test_a_broken_config_is_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,7 @@
 No teacher is loaded, and of one nothing is downloaded but a few kilobytes: the configuration of a model of the Hugging
 Face Hub. The checks themselves belong to their packages (config, teachers, data, shims); here they are called one by
 one and their messages shown together. Whichever package is missing is what the first table says, so that each check
-imports its own, and nothing here but rich comes with this module.
+imports its own, and this module has only rich and packaging.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import ctypes.util
 import importlib.metadata
 import importlib.util
 import platform
-import re
 import shlex
 import shutil
 import tempfile
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
@@ -106,7 +106,9 @@ def software() -> list[Finding]:
         # pip may know a wheel of s3prl while a checkout on PYTHONPATH is what gets imported
         file = s3prl_folder() / "version.txt" if name == "s3prl" else None
         known = file.read_text().strip() if file and file.is_file() else _version(name)
-        rows.append(Finding(name, "ok", known or "not installed by pip, found on the import path"))
+        rows.append(
+            _outside(name, known) or Finding(name, "ok", known or "not installed by pip, found on the import path")
+        )
     rows += other_packages()
     codec = importlib.util.find_spec("torchcodec") is not None
     program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
@@ -120,17 +122,31 @@ def software() -> list[Finding]:
 
 def other_packages() -> list[Finding]:
     """What else setup.cfg requires: a row for all that is there, and one for each that is not."""
-    try:
-        required = importlib.metadata.requires("s3prl-ekd") or []
-    except importlib.metadata.PackageNotFoundError:
+    if not _required():
         return [Finding("other packages", "note", "not checked: s3prl-ekd is not installed by pip", "pip install .")]
-    names = [re.split(r"[^\w.-]", text, maxsplit=1)[0] for text in required if "extra ==" not in text]
-    others = [name for name in names if name not in PACKAGES]
-    missing = [name for name in others if _version(name) is None]
-    rows = [_missing(name) for name in missing]
-    if len(missing) < len(others):
-        rows.append(Finding("other packages", "ok", f"{len(others) - len(missing)} of {len(others)} installed"))
-    return rows
+    others = [name for name in _required() if name not in PACKAGES]
+    rows = [_missing(name) if _version(name) is None else _outside(name, _version(name)) for name in others]
+    wrong = [row for row in rows if row is not None]
+    if len(wrong) < len(others):
+        wrong.append(Finding("other packages", "ok", f"{len(others) - len(wrong)} of {len(others)} installed"))
+    return wrong
+
+
+def _required() -> dict[str, Requirement]:
+    """What setup.cfg requires, by name; empty where pip does not know us."""
+    try:
+        texts = importlib.metadata.requires("s3prl-ekd") or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    return {found.name: found for text in texts if (found := Requirement(text)).marker is None}  # extras have one
+
+
+def _outside(name: str, version: str | None) -> Finding | None:
+    """The row of a version that setup.cfg does not take: pip leaves one where it is told to install another package."""
+    wanted = _required().get(name)
+    if wanted is None or version is None or wanted.specifier.contains(version, prereleases=True):
+        return None
+    return Finding(name, "note", f"{version}, not {wanted.specifier}", f"pip install {shlex.quote(str(wanted))}")
 
 
 def _version(distribution: str) -> str | None:

@@ -173,6 +173,15 @@ def test_every_required_package_is_looked_for(monkeypatch: pytest.MonkeyPatch) -
     assert not {"pytest", "onnx"} & set(rows)  # those of extras are nobody's need
 
 
+def test_a_version_that_setup_cfg_does_not_take_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, found = importlib.metadata.version, {"torch": "2.5.1+cu124", "pyyaml": "6.0.4"}
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: found.get(name) or original(name))
+    rows = {row.what: row for row in doctor.software()}
+    assert rows["torch"] == doctor.Finding("torch", "note", "2.5.1+cu124, not >=2.8", "pip install 'torch>=2.8'")
+    assert rows["pyyaml"].state == "note" and rows["pyyaml"].found == "6.0.4, not !=6.0.4,>=6"
+    assert rows["torchaudio"].state == rows["s3prl"].state == "ok"
+
+
 @pytest.mark.parametrize("package", ["numpy", "pydantic", "soundfile", "torch", "yaml"])
 def test_a_package_that_does_not_import_is_a_row_of_every_check_that_needs_it(tmp_path: Path, package: str) -> None:
     (tmp_path / f"{package}.py").write_text(f"raise ModuleNotFoundError('no {package} here')\n")

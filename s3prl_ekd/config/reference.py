@@ -31,7 +31,7 @@ A pretraining run reads two YAML files, s3prl's own two: `config_model.yaml` (`-
 key, type or value is one line that names the file and the key:
 
 ```
-error: my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_base_plus
+error: /home/me/my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_base_plus
 ```
 
 - **Start from ours.** A model file of your own begins with `base: config_model.yaml` and holds only what differs.

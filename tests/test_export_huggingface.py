@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from export_student import export_hf
+from hugging_hub import Hub
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -132,6 +133,24 @@ def test_push_only_when_asked(
     assert calls[1][2] == ["LICENSE", "README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
     assert export_hf(checkpoint, out, "--push", "me/refused") == 2
     assert "no network" in capfd.readouterr().err
+
+
+def test_what_the_hub_says_to_an_upload(
+    checkpoint: Path, tmp_path: Path, hugging_hub: Hub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    pushed = (checkpoint, out, "--push", "me/student")
+    for status, message, expected in (
+        (401, "Invalid username or password.", "Client error '401 Unauthorized'"),
+        (403, "You don't have the rights", "403 Forbidden: You don't have the rights"),
+    ):
+        hugging_hub.refusal = (status, message)
+        assert export_hf(*pushed) == 2
+        assert f"error: --push me/student: {expected}" in capfd.readouterr().err
+    hugging_hub.stop()
+    assert export_hf(*pushed) == 2
+    said = capfd.readouterr().err
+    assert "error: --push me/student: " in said and f"({out} is written; log in with: hf auth login)" in said
 
 
 @pytest.mark.parametrize(

@@ -153,14 +153,14 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
         EkdError: the hub refused, or cannot be reached.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     hub = HfApi()
     try:
         hub.create_repo(repository, private=private, exist_ok=True)
         commit = hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="s3prl-ekd export")
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # the uploader raises whatever its HTTP library raises, or the disk
+        said = [line for line in str(error).splitlines() if line and not line.startswith("(Request ID")]
+        reason = said[0] if said else type(error).__name__
         raise EkdError(f"--push {repository}: {reason} ({folder} is written; log in with: hf auth login)") from error
     return f"uploaded to {repository} ({getattr(commit, 'oid', commit)})"
 

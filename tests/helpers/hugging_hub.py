@@ -24,12 +24,13 @@ class Hub:
     """Serves folders as repositories, until :meth:`stop`.
 
     ``asked`` has every file of every request that was answered with its content; ``closed`` repositories answer with
-    the Hub's status and error code.
+    the Hub's status and error code; ``refusal`` is what it answers to an upload.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, dict[str, tuple[str, Path]]] = {}  # name -> revision -> (commit, folder)
         self.closed: dict[str, tuple[int, str]] = {}
+        self.refusal = (401, "Invalid username or password.")
         self.asked: list[str] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         Thread(target=self.server.serve_forever, daemon=True).start()
@@ -89,6 +90,15 @@ class Hub:
 
             def do_GET(self) -> None:
                 self._send(with_content=True)
+
+            def do_POST(self) -> None:
+                """A new repository, which the token is not good for, or there is none: as the Hub says it."""
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(hub.refusal[0])
+                for name, value in {"X-Request-Id": "Root=1", "X-Error-Message": hub.refusal[1]}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
 
             def _send(self, with_content: bool) -> None:
                 status, headers, content = hub._answer(self.path)

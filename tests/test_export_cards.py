@@ -118,6 +118,10 @@ def test_a_card_of_merged_or_fine_tuned_weights_says_so(checkpoint: Path, tmp_pa
         card = (export_superb(merged, tmp_path / f"both{place}") / "README.md").read_text()
         assert "each distilled by itself, 1 of them fine-tuned on a task before (`-d ctc -f`)" in card
         assert "afterwards" not in card
+    again = merge_checkpoints([checkpoint, merged], tmp_path / "again.ckpt", [1, 3])
+    assert [one["weight"] for one in load_student(again).part["merged"]] == [0.25, 0.375, 0.375]
+    card = (export_superb(again, tmp_path / "again") / "README.md").read_text()
+    assert "interpolated from 3 students (s3prl-ekd merge), each distilled by itself, 1 of them fine-tuned" in card
 
 
 def test_a_record_of_another_kind_is_one_line(

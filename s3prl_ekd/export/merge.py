@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export.shares import shares_of
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, load_student, newest_checkpoint
@@ -45,10 +45,8 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
     output_file(out)
     parts = [load_student(file).part for file in files]
     merged = merge(parts, shares, [str(file) for file in files])
-    merged["merged"] = [
-        {"file": str(file), "weight": share, "fine_tuned": part.get("fine_tuned")}
-        for file, share, part in zip(files, shares, parts, strict=True)
-    ]
+    members = map(_members, files, shares, parts)
+    merged["merged"] = [member for some in members for member in some]
     with whole_file(out) as partial, partial.open("wb") as stream:
         write_torch_file({CHECKPOINT_KEY: merged}, stream)
     for file, share in zip(files, shares, strict=True):
@@ -56,6 +54,18 @@ def merge_checkpoints(files: Sequence[Path], out: Path, weights: Sequence[float]
     kept = ", ".join(s["name"] for s in merged["head_sets"]) or "none"
     logger.info("%s: written; head sets kept: %s", out, kept)
     return out
+
+
+def _members(file: Path, share: float, part: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a model card counts: the student; of one that was merged before, those that it was merged from."""
+    tuned = part.get("fine_tuned")
+    if "merged" not in part:
+        return [{"file": str(file), "weight": share, "fine_tuned": tuned}]
+    with reading(f"{file}: damaged student checkpoint"):
+        return [
+            {"file": one["file"], "weight": share * one["weight"], "fine_tuned": tuned or one.get("fine_tuned")}
+            for one in part["merged"]
+        ]
 
 
 def merge(parts: Sequence[dict[str, Any]], shares: Sequence[float], names: Sequence[str]) -> dict[str, Any]:

@@ -109,6 +109,20 @@ def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:
     assert export_hf(tmp_path / "nothing", tmp_path / "out") == 2
 
 
+def test_what_hubert_model_does_not_compute(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """data2vec's five positional convolutions would be left out, and HubertModel's one be random."""
+    from transformers import Data2VecAudioConfig, Data2VecAudioModel
+
+    config = Data2VecAudioConfig(
+        hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96, conv_dim=[32] * 7,
+        num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    Data2VecAudioModel(config).save_pretrained(tmp_path / "data2vec")
+    assert export_hf(tmp_path / "data2vec", tmp_path / "out") == 2
+    assert "data2vec: 5 positional convolutions; HubertModel has one" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_push_only_when_asked(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

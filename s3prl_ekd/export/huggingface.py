@@ -197,6 +197,8 @@ def _check(encoder: Encoder, checkpoint: Path) -> None:
     shape = encoder.shape
     if shape.attention != "plain" or shape.padding_rule != "conv":
         raise EkdError(f"{checkpoint}: only students with plain attention are exported as HubertModel")
+    if shape.pos_conv_depth != 1:
+        raise EkdError(f"{checkpoint}: {shape.pos_conv_depth} positional convolutions; HubertModel has one")
     if encoder.projection is None:
         raise EkdError(
             f"{checkpoint}: width {shape.width} is that of the conv channels: no projection, but HubertModel has one"

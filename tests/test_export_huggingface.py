@@ -102,6 +102,23 @@ def test_a_distilhubert_folder_by_transformers_own_hand(tmp_path: Path, normaliz
             torch.testing.assert_close(submitted[layer], theirs[layer], atol=1e-4 if normalize else 1e-5, rtol=0)
 
 
+def test_a_folders_own_dropout_stays(tmp_path: Path) -> None:
+    from transformers import AutoConfig, HubertConfig, HubertModel
+
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    rates = {"hidden_dropout": 0.07, "attention_dropout": 0.2, "activation_dropout": 0.0, "layerdrop": 0.03}
+    config = HubertConfig(
+        **sizes, **rates, conv_dim=[32] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4
+    )
+    HubertModel(config).save_pretrained(tmp_path / "theirs")
+    text = (tmp_path / "theirs" / "config.json").read_text()
+    (tmp_path / "theirs" / "config.json").write_text(text.replace('"final_dropout"', '"not_named"'))
+    assert export_hf(tmp_path / "theirs", tmp_path / "ours") == 0
+    before, after = (AutoConfig.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
+    for name in (*rates, "feat_proj_dropout", "final_dropout"):
+        assert getattr(after, name) == getattr(before, name), name
+
+
 def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(EkdError, match="no config.json"):

@@ -79,11 +79,17 @@ class _Part(_Read):
     head_sets: list[_Heads]
 
 
-def student_state(student: Student, config: ModelConfig, target_sets: Sequence[TargetSet]) -> dict[str, Any]:
-    """What a checkpoint holds under ``EKD``: enough to rebuild the student, and its heads, without any teacher."""
+def student_state(
+    student: Student, config: ModelConfig, target_sets: Sequence[TargetSet], objective: str | None = None
+) -> dict[str, Any]:
+    """What a checkpoint holds under ``EKD``: enough to rebuild the student, and its heads, without any teacher.
+
+    ``objective``: the class that it was trained by in place of this package's loss, where a script brought one.
+    """
     return {
         "format": CHECKPOINT_FORMAT,
         "config": config.model_dump(mode="json"),
+        "objective": objective,
         "shape": student.encoder.shape.to_dict(),
         "encoder": _on_cpu(student.encoder),
         "heads": _on_cpu(student.heads),

@@ -103,6 +103,18 @@ def test_a_card_names_the_options_that_a_student_was_trained_with(checkpoint: Pa
     assert "secret" not in card
 
 
+def test_a_card_does_not_say_the_papers_loss_of_a_student_that_was_trained_by_another(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    papers = "- loss: L1 + 1 * (-log sigmoid(cosine)), mean over heads"
+    assert papers in (export_superb(checkpoint, tmp_path / "plain") / "README.md").read_text()
+    state = torch.load(checkpoint, weights_only=True)
+    state["EKD"]["objective"] = "Mine<b>"
+    torch.save(state, tmp_path / "own.ckpt")
+    card = (export_superb(tmp_path / "own.ckpt", tmp_path / "own") / "README.md").read_text()
+    assert "- loss: Mine_b_, of the author's own" in card and "sigmoid" not in card
+
+
 def test_a_card_of_merged_or_fine_tuned_weights_says_so(checkpoint: Path, tmp_path: Path) -> None:
     merged = merge_checkpoints([checkpoint, checkpoint], tmp_path / "merged.ckpt")
     card = (export_superb(merged, tmp_path / "merged") / "README.md").read_text()

@@ -63,7 +63,9 @@ def test_the_script_of_an_objective_of_ones_own(lab: Path, tmp_path: Path, scrip
         own = sum(weights[head] * totals[head] for head in totals) / sum(weights.values())
         assert line["loss"] > own + 1e-4  # and the term for changes on top
     newest = max((tmp_path / "mine").glob("states-*.ckpt"), key=lambda file: file.stat().st_mtime)
-    assert read_torch_file(newest)["EKD_Resume"]["objective"] == {"batches": 4}  # validation is not counted
+    states = read_torch_file(newest)
+    assert states["EKD_Resume"]["objective"] == {"batches": 4}  # validation is not counted
+    assert states["EKD"]["objective"] == "MyObjective"  # for model cards
 
     longer = ["-u", "ekd", "-n", "mine", "-p", "mine", "-a", "-o", "config.runner.total_steps=6", "--device", "cpu"]
     plain = command("run_pretrain.py", *longer, cwd=tmp_path)

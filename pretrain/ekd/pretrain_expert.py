@@ -212,7 +212,7 @@ class UpstreamPretrainExpert(nn.Module):
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
-        all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.plan.target_sets)
+        all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.plan.target_sets, self._own_objective)
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
             self.cache.flush()
@@ -221,7 +221,6 @@ class UpstreamPretrainExpert(nn.Module):
             "last_batch": list(self._last_batch),
             "skipped_files": int(self.ranks.sums([self._skipped], self.device)[0]),
             "teachers": self._teacher_files,
-            "objective_class": self.objective_class.__name__,
             "objective": self.objective.state_dict(),  # running statistics of targets and gradients
             "random": self.ranks.gather(random_state()),  # one a rank
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -248,8 +247,9 @@ class UpstreamPretrainExpert(nn.Module):
         if resume is None:
             return
         check_same(self.plan, resume.get("teachers", {}), self._teacher_files)
-        began, now = resume.get("objective_class", Objective.__name__), self.objective_class.__name__
+        began, now = part.get("objective"), self._own_objective
         if began != now:
+            began, now = began or Objective.__name__, now or Objective.__name__
             raise EkdError(
                 f"the run began with the loss {began}, and this is {now}: go on by the command it began with"
             )
@@ -265,6 +265,11 @@ class UpstreamPretrainExpert(nn.Module):
         load_state_on_create(resume["scaler"])
 
     # ---------------------------------------------------------------------------------------------------- inside
+
+    @property
+    def _own_objective(self) -> str | None:
+        """The class that a script brought; None is this package's."""
+        return None if self.objective_class is Objective else self.objective_class.__name__
 
     def _note(self, data: Batch) -> None:
         self._last_batch = (data.epoch, data.index)

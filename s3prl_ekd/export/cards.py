@@ -215,7 +215,7 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
         layers = "; ".join(f"{name} {numbers}" for name, numbers in teachers)
         lines += [
             f"- targets: {_MODES[ekd['mode']]}; teacher layers: {layers}",
-            f"- loss: L1 + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads",
+            f"- loss: {_loss(part)}",
             f"- started from: {_shown(ekd['initialise_from'] or 'random weights')}",
         ]
         options = _options(part["config"])
@@ -232,6 +232,13 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
     if "fine_tuned" in part:
         lines.append(f"- weights: fine-tuned on a task afterwards (`-d {_plain(str(part['fine_tuned']))} -f`)")
     return "\n".join([*lines, f"- {MADE_WITH} {__version__}"])
+
+
+def _loss(part: Mapping[str, Any]) -> str:
+    own = part.get("objective")
+    if own is not None:
+        return f"{_plain(str(own))}, of the author's own (docs/extending.md of s3prl-ekd)"
+    return f"L1 + {part['config']['ekd']['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads"
 
 
 def _options(config: Mapping[str, Any]) -> list[str]:

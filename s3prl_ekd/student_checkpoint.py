@@ -214,8 +214,9 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in states["Upstream"].items()
         if name.startswith("encoder.")
     }
-    task = getattr(states["Args"], "downstream", None)
-    return read_checkpoint(start) | {"encoder": weights, "heads": {}, "head_sets": [], "fine_tuned": str(task)}
+    before, task = read_checkpoint(start), str(getattr(states["Args"], "downstream", None))
+    tasks = f"{before['fine_tuned']}, {task}" if "fine_tuned" in before else task
+    return before | {"encoder": weights, "heads": {}, "head_sets": [], "fine_tuned": tasks}
 
 
 def _read_transformers(folder: Path) -> dict[str, Any]:

@@ -125,6 +125,10 @@ def test_a_card_of_merged_or_fine_tuned_weights_says_so(checkpoint: Path, tmp_pa
     torch.save({"Upstream": upstream, "Args": args}, tmp_path / "dev-best.ckpt")
     card = (export_huggingface(tmp_path / "dev-best.ckpt", tmp_path / "tuned") / "README.md").read_text()
     assert "weights: fine-tuned on a task afterwards (`-d ctc -f`)" in card
+    args = argparse.Namespace(upstream="ekd_student", upstream_ckpt=str(tmp_path / "dev-best.ckpt"), downstream="asr")
+    torch.save({"Upstream": upstream, "Args": args}, tmp_path / "again-best.ckpt")
+    card = (export_huggingface(tmp_path / "again-best.ckpt", tmp_path / "twice") / "README.md").read_text()
+    assert "weights: fine-tuned on a task afterwards (`-d ctc -f`, then `-d asr -f`)" in card
     for place, files in enumerate(permutations([checkpoint, tmp_path / "dev-best.ckpt"])):
         merged = merge_checkpoints(files, tmp_path / "merged.ckpt")
         card = (export_superb(merged, tmp_path / f"both{place}") / "README.md").read_text()

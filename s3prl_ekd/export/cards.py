@@ -230,7 +230,8 @@ def _method(part: Mapping[str, Any], shape: EncoderShape, parameters: int | None
         first = "" if part.get("config") is None else "; targets, loss and start are the first one's"
         lines.append(f"- weights: {text}{first}")
     if "fine_tuned" in part:
-        lines.append(f"- weights: fine-tuned on a task afterwards (`-d {_plain(str(part['fine_tuned']))} -f`)")
+        tasks = ", then ".join(f"`-d {_plain(task)} -f`" for task in str(part["fine_tuned"]).split(", "))
+        lines.append(f"- weights: fine-tuned on a task afterwards ({tasks})")
     return "\n".join([*lines, f"- {MADE_WITH} {__version__}"])
 
 

@@ -22,7 +22,7 @@ from s3prl_ekd.macs.counting import LENGTHS, challenge_macs, cost, matrix_macs
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import ConvFrontEnd
 from s3prl_ekd.own_scripts import own_command
-from s3prl_ekd.shape import DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE, EncoderShape
+from s3prl_ekd.shape import DATA2VEC_BASE, DISTILHUBERT, HUBERT_LARGE, WAVLM_BASE, EncoderShape
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
 
@@ -73,7 +73,9 @@ def test_hub_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert counted(capsys, "hubert_base_robust_mgr")["macs"] == 1669156022848
 
 
-@pytest.mark.parametrize("shape", [DISTILHUBERT, TINY, HUBERT_LARGE.with_(layers=2), WAVLM_BASE.with_(layers=2)])
+@pytest.mark.parametrize("shape", [
+    DISTILHUBERT, TINY, HUBERT_LARGE.with_(layers=2), WAVLM_BASE.with_(layers=2), DATA2VEC_BASE.with_(layers=2)
+])  # fmt: skip
 def test_against_torchs_counter(shape: EncoderShape, monkeypatch: pytest.MonkeyPatch) -> None:
     """An independent count: PyTorch's own, of our encoder with plain convolutions, run on tensors without data."""
     monkeypatch.setattr(ConvFrontEnd, "forward", by_convolutions)

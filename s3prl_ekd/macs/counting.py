@@ -115,7 +115,8 @@ def matrix_macs(shape: EncoderShape, samples: int, heads: Sequence[tuple[int, in
         total += frames * channels * width
     # an even kernel makes one frame more than it gets, which is thrown away after it was computed
     position_frames = frames + (shape.pos_conv_kernel % 2 == 0)
-    total += position_frames * width * (width // shape.pos_conv_groups) * shape.pos_conv_kernel
+    position = position_frames * width * (width // shape.pos_conv_groups) * shape.pos_conv_kernel
+    total += shape.pos_conv_depth * position
     layer = 4 * frames * width**2 + 2 * frames**2 * width + 2 * frames * width * shape.ffn_width
     if shape.attention == "gated_relative":
         layer += frames * width * _GATE_OUTPUTS

@@ -28,6 +28,7 @@ from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import HF, split_hub_model
 from s3prl_ekd.teachers import embedded, huggingface, sources
+from s3prl_ekd.teachers.files import transformers_weights
 from s3prl_ekd.teachers.names import check_source
 from s3prl_ekd.torch_file import newest, read_torch_file
 
@@ -222,13 +223,16 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
 def _read_transformers(folder: Path) -> dict[str, Any]:
     """A transformers folder in the form of a checkpoint's ``EKD`` part: no heads, no configuration."""
     described = sources.describe(str(folder), "student")
+    encoder, weights = sources.load(described, "student"), transformers_weights(folder)
+    mask = [value.float() for name, value in weights.items() if name.endswith("masked_spec_embed")]
     return {
         "format": CHECKPOINT_FORMAT,
         "config": None,
         "shape": described.encoder_shape.to_dict(),
-        "encoder": sources.load(described, "student").state_dict(),
+        "encoder": encoder.state_dict(),
         "heads": {},
         "head_sets": [],
+        "mask": {"vector": mask[0]} if mask else {},
     }
 
 

@@ -102,11 +102,12 @@ def test_a_distilhubert_folder_by_transformers_own_hand(tmp_path: Path, normaliz
             torch.testing.assert_close(submitted[layer], theirs[layer], atol=1e-4 if normalize else 1e-5, rtol=0)
 
 
-def test_a_folders_own_dropout_stays(tmp_path: Path) -> None:
-    from transformers import AutoConfig, HubertConfig, HubertModel
+def test_a_folders_own_dropout_and_masks_stay(tmp_path: Path) -> None:
+    from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 
     sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
     rates = {"hidden_dropout": 0.07, "attention_dropout": 0.2, "activation_dropout": 0.0, "layerdrop": 0.03}
+    rates |= {"mask_time_prob": 0.075, "mask_feature_prob": 0.004, "mask_feature_length": 6}
     config = HubertConfig(
         **sizes, **rates, conv_dim=[32] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4
     )
@@ -117,6 +118,19 @@ def test_a_folders_own_dropout_stays(tmp_path: Path) -> None:
     before, after = (AutoConfig.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
     for name in (*rates, "feat_proj_dropout", "final_dropout"):
         assert getattr(after, name) == getattr(before, name), name
+    masked, kept = (AutoModel.from_pretrained(tmp_path / name).masked_spec_embed for name in ("theirs", "ours"))
+    assert torch.equal(kept, masked) and masked.any()
+
+
+def test_the_vector_of_a_student_that_was_trained_with_masks_is_its_own(checkpoint: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    content = torch.load(checkpoint, weights_only=True)
+    vector = torch.randn(content["EKD"]["shape"]["width"])
+    content["EKD"]["mask"] = {"vector": vector}
+    torch.save(content, tmp_path / "states-10.ckpt")
+    assert export_hf(tmp_path / "states-10.ckpt", tmp_path / "out") == 0
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "out").masked_spec_embed, vector)
 
 
 def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:

@@ -26,6 +26,10 @@ from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transf
 from s3prl_ekd.whole_file import write_whole
 
 _OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
+_MASKS = (
+    "apply_spec_augment", "mask_time_prob", "mask_time_length", "mask_time_min_masks",
+    "mask_feature_prob", "mask_feature_length", "mask_feature_min_masks",
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ def export_huggingface(
     for name, text in files.items():
         if name not in kept:
             write_whole(out / name, text)
-    write_transformers_weights(encoder, out)
+    write_transformers_weights(encoder, out, mask_vector=part.get("mask", {}).get("vector"))
     if facts is not None:
         card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
         write_whole(out / CARD, card)
@@ -184,7 +188,8 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
 def _training_settings(part: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
     """Dropout as the student was trained with, for those who fine-tune; never layer drop: there are few layers.
 
-    A transformers folder has its own settings, layer drop too; what it does not name has transformers' default.
+    A transformers folder has its own settings, layer drop and masks too; what it does not name has transformers'
+    default.
     """
     student = (part.get("config") or {}).get("student", {})
     settings = {
@@ -198,7 +203,7 @@ def _training_settings(part: Mapping[str, Any], checkpoint: Path) -> dict[str, A
     source = newest_checkpoint(checkpoint)
     if source.is_dir():
         there = read_json(source / CONFIG)
-        settings = {name: there[name] for name in settings if name in there}
+        settings = {name: there[name] for name in (*settings, *_MASKS) if name in there}
     return settings
 
 

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.export import onnx_file
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -63,3 +65,6 @@ def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     checkpoint = write_student(tmp_path / "states-1.ckpt")
     assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(tmp_path / "student")]) == 2
     assert ".onnx" in capfd.readouterr().err
+    teacher = write_transformers(random_encoder(TINY.with_(normalize=True), 0), tmp_path / "teacher")
+    assert main(["export", "onnx", "--ckpt", str(teacher), "--out", str(tmp_path / "student.onnx")]) == 2
+    assert "teacher: normalize is True; export onnx needs False" in capfd.readouterr().err

@@ -79,9 +79,9 @@ def export_onnx(checkpoint: Path, out: Path) -> tuple[Path, float]:
         raise EkdError(f"export onnx needs {', '.join(missing)}: pip install 's3prl-ekd[onnx]'")
     output_file(out, ".onnx")
     encoder, _, _ = load_student(checkpoint)
-    shape = encoder.shape
-    if shape.attention != "plain" or shape.pre_norm or shape.conv_norm != "group" or shape.normalize:
-        raise EkdError(f"{checkpoint}: only the student's own architecture is exported (plain attention, post-norm)")
+    for field, value in {"conv_norm": "group", "pre_norm": False, "attention": "plain", "normalize": False}.items():
+        if getattr(encoder.shape, field) != value:
+            raise EkdError(f"{checkpoint}: {field} is {getattr(encoder.shape, field)!r}; export onnx needs {value!r}")
     model = OnnxStudent(encoder).eval()
     with whole_file(out) as partial:
         _write(model, partial)

@@ -28,7 +28,7 @@ from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import HF, split_hub_model
 from s3prl_ekd.teachers import embedded, huggingface, sources
-from s3prl_ekd.teachers.files import transformers_weights
+from s3prl_ekd.teachers.files import CONFIG, read_json, transformers_weights
 from s3prl_ekd.teachers.names import check_source
 from s3prl_ekd.torch_file import newest, read_torch_file
 
@@ -233,6 +233,7 @@ def _read_transformers(folder: Path) -> dict[str, Any]:
         "heads": {},
         "head_sets": [],
         "mask": {"vector": mask[0]} if mask else {},
+        "transformers": read_json(folder / CONFIG),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,11 +116,17 @@ def test_a_folders_own_dropout_and_masks_stay(tmp_path: Path) -> None:
     text = (tmp_path / "theirs" / "config.json").read_text()
     (tmp_path / "theirs" / "config.json").write_text(text.replace('"final_dropout"', '"not_named"'))
     assert export_hf(tmp_path / "theirs", tmp_path / "ours") == 0
-    before, after = (AutoConfig.from_pretrained(tmp_path / name) for name in ("theirs", "ours"))
-    for name in (*rates, "feat_proj_dropout", "final_dropout"):
-        assert getattr(after, name) == getattr(before, name), name
-    masked, kept = (AutoModel.from_pretrained(tmp_path / name).masked_spec_embed for name in ("theirs", "ours"))
-    assert torch.equal(kept, masked) and masked.any()
+    weights = load_student(tmp_path / "theirs").encoder.state_dict()
+    began = Namespace(upstream="ekd_student", upstream_ckpt=str(tmp_path / "theirs"), downstream="ctc")
+    tuned = {"Args": began, "Upstream": {f"encoder.{name}": value for name, value in weights.items()}}
+    torch.save(tuned, tmp_path / "states-5.ckpt")
+    assert export_hf(tmp_path / "states-5.ckpt", tmp_path / "tuned") == 0
+    for folder in (tmp_path / "ours", tmp_path / "tuned"):
+        before, after = (AutoConfig.from_pretrained(one) for one in (tmp_path / "theirs", folder))
+        for name in (*rates, "feat_proj_dropout", "final_dropout"):
+            assert getattr(after, name) == getattr(before, name), name
+        masked, kept = (AutoModel.from_pretrained(one).masked_spec_embed for one in (tmp_path / "theirs", folder))
+        assert torch.equal(kept, masked) and masked.any()
 
 
 def test_the_vector_of_a_student_that_was_trained_with_masks_is_its_own(checkpoint: Path, tmp_path: Path) -> None:

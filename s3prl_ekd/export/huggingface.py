@@ -20,8 +20,7 @@ from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint, same_weights
-from s3prl_ekd.teachers.files import CONFIG, read_json
+from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
 from s3prl_ekd.whole_file import write_whole
 
@@ -63,7 +62,7 @@ def export_huggingface(
     same = _holds(out, encoder)
     # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
     settings = transformers_files(encoder.shape, attention_mask=True)
-    settings["config.json"] |= _training_settings(part, checkpoint)
+    settings["config.json"] |= _training_settings(part)
     files = {name: as_json(values) for name, values in settings.items()}
     kept = _kept_files(out, files, same, known=part.get("config") is not None)
     facts = _facts(out, same, part, {name: text for name, text in given.items() if text is not None})
@@ -185,11 +184,11 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
     return cards.scores_section(record)
 
 
-def _training_settings(part: Mapping[str, Any], checkpoint: Path) -> dict[str, Any]:
+def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:
     """Dropout as the student was trained with, for those who fine-tune; never layer drop: there are few layers.
 
-    A transformers folder has its own settings, layer drop and masks too; what it does not name has transformers'
-    default.
+    What began as a transformers folder has that one's settings, layer drop and masks too; what it does not name has
+    transformers' default.
     """
     student = (part.get("config") or {}).get("student", {})
     settings = {
@@ -200,9 +199,8 @@ def _training_settings(part: Mapping[str, Any], checkpoint: Path) -> dict[str, A
         "final_dropout": 0.0,
         "layerdrop": 0.0,
     }
-    source = newest_checkpoint(checkpoint)
-    if source.is_dir():
-        there = read_json(source / CONFIG)
+    if "transformers" in part:
+        there = part["transformers"]
         settings = {name: there[name] for name in (*settings, *_MASKS) if name in there}
     return settings
 

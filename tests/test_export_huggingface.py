@@ -17,6 +17,8 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.superb_expert import UpstreamExpert as SubmittedExpert
 from s3prl_ekd.student_checkpoint import load_student
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 SAMPLES = (16_000, 11_111, 9_000)
@@ -127,6 +129,19 @@ def test_a_folders_own_dropout_and_masks_stay(tmp_path: Path) -> None:
             assert getattr(after, name) == getattr(before, name), name
         masked, kept = (AutoModel.from_pretrained(one).masked_spec_embed for one in (tmp_path / "theirs", folder))
         assert torch.equal(kept, masked) and masked.any()
+
+
+def test_the_card_of_a_pre_norm_folder_says_which_its_last_state_is(tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    write_transformers(random_encoder(TINY.with_(pre_norm=True), 0), tmp_path / "theirs")
+    assert export_hf(tmp_path / "theirs", tmp_path / "ours") == 0
+    assert "; the last one is `last_hidden_state`" in (tmp_path / "ours" / "README.md").read_text()
+    wave = torch.randn(1, 9_000)
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(tmp_path / "ours").eval()(wave).last_hidden_state
+        ours = load_student(tmp_path / "theirs").encoder(wave).states
+    torch.testing.assert_close(theirs, ours[TINY.layers], atol=1e-4, rtol=0)
 
 
 def test_the_vector_of_a_student_that_was_trained_with_masks_is_its_own(checkpoint: Path, tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def huggingface_card(
         facts: what the user says of it.
         files: name -> text of the files beside it that users edit; the card keeps a digest of each.
     """
+    last = "; the last one is `last_hidden_state`, after the final norm" if shape.pre_norm else ""
     record = "".join(f"\n<!-- {name} as s3prl-ekd wrote it: {digest(text)} -->" for name, text in files.items())
     return _sealed(f"""---
 license: {facts.licence}
@@ -131,7 +132,7 @@ states = model(**inputs, output_hidden_states=True).hidden_states  # {shape.laye
 ```
 
 `hidden_states[0]` is the input of the first transformer layer; s3prl's `ekd_student` upstream gives the projected conv
-features there. All later states are the same.
+features there. All later states are the same{last}.
 
 ## Training data
 

@@ -251,6 +251,30 @@ def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> No
     complete("asr", config, tmp_path, "inference")
 
 
+def test_a_language_model_is_there_before_asr_begins(
+    filled: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """s3prl builds its decoder for every run: a NameError without its packages, C++'s own errors without the files."""
+    config = copy.deepcopy(filled["asr"])
+    decoder = config["downstream_expert"]["datarc"]["decoder_args"]
+    decoder["decoder_type"] = "kenlm"
+    for missing in ("flashlight", "kenlm"):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, missing=missing: None if name == missing else name)
+        with pytest.raises(EkdError, match=rf"decoder_args\.decoder_type: kenlm: .* needs {missing}: pip install f"):
+            complete("asr", config, tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.chdir(tmp_path)
+    for key, placeholder in (("kenlm_model", "/path/to/4-gram.arpa"), ("lexicon", "/path/to/librispeech_lexicon.lst")):
+        with pytest.raises(EkdError, match=rf"datarc\.decoder_args\.{key}: {placeholder}: no such file; give it with"):
+            complete("asr", config, tmp_path)
+        (tmp_path / key).touch()
+        decoder[key] = key
+    complete("asr", config, tmp_path)
+    assert decoder["lexicon"] == str(tmp_path / "lexicon")  # s3prl's script runs in another folder
+    decoder |= {"lexicon": None, "unit_lm": True}
+    complete("asr", config, tmp_path)
+
+
 NEUTRAL = {"path": "here.wav", "label": "neu"}  # an utterance of ER
 
 

@@ -6,7 +6,7 @@ value. SUPERB's other tasks are in ``taskdata_superb.py``; what is in neither pa
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -137,6 +137,8 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
     data.values.setdefault("dict_path", "char.dict")
     data.file("dict_path")
     root, tables = data.folder("libri_root"), data.folder("bucket_file")
+    if (data.values.get("decoder_args") or {}).get("decoder_type") == "kenlm":
+        _language_model(data.section("decoder_args"))
     for split in used:
         count = 0
         for name in _splits(data, split):
@@ -147,6 +149,17 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
         size = "batch_size" if split == "train" else "eval_batch_size"
         if count == 1 and data.values.get(size) != 1:
             raise data.wrong(size, f"s3prl leaves out a last batch of one, and {split} has one utterance; expected 1")
+
+
+def _language_model(decoder: Section) -> None:
+    """What s3prl builds its decoder of, in training too: without the packages it ends in a NameError."""
+    for module in ("flashlight", "kenlm"):
+        if importlib.util.find_spec(module) is None:
+            needs = f"kenlm: s3prl's decoder needs {module}: pip install flashlight-text kenlm"
+            raise decoder.wrong("decoder_type", needs)
+    decoder.file("kenlm_model")
+    if decoder.values.get("lexicon") or not decoder.values.get("unit_lm"):
+        decoder.file("lexicon")
 
 
 def _check_utterances(table: Path, root: Path, key: str) -> int:

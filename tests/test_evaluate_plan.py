@@ -144,6 +144,9 @@ def test_overrides_by_task():
     assert config["optimizer"]["lr"] == 1.0
 
 
+DECODER = "config.downstream_expert.datarc.decoder_args"
+
+
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -155,6 +158,8 @@ def test_overrides_by_task():
          "runner.eval_dataloaders: ['dev']: without dev-clean no checkpoint would be chosen on dev"),
         (lambda d, t: plan(d, t, overrides={"pr": {"config.runner.eval_step": "0"}}),
          "pr.yaml: runner.total_steps, runner.eval_step: expected whole numbers above 0"),
+        (lambda d, t: plan(d, t, overrides={"asr": {f"{DECODER}.decoder_type": "kenlm"}}),
+         "decoder_args.decoder_type: kenlm: the table's WER is without a language model"),
         (lambda d, t: plan(d, t, overrides={"sid": {"config.optimizer.lr": "10**-3"}}),
          "sid.yaml: optimizer.lr: '10**-3': expected a number"),
         (lambda d, t: plan(d, t, overrides={"sid": {"config.runner.cache_states": "/tmp/states"}}),

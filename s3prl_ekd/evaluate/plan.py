@@ -125,6 +125,13 @@ class Run:
                 f"{self.config}: runner.eval_dataloaders: {scored}: without {self.task.dev_split} no checkpoint would "
                 "be chosen on dev"
             )
+        data = config["downstream_expert"].get("datarc")
+        decoder = data.get("decoder_args") if isinstance(data, dict) else None
+        if isinstance(decoder, dict) and decoder.get("decoder_type") == "kenlm":
+            raise EkdError(
+                f"{self.config}: downstream_expert.datarc.decoder_args.decoder_type: kenlm: the table's WER is without "
+                "a language model; with one, test its checkpoint by run_downstream.py -m evaluate"
+            )
         return config
 
 

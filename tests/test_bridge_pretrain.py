@@ -46,7 +46,7 @@ def test_what_s3prls_own_tasks_take_for_granted(tmp_path: Path) -> None:
 def test_epochs_that_are_too_few_steps() -> None:
     def check(epochs: int, batches: int = 10, **rules: int) -> None:
         rules = {"n_epochs": epochs, "gradient_accumulate_steps": 1, "log_step": 5, "save_step": 9, **rules}
-        pretrain_configs.check_epochs(rules, batches, "x.yaml")
+        pretrain_configs.check_epochs({"runner": rules, "optimizer": {"name": "TorchOptim"}}, batches, "x.yaml")
 
     check(1)
     check(-1, 1)  # total_steps count
@@ -56,6 +56,23 @@ def test_epochs_that_are_too_few_steps() -> None:
             check(1, **words)
     with pytest.raises(EkdError, match=r"save_step: 9 must be below the 5 steps of n_epochs: 1$"):
         check(1, gradient_accumulate_steps=2, log_step=1)
+
+
+def test_a_schedule_for_another_number_of_steps_than_the_epochs_are_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    rules = {"n_epochs": 2, "gradient_accumulate_steps": 1, "log_step": 5, "save_step": 9, "total_steps": 200_000}
+    scheduled, plain = {"name": "AdamW_with_schedule"}, {"name": "TorchOptim"}
+    for quiet in (
+        {"runner": rules, "optimizer": plain},
+        {"runner": rules | {"total_steps": 20}, "optimizer": scheduled},
+        {"runner": rules | {"n_epochs": -1}, "optimizer": scheduled},
+    ):
+        pretrain_configs.check_epochs(quiet, 10, "x.yaml")
+        assert caplog.text == ""
+    for warned in ({"optimizer": scheduled}, {"optimizer": plain, "scheduler": {"name": "any"}}):
+        caplog.clear()
+        pretrain_configs.check_epochs({"runner": rules} | warned, 10, "x.yaml")
+        expected = "schedule is for runner.total_steps: 200000, and not for the 20 steps of n_epochs: 2: -o config.ru"
+        assert expected in caplog.text and "total_steps=20 makes" in caplog.text
 
 
 @pytest.fixture

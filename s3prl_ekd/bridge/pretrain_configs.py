@@ -113,22 +113,33 @@ def check_theirs(config: Any, source: str) -> None:
             raise EkdError(f"{source}: pretrain_expert.datarc: {table}: no such table of lengths")
 
 
-def check_epochs(rules: Mapping[str, Any], batches: int, source: str) -> None:
+def check_epochs(config: Mapping[str, Any], batches: int, source: str) -> None:
     """Whether ``n_epochs`` are enough steps: the runner counts them when it begins, and asserts that they are.
 
+    A schedule is made for ``total_steps`` all the same: an epoch of 500 steps would end in the warm-up for 200,000.
+
     Args:
-        rules: the section ``runner``.
+        config: the runner's file.
         batches: of an epoch.
         source: the configuration's file, for the message.
 
     Raises:
         EkdError: they are not more than ``log_step`` and ``save_step``.
     """
+    rules = config["runner"]
+    if rules["n_epochs"] <= 0:
+        return
     steps = int(rules["n_epochs"] * batches / rules["gradient_accumulate_steps"])
+    epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
     for key in ("log_step", "save_step"):
-        if 0 < rules["n_epochs"] and steps <= rules[key]:
-            epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
+        if steps <= rules[key]:
             raise EkdError(f"{source}: runner.{key}: {rules[key]} must be below {epochs}")
+    scheduled = config["optimizer"]["name"].endswith("_with_schedule") or config.get("scheduler")
+    if scheduled and steps != rules["total_steps"]:
+        log.warning(
+            "%s: the learning rate's schedule is for runner.total_steps: %d, and not for %s: "
+            "-o config.runner.total_steps=%d makes it so", source, rules["total_steps"], epochs, steps,
+        )  # fmt: skip
 
 
 def follow_files(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, Any]:

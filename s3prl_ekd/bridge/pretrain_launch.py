@@ -123,7 +123,7 @@ class PretrainLaunch(ScriptLaunch):
         # of what has moved the expert has seen that it is the same
         if self.world.is_rank_zero and (self.before is None or self.followed):
             pretrain_configs.write_sources(Path(self.args.expdir, "config_model.yaml"), expert.config)
-        pretrain_configs.check_epochs(self.config["runner"], len(expert.loader.dataset), self.source)
+        pretrain_configs.check_epochs(self.config, len(expert.loader.dataset), self.source)
         validation = expert.checkpoint_validation
         if validation is not None:
             validation.on_train_begin(runner.args, runner.logger, None if self.before is None else self.step)

@@ -208,12 +208,13 @@ def test_what_the_hub_says_to_an_upload(
     out = tmp_path / "out"
     pushed = (checkpoint, out, "--push", "me/student")
     for status, message, expected in (
-        (401, "Invalid username or password.", "Client error '401 Unauthorized'"),
-        (403, "You don't have the rights", "403 Forbidden: You don't have the rights"),
+        (401, "Invalid username or password.", ("401", "Unauthorized")),
+        (403, "You don't have the rights", ("403 Forbidden: You don't have the rights",)),
     ):
         hugging_hub.refusal = (status, message)
         assert export_hf(*pushed) == 2
-        assert f"error: --push me/student: {expected}" in capfd.readouterr().err
+        said = capfd.readouterr().err
+        assert said.startswith("error: --push me/student: ") and all(words in said for words in expected), said
     hugging_hub.stop()
     assert export_hf(*pushed) == 2
     said = capfd.readouterr().err

@@ -222,13 +222,15 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_transformers(folder: Path) -> dict[str, Any]:
     """A transformers folder in the form of a checkpoint's ``EKD`` part: no heads, no configuration."""
-    described = sources.describe(str(folder), "student")
-    encoder, weights = sources.load(described, "student"), transformers_weights(folder)
+    shape = sources.describe(str(folder), "student").encoder_shape
+    with naming("student"):
+        weights = transformers_weights(folder)
+        encoder = sources.from_transformers(shape, weights, folder)
     mask = [value.float() for name, value in weights.items() if name.endswith("masked_spec_embed")]
     return {
         "format": CHECKPOINT_FORMAT,
         "config": None,
-        "shape": described.encoder_shape.to_dict(),
+        "shape": shape.to_dict(),
         "encoder": encoder.state_dict(),
         "heads": {},
         "head_sets": [],

@@ -168,20 +168,30 @@ def _described(source: str, path: Path) -> TeacherSource:
 
 
 def _load_path(teacher: TeacherSource, path: Path) -> Encoder:
-    weights: Mapping[str, Tensor]
     if path.is_dir():
-        shape, weights, scheme = teacher.encoder_shape, transformers_weights(path), mapping.TRANSFORMERS
-    else:
-        _, family, shape, weights = kind_of_file(read_teacher_file(path), path)
-        promised = teacher.shape  # of a hub name: the file's own configuration decides all but these
-        if (shape.layers, shape.width, shape.hop) != (promised.layers, promised.width, promised.hop):
-            raise EkdError(
-                f"{path} holds a {family} of another shape than {teacher.source} should have: "
-                f"{shape.layers} layers of {shape.width}, expected {promised.layers} of {promised.width}"
-            )
-        scheme = mapping.FAIRSEQ
+        return from_transformers(teacher.encoder_shape, transformers_weights(path), path)
+    _, family, shape, weights = kind_of_file(read_teacher_file(path), path)
+    promised = teacher.shape  # of a hub name: the file's own configuration decides all but these
+    if (shape.layers, shape.width, shape.hop) != (promised.layers, promised.width, promised.hop):
+        raise EkdError(
+            f"{path} holds a {family} of another shape than {teacher.source} should have: "
+            f"{shape.layers} layers of {shape.width}, expected {promised.layers} of {promised.width}"
+        )
+    return _filled(shape, mapping.to_ours(weights, mapping.FAIRSEQ, str(path)), path)
+
+
+def from_transformers(shape: EncoderShape, weights: Mapping[str, Tensor], folder: Path) -> Encoder:
+    """The encoder of a transformers folder's weights, by their names there.
+
+    Raises:
+        EkdError: weights do not fit the shape.
+    """
+    return _filled(shape, mapping.to_ours(weights, mapping.TRANSFORMERS, str(folder)), folder)
+
+
+def _filled(shape: EncoderShape, weights: dict[str, Tensor], path: Path) -> Encoder:
     encoder = Encoder(shape)
-    mapping.load_into(encoder, mapping.to_ours(weights, scheme, str(path)), str(path))
+    mapping.load_into(encoder, weights, str(path))
     return encoder
 
 

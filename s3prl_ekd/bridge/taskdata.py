@@ -137,7 +137,7 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
     data.values.setdefault("dict_path", "char.dict")
     data.file("dict_path")
     root, tables = data.folder("libri_root"), data.folder("bucket_file")
-    if (data.values.get("decoder_args") or {}).get("decoder_type") == "kenlm":
+    if uses_language_model(data.values):
         _language_model(data.section("decoder_args"))
     for split in used:
         count = 0
@@ -149,6 +149,12 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
         size = "batch_size" if split == "train" else "eval_batch_size"
         if count == 1 and data.values.get(size) != 1:
             raise data.wrong(size, f"s3prl leaves out a last batch of one, and {split} has one utterance; expected 1")
+
+
+def uses_language_model(datarc: Any) -> bool:
+    """Whether ASR's section ``datarc`` asks for a decoder with a language model."""
+    decoder = datarc.get("decoder_args") if isinstance(datarc, dict) else None
+    return isinstance(decoder, dict) and decoder.get("decoder_type") == "kenlm"
 
 
 def _language_model(decoder: Section) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.bridge.taskdata import uses_language_model
 from s3prl_ekd.checked import read_yaml, reads_as_text
 from s3prl_ekd.corpora.folds_file import read_folds
 from s3prl_ekd.errors import EkdError
@@ -125,9 +126,7 @@ class Run:
                 f"{self.config}: runner.eval_dataloaders: {scored}: without {self.task.dev_split} no checkpoint would "
                 "be chosen on dev"
             )
-        data = config["downstream_expert"].get("datarc")
-        decoder = data.get("decoder_args") if isinstance(data, dict) else None
-        if isinstance(decoder, dict) and decoder.get("decoder_type") == "kenlm":
+        if uses_language_model(config["downstream_expert"].get("datarc")):
             raise EkdError(
                 f"{self.config}: downstream_expert.datarc.decoder_args.decoder_type: kenlm: the table's WER is without "
                 "a language model; with one, test its checkpoint by run_downstream.py -m evaluate"

@@ -2,26 +2,19 @@
 
 No teacher is loaded, and of one nothing is downloaded but a few kilobytes: the configuration of a model of the Hugging
 Face Hub. The checks themselves belong to their packages (config, teachers, data, shims); here they are called one by
-one and their messages shown together. Whichever package is missing is what the first table says, so that each check
-imports its own, and this module has only rich and packaging.
+one and their messages shown together. Whichever package is missing is what the first table says (``installed.py``), so
+that each check imports its own, and these two modules need only rich and packaging.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes.util
-import importlib.metadata
-import importlib.util
-import platform
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from packaging.requirements import Requirement
 from rich.markup import escape
 from rich.table import Table
 
@@ -31,24 +24,13 @@ from s3prl_ekd.compat.modules import s3prl_folder
 from s3prl_ekd.compat.shims import active_shims, apply_shims
 from s3prl_ekd.console import Console
 from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.installed import Finding, software
 from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
 from s3prl_ekd.teachers.names import check_source
-from s3prl_ekd.version import __version__
 
-PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
 GIB = 2**30
 PIPED_WIDTH = 2_000  # columns; a table only takes as many as it needs
 MARKS = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "broken": "[red]broken[/]"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report. ``broken`` is what keeps a run from working; the exit status is 1 then."""
-
-    what: str
-    state: Literal["ok", "note", "broken"]
-    found: str
-    todo: str = ""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,70 +76,6 @@ def _find(flag: Literal["-c", "-g"], value: str) -> Path:
     from s3prl_ekd.bridge.pretrain_configs import find
 
     return find(flag, value)
-
-
-def software() -> list[Finding]:
-    """Versions, and the readers of audio."""
-    rows = [Finding("python", "ok", platform.python_version()), Finding("s3prl-ekd", "ok", __version__)]
-    for name in PACKAGES:
-        if importlib.util.find_spec(name) is None:
-            rows.append(_missing(name))
-            continue
-        # pip may know a wheel of s3prl while a checkout on PYTHONPATH is what gets imported
-        file = s3prl_folder() / "version.txt" if name == "s3prl" else None
-        known = file.read_text().strip() if file and file.is_file() else _version(name)
-        rows.append(
-            _outside(name, known) or Finding(name, "ok", known or "not installed by pip, found on the import path")
-        )
-    rows += other_packages()
-    codec = importlib.util.find_spec("torchcodec") is not None
-    program, library = shutil.which("ffmpeg"), ctypes.util.find_library("avcodec")
-    told = f"program: {program or 'none'}; libavcodec: {library or 'none'}"
-    # torchcodec alone needs it, and without either soundfile reads
-    rows.append(Finding("FFmpeg", "ok" if library or not codec else "note", told))
-    text = "installed" if codec else "absent; audio is read by soundfile instead (WAV, FLAC, OGG, MP3)"
-    rows.append(Finding("torchcodec", "ok" if codec else "note", text))
-    return rows
-
-
-def other_packages() -> list[Finding]:
-    """What else setup.cfg requires: a row for all that is there, and one for each that is not."""
-    if not _required():
-        return [Finding("other packages", "note", "not checked: s3prl-ekd is not installed by pip", "pip install .")]
-    others = [name for name in _required() if name not in PACKAGES]
-    rows = [_missing(name) if _version(name) is None else _outside(name, _version(name)) for name in others]
-    wrong = [row for row in rows if row is not None]
-    if len(wrong) < len(others):
-        wrong.append(Finding("other packages", "ok", f"{len(others) - len(wrong)} of {len(others)} installed"))
-    return wrong
-
-
-def _required() -> dict[str, Requirement]:
-    """What setup.cfg requires, by name; empty where pip does not know us."""
-    try:
-        texts = importlib.metadata.requires("s3prl-ekd") or []
-    except importlib.metadata.PackageNotFoundError:
-        return {}
-    return {found.name: found for text in texts if (found := Requirement(text)).marker is None}  # extras have one
-
-
-def _outside(name: str, version: str | None) -> Finding | None:
-    """The row of a version that setup.cfg does not take: pip leaves one where it is told to install another package."""
-    wanted = _required().get(name)
-    if wanted is None or version is None or wanted.specifier.contains(version, prereleases=True):
-        return None
-    return Finding(name, "note", f"{version}, not {wanted.specifier}", f"pip install {shlex.quote(str(wanted))}")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _missing(distribution: str) -> Finding:
-    return Finding(distribution, "broken", "not installed", f"pip install {distribution}")
 
 
 def bridge() -> list[Finding]:

@@ -25,7 +25,7 @@ bridge
 pretrain upstream
 evaluate
 export report
-doctor demo cli
+installed doctor demo cli
 """
 
 

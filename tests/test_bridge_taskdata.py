@@ -235,7 +235,7 @@ def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:
     args = SimpleNamespace(downstream="emotion", mode="train", evaluate_split="test", downstream_variant="fold2")
     with pytest.raises(EkdError, match="test_fold: fold2: .*/Session2/train_meta_data.json: no such file"):
         taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
-    for name, asks in (("LibriPhone", True), ("snips", False)):
+    for name, asks in (("LibriPhone", True), ("sbcsae", False)):
         config = copy.deepcopy(filled["pr"])
         config["downstream_expert"]["corpus"] |= {"name": name, "path": "/none"}
         if asks:
@@ -243,6 +243,26 @@ def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:
                 complete("pr", config, tmp_path)
         else:
             complete("pr", config, tmp_path)
+
+
+def test_what_slot_filling_lacks_is_named(filled: dict, tmp_path: Path) -> None:
+    """s3prl ends in a FileNotFoundError, at the first dev evaluation in an AssertionError."""
+    config = copy.deepcopy(filled["pr"])
+    root = tmp_path / "SNIPS"
+    corpus, text = config["downstream_expert"]["corpus"], config["downstream_expert"]["text"]
+    corpus |= {"name": "snips", "path": str(root), "train": ["train"], "dev": ["valid"], "test": ["test"]}
+    text |= {"mode": "character-slot", "slots_file": str(root / "slots.txt")}
+    for file, message in (
+        ("slots.txt", "text.slots_file: .*/SNIPS/slots.txt: no such file"),
+        ("all.iob.snips.txt", "corpus.path: .*/SNIPS/all.iob.snips.txt: no such file"),
+        ("train/Ivy-0.wav", "corpus.train: .*/SNIPS/train: holds no .wav"),
+        ("valid/Amy-0.wav", "corpus.dev: .*/SNIPS/valid: holds no .wav"),
+    ):
+        with pytest.raises(EkdError, match=message):
+            complete("pr", config, tmp_path)
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    complete("pr", config, tmp_path)  # test is not read in training
 
 
 def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> None:

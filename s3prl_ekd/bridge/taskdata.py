@@ -100,7 +100,10 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
     corpus, text = expert.section("corpus"), expert.section("text")
     symbols = text.file("vocab_file")
     _keep_workers()
-    if str(corpus.get("name")).lower() != "libriphone":
+    name = str(corpus.get("name")).lower()
+    if name == "snips":
+        _slots(corpus, text, used)
+    if name != "libriphone":
         return
     corpus.files("lexicon")
     root = corpus.folder("path")
@@ -120,6 +123,21 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
     corpora = list_by_name("s3prl.downstream.ctc.corpus.libriphone")  # a checkout's, or ours, which does so itself
     for split in used[1:]:  # the first one is read next
         corpora.LibriPhoneDataset(corpus.values[split], tokenizer, 1, **corpus.values)
+
+
+def _slots(corpus: Section, text: Section, used: Iterable[str]) -> None:
+    """SF: what s3prl looks for in SNIPS, of dev at its first evaluation alone."""
+    slots = "-slot" in str(text.values.get("mode"))
+    if slots:
+        text.file("slots_file")
+    root = corpus.folder("path")
+    transcripts = root / ("all.iob.snips.txt" if slots else "all-trans.txt")
+    if not transcripts.is_file():
+        raise corpus.wrong("path", f"{transcripts}: no such file")
+    for split in used:
+        for name in _splits(corpus, split):
+            if next((root / name).rglob("*.wav"), None) is None:
+                raise corpus.wrong(split, f"{root / name}: holds no .wav")
 
 
 def _keep_workers() -> None:

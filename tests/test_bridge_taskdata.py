@@ -245,13 +245,20 @@ def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:
             complete("pr", config, tmp_path)
 
 
-def test_what_slot_filling_lacks_is_named(filled: dict, tmp_path: Path) -> None:
+def test_what_slot_filling_lacks_is_named(filled: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """s3prl ends in a FileNotFoundError, at the first dev evaluation in an AssertionError."""
+    module = "s3prl.downstream.ctc.corpus.snips"
     config = copy.deepcopy(filled["pr"])
     root = tmp_path / "SNIPS"
     corpus, text = config["downstream_expert"]["corpus"], config["downstream_expert"]["text"]
     corpus |= {"name": "snips", "path": str(root), "train": ["train"], "dev": ["valid"], "test": ["test"]}
     text |= {"mode": "character-slot", "slots_file": str(root / "slots.txt")}
+    text["vocab_file"], symbols = "downstream/ctc/vocab/character.txt", text["vocab_file"]  # a checkout has it too
+    monkeypatch.setitem(sys.modules, module, None)  # s3prl is the wheel
+    with pytest.raises(EkdError, match="corpus.name: snips: needs a git checkout of s3prl first on PYTHONPATH"):
+        complete("pr", config, tmp_path)
+    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    text["vocab_file"] = symbols
     for file, message in (
         ("slots.txt", "text.slots_file: .*/SNIPS/slots.txt: no such file"),
         ("all.iob.snips.txt", "corpus.path: .*/SNIPS/all.iob.snips.txt: no such file"),

@@ -98,11 +98,11 @@ def _used(args: Namespace, config: dict[str, Any], known: Iterable[str]) -> list
 
 def _phones(expert: Section, used: Sequence[str]) -> None:
     corpus, text = expert.section("corpus"), expert.section("text")
-    symbols = text.file("vocab_file")
-    _keep_workers()
     name = str(corpus.get("name")).lower()
     if name == "snips":
         _slots(corpus, text, used)
+    symbols = text.file("vocab_file")
+    _keep_workers()
     if name != "libriphone":
         return
     corpus.files("lexicon")
@@ -127,6 +127,11 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
 
 def _slots(corpus: Section, text: Section, used: Iterable[str]) -> None:
     """SF: what s3prl looks for in SNIPS, of dev at its first evaluation alone."""
+    try:
+        importlib.import_module("s3prl.downstream.ctc.corpus.snips")
+    except ModuleNotFoundError as error:
+        needs = "snips: needs a git checkout of s3prl first on PYTHONPATH; the wheel lacks the code of this corpus"
+        raise EkdError(f"{corpus.source}: {corpus.path}.name: {needs}") from error
     slots = "-slot" in str(text.values.get("mode"))
     if slots:
         text.file("slots_file")

@@ -10,11 +10,18 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPO
 from console import code, command
 from pretrain_lab import hold_out, new_run
+from torch import nn
 
+from s3prl_ekd.config import load_model_config
+from s3prl_ekd.distill.objective import Objective
+from s3prl_ekd.errors import EkdError
+from s3prl_ekd.teachers.build import check_model
 from s3prl_ekd.torch_file import read_torch_file
+from s3prl_ekd.variants import packaged
 
 PAGE = (REPO / "docs/extending.md").read_text()
 # the page's tests of its worked examples, with the module that each is to stand in
@@ -30,6 +37,20 @@ def test_a_worked_test_uses_names_that_its_module_has(module: str, text: str) ->
     bound |= {alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
     known = vars(importlib.import_module(module)).keys() | vars(builtins).keys()
     assert {node.id for node in names} - bound - known == set()
+
+
+def test_a_loss_whose_parameters_nothing_would_train_is_refused() -> None:
+    class Tempered(Objective):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)
+            self.temperature = nn.Parameter(torch.ones(()), requires_grad=trained)
+
+    trained = False
+    config = load_model_config(packaged("variants/embedded.yaml"))
+    assert isinstance(check_model(config, objective=Tempered).objective, Tempered)
+    trained = True
+    with pytest.raises(EkdError, match="the loss Tempered has the parameter temperature, which would not be trained"):
+        check_model(config, objective=Tempered)
 
 
 @pytest.fixture

@@ -80,7 +80,14 @@ def check_model(
     """
     distorter = check_without_teachers(config, file)
     plan = check_teachers(config, file, starts)
-    return CheckedModel(plan, objective(config.ekd, plan.target_sets, plan.layers, file), distorter)
+    loss = objective(config.ekd, plan.target_sets, plan.layers, file)
+    for name, parameter in loss.named_parameters():
+        if parameter.requires_grad:
+            raise EkdError(
+                f"the loss {objective.__name__} has the parameter {name}, which would not be trained: s3prl's runner "
+                "optimises the student and its heads alone; a buffer can hold a number that the class itself changes"
+            )
+    return CheckedModel(plan, loss, distorter)
 
 
 def check_without_teachers(config: ModelConfig, file: str = FILE) -> Distorter | None:

@@ -14,6 +14,7 @@ from score_records import score_of_task, score_record
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.evaluate.tasks import TASKS, Task
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.huggingface import export_huggingface
 from s3prl_ekd.export.merge import merge_checkpoints
@@ -161,6 +162,15 @@ def test_a_card_says_over_how_many_seeds_each_task_was_averaged() -> None:
 
     record = score_record(tasks={"pr": task("pr", "1", "2"), "sid": task("sid", "1", "2", "3")}, seeds=[1, 2, 3])
     assert "Means over 2 to 3 seeds ±" in cards.scores_section(record)
+
+
+def test_a_card_has_the_score_of_every_task_that_evaluate_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TASKS, "sf", Task("sf", "slot filling", "cer", "hyp.csv", "ref.csv"))  # a maintainer's new one
+    record = score_record(tasks={name: score_of_task(name) for name in TASKS})
+    rows = cards.scores_section(record).splitlines()
+    assert [row[2:].split(" | ")[0] for row in rows if " | 50.00 | " in row] == [
+        "PR (PER %)", "SID (acc %)", "ER (acc %)", "ASR (WER %)", "KS (acc %)", "IC (acc %)", "SF (CER %)",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -37,14 +37,6 @@ _NO_ORIGIN = "Converted from a transformers model with s3prl-ekd; how it was tra
 _SCORES = "\n## Scores\n"
 _SEAL = re.compile(r"\n<!-- as s3prl-ekd wrote it: \w+ -->\n$")  # on a page the hub does not show it
 _WRITTEN = re.compile(r"\n<!-- (\S+) as s3prl-ekd wrote it: (\w+) -->")
-_TITLES = {
-    "pr": "PR (PER %)",
-    "sid": "SID (acc %)",
-    "er": "ER (acc %)",
-    "asr": "ASR (WER %)",
-    "ks": "KS (acc %)",
-    "ic": "IC (acc %)",
-}
 
 
 def superb_card(
@@ -263,9 +255,10 @@ def scores_section(record: Mapping[str, Any]) -> str:
     """The section of a card that holds the scores of a record of ``s3prl-ekd evaluate`` (scores.json)."""
     tasks = record["tasks"]
     rows = []
-    for name, title in _TITLES.items():
+    for name, task in TASKS.items():
         if name in tasks:
-            scores, metric = tasks[name], TASKS[name].metric
+            scores, metric = tasks[name], task.metric
+            title = f"{name.upper()} ({metric if metric == 'acc' else metric.upper()} %)"
             error = scores.get("standard_error", {}).get(metric)
             spread = "" if error is None else f" ± {error:.2f}"
             rate = scores.get("lr")

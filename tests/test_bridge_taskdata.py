@@ -17,6 +17,7 @@ import yaml
 from dotted import changed
 
 from s3prl_ekd.bridge import pretrain_configs, taskdata
+from s3prl_ekd.bridge.sorted_path import SortedPath
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
@@ -257,7 +258,8 @@ def test_what_slot_filling_lacks_is_named(filled: dict, tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, module, None)  # s3prl is the wheel
     with pytest.raises(EkdError, match="corpus.name: snips: needs a git checkout of s3prl first on PYTHONPATH"):
         complete("pr", config, tmp_path)
-    monkeypatch.setitem(sys.modules, module, ModuleType(module))
+    corpora = ModuleType(module)
+    monkeypatch.setitem(sys.modules, module, corpora)
     text["vocab_file"] = symbols
     for file, message in (
         ("slots.txt", "text.slots_file: .*/SNIPS/slots.txt: no such file"),
@@ -270,6 +272,7 @@ def test_what_slot_filling_lacks_is_named(filled: dict, tmp_path: Path, monkeypa
         (root / file).parent.mkdir(parents=True, exist_ok=True)
         (root / file).touch()
     complete("pr", config, tmp_path)  # test is not read in training
+    assert corpora.Path is SortedPath  # as of KS: its clips are listed by name, not as the disk has them
 
 
 def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> None:

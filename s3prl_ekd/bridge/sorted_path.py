@@ -1,4 +1,4 @@
-"""The clips of KS and PR in the order of their names: s3prl takes the disk's, from which a seed then draws."""
+"""The clips of KS, PR and SF in the order of their names: s3prl takes the disk's, from which a seed then draws."""
 
 from __future__ import annotations
 

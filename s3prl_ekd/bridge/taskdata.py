@@ -128,7 +128,7 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
 def _slots(corpus: Section, text: Section, used: Iterable[str]) -> None:
     """SF: what s3prl looks for in SNIPS, of dev at its first evaluation alone."""
     try:
-        importlib.import_module("s3prl.downstream.ctc.corpus.snips")
+        list_by_name("s3prl.downstream.ctc.corpus.snips")
     except ModuleNotFoundError as error:
         needs = "snips: needs a git checkout of s3prl first on PYTHONPATH; the wheel lacks the code of this corpus"
         raise EkdError(f"{corpus.source}: {corpus.path}.name: {needs}") from error

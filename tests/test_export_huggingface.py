@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from export_student import export_hf
+from export_student import SMALL, export_hf, write_student
 from hugging_hub import Hub
 
 from s3prl_ekd.cli import main
@@ -72,6 +72,25 @@ def test_comes_back_as_student_and_teacher(checkpoint: Path, exported: Path, tmp
     assert (again / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
     assert "Converted from a transformers model" in (again / "README.md").read_text()
     assert main(["export", "superb", "--ckpt", str(exported), "--out", str(tmp_path / "superb")]) == 0
+
+
+def test_a_student_as_wide_as_its_conv_channels(tmp_path: Path) -> None:
+    """It has no projection, and HubertModel always has one."""
+    from transformers import AutoModel
+
+    wide = [[TINY.width, *layer[1:]] for layer in SMALL["conv_layers"]]
+    checkpoint = write_student(tmp_path / "states-10.ckpt", student={"conv_layers": wide})
+    assert load_student(checkpoint).encoder.projection is None
+    for _ in range(2):  # its own folder the second time
+        assert export_hf(checkpoint, tmp_path / "student") == 0
+    wave = torch.randn(1, 9_000)
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(tmp_path / "student").eval()(wave, output_hidden_states=True).hidden_states
+        ours = load_student(checkpoint).encoder(wave).states
+        back = load_student(tmp_path / "student").encoder(wave).states
+    for layer in ours:
+        torch.testing.assert_close(theirs[layer], ours[layer], atol=1e-5, rtol=0)
+        torch.testing.assert_close(back[layer], ours[layer], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("normalize", [False, True])

@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import model_digest
 from s3prl_ekd.evaluate.models import WITH_HEADS, choose
@@ -57,6 +59,7 @@ def export_huggingface(
     encoder, _, part = load_student(checkpoint)
     section = None if scores is None else _scores_section(scores, checkpoint)
     _check(encoder, checkpoint)
+    encoder = _with_projection(encoder)
     output_folder(out, marker="config.json")
     given = {"licence": licence, "data": data, "scores": section}
     same = _holds(out, encoder)
@@ -211,7 +214,14 @@ def _check(encoder: Encoder, checkpoint: Path) -> None:
         raise EkdError(f"{checkpoint}: only students with plain attention are exported as HubertModel")
     if shape.pos_conv_depth != 1:
         raise EkdError(f"{checkpoint}: {shape.pos_conv_depth} positional convolutions; HubertModel has one")
-    if encoder.projection is None:
-        raise EkdError(
-            f"{checkpoint}: width {shape.width} is that of the conv channels: no projection, but HubertModel has one"
-        )
+
+
+def _with_projection(encoder: Encoder) -> Encoder:
+    """What HubertModel always has and a student as wide as its conv channels has not: here the identity."""
+    if encoder.projection is not None:
+        return encoder
+    width = encoder.shape.width
+    projected = Encoder(replace(encoder.shape, square_projection=True))
+    identity = {"projection.weight": torch.eye(width), "projection.bias": torch.zeros(width)}
+    projected.load_state_dict(encoder.state_dict() | identity)
+    return projected

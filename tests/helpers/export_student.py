@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,29 @@ SMALL = {
 }  # fmt: skip
 
 
-def write_student(file: Path, teacher_width: int = TINY.width, full_size: bool = False, seed: int = 1) -> Path:
-    """A checkpoint of three teachers' heads with random weights, whose norms are not at their trivial start."""
+def write_student(
+    file: Path,
+    teacher_width: int = TINY.width,
+    full_size: bool = False,
+    seed: int = 1,
+    student: Mapping[str, Any] | None = None,
+) -> Path:
+    """A checkpoint of three teachers' heads with random weights, whose norms are not at their trivial start.
+
+    ``student`` are numbers in place of the small one's.
+    """
     values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
-    config = load_model_config(values | ({} if full_size else {"student": values["student"] | SMALL}))
+    small = {"student": values["student"] | SMALL | dict(student or {})}
+    config = load_model_config(values | ({} if full_size else small))
     layers = [TeacherLayers(t.name, tuple(t.layers), teacher_width) for t in config.ekd.teachers]
     targets = plan_targets(config.ekd.mode, layers)
     torch.manual_seed(seed)
-    student = Student(config.student, targets)
+    model = Student(config.student, targets)
     with torch.no_grad():
-        for parameter in student.parameters():
+        for parameter in model.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"EKD": student_state(student, config, targets), "Step": 10}, file)
+    torch.save({"EKD": student_state(model, config, targets), "Step": 10}, file)
     return file
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from distill_lab import TEACHERS
+from export_student import SMALL, export_hf, write_student
 from pretrain_lab import STUDENT, make_expert
 from torch import nn
 
@@ -18,8 +19,9 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.encoder import Dropout, TransformerLayer, count_parameters
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
-from s3prl_ekd.model.student import Student, start_layers, student_shape
+from s3prl_ekd.model.student import Student, initialise_student, start_layers, student_shape
 from s3prl_ekd.student_checkpoint import load_student, student_state
+from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.torch_file import read_torch_file
@@ -93,6 +95,19 @@ def test_a_student_starts_from_the_chosen_layers(lab: Path) -> None:
             assert torch.equal(ours.ffn_in.weight, source[f"encoder.layers.{theirs - 1}.fc1.weight"])
     with pytest.raises(EkdError, match=r"ekd.initialise_layers: \[7, 1\]: expected 2 layers .* from 1 to 6"):
         make_expert(lab, initialise_layers=[7, 1])
+
+
+def test_a_student_that_starts_from_a_student_is_that_student(tmp_path: Path) -> None:
+    """docs/faq.md: a new run from a trained one. Of a teacher with a norm on its conv features the norm is left out."""
+    trained, folder = tmp_path / "states-10.ckpt", tmp_path / "trained"
+    write_student(trained)
+    assert export_hf(trained, folder) == 0
+    started = Student(load_model_config(packaged("config_model.yaml")).student.model_copy(update=SMALL)).encoder
+    initialise_student(started, sources.load(sources.describe(str(folder))))
+    expected = load_student(trained).encoder.state_dict()
+    assert [name for name, value in started.state_dict().items() if not torch.equal(value, expected[name])] == []
+    initialise_student(started, random_encoder(TINY.with_(layers=2), seed=5))
+    assert torch.equal(started.norm.weight, expected["norm.weight"])
 
 
 def test_each_dropout_is_where_its_name_says() -> None:

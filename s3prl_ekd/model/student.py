@@ -86,8 +86,8 @@ def initialise_student(
 
     ``choice`` selects other layers than the first ones: see :func:`start_layers`.
 
-    The norm before layer 1 keeps its own start, as in s3prl's distiller. The teacher's norm on conv features has no
-    counterpart in the student.
+    A teacher's norm on conv features has no counterpart in the student; where there is one, the norm before layer 1
+    keeps its own start, as in s3prl's distiller. Of an encoder without, a student itself, that norm is copied too.
 
     Returns:
         names of the parts copied, for the log.
@@ -102,6 +102,7 @@ def initialise_student(
         ("conv stack", student.frontend, teacher.frontend),
         ("projection", student.projection, teacher.projection),
         ("positional convolution", student.position, teacher.position),
+        ("norm before layer 1", student.norm, teacher.norm if teacher.feature_norm is None else None),
         *((_renamed(i + 1, l), student.layers[i], teacher.layers[l - 1]) for i, l in enumerate(chosen)),
     ]
     copied = []

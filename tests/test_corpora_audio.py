@@ -97,6 +97,15 @@ def test_a_name_that_is_not_utf_8_is_left_out(tmp_path: Path, capsys: pytest.Cap
     assert "1 of 2 files left out, first: " in said and "caf\ufffd.wav: a name that is not UTF-8" in said
 
 
+def test_where_nothing_of_a_set_can_be_read_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of paths that are all wrong, where they were looked for is what the user needs."""
+    manifest = tmp_path / "manifest.tsv"
+    manifest.write_text("path\nclips/a.wav\nclips/b.wav\n")
+    assert prepare("--manifest", manifest, "--out", tmp_path / "data", "--tasks", "pretrain") == 2
+    error = capsys.readouterr().err
+    assert "no readable audio in set" in error and f"; first: {tmp_path / 'clips' / 'a.wav'}: " in error
+
+
 def test_a_manifest_and_its_data_in_a_folder_that_is_not_utf_8(tmp_path: Path) -> None:
     """Of its clips one is linked and one converted."""
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))

@@ -105,11 +105,12 @@ def _measured(sets: Mapping[str, Sequence[Path]], source: Path, notes: list[str]
         files = [Path(os.path.abspath(file)) for file in files]
         results = in_parallel(info_or_reason, files)
         good = [(file, info.samples) for file, info in zip(files, results, strict=True) if isinstance(info, AudioInfo)]
+        bad = [text for text in results if isinstance(text, str)]
+        first = f"first: {bad[0]}" if bad else "it is empty"
         if not good:
-            raise EkdError(f"{source}: no readable audio in set {name}")
-        if len(good) < len(files):
-            unread = next(text for text in results if isinstance(text, str))
-            notes.append(f"{name}: {len(files) - len(good)} of {len(files)} files left out, first: {unread}")
+            raise EkdError(f"{source}: no readable audio in set {name}; {first}")
+        if bad:
+            notes.append(f"{name}: {len(bad)} of {len(files)} files left out, {first}")
         measured[name] = good
     return measured
 

@@ -109,11 +109,15 @@ class Signals:
             raise Interrupted
 
     def _on_dropped(self, found: sys.UnraisableHookArgs) -> None:
-        """Python could not raise something; in a forked worker too, which would go on as if nothing had come."""
+        """Python could not raise something; in a forked worker too, which would go on as if nothing had come.
+
+        After a signal that is what it left half done (a library's hooks at a fork, torch's workers): the line on the
+        signal stands for it.
+        """
         if isinstance(found.exc_value, KeyboardInterrupt):
             signal.signal(signal.SIGALRM, self._on_alarm)
             signal.setitimer(signal.ITIMER_REAL, _AGAIN)
-        elif not (self.number and data_workers.is_death(found.exc_value)):
+        elif not self.number:
             self._hook(found)
 
 

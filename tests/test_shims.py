@@ -306,3 +306,27 @@ def test_register_adds_the_student_to_the_hub() -> None:
     check_upstream_name("vq_apc_url", "-u")  # imported under another name there: the text leaves that open
     with pytest.raises(EkdError, match="-u fbnk: s3prl's hub has no such upstream; did you mean fbank"):
         check_upstream_name("fbnk", "-u")
+
+
+@pytest.mark.slow
+def test_the_hub_imports_transformers_when_it_is_asked_for(tmp_path: Path) -> None:
+    """Nine tenths of the hub's time to be imported, for two upstreams. They are what they were, by either name."""
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    HubertModel(HubertConfig(**sizes, num_conv_pos_embedding_groups=2)).save_pretrained(tmp_path / "hubert")
+    Wav2Vec2FeatureExtractor().save_pretrained(tmp_path / "hubert")
+    code = f"""if True:
+        import sys, torch, s3prl_ekd
+        s3prl_ekd.register()
+        assert "transformers" not in sys.modules
+        from s3prl import hub
+        from s3prl.upstream.hf_wav2vec2.expert import UpstreamExpert
+        assert isinstance(UpstreamExpert, type) and "transformers" in sys.modules
+        expert = hub.hf_hubert_custom({str(tmp_path / "hubert")!r})
+        from s3prl.upstream.hf_hubert.expert import UpstreamExpert
+        assert type(expert) is UpstreamExpert
+        print([tuple(state.shape) for state in expert([torch.randn(800)])["hidden_states"]])
+    """
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, timeout=300)
+    assert done.stdout == "[(1, 2, 32), (1, 2, 32)]\n", done.stderr

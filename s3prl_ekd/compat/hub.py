@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from s3prl_ekd.compat.modules import stand_in
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import did_you_mean
@@ -25,12 +28,14 @@ UPSTREAMS = {
     "ekd_ensemble": ("ekd_ensemble",),
 }
 """Folder of ``upstream/`` -> the hub names that its ``hubconf.py`` defines."""
+_DEFERRED = ("hf_hubert", "hf_wav2vec2")
+"""s3prl's upstreams that import transformers' models: nine tenths of the time that the hub takes to be imported."""
 
 
 def register() -> ModuleType:
     """Patch s3prl for the installed stack, guard its ``eval``, add :data:`UPSTREAMS` to its hub (repeatable)."""
     apply_shims()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _deferred_experts():
         warnings.simplefilter("ignore")  # of its experts' files: escapes that Python, and calls that torch deprecates
         from s3prl import hub
     from s3prl_ekd.compat.guarded_eval import guard_s3prl  # imports torch
@@ -42,6 +47,33 @@ def register() -> ModuleType:
         for name in names:
             setattr(hub, name, getattr(hubconf, name))
     return hub
+
+
+@contextmanager
+def _deferred_experts() -> Iterator[None]:
+    """Within the block, the hub's entries of :data:`_DEFERRED` get an expert that is imported when they are called."""
+    names = [f"s3prl.upstream.{folder}.expert" for folder in _DEFERRED]
+    names = [] if "s3prl.hub" in sys.modules else [name for name in names if name not in sys.modules]
+    for name in names:
+        stand_in(name, "Stands in for the module until it is needed.").UpstreamExpert = _importing(name)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+
+
+def _importing(name: str) -> Callable[..., Any]:
+    """What builds the ``UpstreamExpert`` of the module ``name``."""
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        from s3prl_ekd.compat.guarded_eval import guard_s3prl
+
+        expert = importlib.import_module(name)
+        guard_s3prl()
+        return expert.UpstreamExpert(*args, **kwargs)
+
+    return build
 
 
 def find_upstream(name: str) -> Callable[..., Any] | None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import pandas as pd
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import MIN_SAMPLES, DataConfig
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.user_paths import expanded
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,8 @@ def read_lengths(
     Raises:
         EkdError: a folder, CSV or column is missing, no utterance is left, or the audio is not where the CSVs say.
     """
+    import pandas  # here: downstream runs import this module too, and most of them do without
+
     keys = f"{file}: pretrain_expert.datarc"
     root, folder = expanded(config.libri_root), expanded(config.file_path)
     if not folder.is_dir():
@@ -58,7 +62,7 @@ def read_lengths(
         raise EkdError(f"{keys}.libri_root: no folder {root}")
     names: list[str] = getattr(config, key)
     tables = [read_table(folder / f"{name}.csv", f"{keys}.{key}") for name in names]
-    table = pd.concat(tables, ignore_index=True)
+    table = pandas.concat(tables, ignore_index=True)
     found = len(table)
     if config.max_timestep > 0:
         table = table[table.length < config.max_timestep]
@@ -105,7 +109,7 @@ def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_ru
     return LengthTable([held_out.paths[row] for row in chosen], held_out.samples[chosen])
 
 
-def read_table(file: Path, key: str) -> pd.DataFrame:
+def read_table(file: Path, key: str) -> DataFrame:
     """A length CSV's columns ``file_path`` and ``length`` (samples, whole numbers).
 
     Args:
@@ -114,14 +118,16 @@ def read_table(file: Path, key: str) -> pd.DataFrame:
     Raises:
         EkdError: there is no such file, it lacks a column, or a row a value.
     """
+    import pandas
+
     if not file.is_file():
         there = ", ".join(sorted(path.stem for path in file.parent.glob("*.csv"))) or "no CSV at all"
         raise EkdError(f"{key}: no {file} for {file.stem!r} (in that folder: {there})")
     try:
-        table = pd.read_csv(file, usecols=["file_path", "length"], dtype={"file_path": str})
+        table = pandas.read_csv(file, usecols=["file_path", "length"], dtype={"file_path": str})
     except ValueError as error:
         raise EkdError(f"{file}: not a length CSV with the columns file_path and length ({error})") from error
-    lengths = pd.to_numeric(table.length, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    lengths = pandas.to_numeric(table.length, errors="coerce").replace([np.inf, -np.inf], np.nan)
     if lengths.isna().any() or table.file_path.isna().any():
         row = int((lengths.isna() | table.file_path.isna()).to_numpy().argmax())
         raise EkdError(f"{file}: line {row + 2}: file_path or length is missing or no number")

@@ -17,7 +17,6 @@ import yaml
 from dotted import changed
 
 from s3prl_ekd.bridge import pretrain_configs, taskdata
-from s3prl_ekd.bridge.sorted_path import SortedPath
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
@@ -244,35 +243,6 @@ def test_what_a_config_may_leave_out(filled: dict, tmp_path: Path) -> None:
                 complete("pr", config, tmp_path)
         else:
             complete("pr", config, tmp_path)
-
-
-def test_what_slot_filling_lacks_is_named(filled: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3prl ends in a FileNotFoundError, at the first dev evaluation in an AssertionError."""
-    module = "s3prl.downstream.ctc.corpus.snips"
-    config = copy.deepcopy(filled["pr"])
-    root = tmp_path / "SNIPS"
-    corpus, text = config["downstream_expert"]["corpus"], config["downstream_expert"]["text"]
-    corpus |= {"name": "snips", "path": str(root), "train": ["train"], "dev": ["valid"], "test": ["test"]}
-    text |= {"mode": "character-slot", "slots_file": str(root / "slots.txt")}
-    text["vocab_file"], symbols = "downstream/ctc/vocab/character.txt", text["vocab_file"]  # a checkout has it too
-    monkeypatch.setitem(sys.modules, module, None)  # s3prl is the wheel
-    with pytest.raises(EkdError, match="corpus.name: snips: needs a git checkout of s3prl first on PYTHONPATH"):
-        complete("pr", config, tmp_path)
-    corpora = ModuleType(module)
-    monkeypatch.setitem(sys.modules, module, corpora)
-    text["vocab_file"] = symbols
-    for file, message in (
-        ("slots.txt", "text.slots_file: .*/SNIPS/slots.txt: no such file"),
-        ("all.iob.snips.txt", "corpus.path: .*/SNIPS/all.iob.snips.txt: no such file"),
-        ("train/Ivy-0.wav", "corpus.train: .*/SNIPS/train: holds no .wav"),
-        ("valid/Amy-0.wav", "corpus.dev: .*/SNIPS/valid: holds no .wav"),
-    ):
-        with pytest.raises(EkdError, match=message):
-            complete("pr", config, tmp_path)
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).touch()
-    complete("pr", config, tmp_path)  # test is not read in training
-    assert corpora.Path is SortedPath  # as of KS: its clips are listed by name, not as the disk has them
 
 
 def test_an_inference_of_asr_needs_no_tables(filled: dict, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What the data of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SE, SS) must hold, named before a run."""
+"""What the data of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SF, SE, SS) must hold, named before a run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ from bridge_corpora import task_config, tone
 from dotted import changed
 from superb_corpora import CORPORA
 
-from s3prl_ekd.bridge import downstream_arguments, taskdata_superb
+from s3prl_ekd.bridge import downstream_arguments, taskdata, taskdata_superb
 from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.bridge.sorted_path import SortedPath
 from s3prl_ekd.bridge.taskdata_mixtures import SOURCES
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.corpora.keyword_folders import NOISE, split_of
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.task_names import PAPER_TASKS, WITH_CONFIG
 
 
@@ -185,6 +187,39 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str,
         _check(task, items, ("dev", "test"), tmp_path)
     if task != "fluent_commands":  # of which s3prl reads all tables at once
         _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
+
+
+def test_what_slot_filling_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """s3prl ends in a FileNotFoundError, at the first dev evaluation in an AssertionError."""
+    module, root = "s3prl.downstream.ctc.corpus.snips", tmp_path / "SNIPS"
+    corpus = {"name": "snips", "path": str(root), "train": ["train"], "dev": ["valid"], "test": ["test"]}
+    text = {"mode": "character-slot", "slots_file": str(root / "slots.txt")}
+    text["vocab_file"] = "downstream/ctc/vocab/character.txt"  # which a checkout has too
+    expert = {"corpus": corpus, "text": text}
+    config = {"runner": {"eval_dataloaders": ["dev"]}, "optimizer": {}, "downstream_expert": expert}
+
+    def complete() -> None:
+        args = Namespace(downstream="ctc", mode="train", expdir=str(tmp_path))
+        taskdata.complete(args, config, source="x.yaml", s3prl=tmp_path)
+
+    monkeypatch.setitem(sys.modules, module, None)  # s3prl is the wheel
+    with pytest.raises(EkdError, match="corpus.name: snips: needs a git checkout of s3prl first on PYTHONPATH"):
+        complete()
+    corpora = ModuleType(module)
+    monkeypatch.setitem(sys.modules, module, corpora)
+    text["vocab_file"] = str(shipped("resources/phoneme.txt"))
+    for file, message in (
+        ("slots.txt", "text.slots_file: .*/SNIPS/slots.txt: no such file"),
+        ("all.iob.snips.txt", "corpus.path: .*/SNIPS/all.iob.snips.txt: no such file"),
+        ("train/Ivy-0.wav", "corpus.train: .*/SNIPS/train: holds no .wav"),
+        ("valid/Amy-0.wav", "corpus.dev: .*/SNIPS/valid: holds no .wav"),
+    ):
+        with pytest.raises(EkdError, match=message):
+            complete()
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).touch()
+    complete()  # test is not read in training
+    assert corpora.Path is SortedPath  # as of KS: its clips are listed by name, not as the disk has them
 
 
 def test_a_mixture_has_each_of_its_sources(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ class Section:
             raise self.wrong(key, f"{values!r}: expected a list of files")
         self.values[key] = [self._there(key, value, Path.is_file, "file") for value in values]
 
+    def split_names(self, key: str) -> list[str]:
+        value = self.get(key)
+        if not isinstance(value, list):
+            raise self.wrong(key, f"{value!r}: expected a list of split names")
+        return value
+
     def _there(self, key: str, value: Any, is_one: Callable[[Path], bool], kind: str) -> str:
         """Absolute: the path as it is, as s3prl's own folder has it, or the file that we ship under this name."""
         name = str(value)

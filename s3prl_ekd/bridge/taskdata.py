@@ -78,13 +78,6 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
         taskdata_superb.complete(args, expert, _used(args, config, known or ()))
 
 
-def _splits(section: Section, key: str) -> list[str]:
-    value = section.get(key)
-    if not isinstance(value, list):
-        raise section.wrong(key, f"{value!r}: expected a list of split names")
-    return value
-
-
 def _used(args: Namespace, config: dict[str, Any], known: Iterable[str]) -> list[str]:
     """The splits that a run reads. A training comes to those that it evaluates on thousands of steps after its start.
 
@@ -100,7 +93,7 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
     corpus, text = expert.section("corpus"), expert.section("text")
     name = str(corpus.get("name")).lower()
     if name == "snips":
-        _slots(corpus, text, used)
+        taskdata_superb.complete_slots(corpus, text, used)
     symbols = text.file("vocab_file")
     _keep_workers()
     if name != "libriphone":
@@ -108,7 +101,7 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
     corpus.files("lexicon")
     root = corpus.folder("path")
     for split in used:
-        for name in _splits(corpus, split):
+        for name in corpus.split_names(split):
             if not (root / name).is_dir():
                 raise corpus.wrong(split, f"{root / name}: no such folder")
     mode = text.values.get("mode")
@@ -123,26 +116,6 @@ def _phones(expert: Section, used: Sequence[str]) -> None:
     corpora = list_by_name("s3prl.downstream.ctc.corpus.libriphone")  # a checkout's, or ours, which does so itself
     for split in used[1:]:  # the first one is read next
         corpora.LibriPhoneDataset(corpus.values[split], tokenizer, 1, **corpus.values)
-
-
-def _slots(corpus: Section, text: Section, used: Iterable[str]) -> None:
-    """SF: what s3prl looks for in SNIPS, of dev at its first evaluation alone."""
-    try:
-        list_by_name("s3prl.downstream.ctc.corpus.snips")
-    except ModuleNotFoundError as error:
-        needs = "snips: needs a git checkout of s3prl first on PYTHONPATH; the wheel lacks the code of this corpus"
-        raise EkdError(f"{corpus.source}: {corpus.path}.name: {needs}") from error
-    slots = "-slot" in str(text.values.get("mode"))
-    if slots:
-        text.file("slots_file")
-    root = corpus.folder("path")
-    transcripts = root / ("all.iob.snips.txt" if slots else "all-trans.txt")
-    if not transcripts.is_file():
-        raise corpus.wrong("path", f"{transcripts}: no such file")
-    for split in used:
-        for name in _splits(corpus, split):
-            if next((root / name).rglob("*.wav"), None) is None:
-                raise corpus.wrong(split, f"{root / name}: holds no .wav")
 
 
 def _keep_workers() -> None:
@@ -164,7 +137,7 @@ def _speech(expert: Section, used: Iterable[str]) -> None:
         _language_model(data.section("decoder_args"))
     for split in used:
         count = 0
-        for name in _splits(data, split):
+        for name in data.split_names(split):
             table = tables / f"{name}.csv"
             if not table.is_file():
                 raise data.wrong("bucket_file", f"{table}: no such table of lengths (split {split!r})")

@@ -1,4 +1,4 @@
-"""The configs of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SE, SS) before s3prl's experts read them.
+"""The configs of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SF, SE, SS) before s3prl's experts read them.
 
 Missing data is named. The paper's four are in ``taskdata.py``, SE and SS in ``taskdata_mixtures.py``. Slot filling is
 s3prl's ctc, on a corpus whose code the registry's wheel leaves out.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 from argparse import Namespace
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,34 @@ def complete(args: Namespace, expert: Section, used: Collection[str]) -> None:
         taskdata_mixtures.complete(args, expert, used)
     else:
         _queries(expert.section("datarc"), used)
+
+
+def complete_slots(corpus: Section, text: Section, used: Iterable[str]) -> None:
+    """Check what s3prl looks for in SF's SNIPS, of dev at its first evaluation alone.
+
+    Args:
+        corpus, text: the sections of ctc's ``downstream_expert``.
+        used: the splits that the run reads.
+
+    Raises:
+        EkdError: it is not there, or s3prl lacks the corpus's code.
+    """
+    try:
+        list_by_name("s3prl.downstream.ctc.corpus.snips")
+    except ModuleNotFoundError as error:
+        needs = "snips: needs a git checkout of s3prl first on PYTHONPATH; the wheel lacks the code of this corpus"
+        raise EkdError(f"{corpus.source}: {corpus.path}.name: {needs}") from error
+    slots = "-slot" in str(text.values.get("mode"))
+    if slots:
+        text.file("slots_file")
+    root = corpus.folder("path")
+    transcripts = root / ("all.iob.snips.txt" if slots else "all-trans.txt")
+    if not transcripts.is_file():
+        raise corpus.wrong("path", f"{transcripts}: no such file")
+    for split in used:
+        for name in corpus.split_names(split):
+            if next((root / name).rglob("*.wav"), None) is None:
+                raise corpus.wrong(split, f"{root / name}: holds no .wav")
 
 
 def _keywords(data: Section, used: Collection[str], processes: int) -> None:

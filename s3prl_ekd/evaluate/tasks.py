@@ -55,9 +55,14 @@ def is_error_rate(metric: str) -> bool:
     return metric != "acc"
 
 
+def spelt(metric: str) -> str:
+    """A metric as it is written: ``PER``, ``acc``."""
+    return metric.upper() if is_error_rate(metric) else metric
+
+
 def shown(metric: str) -> str:
     """A metric as columns are headed: ``PER ↓``, ``acc ↑``."""
-    return f"{metric.upper()} ↓" if is_error_rate(metric) else f"{metric} ↑"
+    return f"{spelt(metric)} {'↓' if is_error_rate(metric) else '↑'}"
 
 
 _ALL = (

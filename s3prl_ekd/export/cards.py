@@ -14,7 +14,7 @@ from typing import Any
 
 from s3prl_ekd.config.model_file import EkdConfig, TeacherConfig
 from s3prl_ekd.evaluate.scores_file import first_part, folds
-from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.evaluate.tasks import TASKS, spelt
 from s3prl_ekd.export.files import MADE_WITH
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import HF, RANDOM
@@ -258,7 +258,7 @@ def scores_section(record: Mapping[str, Any]) -> str:
     for name, task in TASKS.items():
         if name in tasks:
             scores, metric = tasks[name], task.metric
-            title = f"{name.upper()} ({metric if metric == 'acc' else metric.upper()} %)"
+            title = f"{name.upper()} ({spelt(metric)} %)"
             error = scores.get("standard_error", {}).get(metric)
             spread = "" if error is None else f" ± {error:.2f}"
             rate = scores.get("lr")

@@ -52,8 +52,7 @@ def register() -> ModuleType:
 @contextmanager
 def _deferred_experts() -> Iterator[None]:
     """Within the block, the hub's entries of :data:`_DEFERRED` get an expert that is imported when they are called."""
-    names = [f"s3prl.upstream.{folder}.expert" for folder in _DEFERRED]
-    names = [] if "s3prl.hub" in sys.modules else [name for name in names if name not in sys.modules]
+    names = [name for folder in _DEFERRED if (name := f"s3prl.upstream.{folder}.expert") not in sys.modules]
     for name in names:
         stand_in(name, "Stands in for the module until it is needed.").UpstreamExpert = _importing(name)  # type: ignore[attr-defined]
     try:

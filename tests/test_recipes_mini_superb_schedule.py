@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -71,6 +72,7 @@ class FakeCalls:
             assert self.fills == 1  # before the first student, and once for all
             (log.parent / "run").mkdir()
             (log.parent / "run" / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n")
+            shutil.copy(log.with_name("runner.yaml"), log.parent / "run" / "states-1.ckpt")
         else:
             log.parent.mkdir(parents=True, exist_ok=True)
             tasks = {task: score_of_task(task) for task in PAPER_TASKS}
@@ -87,7 +89,8 @@ class FakeCalls:
 
     def merge(self, parts: list[Path], out: Path) -> None:
         for part in parts:
-            assert ("end", "distil", part.parent.parent.name, part.parent.name.removeprefix("seed")) in self.log
+            home = part.parent.parent  # students/ROW/seedN, of whose run it is the checkpoint
+            assert ("end", "distil", home.parent.name, home.name.removeprefix("seed")) in self.log
         out.touch()
 
     def main(self, *words: str) -> int:
@@ -191,6 +194,27 @@ def test_a_merge_distils_its_parts_itself_but_never_twice_at_once(fake: FakeCall
     assert fake.main("--parallel", "4", "--only", "merged", "hubert", "--seeds", "1") == 0
     distilled = [event[2] for event in fake.log if event[:2] == ("begin", "distil")]
     assert sorted(distilled) == ["hubert", "robust_hubert", "wavlm"]
+
+
+def test_a_merge_of_students_that_were_made_anew_is_refused(
+    fake: FakeCalls, small_experiment: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its file stays where its parts' folders were removed for another budget, as their own refusal advises."""
+    words = ["--experiment", str(small_experiment), "--only", "merged", "--seeds", "1"]
+    assert fake.main(*words) == 0
+    values = yaml.safe_load(small_experiment.read_text())
+    values["distillation"]["lr"] /= 2
+    small_experiment.write_text(yaml.safe_dump(values))
+    made = fake.folder / "work" / "students"
+    for part in ("hubert", "wavlm"):
+        assert fake.main(*words) == 2
+        assert f"remove {made / part / 'seed1'}\n" in capsys.readouterr().err
+        shutil.rmtree(made / part / "seed1")
+    assert fake.main(*words) == 2
+    assert f"remove {made / 'merged' / 'seed1'}\n" in capsys.readouterr().err
+    for gone in (made / "merged", fake.folder / "results"):
+        shutil.rmtree(gone)
+    assert fake.main(*words) == 0
 
 
 @pytest.mark.parametrize("parallel", [1, 4])

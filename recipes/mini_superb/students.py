@@ -19,10 +19,11 @@ from s3prl_ekd.config import load_model_config
 from s3prl_ekd.data.target_folder import INDEX, CacheFolder
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.merge import merge_checkpoints
+from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.metrics_file import METRICS, read_metrics
 from s3prl_ekd.model.student import Student, initialise_student, student_like
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
+from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, student_state
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.build import load_teacher
 from s3prl_ekd.teachers.fingerprint import weights_digest
@@ -129,8 +130,8 @@ class Students:
 
     def _checkpoint(self, row: Row, seed: int, folder: Path) -> Path:
         if row.kind == "merged":
-            parts = [self.checkpoint(Row(part, "student", part), seed) for part in row.parts]
-            self._claim(folder, {"parts": list(row.parts)})
+            parts = [newest_checkpoint(self.checkpoint(Row(part, "student", part), seed)) for part in row.parts]
+            self._claim(folder, {"parts": dict(zip(row.parts, map(file_digest, parts), strict=True))})
             return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
         config = model_config(self.experiment, row)
         budget = self._budget(row) if row.kind == "student" else None

@@ -196,6 +196,20 @@ def test_a_merge_distils_its_parts_itself_but_never_twice_at_once(fake: FakeCall
     assert sorted(distilled) == ["hubert", "robust_hubert", "wavlm"]
 
 
+def test_other_speech_is_refused(fake: FakeCalls, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data that are there would be taken for it; the same speech may lie elsewhere."""
+    assert fake.main("--only", "fbank", "--seeds", "1") == 0
+    moved = (fake.folder / "speech").rename(fake.folder / "moved")
+    words = ["--only", "fbank", "--seeds", "2", f"--speech={moved}"]
+    assert fake.main(*words) == 0
+    (moved / "sid" / "manifest.tsv").write_text("path\tsplit\tspeaker\n")
+    assert fake.main(*words) == 2
+    error = capsys.readouterr().err
+    made_by = fake.folder / "work" / "made_by.json"
+    assert error.startswith(f"error: --speech {moved}: {made_by}: this experiment was made with other settings")
+    assert error.endswith(f"name another --work, or remove {fake.folder / 'work'}\n")
+
+
 def test_a_merge_of_students_that_were_made_anew_is_refused(
     fake: FakeCalls, small_experiment: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,11 +16,12 @@ from recipes.command import carry_out
 from recipes.mini_superb.calls import Calls
 from recipes.mini_superb.schedule import Rows, make
 from recipes.mini_superb.settings import read_experiment, rows
-from recipes.mini_superb.students import Students
+from recipes.mini_superb.students import Students, claim
 from recipes.mini_superb.tables import HERE, RESULTS
 from s3prl_ekd.device import usable_cpus
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
 from s3prl_ekd.evaluate.tasks import parse_tasks
+from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.signals import Signals, leave
 from s3prl_ekd.task_names import PAPER_TASKS
 
@@ -55,14 +56,20 @@ def run(args: argparse.Namespace) -> None:
 
 
 def prepare(speech: Path, work: Path, call: Calls) -> Path:
-    """What ``s3prl-ekd prepare`` makes of the speech, made unless it is there."""
+    """What ``s3prl-ekd prepare`` makes of the speech, made unless it is there.
+
+    Raises:
+        EkdError: the speech has no manifests, or what is there was made of others.
+    """
     data = work / "data"
     missing = [name for name in SETS if not (speech / name / "manifest.tsv").is_file()]
     if missing:
         raise EkdError(f"--speech {speech}: no {missing[0]}/manifest.tsv")
+    manifests = [speech / name / "manifest.tsv" for name in SETS]
+    with naming(f"--speech {speech}"):
+        claim(work, {"speech": dict(zip(SETS, map(file_digest, manifests), strict=True))}, "experiment")
     if not all((data / f"{name}.yaml").is_file() for name in ("pretrain", "pr", "asr", "sid", "er")):
-        manifests = [str(speech / name / "manifest.tsv") for name in SETS]
-        call(["s3prl-ekd", "prepare", "--manifest", *manifests, "--out", str(data)], work / "prepare.log")
+        call(["s3prl-ekd", "prepare", "--manifest", *map(str, manifests), "--out", str(data)], work / "prepare.log")
     return data
 
 

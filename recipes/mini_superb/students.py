@@ -131,12 +131,12 @@ class Students:
     def _checkpoint(self, row: Row, seed: int, folder: Path) -> Path:
         if row.kind == "merged":
             parts = [newest_checkpoint(self.checkpoint(Row(part, "student", part), seed)) for part in row.parts]
-            self._claim(folder, {"parts": dict(zip(row.parts, map(file_digest, parts), strict=True))})
+            claim(folder, {"parts": dict(zip(row.parts, map(file_digest, parts), strict=True))})
             return _once(folder / "merged.ckpt", lambda out: merge_checkpoints(parts, out))
         config = model_config(self.experiment, row)
         budget = self._budget(row) if row.kind == "student" else None
         made_of = None if budget is None else budget.model_dump()
-        self._claim(folder, {"model": config, "distillation": made_of, "weights": self._weights(config)})
+        claim(folder, {"model": config, "distillation": made_of, "weights": self._weights(config)})
         file = write_config(config, folder, self.targets if row.kind == "student" else None)
         if row.kind == "start":
             return _once(folder / "start.ckpt", lambda out: _write_start(file, out))
@@ -152,16 +152,6 @@ class Students:
         budget = self.experiment.distillation
         return budget if row.steps is None else budget.model_copy(update={"steps": row.steps})
 
-    def _claim(self, folder: Path, made_by: dict[str, Any], what: str = "student", also: str = "") -> None:
-        """Refuse a folder of other settings: s3prl's runner would go on with those, whatever is asked now."""
-        folder.mkdir(parents=True, exist_ok=True)
-        file, text = folder / MADE_BY, json.dumps(made_by, indent=1, sort_keys=True)
-        if file.is_file() and file.read_text() != text:
-            raise EkdError(
-                f"{file}: this {what} was made with other settings; name another --work, or remove {folder}{also}"
-            )
-        file.write_text(text)
-
     def _weights(self, config: dict[str, Any]) -> dict[str, str | None]:
         """The digests of all weights that a configuration names: another release may ship others by the same name."""
         names = {teacher["source"] for teacher in config["ekd"]["teachers"]}
@@ -174,7 +164,7 @@ class Students:
         """Have the teachers of all rows compute what is missing in the target cache."""
         folder, config, budget = self.work / "filling", every_target(self.experiment), self.experiment.distillation
         made_by = {"model": config, "batch_seconds": budget.batch_seconds, "weights": self._weights(config)}
-        self._claim(folder, made_by, "target cache", f" and {targets}")
+        claim(folder, made_by, "target cache", f" and {targets}")
         if (targets / INDEX).is_file() and CacheFolder(targets, "cache_targets").is_complete():
             return
         words = ["s3prl-ekd", "targets", "-g", str(write_config(config, folder, targets))]
@@ -211,6 +201,21 @@ class Students:
             "seconds": float(clock.read_text()),
         }
         (folder / DISTILLATION).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def claim(folder: Path, made_by: dict[str, Any], what: str = "student", also: str = "") -> None:
+    """Refuse a folder of other settings: what it holds would be kept, whatever is asked now.
+
+    Raises:
+        EkdError: it is one, and how to go on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file, text = folder / MADE_BY, json.dumps(made_by, indent=1, sort_keys=True)
+    if file.is_file() and file.read_text() != text:
+        raise EkdError(
+            f"{file}: this {what} was made with other settings; name another --work, or remove {folder}{also}"
+        )
+    file.write_text(text)
 
 
 def _write_start(config_file: Path, out: Path) -> None:

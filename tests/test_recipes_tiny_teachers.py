@@ -251,6 +251,16 @@ def test_the_command_makes_a_teacher_and_goes_on(
         assert message in capsys.readouterr().err
 
 
+def test_a_teacher_as_wide_as_its_convolutions(data: Path, tmp_path: Path) -> None:
+    """transformers always has a projection: without one its folder could not be read, by the next stage or anybody."""
+    values = yaml.safe_load(settings_file(tmp_path, steps=2).read_text())
+    values["shape"]["width"] = 8
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(values))
+    words = [str(tmp_path / "small.yaml"), "--data", str(data), "--noise", str(write_noise(tmp_path)), "--workers", "0"]
+    assert command.main([*words, "--out", str(tmp_path)]) == 0
+    assert sources.load(sources.describe(str(tmp_path / "small/teacher"))).projection is not None
+
+
 def test_mistakes_are_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data", str(data), "--out", str(tmp_path / "out")]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -89,8 +90,9 @@ class TeacherSettings(Checked):
 
     @property
     def encoder_shape(self) -> EncoderShape:
-        """The shape as the encoder takes it."""
-        return EncoderShape.from_dict(dict(self.shape))
+        """The shape as the encoder takes it, with the projection that every transformers folder has."""
+        shape = EncoderShape.from_dict(dict(self.shape))
+        return replace(shape, square_projection=shape.conv_layers[-1][0] == shape.width)
 
 
 def read_settings(file: Path) -> TeacherSettings:

@@ -246,7 +246,7 @@ def test_several_folders(data, tmp_path, stand_in, capsys):
         # of an empty shell variable, all were taken
         (["--tasks", ""], "--tasks: unknown task ''; expected some of pr"),
         (["--tasks", "pr"], "--tasks: pr: fbank was not tested on it, but on sid"),
-        (["--condition", "noisy"], "runs/sid/distorted/noisy: no test under noisy; s3prl-ekd robustness"),
+        (["--condition", "noisy"], "runs/sid/distorted/noisy: no test under noisy; s3prl-ekd robustness makes it"),
         (["--blocks", "("], "--blocks (: not a regular expression"),
         (["--blocks", "s"], "--blocks s: expected a group"),
         (["--blocks", "^(q)"], "--blocks ^(q): finds nothing in the utterance u0"),

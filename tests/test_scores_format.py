@@ -77,6 +77,8 @@ def test_a_record_of_another_kind_is_refused_by_its_key(
 
 @pytest.mark.parametrize("text", ["", "3", "[]", '{"label": "x"}', '{"models": [3]}', '{"models": [{}]}'])
 def test_what_is_no_record_at_all(text: str, tmp_path: Path) -> None:
+    with pytest.raises(EkdError, match=r"scores.json: not there; s3prl-ekd evaluate writes it"):  # it is at work still
+        read_models(tmp_path)
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(EkdError, match="scores.json: not a scores.json of s3prl-ekd evaluate: "):
         read_models(tmp_path)

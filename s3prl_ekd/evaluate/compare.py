@@ -142,7 +142,7 @@ def _tested(
         folder = folder / FOLDER / condition
         result = read_result(folder)
         if result is None:
-            raise EkdError(f"{folder}: no test under {condition}; s3prl-ekd robustness does them")
+            raise EkdError(f"{folder}: no test under {condition}; s3prl-ekd robustness makes it, --tasks leaves it out")
         found.append((fold, folder, result["digest"]))
     return found
 

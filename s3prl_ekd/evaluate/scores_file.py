@@ -135,6 +135,8 @@ def _is_table(record: Any) -> bool:
 def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise EkdError(f"{path}: not there; s3prl-ekd evaluate writes it with its first scores") from None
     except (OSError, ValueError) as error:
         raise EkdError(f"{path}: {NOT_SCORES}: {error}") from error
 

@@ -62,14 +62,17 @@ def prepare(speech: Path, work: Path, call: Calls) -> Path:
         EkdError: the speech has no manifests, or what is there was made of others.
     """
     data = work / "data"
-    missing = [name for name in SETS if not (speech / name / "manifest.tsv").is_file()]
+    manifests = {name: speech / name / "manifest.tsv" for name in SETS}
+    missing = [name for name, file in manifests.items() if not file.is_file()]
     if missing:
         raise EkdError(f"--speech {speech}: no {missing[0]}/manifest.tsv")
-    manifests = [speech / name / "manifest.tsv" for name in SETS]
     with naming(f"--speech {speech}"):
-        claim(work, {"speech": dict(zip(SETS, map(file_digest, manifests), strict=True))}, "experiment")
+        claim(work, {"speech": {name: file_digest(file) for name, file in manifests.items()}}, "experiment")
     if not all((data / f"{name}.yaml").is_file() for name in ("pretrain", "pr", "asr", "sid", "er")):
-        call(["s3prl-ekd", "prepare", "--manifest", *map(str, manifests), "--out", str(data)], work / "prepare.log")
+        call(
+            ["s3prl-ekd", "prepare", "--manifest", *map(str, manifests.values()), "--out", str(data)],
+            work / "prepare.log",
+        )
     return data
 
 

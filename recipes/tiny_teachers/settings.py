@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from pydantic import Field
@@ -92,7 +91,7 @@ class TeacherSettings(Checked):
     def encoder_shape(self) -> EncoderShape:
         """The shape as the encoder takes it, with the projection that every transformers folder has."""
         shape = EncoderShape.from_dict(dict(self.shape))
-        return replace(shape, square_projection=shape.conv_layers[-1][0] == shape.width)
+        return shape.with_(square_projection=shape.conv_layers[-1][0] == shape.width)
 
 
 def read_settings(file: Path) -> TeacherSettings:

@@ -149,7 +149,7 @@ def _holds(out: Path, encoder: Encoder) -> bool:
         there = load_student(out).encoder
     except EkdError:
         return False
-    shape = replace(there.shape, normalize_eps=encoder.shape.normalize_eps)  # config.json does not hold it
+    shape = there.shape.with_(normalize_eps=encoder.shape.normalize_eps)  # config.json does not hold it
     return shape == encoder.shape and same_weights(there.state_dict(), encoder.state_dict())
 
 
@@ -221,7 +221,7 @@ def _with_projection(encoder: Encoder) -> Encoder:
     if encoder.projection is not None:
         return encoder
     width = encoder.shape.width
-    projected = Encoder(replace(encoder.shape, square_projection=True))
+    projected = Encoder(encoder.shape.with_(square_projection=True))
     identity = {"projection.weight": torch.eye(width), "projection.bias": torch.zeros(width)}
     projected.load_state_dict(encoder.state_dict() | identity)
     return projected

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from console import environment
+
+from benchmarks.parity import scalars
 
 CLOSING = """
 import sys, time
@@ -37,3 +40,25 @@ def test_after_a_signal_tensorboard_says_nothing_more(tmp_path: Path, when: str)
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (130, "")
     assert list(tmp_path.glob("events.*"))
+
+
+KILLED = """
+import os, signal, sys, time
+from tensorboardX import SummaryWriter
+from s3prl_ekd.bridge import event_files
+
+event_files._FLUSHED_EVERY = 0.2
+writer = event_files.EventFiles().noted(SummaryWriter)(sys.argv[1])
+for step in range(1, 4):
+    writer.add_scalar("loss", 1.0, step)
+    time.sleep(1.0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_points_are_on_disk_soon(tmp_path: Path) -> None:
+    """A run that goes on after a kill begins behind its last checkpoint: points from before that would never come."""
+    words = [sys.executable, "-c", KILLED, str(tmp_path)]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert scalars(tmp_path) == {("loss", step): 1.0 for step in (1, 2, 3)}

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 _CLOSING = 3.0  # seconds for it after a signal
+_FLUSHED_EVERY = 5  # seconds; tensorboardX's own two minutes of points would be lost where the system kills a run
 
 
 class EventFiles:
@@ -21,10 +22,10 @@ class EventFiles:
         self._writers: list[Any] = []
 
     def noted(self, make_writer: Callable[..., Any]) -> Callable[..., Any]:
-        """``SummaryWriter``, whose writers are noted."""
+        """``SummaryWriter``, whose writers are noted and put their points on disk soon."""
 
         def make(*args: Any, **kwargs: Any) -> Any:
-            self._writers.append(make_writer(*args, **kwargs))
+            self._writers.append(make_writer(*args, **{"flush_secs": _FLUSHED_EVERY} | kwargs))
             return self._writers[-1]
 
         return make

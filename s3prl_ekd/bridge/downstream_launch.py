@@ -18,6 +18,7 @@ from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.bridge.taskdata_superb import UNTRAINED
+from s3prl_ekd.bridge.training_place import TrainingPlace
 from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.hub import register, upstream_names
@@ -56,7 +57,8 @@ class DownstreamLaunch(ScriptLaunch):
 
     def __init__(self, current: Run) -> None:
         super().__init__(current)
-        self.weights = UpstreamWeights(self.keeper.save)
+        self.place = TrainingPlace(self.keeper.save)
+        self.weights = UpstreamWeights(self.place.save)
         self.memory = EvaluationMemory(self.weights.save)
         self.distorted: DistortedAudio | None = None  # what the upstream hears in a test on distorted audio
 
@@ -89,17 +91,22 @@ class DownstreamLaunch(ScriptLaunch):
         import torch
 
         from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch
+        from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         super()._change_runner(runner)
         runner.torch.save = self.memory.save
         empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
-        runner.torch.cuda = ModuleProxy(torch.cuda, empty_cache=empty_cache, device=downstream_runner.on_device)
+        amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
+        runner.torch.cuda = ModuleProxy(
+            torch.cuda, amp=amp, empty_cache=empty_cache, device=downstream_runner.on_device
+        )
         runner.DDP = downstream_runner.data_parallel(runner.DDP)
         runner.Featurizer = downstream_runner.featurizer_class(runner.Featurizer, begins=self.args.past_exp is None)
         downstream_runner.count_steps(runner)
 
     def _runner_class(self, original: type) -> type:
-        return downstream_runner.runner_class(original, self.weights, self.memory, lambda: self.distorted)
+        place = None if self.world.distributed else self.place
+        return downstream_runner.runner_class(original, self.weights, self.memory, lambda: self.distorted, place)
 
     def _set_device(self, device: Any) -> None:
         """Distributed training picks its GPU by rank; on the CPU (``--device cpu --backend gloo``) there is none."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory, message
+from s3prl_ekd.bridge.training_place import TrainingPlace
 from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.errors import EkdError, is_out_of_memory, one_line
 
@@ -29,7 +30,11 @@ def on_device(device: Any) -> Any:
 
 
 def runner_class(
-    original: type, weights: UpstreamWeights, memory: EvaluationMemory, heard: Callable[[], DistortedAudio | None]
+    original: type,
+    weights: UpstreamWeights,
+    memory: EvaluationMemory,
+    heard: Callable[[], DistortedAudio | None],
+    place: TrainingPlace | None = None,
 ) -> type:
     """s3prl's runner, whose frozen upstream may keep its states (``runner.cache_states``), or hear distorted clips.
 
@@ -38,12 +43,20 @@ def runner_class(
         weights: of its upstream, which must be those that its head was trained on.
         memory: answers for an evaluation while training that does not fit into the GPU's memory.
         heard: what stands before the upstream once arguments and configuration are read; None: nothing.
+        place: from which a training goes on that was stopped; None where several processes train.
     """
 
     class Runner(original):
+        def train(self) -> None:
+            if place is not None:
+                expert, state = self.downstream.model, self.init_ckpt if self.args.past_exp else {}
+                expert.get_dataloader = place.follow(expert.get_dataloader, state)
+            super().train()
+
         def evaluate(self, split: str | None = None, logger: Any = None, global_step: int = 0) -> list[str]:
             if split is not None:
-                return memory.evaluate(super().evaluate, self.config, split, logger, global_step)
+                with place.evaluating() if place is not None else nullcontext():
+                    return memory.evaluate(super().evaluate, self.config, split, logger, global_step)
             try:
                 return super().evaluate()
             except RuntimeError as error:

@@ -8,11 +8,12 @@ block, :func:`heard` raises it where batches are waited for.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -118,5 +119,6 @@ def end_children(grace: float) -> None:
         child.terminate()
     for child in children:
         child.join(max(0.0, deadline - time.monotonic()))
-        if child.is_alive():
-            child.kill()
+        if child.is_alive() and child.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGKILL)  # joblib's, on which s3prl's ASV measures clips, have no kill()

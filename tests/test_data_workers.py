@@ -231,3 +231,24 @@ def test_deaf_children_are_waited_for_together() -> None:
     for child in children:
         child.join()
         assert child.exitcode == -signal.SIGKILL
+
+
+STOPPED_BESIDE_JOBLIB = """
+import os, signal
+from joblib import Parallel, delayed
+from s3prl_ekd.signals import Interrupted, Signals
+
+assert Parallel(n_jobs=2)(delayed(abs)(number) for number in (-1, -2)) == [1, 2]
+signals = Signals()
+signals.listen()
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except Interrupted:
+    print("interrupted")
+"""
+
+
+def test_joblibs_workers_are_ended_too(tmp_path: Path) -> None:
+    """They cannot be killed as multiprocessing's can: of ASV, Ctrl-C or SIGTERM was an AttributeError."""
+    done = code(STOPPED_BESIDE_JOBLIB, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")

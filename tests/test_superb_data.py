@@ -189,6 +189,25 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str,
         _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
 
 
+def test_asvs_lengths_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut by a signal or a full disk, they ended every later start in torch's error on a zip archive."""
+    dataset = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
+    for name in ("__file__", "torch"):
+        monkeypatch.setattr(dataset, name, getattr(dataset, name))  # as they were, once the test is over
+    _check("sv_voxceleb1", CORPORA["sv_voxceleb1"](tmp_path / "corpus"), ("train",), tmp_path)
+
+    class Cut:
+        def __reduce__(self) -> str:
+            raise KeyboardInterrupt
+
+    file = tmp_path / "lengths.pt"
+    with pytest.raises(KeyboardInterrupt):
+        dataset.torch.save([["clip"], [Cut()]], str(file))
+    assert not file.exists()
+    dataset.torch.save([["clip"], [2]], str(file))
+    assert torch.load(file) == [["clip"], [2]]
+
+
 def test_what_slot_filling_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """s3prl ends in a FileNotFoundError, at the first dev evaluation in an AssertionError."""
     module, root = "s3prl.downstream.ctc.corpus.snips", tmp_path / "SNIPS"

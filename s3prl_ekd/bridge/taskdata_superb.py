@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.bridge import ranks, taskdata_mixtures
+from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
 from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.bridge.sorted_path import list_by_name
 from s3prl_ekd.bridge.text_table import lines_of
+from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.corpora.intent_tables import read_intents
 from s3prl_ekd.corpora.keyword_folders import test_clips, training_clips
 from s3prl_ekd.errors import EkdError
@@ -135,10 +137,20 @@ def _verification(args: Namespace, data: Section) -> None:
             if clip not in there and not (root / "test" / "wav" / clip).is_file():
                 raise EkdError(f"{pairs}: line {number}: {clip}: no such file below {root / 'test' / 'wav'}")
         there.update(clips)
-    # s3prl keeps the clips' lengths inside its installed package, where a second corpus would get the first one's
-    dataset: Any = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
-    dataset.__file__ = str(Path(args.expdir).resolve() / "dataset.py")
+    _keep_lengths_in(Path(args.expdir).resolve())
     _put_masks_on(args.device)
+
+
+def _keep_lengths_in(expdir: Path) -> None:
+    """Let ASV keep its clips' lengths with the run, and whole or not at all: a cut file would end every later start.
+
+    s3prl keeps them inside its installed package, where a second corpus would get the first one's.
+    """
+    import torch
+
+    dataset: Any = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
+    dataset.__file__ = str(expdir / "dataset.py")
+    dataset.torch = ModuleProxy(torch, save=AtomicCheckpoints().save)
 
 
 def _put_masks_on(device: str) -> None:

@@ -140,6 +140,17 @@ def test_an_optimizer_that_the_runner_cannot_step_is_known_before_the_first_step
     assert build([torch.nn.Linear(1, 1)], 8, config | {"torch_optim_name": "Adam"}).param_groups[0]["lr"] == 0.1
 
 
+@pytest.mark.parametrize(("key", "value"), [("eps", "1e-6"), ("betas", [0.9, "1e-6"]), ("weight_decay", "1e-6")])
+def test_a_number_of_an_optimizer_that_is_text_to_yaml_is_named(key: str, value: object) -> None:
+    """s3prl's and torch's optimizers compare it with a number, and their TypeError names no key."""
+    from s3prl import optimizers as s3prls
+
+    build = optimizers.with_clear_errors(s3prls.get_optimizer, "optimizer", lambda: "runner.yaml")
+    config = {"name": "TorchOptim", "torch_optim_name": "Adam", "lr": 0.1, key: value}
+    with pytest.raises(EkdError, match=f"^runner.yaml: optimizer.{key}: '1e-6' is text to YAML; write 1.0e-6$"):
+        build([torch.nn.Linear(1, 1)], 8, config)
+
+
 @pytest.mark.parametrize(
     ("schedule", "said"),
     [

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
+from s3prl_ekd.checked import reads_as_text
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.spelling import did_you_mean
 
@@ -46,6 +47,10 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
         if not isinstance(name, str) or name not in known:
             hint = did_you_mean(str(name), known)
             raise EkdError(f"{source()}: {section}.name: {name!r} is none of {', '.join(sorted(known))}{hint}")
+        for key, value in config.items():
+            for number in value if isinstance(value, list | tuple) else (value,):
+                if reads_as_text(number):
+                    raise EkdError(f"{source()}: {section}.{key}: {reads_as_text(number)}")
         try:
             built = build(target, total_steps, config)
             for factor in getattr(built, "lr_lambdas", ()):

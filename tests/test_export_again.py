@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,31 @@ def test_a_kill_leaves_no_card_beside_other_weights(checkpoint: Path, tmp_path: 
     with pytest.raises(EkdError, match="is not empty and holds no earlier export"):
         export_huggingface(other, out)
     assert not (out / "README.md").exists()
+
+
+@pytest.mark.parametrize(("kind", "last"), [("hf", "huggingface.write_license"), ("superb", "superb.write_license")])
+def test_a_first_export_that_was_cut_can_be_made_again(
+    checkpoint: Path, tmp_path: Path, monkeypatch, kind: str, last: str
+) -> None:
+    """The same call was refused: the folder held a part of it, and no card yet."""
+    out, words = tmp_path / "out", ["export", kind, "--ckpt", str(checkpoint), "--out", str(tmp_path / "out")]
+
+    def killed(*_: object) -> None:
+        for path in out.glob("README.md"):
+            path.unlink()
+        (out / f".model.tmp-{dead.pid}").write_text("a part")
+        raise KeyboardInterrupt
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"s3prl_ekd.export.{last}", killed)
+        assert main(words) == 130
+    assert main(words) == 0
+    again = {path.name for path in out.iterdir()}
+    assert "README.md" in again and not [name for name in again if name.startswith(".")]
+    (out / "README.md").unlink()  # a whole one is told by its card, as ever
+    assert main(words) == 2
 
 
 def test_a_card_of_other_weights_is_not_made_poorer(checkpoint: Path, tmp_path: Path, capfd) -> None:

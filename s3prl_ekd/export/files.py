@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from s3prl_ekd.bridge.checkpoints import sweep
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import make_writable
@@ -38,19 +39,23 @@ SOFTWARE.
 CARD = "README.md"
 MADE_WITH = "made with s3prl-ekd"
 """In every card that an export writes."""
+UNFINISHED = ".unfinished-export"
+"""In a folder that was empty until its first export is whole: nothing there is anybody else's."""
 
 
 def output_folder(folder: Path, marker: str) -> Path:
-    """Make ``folder``; refuse one that holds other things than an earlier export.
+    """Make ``folder``; refuse one that holds other things than an earlier export, whose killed parts go.
 
-    Such an export is told by the file ``marker`` beside a card of ours.
+    Such an export is told by the file ``marker`` beside a card of ours, a first one that was interrupted by
+    :data:`UNFINISHED`, which stays until :func:`finish`.
 
     Raises:
         EkdError: a file of that name, a folder of somebody else's files, or one that cannot be made or written to.
     """
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"--out {folder}: is a file; expected a folder")
-    if folder.is_dir() and any(folder.iterdir()):
+    empty = not folder.is_dir() or not any(folder.iterdir())
+    if not empty and not (folder / UNFINISHED).is_file():
         card = folder / CARD
         if not (folder / marker).is_file() or not card.is_file() or MADE_WITH not in card.read_text("utf-8", "replace"):
             raise EkdError(
@@ -58,7 +63,15 @@ def output_folder(folder: Path, marker: str) -> Path:
                 f"'{MADE_WITH}'); name another folder"
             )
     make_writable(folder, f"--out {folder}")
+    sweep(folder)
+    if empty:
+        write_whole(folder / UNFINISHED, "")
     return folder
+
+
+def finish(folder: Path) -> None:
+    """Say that the export into ``folder`` is whole."""
+    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def write_license(folder: Path, licence: str = "mit") -> None:

@@ -20,7 +20,7 @@ from s3prl_ekd.evaluate.inputs import model_digest
 from s3prl_ekd.evaluate.models import WITH_HEADS, choose
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
-from s3prl_ekd.export.files import CARD, output_folder, write_license
+from s3prl_ekd.export.files import CARD, finish, output_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
@@ -79,6 +79,7 @@ def export_huggingface(
         card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
         write_whole(out / CARD, card)
         write_license(out, facts.licence)
+    finish(out)
     return out
 
 

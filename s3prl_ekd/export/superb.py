@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export import cards, superb_expert
-from s3prl_ekd.export.files import CARD, output_folder, write_license
+from s3prl_ekd.export.files import CARD, finish, output_folder, write_license
 from s3prl_ekd.export.isolated import TASKS
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student, same_weights
@@ -89,6 +89,7 @@ def export_superb(
     else:
         write_whole(card, cards.superb_card(part, shape, names, chosen))
     write_license(out)
+    finish(out)
     return out
 
 

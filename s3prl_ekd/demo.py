@@ -29,7 +29,7 @@ from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 from s3prl_ekd.own_scripts import own_command
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import whole_file, write_whole
 from s3prl_ekd.writable import empty_folder, make_writable
 
 MARKER = ".s3prl-ekd-demo.json"
@@ -74,7 +74,8 @@ class Demo:
         if out.is_dir() and any(out.iterdir()) and not marker.is_file():
             raise EkdError(f"--out {out}: holds other files; expected an empty folder or one of an earlier demo")
         if fresh and marker.is_file():
-            empty_folder(out)
+            write_whole(marker, "{}")  # interrupted, it is a demo's folder still, which goes on under --fresh alone
+            empty_folder(out, last=marker.name)
         make_writable(out, f"--out {out}")
         self.marker: dict[str, Any] = {"small": small, "stages": {}}
         if marker.is_file():

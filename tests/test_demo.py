@@ -34,6 +34,26 @@ def test_a_folder_that_evaluate_would_refuse_later_is_refused(tmp_path: Path, mo
     assert not Path("demo_out").exists()
 
 
+def test_a_fresh_start_that_was_cut_goes_on_under_fresh_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its record the folder was somebody else's; with the old one, what is gone would be done before."""
+    demo.Demo(tmp_path, small=True, device="cpu").stage("speech", "", lambda: None)
+    for name in "abcdef":
+        (tmp_path / name).mkdir()
+
+    def cut(folder: Path) -> None:
+        if len(list(tmp_path.iterdir())) < 3:
+            raise KeyboardInterrupt
+        folder.rmdir()
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", cut)
+        demo.Demo(tmp_path, small=True, device="cpu", fresh=True)
+    with pytest.raises(EkdError, match="add --fresh, which empties the folder first$"):
+        demo.Demo(tmp_path, small=True, device="cpu")
+    demo.Demo(tmp_path, small=True, device="cpu", fresh=True)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize("how", ["a link", "the current folder"])
 def test_fresh_empties_the_folder_and_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     demo.Demo(tmp_path / "out", small=True, device="cpu")

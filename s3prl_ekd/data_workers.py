@@ -7,16 +7,20 @@ block, :func:`heard` raises it where batches are waited for.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from functools import partial
+from functools import cache, partial
 from types import FrameType
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class _Deaths:
@@ -106,6 +110,18 @@ def killed_workers(error: BaseException | None) -> str:
 def forget() -> None:
     """Of a process that is ending: hear no more of how its data workers end."""
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child
+
+
+@cache
+def end_with_this_process() -> None:
+    """Let the system kill what this process forks from here on when it ends itself, were it by SIGKILL; on Linux.
+
+    torch's data workers look every five seconds whether it is there, and wait at their own end until the batch that
+    they have made is read. Where batches are numpy arrays, as s3prl's are, that is for ever.
+    """
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl
+        os.register_at_fork(after_in_child=lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGKILL))
 
 
 def end_children(grace: float) -> None:

@@ -44,3 +44,25 @@ def part_of(name: str) -> tuple[str, int] | None:
     """Whose part a kill has left behind under this name, and the process's number; None for any other file."""
     found = re.fullmatch(r"\.(.+)\.tmp-(\d+)", name)
     return (found[1], int(found[2])) if found else None
+
+
+def sweep(folder: str | Path, of: str | None = None) -> None:
+    """Delete what killed processes have left half-written in a folder; of another host's it cannot be told.
+
+    Args:
+        of: the name of the file whose parts go; None: of every file, in a folder that one process at a time writes to.
+    """
+    for path in Path(folder).iterdir():
+        part = part_of(path.name)
+        if part and of in (None, part[0]) and not _alive(part[1]):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.user_paths import expanded
+from s3prl_ekd.whole_file import sweep
 
 
 def absolute_folder(text: str, where: str) -> str:
@@ -53,7 +54,7 @@ def empty_folder(folder: Path, last: str = "") -> None:
 
 
 def output_file(file: Path, suffix: str | None = None) -> Path:
-    """Make the folder of ``--out FILE`` and see that the file can be written.
+    """Make the folder of ``--out FILE`` and see that the file can be written; what a kill has left of it there goes.
 
     Raises:
         EkdError: another ending than ``suffix``, a folder of that name, no permission.
@@ -65,4 +66,5 @@ def output_file(file: Path, suffix: str | None = None) -> Path:
     make_writable(file.parent, f"--out {file}")
     if file.exists() and not os.access(file, os.W_OK):
         raise EkdError(f"--out {file}: no permission to write there")
+    sweep(file.parent, file.name)
     return file

@@ -166,21 +166,6 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert found(True, None) == found(True, other) == own / "states-2.ckpt" and found(False, None) is None
 
 
-def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mine, dead = tmp_path / f".states-1.ckpt.tmp-{os.getpid()}", tmp_path / ".states-1.ckpt.tmp-4194305"
-    for path in (mine, dead):
-        path.touch()
-    checkpoints.sweep(tmp_path)
-    assert mine.exists() and not dead.exists()
-
-    def of_another_user(pid: int, number: int) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(os, "kill", of_another_user)
-    checkpoints.sweep(tmp_path)
-    assert mine.exists()
-
-
 @pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled, but CUDA is not available")
 def test_the_scaler_takes_up_a_waiting_state(monkeypatch: pytest.MonkeyPatch) -> None:
     from s3prl_ekd.bridge import scaler

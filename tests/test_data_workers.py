@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -252,3 +253,37 @@ def test_joblibs_workers_are_ended_too(tmp_path: Path) -> None:
     """They cannot be killed as multiprocessing's can: of ASV, Ctrl-C or SIGTERM was an AttributeError."""
     done = code(STOPPED_BESIDE_JOBLIB, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\n", "")
+
+
+KILLED = """
+import os, signal
+import numpy as np
+from torch.utils.data import DataLoader
+from s3prl_ekd.data_workers import end_with_this_process
+
+end_with_this_process()
+batches = iter(DataLoader([np.zeros(50_000)] * 20, batch_size=2, collate_fn=list, num_workers=2))
+next(batches)
+print(*(worker.pid for worker in batches._workers), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of Linux")
+def test_data_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    """Batches of numpy arrays, as s3prl's are: their workers stayed for ever, waiting for a reader."""
+    done = code(KILLED, cwd=tmp_path)
+    workers = [Path("/proc", number) for number in done.stdout.split()]
+    assert done.returncode == -signal.SIGKILL and len(workers) == 2, done.stderr
+    until = time.monotonic() + 4  # before they look for it themselves
+    while time.monotonic() < until and any(map(is_alive, workers)):
+        time.sleep(0.1)
+    assert not any(map(is_alive, workers))
+
+
+def is_alive(process: Path) -> bool:
+    """Whether a process of ``/proc`` is there, and has not ended without anybody who asks how."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

@@ -53,6 +53,15 @@ def test_weights_interpolate_and_the_result_is_a_student(students: list[Path], t
     assert encoder(0.1 * torch.randn(1, 4_000)).states[2].isfinite().all()
 
 
+def test_what_a_kill_left_of_a_merge_goes_with_the_next(students: list[Path], tmp_path: Path) -> None:
+    """It is as large as a checkpoint. Another file's part may be that of a training on another host."""
+    out = tmp_path / "merged.ckpt"
+    for name in (out.name, "states-1.ckpt"):
+        (tmp_path / f".{name}.tmp-4194305").touch()  # a number that no process has
+    assert main(["merge", *map(str, students[:2]), "--out", str(out)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, ".states-1.ckpt.tmp-4194305"}
+
+
 def test_students_of_other_teachers_keep_no_foreign_heads(students: list[Path], tmp_path: Path) -> None:
     content = torch.load(students[1], weights_only=True)
     part = content["EKD"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import sweep, whole_file
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -48,7 +49,7 @@ def test_an_error_names_the_file_and_not_its_part(tmp_path: Path) -> None:
 
 def test_a_kill_leaves_a_part_that_does_not_look_like_the_file(tmp_path: Path) -> None:
     program = (
-        "import os, pathlib, signal; from s3prl_ekd.whole_file import whole_file\n"
+        "import os, pathlib, signal; from s3prl_ekd.whole_file import sweep, whole_file\n"
         f"with whole_file(pathlib.Path({str(tmp_path / 'states-1.ckpt')!r})) as partial:\n"
         "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
@@ -66,3 +67,23 @@ def test_what_a_kill_left_under_our_number_is_not_written_to(tmp_path: Path) -> 
         partial.write_text("two")
     assert (tmp_path / "states-1.ckpt").read_text() == "one"
     assert sorted(os.listdir(tmp_path)) == ["dev-best.ckpt", "states-1.ckpt"]
+
+
+def test_sweep_removes_only_what_dead_processes_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, dead = tmp_path / f".states-1.ckpt.tmp-{os.getpid()}", tmp_path / ".states-1.ckpt.tmp-4194305"
+    for path in (mine, dead):
+        path.touch()
+    sweep(tmp_path)
+    assert mine.exists() and not dead.exists()
+    dead.touch()
+    sweep(tmp_path, "other.ckpt")
+    assert dead.exists()
+    sweep(tmp_path, "states-1.ckpt")
+    assert mine.exists() and not dead.exists()
+
+    def of_another_user(pid: int, number: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "kill", of_another_user)
+    sweep(tmp_path)
+    assert mine.exists()

@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_ekd.compat.shims import apply_shims
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.signals import uninterrupted
-from s3prl_ekd.whole_file import part_of, whole_file
+from s3prl_ekd.whole_file import whole_file
 
 STATES, BEST = "states-*.ckpt", "dev-best.ckpt"
 _NAMED = re.compile(r"states-(epoch-)?(\d+)\.ckpt")  # as the runners name them
@@ -217,21 +217,3 @@ def check_folder(path: Path, expdir: str | None, flag: str, explicit: set[str]) 
     raise EkdError(
         f"{flag}: {expdir} is not the folder of {path}, where the run goes on; leave {flag} out, or copy the checkpoint"
     )
-
-
-def sweep(folder: str | Path) -> None:
-    """Delete half-written files that a killed run left in ``folder``; of a run on another host it cannot be told."""
-    for path in Path(folder).iterdir():
-        part = part_of(path.name)
-        if part and not _alive(part[1]):
-            path.unlink(missing_ok=True)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True

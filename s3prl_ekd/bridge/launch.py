@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.data_workers import end_with_this_process
 from s3prl_ekd.signals import leave
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def _run(launcher: str, *options: Any) -> int:
     # s3prl's runners count their steps in the progress bar: a disabled one stays at step 0, and training never ends.
     # tqdm reads the variable when it is imported, which is later than this.
     os.environ.pop("TQDM_DISABLE", None)
+    end_with_this_process()
     argv = sys.argv[1:]
     current = Run(argv)
     _show_messages(logging.INFO if current.world.is_rank_zero else logging.WARNING)

@@ -31,6 +31,7 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.whole_file import sweep
 
 log = logging.getLogger(__name__)
 
@@ -277,7 +278,7 @@ class ScriptLaunch(ABC):
         """Keep other trainings out of a folder as long as this one runs; what a killed one has left there goes."""
         if self.world.is_rank_zero and self.trains:
             self.lock = lock_run(folder)
-            checkpoints.sweep(folder)
+            sweep(folder)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         """A checkpoint of the script's runner, its tensors left on disk."""

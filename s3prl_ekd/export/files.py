@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from s3prl_ekd.bridge.checkpoints import sweep
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.whole_file import write_whole
+from s3prl_ekd.whole_file import sweep, write_whole
 from s3prl_ekd.writable import make_writable
 
 log = logging.getLogger(__name__)

@@ -112,7 +112,7 @@ class _Followed:
     def __iter__(self) -> Iterator[Any]:
         from s3prl_ekd.random_state import random_state, set_random_state
 
-        place = self._from
+        place, self._from = self._from, None
         if place is not None:
             set_random_state(place["start"])
         self._start = random_state()

@@ -14,8 +14,10 @@ import pytest
 import torch
 from export_student import write_student
 
-from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch, ranks
+from s3prl_ekd.bridge import checkpoints, downstream_arguments, downstream_launch, downstream_runner, ranks
+from s3prl_ekd.bridge.evaluation_memory import EvaluationMemory
 from s3prl_ekd.bridge.interrupts import Run
+from s3prl_ekd.bridge.upstream_weights import UpstreamWeights
 from s3prl_ekd.errors import EkdError
 
 
@@ -257,3 +259,22 @@ def test_ranks_wait_for_an_evaluation_and_take_a_gpu_each(monkeypatch: pytest.Mo
     assert taken == [1]
     with pytest.raises(EkdError, match="--local_rank 2: this machine has 2 GPUs"):
         script.torch.cuda.set_device(2)
+
+
+@pytest.mark.parametrize("name", ["Downstream", "Optimizer"])
+def test_weights_that_do_not_fit_are_one_line(name: str) -> None:
+    """With -i of another task's head, or of one that was trained without -f."""
+    from s3prl.downstream.runner import Runner
+
+    build = downstream_runner.runner_class(
+        Runner, UpstreamWeights(torch.save), EvaluationMemory(torch.save), lambda: None
+    )
+    runner, head, other = build.__new__(build), torch.nn.Linear(2, 3), torch.nn.Linear(2, 3, bias=False)
+    runner.args = Namespace(init_ckpt="old/states-6.ckpt")
+    parts, others = (
+        {"Downstream": model, "Optimizer": torch.optim.Adam(model.parameters())} for model in (head, other)
+    )
+    runner.init_ckpt = {part: its.state_dict() for part, its in others.items()}
+    with pytest.raises(EkdError, match=f"^old/states-6.ckpt: its {name} does not fit this run") as found:
+        runner._load_weight(parts[name], name)
+    assert "\n" not in str(found.value)

@@ -64,6 +64,17 @@ def runner_class(
                     raise
                 raise EkdError(message(self.args.evaluate_split, self.config)) from error
 
+        def _load_weight(self, model: Any, name: str) -> None:
+            try:
+                super()._load_weight(model, name)
+            except (RuntimeError, ValueError, LookupError) as error:  # torch's, on other names, shapes or groups
+                if is_out_of_memory(error):
+                    raise
+                raise EkdError(
+                    f"{self.args.init_ckpt}: its {name} does not fit this run: -d, -u, -g, -f, -l, -s and the sizes of "
+                    f"the model must be those that it was trained with ({one_line(error, 300)})"
+                ) from error
+
         def _get_scheduler(self, optimizer: Any) -> Any:
             return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
 

@@ -35,6 +35,19 @@ def test_values_that_the_runner_cannot_train_with(key: str, value: object, messa
     assert taskdata.splits("a_task_of_s3prls", config) is None
 
 
+def test_a_run_that_counts_on_from_another_one_leaves_a_checkpoint() -> None:
+    """With ``-i`` s3prl's first step is the one after the checkpoint's: there may be none, or none that is saved."""
+    config = changed(task_config("sid"), {"runner.save_step": 30, "runner.eval_step": 50})
+    for total, begin in ((90, 60), (89, 29), (100, 90)):
+        config["runner"]["total_steps"] = total
+        taskkeys.check_runner(config, "x.yaml", begin=begin)
+    for total, begin in ((60, 60), (50, 60), (89, 60)):
+        config["runner"]["total_steps"] = total
+        said = f"x.yaml: runner.total_steps: {total}: -i counts on from its step {begin}, and none up to there is one "
+        with pytest.raises(EkdError, match=f"^{re.escape(said)}of save_step.*; give more steps$"):
+            taskkeys.check_runner(config, "x.yaml", begin=begin)
+
+
 def test_a_best_checkpoint_of_a_split_that_there_is_not() -> None:
     config = task_config("pr")
     for best in (["dve"], "dve"):

@@ -188,7 +188,9 @@ class DownstreamLaunch(ScriptLaunch):
         beside = args.past_exp is not None and Path(args.past_exp).parent.resolve() == Path(args.expdir).resolve()
         self.distorted = distorted_audio(config, args.downstream, self.trains, beside, self.source)
         if self.trains:
-            taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config))
+            counted = args.init_ckpt is not None and args.past_exp is None
+            begin = int(self._read_runner(args.init_ckpt).get("Step") or 0) if counted else 0
+            taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config), begin)
             taskkeys.check_specaug(config, self.source)
         return args, config, *rest
 

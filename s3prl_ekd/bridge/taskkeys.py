@@ -90,12 +90,13 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 }
 
 
-def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None) -> None:
+def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None, begin: int = 0) -> None:
     """Check what training reads of ``runner``.
 
     Args:
         source: the config's file, for messages.
         splits: those that the task can evaluate on; None: not known.
+        begin: the step of what ``-i`` names, after which s3prl counts on.
 
     Raises:
         EkdError: a key is missing, its value is none that can be trained with, or no checkpoint would be written:
@@ -105,11 +106,14 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
         if config["runner"].get(key) is None:
             raise wrong_value(source, f"runner.{key}", "is missing")
     rules = check_values(Runner, config["runner"], source, prefix="runner")
-    if rules.total_steps < min(rules.save_step, rules.eval_step):
-        raise EkdError(
-            f"{source}: runner.total_steps: {rules.total_steps} are fewer than save_step ({rules.save_step}) and "
-            f"eval_step ({rules.eval_step}), so that no checkpoint would be left; give smaller ones"
-        )
+    if all(rules.total_steps // every <= begin // every for every in (rules.save_step, rules.eval_step)):
+        every = f"save_step ({rules.save_step}) and eval_step ({rules.eval_step}), so that no checkpoint would be left"
+        if begin:
+            raise EkdError(
+                f"{source}: runner.total_steps: {rules.total_steps}: -i counts on from its step {begin}, and none up "
+                f"to there is one of {every}; give more steps"
+            )
+        raise EkdError(f"{source}: runner.total_steps: {rules.total_steps} are fewer than {every}; give smaller ones")
     if splits is None:
         return
     best = config["downstream_expert"].get("save_best_on", [])  # of PR; s3prl takes a name or several

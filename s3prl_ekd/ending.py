@@ -1,6 +1,8 @@
 """How a command ends: a user's mistake, a full disk or GPU or a signal is one line on stderr and an exit status.
 
-Any other exception is a bug and keeps its traceback. The launchers end as s3prl's runs do: bridge/interrupts.py.
+Any other exception is a bug and keeps its traceback, but what a library makes of a signal: an import of torch's that it
+cuts can be an AttributeError, and that an error of the ONNX exporter. The launchers end as s3prl's runs do:
+bridge/interrupts.py.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         return _interrupted(signals, error, advice)
     except RuntimeError as error:
         signals.end()
-        if signals.ended_workers(error):
+        if signals.number or signals.ended_workers(error):
             return _interrupted(signals, error, advice)
         line = killed_workers(error)
         if is_out_of_memory(error):
@@ -55,6 +57,10 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
             raise
         sys.stderr.write(f"error: {line}\n")
         return 2
+    except Exception as error:
+        if not signals.number:
+            raise
+        return _interrupted(signals, error, advice)
     finally:
         signals.restore()
 

@@ -18,6 +18,7 @@ from console import code
 
 from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
 from s3prl_ekd.cli import main
+from s3prl_ekd.ending import carry_out
 from s3prl_ekd.signals import Interrupted, Signals, leave
 
 pytestmark = pytest.mark.usefixtures("own_handlers")
@@ -105,6 +106,22 @@ def test_after_a_signal_what_it_left_half_done_is_no_error(monkeypatch: pytest.M
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert shown == []
     assert signals.ended_workers(DIED) and not signals.ended_workers(another)
+
+
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError])
+def test_what_a_library_makes_of_a_signal_is_no_bug(kind: type[Exception], capfd: pytest.CaptureFixture[str]) -> None:
+    """As torch's ONNX exporter, where one interrupts what it imports."""
+
+    def act() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except Interrupted as error:
+            raise kind("while it was imported") from error
+
+    assert carry_out(act, Signals()) == 143
+    assert capfd.readouterr().err == "stopped by SIGTERM\n"
+    with pytest.raises(kind, match="a bug"):
+        carry_out(lambda: (_ for _ in ()).throw(kind("a bug")), Signals())
 
 
 @pytest.mark.parametrize(

@@ -118,10 +118,13 @@ def test_what_a_library_makes_of_a_signal_is_no_bug(kind: type[Exception], capfd
         except Interrupted as error:
             raise kind("while it was imported") from error
 
+    def bug() -> None:
+        raise kind("a bug")
+
     assert carry_out(act, Signals()) == 143
     assert capfd.readouterr().err == "stopped by SIGTERM\n"
     with pytest.raises(kind, match="a bug"):
-        carry_out(lambda: (_ for _ in ()).throw(kind("a bug")), Signals())
+        carry_out(bug, Signals())
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def output_folder(folder: Path, marker: str) -> Path:
     make_writable(folder, f"--out {folder}")
     sweep(folder)
     if empty:
-        write_whole(folder / UNFINISHED, "")
+        (folder / UNFINISHED).touch()
     return folder
 
 

@@ -114,7 +114,7 @@ def forget() -> None:
 
 @cache
 def end_with_this_process() -> None:
-    """Let the system kill what this process forks from here on when it ends itself, were it by SIGKILL; on Linux.
+    """Let the system kill what this thread (the main one) forks from here on when it ends, even by SIGKILL; on Linux.
 
     torch's data workers look every five seconds whether it is there, and wait at their own end until the batch that
     they have made is read. Where batches are numpy arrays, as s3prl's are, that is for ever.

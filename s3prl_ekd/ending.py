@@ -40,7 +40,9 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         return 2
     except OSError as error:
         if error.errno not in UNWRITABLE:
-            raise
+            if not signals.number:
+                raise
+            return _interrupted(signals, error, advice)
         where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
         sys.stderr.write(f"error: {where}{error.strerror}\n")
         return 2

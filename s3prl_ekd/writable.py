@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
@@ -66,5 +67,6 @@ def output_file(file: Path, suffix: str | None = None) -> Path:
     make_writable(file.parent, f"--out {file}")
     if file.exists() and not os.access(file, os.W_OK):
         raise EkdError(f"--out {file}: no permission to write there")
-    sweep(file.parent, file.name)
+    with suppress(PermissionError):  # a part of another user's in /tmp
+        sweep(file.parent, file.name)
     return file

@@ -169,6 +169,8 @@ def test_a_first_export_that_was_cut_can_be_made_again(
     with monkeypatch.context() as patch:
         patch.setattr(f"s3prl_ekd.export.{last}", killed)
         assert main(words) == 130
+    other = {"hf": "superb", "superb": "hf"}[kind]
+    assert main(["export", other, *words[2:]]) == 2  # its files would stand beside these
     assert main(words) == 0
     again = {path.name for path in out.iterdir()}
     assert "README.md" in again and not [name for name in again if name.startswith(".")]

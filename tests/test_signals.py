@@ -108,7 +108,7 @@ def test_after_a_signal_what_it_left_half_done_is_no_error(monkeypatch: pytest.M
     assert signals.ended_workers(DIED) and not signals.ended_workers(another)
 
 
-@pytest.mark.parametrize("kind", [ImportError, RuntimeError])
+@pytest.mark.parametrize("kind", [ImportError, RuntimeError, ConnectionResetError])
 def test_what_a_library_makes_of_a_signal_is_no_bug(kind: type[Exception], capfd: pytest.CaptureFixture[str]) -> None:
     """As torch's ONNX exporter, where one interrupts what it imports."""
 

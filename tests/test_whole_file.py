@@ -49,7 +49,7 @@ def test_an_error_names_the_file_and_not_its_part(tmp_path: Path) -> None:
 
 def test_a_kill_leaves_a_part_that_does_not_look_like_the_file(tmp_path: Path) -> None:
     program = (
-        "import os, pathlib, signal; from s3prl_ekd.whole_file import sweep, whole_file\n"
+        "import os, pathlib, signal; from s3prl_ekd.whole_file import whole_file\n"
         f"with whole_file(pathlib.Path({str(tmp_path / 'states-1.ckpt')!r})) as partial:\n"
         "    partial.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
     )

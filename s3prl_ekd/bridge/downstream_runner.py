@@ -71,8 +71,8 @@ def runner_class(
                 if is_out_of_memory(error):
                     raise
                 raise EkdError(
-                    f"{self.args.init_ckpt}: its {name} does not fit this run: -d, -u, -g, -f, -l, -s and the sizes of "
-                    f"the model must be those that it was trained with ({one_line(error, 300)})"
+                    f"{self.args.init_ckpt}: its {name} does not fit this run: -d, -u, -g, -f, -l, -s, the sizes of "
+                    f"the model and the optimizer must be those that it was trained with ({one_line(error, 300)})"
                 ) from error
 
         def _get_scheduler(self, optimizer: Any) -> Any:

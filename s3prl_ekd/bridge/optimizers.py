@@ -49,8 +49,8 @@ def with_clear_errors(build: Callable[..., Any], section: str, source: Callable[
             raise EkdError(f"{source()}: {section}.name: {name!r} is none of {', '.join(sorted(known))}{hint}")
         for key, value in config.items():
             for number in value if isinstance(value, list | tuple) else (value,):
-                if reads_as_text(number):
-                    raise EkdError(f"{source()}: {section}.{key}: {reads_as_text(number)}")
+                if said := reads_as_text(number):
+                    raise EkdError(f"{source()}: {section}.{key}: {said}")
         try:
             built = build(target, total_steps, config)
             for factor in getattr(built, "lr_lambdas", ()):

@@ -1,7 +1,7 @@
-"""The fp16 loss scaler of s3prl's pretraining runner, made reachable for the pretraining expert.
+"""The fp16 loss scaler of s3prl's two runners, made reachable for who keeps a run's state in its checkpoints.
 
-The runner makes a GradScaler as a local variable and never saves it. The launcher puts :class:`TrackedGradScaler` in
-its place, so that the expert can write its state into the checkpoint and have it restored::
+The runners make a GradScaler as a local variable and never save it. The launchers put :class:`TrackedGradScaler` in
+its place, so that the pretraining expert and ``training_place.py`` can write its state and have it restored::
 
     state["scaler"] = scaler.state_dict() if (scaler := current_scaler()) else None     # on saving
     load_state_on_create(state["scaler"])                                               # on loading

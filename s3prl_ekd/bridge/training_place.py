@@ -8,7 +8,6 @@ of the checkpoint go on: on a CPU bit for bit the run that was never stopped.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
@@ -18,8 +17,6 @@ from tqdm import tqdm
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
-
-log = logging.getLogger(__name__)
 
 _BAR_AFTER = 5  # seconds
 
@@ -52,17 +49,19 @@ class TrainingPlace:
             What takes the place of ``get_dataloader``.
         """
         from s3prl_ekd.bridge.scaler import load_state_on_create
+        from s3prl_ekd.random_state import random_state, set_random_state
 
         self._go_on = state.get(KEY)
         load_state_on_create(self._go_on["scaler"] if self._go_on else None)
-        if self._go_on:
-            log.info("[ekd] %(drawn)d of the epoch's %(of)d batches were trained on already", self._go_on)
 
         def followed(*args: Any, **kwargs: Any) -> Any:
-            loader = get_dataloader(*args, **kwargs)
             if self._evaluates:
-                return loader
-            self._loader, self._go_on = _Followed(loader, self._go_on), None
+                return get_dataloader(*args, **kwargs)
+            if self._go_on is not None:
+                set_random_state(self._go_on["start"])
+            start = random_state()
+            loader = get_dataloader(*args, **kwargs)  # an expert may draw here too
+            self._loader, self._go_on = _Followed(loader, start, self._go_on), None
             return self._loader
 
         return followed
@@ -93,16 +92,20 @@ class _Followed:
 
     Args:
         loader: of the epoch.
+        start: the random states at its start.
         place: that of the checkpoint; None for an epoch that begins.
     """
 
-    def __init__(self, loader: DataLoader[Any], place: Mapping[str, Any] | None) -> None:
-        self._loader = loader
+    def __init__(self, loader: DataLoader[Any], start: dict[str, Any], place: Mapping[str, Any] | None) -> None:
+        self._loader, self._start = loader, start
         self._from = place
-        self._start: dict[str, Any] | None = None
         self._drawn = 0
-        if place is not None and place["of"] != len(loader):
-            was, now = place["of"], len(loader)
+        if place is None:
+            return
+        was, now = place["of"], len(loader)
+        if was == now:
+            tqdm.write(f"[ekd] {place['drawn']} of the epoch's {now} batches were trained on already")
+        else:
             tqdm.write(f"[ekd] the epoch had {was} batches and has {now} now: it begins anew, some clips come twice")
             self._from = None
 
@@ -110,12 +113,9 @@ class _Followed:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Any]:
-        from s3prl_ekd.random_state import random_state, set_random_state
+        from s3prl_ekd.random_state import set_random_state
 
         place, self._from = self._from, None
-        if place is not None:
-            set_random_state(place["start"])
-        self._start = random_state()
         over = place is not None and place["drawn"] == len(self)
         batches: Iterator[Any] = iter(()) if over else iter(self._loader)
         if place is not None:

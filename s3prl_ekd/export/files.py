@@ -38,8 +38,9 @@ SOFTWARE.
 CARD = "README.md"
 MADE_WITH = "made with s3prl-ekd"
 """In every card that an export writes."""
-UNFINISHED = ".unfinished-export"
-"""In a folder that was empty until its first export is whole: nothing there is anybody else's."""
+UNFINISHED = ".unfinished-export-{}"
+"""In a folder that was empty until its first export is whole: nothing there is anybody else's. With the marker of that
+kind of export, which another kind's files would stand beside."""
 
 
 def output_folder(folder: Path, marker: str) -> Path:
@@ -54,7 +55,8 @@ def output_folder(folder: Path, marker: str) -> Path:
     if folder.exists() and not folder.is_dir():
         raise EkdError(f"--out {folder}: is a file; expected a folder")
     empty = not folder.is_dir() or not any(folder.iterdir())
-    if not empty and not (folder / UNFINISHED).is_file():
+    unfinished = folder / UNFINISHED.format(marker)
+    if not empty and not unfinished.is_file():
         card = folder / CARD
         if not (folder / marker).is_file() or not card.is_file() or MADE_WITH not in card.read_text("utf-8", "replace"):
             raise EkdError(
@@ -64,13 +66,13 @@ def output_folder(folder: Path, marker: str) -> Path:
     make_writable(folder, f"--out {folder}")
     sweep(folder)
     if empty:
-        (folder / UNFINISHED).touch()
+        unfinished.touch()
     return folder
 
 
-def finish(folder: Path) -> None:
-    """Say that the export into ``folder`` is whole."""
-    (folder / UNFINISHED).unlink(missing_ok=True)
+def finish(folder: Path, marker: str) -> None:
+    """Say that the export into the :func:`output_folder` of ``marker`` is whole."""
+    (folder / UNFINISHED.format(marker)).unlink(missing_ok=True)
 
 
 def write_license(folder: Path, licence: str = "mit") -> None:

@@ -26,6 +26,7 @@ from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
 from s3prl_ekd.whole_file import write_whole
 
+MARKER = "config.json"  # tells a folder of this export
 _OPTIONS = {"licence": "--licence", "data": "--training-data", "scores": "--scores"}
 _MASKS = (
     "apply_spec_augment", "mask_time_prob", "mask_time_length", "mask_time_min_masks",
@@ -60,7 +61,7 @@ def export_huggingface(
     section = None if scores is None else _scores_section(scores, checkpoint)
     _check(encoder, checkpoint)
     encoder = _with_projection(encoder)
-    output_folder(out, marker="config.json")
+    output_folder(out, MARKER)
     given = {"licence": licence, "data": data, "scores": section}
     same = _holds(out, encoder)
     # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
@@ -79,7 +80,7 @@ def export_huggingface(
         card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
         write_whole(out / CARD, card)
         write_license(out, facts.licence)
-    finish(out)
+    finish(out, MARKER)
     return out
 
 

@@ -24,6 +24,7 @@ from s3prl_ekd.whole_file import whole_file, write_whole
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+MARKER = "expert.py"  # tells a folder of this export
 REQUIREMENTS = "torch>=1.13\n"
 
 
@@ -67,7 +68,7 @@ def export_superb(
         "task_states": chosen,
         "weights": {name: value.detach().cpu().clone() for name, value in weights.items()},
     }
-    output_folder(out, marker="expert.py")
+    output_folder(out, MARKER)
     card, requirements, same = out / CARD, out / "requirements.txt", _holds(out, model)
     edited = card.is_file() and cards.is_edited(card.read_text("utf-8", "replace"))
     if edited and not same:
@@ -89,7 +90,7 @@ def export_superb(
     else:
         write_whole(card, cards.superb_card(part, shape, names, chosen))
     write_license(out)
-    finish(out)
+    finish(out, MARKER)
     return out
 
 

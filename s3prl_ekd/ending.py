@@ -38,33 +38,38 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
     except EkdError as error:
         sys.stderr.write(f"error: {message(error)}\n")
         return 2
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            if not signals.number:
-                raise
-            return _interrupted(signals, error, advice)
-        where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
-        sys.stderr.write(f"error: {where}{error.strerror}\n")
-        return 2
     except KeyboardInterrupt as error:
         return _interrupted(signals, error, advice)
-    except RuntimeError as error:
+    except Exception as error:
         signals.end()
-        if signals.number or signals.ended_workers(error):
-            return _interrupted(signals, error, advice)
-        line = killed_workers(error)
-        if is_out_of_memory(error):
-            line = out_of_memory_line(error, "make room on this GPU, or set a smaller batch")
+        line = _unwritable(error)
+        if not line:
+            if signals.number or signals.ended_workers(error):
+                return _interrupted(signals, error, advice)
+            line = _out_of_memory(error)
         if not line:
             raise
         sys.stderr.write(f"error: {line}\n")
         return 2
-    except Exception as error:
-        if not signals.number:
-            raise
-        return _interrupted(signals, error, advice)
     finally:
         signals.restore()
+
+
+def _unwritable(error: Exception) -> str:
+    """The line on a place that cannot be written; empty for another error."""
+    if not isinstance(error, OSError) or error.errno not in UNWRITABLE:
+        return ""
+    where = f"{error.filename}: " if error.filename else ""  # a write to a full disk doesn't name its file
+    return f"{where}{error.strerror}"
+
+
+def _out_of_memory(error: Exception) -> str:
+    """The line on a GPU, or a system, without memory left; empty for another error."""
+    if not isinstance(error, RuntimeError):
+        return ""
+    if is_out_of_memory(error):
+        return out_of_memory_line(error, "make room on this GPU, or set a smaller batch")
+    return killed_workers(error)
 
 
 def _interrupted(signals: Signals, error: BaseException, advice: str) -> int:

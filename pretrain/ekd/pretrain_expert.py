@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from s3prl_ekd.bridge.optimizers import current_rate
 from s3prl_ekd.bridge.ranks import TORCHRUN
-from s3prl_ekd.bridge.scaler import current_scaler, load_state_on_create
+from s3prl_ekd.bridge.scaler import load_state_on_create, scaler_state
 from s3prl_ekd.config import DataConfig, check_data_config, load_model_config
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.lengths import read_held_out, read_lengths
@@ -216,14 +216,13 @@ class UpstreamPretrainExpert(nn.Module):
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
             self.cache.flush()
-        scaler = current_scaler()
         all_states["EKD_Resume"] = {
             "last_batch": list(self._last_batch),
             "skipped_files": int(self.ranks.sums([self._skipped], self.device)[0]),
             "teachers": self._teacher_files,
             "objective": self.objective.state_dict(),  # running statistics of targets and gradients
             "random": self.ranks.gather(random_state()),  # one a rank
-            "scaler": scaler.state_dict() if scaler is not None else None,
+            "scaler": scaler_state(),
         }
         # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
         all_states["Step"] += 1

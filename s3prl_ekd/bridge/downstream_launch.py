@@ -91,15 +91,11 @@ class DownstreamLaunch(ScriptLaunch):
         import torch
 
         from s3prl_ekd.bridge.memory import DOWNSTREAM, SkipBatch
-        from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         super()._change_runner(runner)
         runner.torch.save = self.memory.save
-        empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
-        amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
-        runner.torch.cuda = ModuleProxy(
-            torch.cuda, amp=amp, empty_cache=empty_cache, device=downstream_runner.on_device
-        )
+        runner.torch.cuda.empty_cache = SkipBatch(torch.cuda.empty_cache, DOWNSTREAM)
+        runner.torch.cuda.device = downstream_runner.on_device
         runner.DDP = downstream_runner.data_parallel(runner.DDP)
         runner.Featurizer = downstream_runner.featurizer_class(runner.Featurizer, begins=self.args.past_exp is None)
         downstream_runner.count_steps(runner)
@@ -122,7 +118,7 @@ class DownstreamLaunch(ScriptLaunch):
         if self.world.distributed and args.device.startswith("cpu") and args.backend == "nccl":  # s3prl's default
             raise EkdError(f"--backend nccl: is for GPUs, and this is --device {args.device}; use --backend gloo")
         if args.init_ckpt is not None:
-            self._read_runner(args.init_ckpt)
+            self.step = int(self._read_runner(args.init_ckpt).get("Step") or 0)
 
     def _note_kept(self, checkpoint: Path) -> None:
         downstream_arguments.check_same(self.args, self.explicit, checkpoint)
@@ -188,8 +184,7 @@ class DownstreamLaunch(ScriptLaunch):
         beside = args.past_exp is not None and Path(args.past_exp).parent.resolve() == Path(args.expdir).resolve()
         self.distorted = distorted_audio(config, args.downstream, self.trains, beside, self.source)
         if self.trains:
-            counted = args.init_ckpt is not None and args.past_exp is None
-            begin = int(self._read_runner(args.init_ckpt).get("Step") or 0) if counted else 0
+            begin = 0 if args.past_exp else self.step  # of -i; one that goes on has steps left
             taskkeys.check_runner(config, self.source, taskdata.splits(args.downstream, config), begin)
             taskkeys.check_specaug(config, self.source)
         return args, config, *rest

@@ -103,11 +103,9 @@ class PretrainLaunch(ScriptLaunch):
         import torch
 
         from s3prl_ekd.bridge.memory import SkipBatch
-        from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         super()._change_runner(runner)
-        amp = ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler)
-        runner.torch.cuda = ModuleProxy(torch.cuda, amp=amp, empty_cache=SkipBatch(torch.cuda.empty_cache))
+        runner.torch.cuda.empty_cache = SkipBatch(torch.cuda.empty_cache)
         runner.math = ModuleProxy(math, isnan=self._no_step)
         if self.world.distributed:
             pretrain_runner.share_work(runner, self.world)

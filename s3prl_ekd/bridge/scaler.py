@@ -3,8 +3,8 @@
 The runners make a GradScaler as a local variable and never save it. The launchers put :class:`TrackedGradScaler` in
 its place, so that the pretraining expert and ``training_place.py`` can write its state and have it restored::
 
-    state["scaler"] = scaler.state_dict() if (scaler := current_scaler()) else None     # on saving
-    load_state_on_create(state["scaler"])                                               # on loading
+    state["scaler"] = scaler_state()            # on saving
+    load_state_on_create(state["scaler"])       # on loading
 """
 
 from __future__ import annotations
@@ -33,6 +33,12 @@ class TrackedGradScaler(torch.amp.GradScaler):
 def current_scaler() -> TrackedGradScaler | None:
     """The newest scaler that is still in use, or None (no fp16, or not started through our launcher)."""
     return _current() if _current is not None else None
+
+
+def scaler_state() -> dict[str, Any] | None:
+    """Its ``state_dict()``, for :func:`load_state_on_create`; None where there is none."""
+    scaler = current_scaler()
+    return None if scaler is None else scaler.state_dict()
 
 
 def load_state_on_create(state: dict[str, Any] | None) -> None:

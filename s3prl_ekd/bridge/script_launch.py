@@ -74,7 +74,7 @@ class ScriptLaunch(ABC):
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
-        self.step = 0  # of that checkpoint
+        self.step = 0  # of that checkpoint, after which s3prl counts on; of what -i names too
         self.events = EventFiles()
 
     @property
@@ -180,9 +180,11 @@ class ScriptLaunch(ABC):
         import torch
 
         from s3prl_ekd.bridge.memory import words
+        from s3prl_ekd.bridge.scaler import TrackedGradScaler
 
         runner.str = words
-        runner.torch = ModuleProxy(torch, save=self.keeper.save, load=self._load_state)
+        cuda = ModuleProxy(torch.cuda, amp=ModuleProxy(torch.cuda.amp, GradScaler=TrackedGradScaler))
+        runner.torch = ModuleProxy(torch, cuda=cuda, save=self.keeper.save, load=self._load_state)
         runner.os = ModuleProxy(os, remove=self.keeper.remove)
         runner.glob = ModuleProxy(glob, glob=self.keeper.glob)
         runner.SummaryWriter = self.events.noted(runner.SummaryWriter)

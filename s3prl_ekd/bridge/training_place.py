@@ -77,13 +77,11 @@ class TrainingPlace:
 
     def save(self, state: Any, path: str) -> None:
         """``torch.save``, with the place in the checkpoint."""
-        from s3prl_ekd.bridge.scaler import current_scaler
+        from s3prl_ekd.bridge.scaler import scaler_state
         from s3prl_ekd.random_state import random_state
 
         if self._loader is not None:
-            scaler = current_scaler()
-            of_scaler = scaler.state_dict() if scaler is not None else None
-            state = {**state, KEY: self._loader.place() | {"now": random_state(), "scaler": of_scaler}}
+            state = {**state, KEY: self._loader.place() | {"now": random_state(), "scaler": scaler_state()}}
         self._save(state, path)
 
 

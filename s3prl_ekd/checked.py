@@ -170,8 +170,8 @@ def _explain(model: type[BaseModel], problems: Sequence[ErrorDetails], key: str)
     value = problem["input"]
     if problem["type"] == "too_short":
         return f"{key}: expected {problem['ctx']['min_length']} or more, found {value!r}"
-    if reads_as_text(value):
-        return f"{key}: {reads_as_text(value)}"
+    if as_text := reads_as_text(value):
+        return f"{key}: {as_text}"
     message = problem["msg"][0].lower() + problem["msg"][1:]
     others = "".join(f", or {other['msg'].removeprefix('Input should be ')}" for other in problems[1:])
     return f"{key}: {message}{others}, found {value!r}"

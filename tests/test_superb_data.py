@@ -1,4 +1,4 @@
-"""What the data of SUPERB's other tasks (KS, IC, ASV, SD, QbE, SF, SE, SS) must hold, named before a run."""
+"""What the data of SUPERB's other tasks must hold, named before a run; mixtures (SE, SS) in test_superb_mixtures.py."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-import yaml
-from bridge_corpora import task_config, tone
-from dotted import changed
-from superb_corpora import CORPORA
+from bridge_corpora import tone
+from superb_corpora import CORPORA, check_data
 
 from s3prl_ekd.bridge import downstream_arguments, taskdata, taskdata_superb
-from s3prl_ekd.bridge.config_section import Section
 from s3prl_ekd.bridge.sorted_path import SortedPath
 from s3prl_ekd.bridge.taskdata_mixtures import SOURCES
 from s3prl_ekd.compat.shims import apply_shims
@@ -35,24 +30,6 @@ from s3prl_ekd.task_names import PAPER_TASKS, WITH_CONFIG
 @pytest.fixture(scope="module", autouse=True)
 def shims() -> None:
     apply_shims()
-
-
-def _check(
-    task: str,
-    items: list[str],
-    used: tuple[str, ...],
-    tmp_path: Path,
-    local_rank: int | None = None,
-    device: str = "cuda",
-) -> None:
-    """The check of a task's data, on its config with ``items`` filled in."""
-    name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
-    pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
-    given = {key: yaml.safe_load(value) for key, _, value in pairs}
-    config = task_config(name)
-    values = changed(config["downstream_expert"], given)
-    args = Namespace(downstream=task, device=device, expdir=str(tmp_path), local_rank=local_rank)
-    taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)
 
 
 DAMAGE = [
@@ -86,7 +63,7 @@ DAMAGE = [
 def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text: str, message: str) -> None:
     items = CORPORA[task](tmp_path / task)
     used = ("train", "dev", "test") if task in SOURCES else ("dev",)
-    _check(task, items, used, tmp_path)
+    check_data(task, items, used, tmp_path)
     path = tmp_path / task / file
     if text:
         path.parent.mkdir(exist_ok=True)
@@ -97,7 +74,7 @@ def test_what_a_corpus_lacks_is_named(tmp_path: Path, task: str, file: str, text
         for speaker in (tmp_path / "elsewhere").iterdir():
             (path / speaker.name).symlink_to(speaker)
     with pytest.raises(EkdError, match=re.escape(message)):
-        _check(task, items, used, tmp_path)
+        check_data(task, items, used, tmp_path)
 
 
 def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,25 +84,25 @@ def test_a_keyword_training_that_could_not_begin_is_named(tmp_path: Path, monkey
     there = [file for file in root.glob("*/*.wav") if split_of(file.name) == "train" and file != noise]
     count = len(there) + 1
     size = "config.downstream_expert.datarc.batch_size"
-    _check("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)
+    check_data("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)
     too_large = [*items, f"{size}={count + 1}"]
     with pytest.raises(EkdError, match=rf"datarc.batch_size: {count + 1}: .* {count} clips to train on"):
-        _check("speech_commands", too_large, ("train",), tmp_path)
-    _check("speech_commands", too_large, ("test",), tmp_path)
+        check_data("speech_commands", too_large, ("train",), tmp_path)
+    check_data("speech_commands", too_large, ("test",), tmp_path)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    _check("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)  # the run is none of torchrun's
+    check_data("speech_commands", [*items, f"{size}={count}"], ("train",), tmp_path)  # the run is none of torchrun's
     share = (count + 1) // 2
-    _check("speech_commands", [*items, f"{size}={share}"], ("train",), tmp_path, local_rank=0)
+    check_data("speech_commands", [*items, f"{size}={share}"], ("train",), tmp_path, local_rank=0)
     with pytest.raises(EkdError, match=rf"{share + 1}: .* {share} clips to train on, for each of 2 processes"):
-        _check("speech_commands", [*items, f"{size}={share + 1}"], ("train",), tmp_path, local_rank=0)
+        check_data("speech_commands", [*items, f"{size}={share + 1}"], ("train",), tmp_path, local_rank=0)
     noise.unlink()
     for file in there:
         file.unlink()
     with pytest.raises(EkdError, match="speech_commands_root: .*no clip of train by the hash of its name"):
-        _check("speech_commands", items, ("train", "dev"), tmp_path)
+        check_data("speech_commands", items, ("train", "dev"), tmp_path)
     tone(noise, 1, 0.9)
     with pytest.raises(EkdError, match="speech_commands_root: .*noise.wav: 14400 samples long"):
-        _check("speech_commands", items, ("dev",), tmp_path)
+        check_data("speech_commands", items, ("dev",), tmp_path)
 
 
 def test_keywords_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,9 +120,9 @@ def test_keywords_come_in_the_order_of_their_names(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listdir(path), reverse=True))
     monkeypatch.setattr(os, "scandir", backwards)
-    _check("speech_commands", items, ("train",), tmp_path)
+    check_data("speech_commands", items, ("train",), tmp_path)
     (tmp_path / "ks" / "test" / ".empty").mkdir()  # holds nothing that s3prl would read
-    _check("speech_commands", items, ("train",), tmp_path)
+    check_data("speech_commands", items, ("train",), tmp_path)
     parts = expert.split_dataset(str(train))
     roots = {"speech_commands_root": str(train), "speech_commands_test_root": str(test)}
     lists = [dataset.SpeechCommandsDataset(part, **roots).data for part in parts]
@@ -169,7 +146,7 @@ def test_a_table_that_is_no_text_is_named(tmp_path: Path, task: str, file: str) 
     items = CORPORA[task](tmp_path / task)
     (tmp_path / task / file).write_bytes(b"\xff\xfe\x00")
     with pytest.raises(EkdError, match=f"{file}: cannot be read as text"):
-        _check(task, items, ("dev",), tmp_path)
+        check_data(task, items, ("dev",), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -184,9 +161,9 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path, task: str, file: str,
     items = CORPORA[task](tmp_path / task)
     (tmp_path / task / file).unlink()
     with pytest.raises(EkdError, match=message):
-        _check(task, items, ("dev", "test"), tmp_path)
+        check_data(task, items, ("dev", "test"), tmp_path)
     if task != "fluent_commands":  # of which s3prl reads all tables at once
-        _check(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
+        check_data(task, items, ("test",) if "dev" in file else ("dev",), tmp_path)
 
 
 def test_asvs_lengths_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +171,7 @@ def test_asvs_lengths_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatc
     dataset = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
     for name in ("__file__", "torch"):
         monkeypatch.setattr(dataset, name, getattr(dataset, name))  # as they were, once the test is over
-    _check("sv_voxceleb1", CORPORA["sv_voxceleb1"](tmp_path / "corpus"), ("train",), tmp_path)
+    check_data("sv_voxceleb1", CORPORA["sv_voxceleb1"](tmp_path / "corpus"), ("train",), tmp_path)
 
     class Cut:
         def __reduce__(self) -> str:
@@ -239,105 +216,6 @@ def test_what_slot_filling_lacks_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         (root / file).touch()
     complete()  # test is not read in training
     assert corpora.Path is SortedPath  # as of KS: its clips are listed by name, not as the disk has them
-
-
-def test_a_mixture_has_each_of_its_sources(tmp_path: Path) -> None:
-    items = CORPORA["separation_stft"](tmp_path / "ss")
-    table = tmp_path / "ss" / "dev" / "s2" / "wav.scp"
-    lines = table.read_text().splitlines(keepends=True)
-    table.write_text(lines[0])
-    with pytest.raises(EkdError, match=f"{table}: no utterance u1, which {tmp_path / 'ss' / 'dev'} has elsewhere"):
-        _check("separation_stft", items, ("train",), tmp_path)  # s3prl reads all three splits whatever is run
-    table.write_text("".join(lines).replace("u1", "u2"))
-    with pytest.raises(EkdError, match=f"{table}: no utterance u1"):
-        _check("separation_stft", items, ("train",), tmp_path)
-    table.unlink()
-    with pytest.raises(EkdError, match=r"loaderrc.dev_dir: .*/dev/s2/wav.scp: no such table"):
-        _check("separation_stft", items, ("train",), tmp_path)
-
-
-def test_mixtures_are_tested_where_those_that_were_trained_on_are_not(tmp_path: Path) -> None:
-    """s3prl reads the tables of all splits, and the clips of those that it comes to."""
-    items = CORPORA["separation_stft"](tmp_path / "ss")
-    for clip in (tmp_path / "ss" / "train").glob("*/*.wav"):
-        clip.unlink()
-    _check("separation_stft", items, ("test",), tmp_path)
-    with pytest.raises(EkdError, match=r"train/mix_clean/wav.scp: line 1: .*/mix_clean/0.wav: no such file"):
-        _check("separation_stft", items, ("train", "dev"), tmp_path)
-
-
-def test_mixtures_of_another_rate_are_named(tmp_path: Path) -> None:
-    items = CORPORA["separation_stft"](tmp_path / "ss")
-    clip = tmp_path / "ss" / "train" / "s1" / "0.wav"
-    soundfile.write(clip, np.zeros(8000), 8000)
-    message = f"s1/wav.scp: line 1: {clip}: 8000 Hz; separation_stft takes 16000 Hz alone"
-    with pytest.raises(EkdError, match=message):
-        _check("separation_stft", items, ("train",), tmp_path)
-    items = CORPORA["enhancement_stft"](tmp_path / "se")
-    soundfile.write(tmp_path / "se" / "train" / "noisy" / "0.wav", np.zeros(48_000), 48_000)
-    _check("enhancement_stft", items, ("train",), tmp_path)  # Voicebank-DEMAND as it comes: s3prl's librosa converts it
-
-
-@pytest.mark.parametrize(
-    ("task", "item", "message"),
-    [
-        (
-            "enhancement_stft",
-            "datarc.src=[noisy, clean]",
-            "datarc.src: ['noisy', 'clean']: expected 1 of s1, s2, noise",
-        ),
-        ("enhancement_stft", "datarc.tgt=clean", "datarc.tgt: 'clean': expected 1 of s1, s2"),
-        ("separation_stft", "datarc.tgt=[s1]", "datarc.tgt: ['s1']: expected 2 of s1, s2"),
-        ("separation_stft", "datarc.tgt=[s1, s1]", "datarc.tgt: ['s1', 's1']: expected 2 of s1, s2"),
-        ("separation_stft", "datarc.src=[noisy]", "datarc.src: ['noisy']: expected 1 of s1, s2"),
-        ("separation_stft", "datarc.num_speakers=3", "datarc.num_speakers: 3: tgt names 2"),
-        ("separation_stft", "datarc.rate=8000", "datarc.rate: 8000: upstreams hear 16000 Hz"),
-        ("separation_stft", "loaderrc.eval_batchsize=2", "eval_batchsize: 2: s3prl scores one utterance at a time"),
-        ("separation_stft", "modelrc.mask_type=IRM", "modelrc.mask_type: 'IRM': expected AM or PSM or NPSM"),
-        ("separation_stft", "modelrc.rnn=Linear", "modelrc.rnn: 'Linear': expected RNN or LSTM or GRU"),
-        ("separation_stft", "modelrc.dropout=1.5", "modelrc.dropout: 1.5: expected 0 to 1"),
-        ("enhancement_stft", "datarc.win_length=1024", "datarc.win_length: 1024: more than n_fft, 512"),
-        ("enhancement_stft", "datarc.window=henn", "datarc.window: 'henn': is no window of scipy's"),
-        ("enhancement_stft", "datarc.window=kaiser", "datarc.window: 'kaiser': is no window of scipy's"),
-    ],
-)
-def test_values_that_mixtures_cannot_take(tmp_path: Path, task: str, item: str, message: str) -> None:
-    items = CORPORA[task](tmp_path / task)
-    with pytest.raises(EkdError, match=re.escape(message)):
-        _check(task, [*items, f"config.downstream_expert.{item}"], ("train",), tmp_path)
-
-
-def test_a_loss_that_s3prl_computes_on_a_gpu_alone(tmp_path: Path) -> None:
-    items = [*CORPORA["enhancement_stft"](tmp_path / "se"), "config.downstream_expert.modelrc.loss_type=SISDR"]
-    _check("enhancement_stft", items, ("train",), tmp_path)
-    for device in ("cpu", "cpu:0"):
-        with pytest.raises(EkdError, match="modelrc.loss_type: SISDR: s3prl computes it on a GPU alone"):
-            _check("enhancement_stft", items, ("train",), tmp_path, device=device)
-    items.append("config.downstream_expert.datarc.window=hamming")
-    with pytest.raises(EkdError, match="datarc.window: 'hamming': s3prl's SISDR knows hann alone"):
-        _check("enhancement_stft", items, ("train",), tmp_path)
-
-
-def test_mixtures_are_trained_on_by_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3prl shares out the batches of the other tasks; two ranks here ended with one process's weights, bit for bit."""
-    items = CORPORA["separation_stft"](tmp_path / "ss")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    _check("separation_stft", items, ("train",), tmp_path)  # the run is none of torchrun's
-    with pytest.raises(
-        EkdError, match="-d separation_stft: s3prl gives each of 2 processes the same batches; run it without"
-    ):
-        _check("separation_stft", items, ("train",), tmp_path, local_rank=0)
-
-
-def test_mixtures_are_scored_on_the_device_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """s3prl's modules name the first GPU, whatever --device says (stand-ins: the real ones ask for asteroid)."""
-    modules = {part: ModuleType(part) for part in ("expert", "loss", "dataset")}
-    for part, module in modules.items():
-        monkeypatch.setitem(sys.modules, f"s3prl.downstream.separation_stft.{part}", module)
-        module.device = torch.device("cuda:0")
-    modules["dataset"].device = "another matter"
-    downstream_arguments.import_expert("separation_stft", torch.device("cuda:1"))
-    assert [module.device for module in modules.values()] == [*2 * [torch.device("cuda:1")], "another matter"]
 
 
 @pytest.mark.parametrize(

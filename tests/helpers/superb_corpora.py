@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import csv
+from argparse import Namespace
 from pathlib import Path
 
 import soundfile
-from bridge_corpora import tone
+import yaml
+from bridge_corpora import task_config, tone
+from dotted import changed
+
+from s3prl_ekd.bridge import taskdata_superb
+from s3prl_ekd.bridge.config_section import Section
+from s3prl_ekd.task_names import WITH_CONFIG
 
 EXPERT = "config.downstream_expert"
 
@@ -147,3 +154,21 @@ CORPORA = {
     "separation_stft": separation,
 }
 """s3prl's -d -> what writes a corpus into a folder and returns the -o items that name it."""
+
+
+def check_data(
+    task: str,
+    items: list[str],
+    used: tuple[str, ...],
+    tmp_path: Path,
+    local_rank: int | None = None,
+    device: str = "cuda",
+) -> None:
+    """The check of a task's data, on its config with ``items`` filled in."""
+    name = next(short for short, downstream in WITH_CONFIG.items() if downstream == task)
+    pairs = [item.removeprefix("config.downstream_expert.").partition("=") for item in items]
+    given = {key: yaml.safe_load(value) for key, _, value in pairs}
+    config = task_config(name)
+    values = changed(config["downstream_expert"], given)
+    args = Namespace(downstream=task, device=device, expdir=str(tmp_path), local_rank=local_rank)
+    taskdata_superb.complete(args, Section("x.yaml", values, "downstream_expert", tmp_path), used)

@@ -11,11 +11,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bridge_corpora import overrides, task_config, voxceleb
 
 from s3prl_ekd.bridge import checkpoints, evaluation_memory
+from s3prl_ekd.errors import EkdError
 
 pytestmark = pytest.mark.slow
 
@@ -167,6 +169,25 @@ def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path, device: s
         "error: out of GPU memory in the evaluation of test; 2 clips at a time are too many: "
         "-o config.downstream_expert.datarc.eval_batch_size=1 (docs/faq.md, Out of memory)"
     )
+
+
+def test_what_an_earlier_split_was_best_at_is_kept_too(tmp_path: Path) -> None:
+    """SID, ER, KS and IC evaluate dev, and then test, at the same step."""
+    saved: dict[str, int] = {}
+    memory = evaluation_memory.EvaluationMemory(lambda state, path: saved.update({Path(path).name: state["Step"]}))
+
+    def evaluate(split: str, logger: Any, step: int) -> list[str]:
+        if split == "test":
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return [f"{split}-best.ckpt"]
+
+    config, splits = task_config("sid"), ("dev", "test", "more")
+    names = [name for split in splits for name in memory.evaluate(evaluate, config, split, None, 100)]
+    (tmp_path / "dev-best.ckpt").touch()  # of an earlier step
+    with pytest.raises(EkdError, match=f"evaluation of test after step 100.*, from {tmp_path / 'states-99.ckpt'}"):
+        for name in names:
+            memory.save({"Step": 100}, str(tmp_path / name))
+    assert saved == {"dev-best.ckpt": 100, "states-99.ckpt": 99}
 
 
 def test_the_key_to_lower_is_the_tasks_own() -> None:

@@ -1,10 +1,10 @@
 """Out of GPU memory in an evaluation of s3prl's downstream runner: one line, and nothing that was learnt is lost.
 
 The runner leaves out a training batch that does not fit (``memory.py``), but an evaluation ends it, in the middle of a
-step and before that step's checkpoint. Here :meth:`EvaluationMemory.stop` answers in the evaluation's place, with the
-name of a checkpoint; the runner gathers its state for it as always, and with :meth:`EvaluationMemory.save` comes the
-error. The checkpoint counts one step less than was made, so that a run that goes on makes this step again, and with it
-the evaluation.
+step and before that step's checkpoint. Here :meth:`EvaluationMemory.evaluate` catches the error and returns the name
+of a checkpoint instead of a best score's; the runner gathers its state for it as always, and
+:meth:`EvaluationMemory.save` writes it and raises the error. The checkpoint counts one step less than was made, so that
+a run that goes on makes this step again, and with it the evaluation.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class EvaluationMemory:
     def __init__(self, save: Callable[..., None]) -> None:
         self._save = save
         self._stopped = ""  # what happened, once an evaluation has been stopped
+        self._last = ""  # name of the checkpoint that is written then
 
     def evaluate(
         self, evaluate: Callable[..., list[str]], config: Mapping[str, Any], split: str, logger: Any, step: int
@@ -47,15 +48,16 @@ class EvaluationMemory:
             if not is_out_of_memory(error):
                 raise
         self._stopped = message(split, config, step)
-        return [f"states-{step - 1}.ckpt"]
+        self._last = f"states-{step - 1}.ckpt"
+        return [self._last]
 
     def save(self, state: Any, path: str) -> None:
-        """``torch.save``; after an evaluation that did not fit, the last one.
+        """``torch.save``; after an evaluation that did not fit, the last one but for an earlier split's best.
 
         Raises:
             EkdError: there was such an evaluation; says what to do.
         """
-        if not self._stopped:
+        if Path(path).name != self._last:
             self._save(state, path)
             return
         if not Path(path).exists():  # else the step before was saved as it was

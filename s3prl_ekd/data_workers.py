@@ -73,16 +73,17 @@ _deaths = _Deaths()
 
 
 def unheard() -> AbstractContextManager[None]:
-    """A block in which the death of a data worker is not raised, but at its end, or in a block of :func:`heard`."""
-    return _deaths.unheard() if _in_main_thread() else nullcontext()
+    """A block in which the death of a data worker is raised only at its end, or in a :func:`heard` block inside it."""
+    return _deaths.unheard() if in_main_thread() else nullcontext()
 
 
 def heard() -> AbstractContextManager[None]:
     """A block in which it is raised at once, whatever surrounds it; first of all what was held back."""
-    return _deaths.heard() if _in_main_thread() else nullcontext()
+    return _deaths.heard() if in_main_thread() else nullcontext()
 
 
-def _in_main_thread() -> bool:
+def in_main_thread() -> bool:
+    """Whether this is the only thread that may say what a signal does."""
     return threading.current_thread() is threading.main_thread()
 
 
@@ -108,8 +109,9 @@ def killed_workers(error: BaseException | None) -> str:
 
 
 def forget() -> None:
-    """Of a process that is ending: hear no more of how its data workers end."""
-    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child
+    """Of a process that is ending: hear no more of how its data workers end; only the main thread has heard of it."""
+    if in_main_thread():
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # under SIG_IGN nobody could wait for a child
 
 
 @cache

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
 from collections.abc import Callable
 
-from s3prl_ekd.data_workers import end_children, killed_workers
+from s3prl_ekd.data_workers import end_children, in_main_thread, killed_workers
 from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, message, out_of_memory_line
 from s3prl_ekd.signals import Signals
 
@@ -31,7 +30,7 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
     Returns:
         The exit status: 0 done, 2 the user's mistake, 130 after SIGINT, 143 after SIGTERM.
     """
-    if threading.current_thread() is threading.main_thread():
+    if in_main_thread():
         signals.listen()
     try:
         return act() or 0
@@ -68,7 +67,7 @@ def _out_of_memory(error: Exception) -> str:
     if not isinstance(error, RuntimeError):
         return ""
     if is_out_of_memory(error):
-        return out_of_memory_line(error, "make room on this GPU, or set a smaller batch")
+        return out_of_memory_line(error)
     return killed_workers(error)
 
 

@@ -31,10 +31,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-def out_of_memory_line(error: Exception, advice: str) -> str:
+def out_of_memory_line(error: Exception) -> str:
     """What that error says, without the statistics of torch's allocator; then what to do."""
     reason = str(error).splitlines()[0].partition(". GPU ")[0].rstrip(".")
-    return f"{reason}; {advice} (docs/faq.md, Out of memory)"
+    return f"{reason}; make room on this GPU, or set a smaller batch (docs/faq.md, Out of memory)"
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def naming(where: str | Path) -> Iterator[None]:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """What goes wrong in the block lies in what it reads, which may be anybody's: a line that begins with ``what``."""
+    """Errors of the block, which reads a file of anybody's, become an EkdError that begins with ``what``."""
     try:
         yield
     except EkdError:
@@ -59,7 +59,7 @@ def reading(what: str) -> Iterator[None]:
 
 @contextmanager
 def writing(path: Path, part: Path | None = None) -> Iterator[None]:
-    """Errors of the block name ``path`` where they name its ``part``, or no file, as that of a full disk."""
+    """An OSError of the block names ``path`` where it names ``part``, or no file at all, as that of a full disk."""
     try:
         yield
     except OSError as error:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,6 +129,17 @@ def test_what_a_library_makes_of_a_signal_is_no_bug(kind: type[Exception], capfd
         carry_out(bug, Signals())
 
 
+def test_another_thread_says_what_went_wrong_as_well(capfd: pytest.CaptureFixture[str]) -> None:
+    """It may not say what a signal does, so that it hears of none."""
+
+    def act() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x.ckpt")
+
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(carry_out, act, Signals()).result() == 2
+    assert capfd.readouterr().err == "error: x.ckpt: No space left on device\n"
+
+
 @pytest.mark.parametrize(
     ("status", "hard", "leaves"),
     [(0, False, False), (1, False, False), (2, False, False), (130, False, True), (143, False, True),
@@ -198,6 +211,7 @@ def test_a_run_that_is_stopped_while_it_saves_ends_with_that_checkpoint(
 
 STUCK = """
 import os, signal, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from s3prl_ekd import cli
 from s3prl_ekd.bridge import interrupts, launch

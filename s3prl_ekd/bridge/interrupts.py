@@ -1,7 +1,8 @@
 """Ending a run: Ctrl-C, SIGTERM and user errors become one line on stderr and an exit status.
 
-Any other exception is a bug and keeps its traceback. Of the ranks of a distributed run only one speaks: the first to
-fail, or rank 0 on a signal; a rank whose peer has died waits for the launcher's signal.
+Any other exception is a bug and keeps its traceback, but what a library makes of a signal. Of the ranks of a
+distributed run only one speaks: the first to fail, or rank 0 on a signal; a rank whose peer has died waits for the
+launcher's signal.
 Statuses: 0 done, 1 a bug or a lost peer, 2 a user's error, 130 SIGINT, 143 SIGTERM.
 """
 
@@ -64,12 +65,14 @@ class Run:
             return 2, self._report(one_line(error), elsewhere=isinstance(error, PeerError))
         if isinstance(error, KeyboardInterrupt):
             return self._farewell()
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return 2, self._report(f"{error.filename or self.expdir}: {error.strerror}; what was saved is kept")
+        if isinstance(error, Exception) and self.signals.number:
+            return self._farewell()
         if isinstance(error, RuntimeError):
             ending = self._ending_of_runtime_error(error)
             if ending is not None:
                 return ending
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return 2, self._report(f"{error.filename or self.expdir}: {error.strerror}; what was saved is kept")
         if self.world.distributed and isinstance(error, Exception):
             return 1, traceback.format_exc()
         return None
@@ -84,7 +87,7 @@ class Run:
     def _ending_of_runtime_error(self, error: RuntimeError) -> tuple[int, str] | None:
         """Status and message of a full GPU, or of what a signal to other processes did; None for any other error."""
         if is_out_of_memory(error):
-            return 2, self._report(out_of_memory_line(error, "make room on this GPU, or set a smaller batch"))
+            return 2, self._report(out_of_memory_line(error))
         if self.signals.ended_workers(error):
             return self._farewell()
         killed = killed_workers(error)

@@ -14,10 +14,10 @@ from typing import Literal
 
 from packaging.requirements import Requirement
 
-from s3prl_ekd.compat.modules import s3prl_folder
+from s3prl_ekd.environment import version_of
 from s3prl_ekd.version import __version__
 
-PACKAGES = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
+ROWS = ("torch", "torchaudio", "transformers", "huggingface_hub", "s3prl")
 """Those with a row of their own."""
 
 
@@ -35,13 +35,11 @@ def software() -> list[Finding]:
     """Versions, and the readers of audio."""
     required = _required()
     rows = [Finding("python", "ok", platform.python_version()), Finding("s3prl-ekd", "ok", __version__)]
-    for name in PACKAGES:
+    for name in ROWS:
         if importlib.util.find_spec(name) is None:
             rows.append(_missing(name))
             continue
-        # pip may know a wheel of s3prl while a checkout on PYTHONPATH is what gets imported
-        file = s3prl_folder() / "version.txt" if name == "s3prl" else None
-        known = file.read_text().strip() if file and file.is_file() else _version(name)
+        known = version_of(name)
         found = Finding(name, "ok", known or "not installed by pip, found on the import path")
         rows.append(_outside(required.get(name), known) or found)
     rows += _others(required)
@@ -59,7 +57,7 @@ def _others(required: Mapping[str, Requirement]) -> list[Finding]:
     """What else setup.cfg requires: a row for all that is there as it should be, and one for each that is not."""
     if not required:
         return [Finding("other packages", "note", "not checked: s3prl-ekd is not installed by pip", "pip install .")]
-    others = {name: _version(name) for name in required if name not in PACKAGES}
+    others = {name: version_of(name) for name in required if name not in ROWS}
     rows = [_missing(name) if known is None else _outside(required[name], known) for name, known in others.items()]
     wrong = [row for row in rows if row is not None]
     if len(wrong) < len(others):
@@ -81,13 +79,6 @@ def _outside(wanted: Requirement | None, version: str | None) -> Finding | None:
     if wanted is None or version is None or wanted.specifier.contains(version, prereleases=True):
         return None
     return Finding(wanted.name, "note", f"{version}, not {wanted.specifier}", f"pip install {shlex.quote(str(wanted))}")
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _missing(distribution: str) -> Finding:

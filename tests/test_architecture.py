@@ -14,9 +14,9 @@ REPO = Path(__file__).resolve().parent.parent
 LAYERS = """
 errors version spelling source_names task_names kernels random_state shipped
 data_workers signals user_paths whole_file writable
-file_digest ending checked config_files environment variants audio device distributed torch_file metrics_file
+file_digest ending checked config_files variants audio device distributed torch_file metrics_file
 own_scripts file_lock shape console
-compat config corpora
+compat config corpora environment
 distill
 data model
 teachers

@@ -251,7 +251,7 @@ def _pretraining_sets(folder: Path, again: str) -> Finding:
 
 def _task_data(task: str, file: Path) -> Finding:
     """A task's YAML as run_downstream.py checks it before it trains (all folds of ER) and before it tests."""
-    from s3prl_ekd.bridge import taskdata
+    from s3prl_ekd.bridge import taskdata, taskkeys
     from s3prl_ekd.checked import read_yaml
     from s3prl_ekd.corpora.folds_file import read_folds
 
@@ -259,6 +259,8 @@ def _task_data(task: str, file: Path) -> Finding:
     try:
         apply_shims()
         config = read_yaml(file)
+        taskdata.check_sections(config, downstream, found)
+        taskkeys.check_ours(config, downstream, found)
         with tempfile.TemporaryDirectory() as scratch:
             args = argparse.Namespace(downstream=downstream, expdir=scratch, downstream_variant=None, local_rank=None)
 

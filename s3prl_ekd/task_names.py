@@ -23,3 +23,5 @@ FURTHER = {
 """Those that ``run_downstream.py`` runs besides, with a config of ours."""
 
 WITH_CONFIG = DOWNSTREAM | FURTHER
+CONFIGS = {downstream: f"downstream_configs/{task}.yaml" for task, downstream in WITH_CONFIG.items()}
+"""s3prl's -d -> our config of that task, among the files that ship."""

@@ -153,6 +153,23 @@ def test_each_fold_of_emotion_is_looked_at(tmp_path: Path) -> None:
     assert rows["sid"].state == "ok"
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("valid_ratio: 0.2", "valid_ratio: 2e-1", "valid_ratio: '2e-1' is text to YAML; write 2.0e-1"),
+        ("eval_batch_size:", "eval_batchsize:", "datarc.eval_batchsize: unknown key; did you mean eval_batch_size?"),
+    ],
+)
+def test_a_key_that_a_run_would_refuse_is_broken(tmp_path: Path, before: str, after: str, message: str) -> None:
+    prepared_data(tmp_path)
+    file = tmp_path / "data" / "er.yaml"
+    text = file.read_text()
+    assert before in text
+    file.write_text(text.replace(before, after))
+    (row,) = [row for row in doctor.prepared(tmp_path / "data") if row.what == "er"]
+    assert row.state == "broken" and row.found.endswith(message) and row.found.startswith(str(file))
+
+
 def test_every_required_package_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = (row for row in doctor.software() if row.what == "other packages")
     assert row.state == "ok"

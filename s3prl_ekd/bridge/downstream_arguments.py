@@ -22,7 +22,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.source_names import HF, is_pinned_form, split_hub_model
 from s3prl_ekd.spelling import did_you_mean
-from s3prl_ekd.task_names import WITH_CONFIG
+from s3prl_ekd.task_names import CONFIGS, WITH_CONFIG
 from s3prl_ekd.teachers import embedded
 from s3prl_ekd.teachers.hub import HUB
 from s3prl_ekd.teachers.names import model_path
@@ -31,8 +31,6 @@ from s3prl_ekd.variants import find_model_config
 if TYPE_CHECKING:
     import torch
 
-CONFIGS = {downstream: f"{task}.yaml" for task, downstream in WITH_CONFIG.items()}
-"""s3prl's -d -> our config of that task."""
 # Where s3prl's checkout keeps the same configs; the registry's wheel has none of them.
 S3PRL_CONFIGS = {
     "downstream/ctc/libriphone.yaml": "pr.yaml",
@@ -242,7 +240,7 @@ def find_task_config(value: str | None, task: str, s3prl: Path) -> str:
     folder = shipped("downstream_configs")
     name = str(Path(value or f"downstream/{task}/config.yaml"))
     if value is None and task in CONFIGS and not Path(name).is_file():
-        return str(folder / CONFIGS[task])
+        return str(shipped(CONFIGS[task]))
     if name in S3PRL_CONFIGS and not any((place / name).is_file() for place in (Path(), s3prl)):
         return str(folder / S3PRL_CONFIGS[name])
     return str(find_config("-c", name, (s3prl, folder, folder.parent)))
@@ -256,7 +254,5 @@ def check_world(args: Namespace) -> None:
     before = int(state.get("WorldSize", 1)) if state["Args"].local_rank is not None else 0
     now = ranks.downstream_size(args)
     if before != now:
-        words = {0: "without torchrun"}
-        old = words.get(before, f"on {before} processes")
-        new = words.get(now, f"on {now} processes")
+        old, new = (f"on {count} processes" if count else "without torchrun" for count in (before, now))
         raise EkdError(f"{args.init_ckpt}: trained {old}, cannot continue {new}")

@@ -25,8 +25,8 @@ from s3prl_ekd.compat.hub import register, upstream_names
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.shipped import shipped
 from s3prl_ekd.source_names import HF
+from s3prl_ekd.task_names import CONFIGS
 
 if TYPE_CHECKING:
     from s3prl_ekd.bridge.distorted_test import DistortedAudio
@@ -65,7 +65,7 @@ class DownstreamLaunch(ScriptLaunch):
     @property
     def is_ours(self) -> bool:
         """Whether a config of the task ships with this package."""
-        return self.args.downstream in downstream_arguments.CONFIGS
+        return self.args.downstream in CONFIGS
 
     def _parser_needs(self) -> dict[str, Any]:
         return {"hub": SimpleNamespace(**dict.fromkeys(sorted(upstream_names())))}  # -h lists them
@@ -175,10 +175,7 @@ class DownstreamLaunch(ScriptLaunch):
         downstream_arguments.import_expert(args.downstream, use_device(args.device))
         guard_s3prl()
         if self.is_ours:
-            known = read_yaml(shipped(f"downstream_configs/{downstream_arguments.CONFIGS[args.downstream]}"))
-            taskkeys.check_spelling(config, known, self.source)
-            taskkeys.check_kinds(config, known, args.downstream, self.source)
-            taskkeys.check_expert(config, args.downstream, self.source)
+            taskkeys.check_ours(config, args.downstream, self.source)
         taskdata.complete(args, config, source=self.source, s3prl=self.s3prl)
         taskkeys.check_cache(config, args.upstream_trainable, self.source)
         beside = args.past_exp is not None and Path(args.past_exp).parent.resolve() == Path(args.expdir).resolve()

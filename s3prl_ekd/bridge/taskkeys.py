@@ -17,9 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from s3prl_ekd.bridge.config_section import wrong_value
-from s3prl_ekd.checked import check_values, reads_as_text
+from s3prl_ekd.checked import check_values, read_yaml, reads_as_text
 from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.task_names import CONFIGS
 from s3prl_ekd.writable import absolute_folder
 
 
@@ -42,7 +44,7 @@ class Runner(BaseModel):
 
 
 RUNNER = tuple(name for name, field in Runner.model_fields.items() if field.is_required())
-# What is read beside the keys of our four configs: by the runner, and by us (cached_upstream.py, distorted_test.py)
+# What is read beside the keys of our configs: by the runner, and by us (cached_upstream.py, distorted_test.py)
 FURTHER = {
     "runner": ("fp16", "train_dataloader", "evaluate_ratio", "cache_states", "distortion"),
     "": ("scheduler", "specaug"),
@@ -88,6 +90,22 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
     float: ((int, float), "a number"),
     str: ((str,), "text"),
 }
+
+
+def check_ours(config: dict[str, Any], task: str, source: str) -> None:
+    """Check the config of a task of ours beside the one that ships: spelling, kinds, and that nothing is missing.
+
+    Args:
+        task: s3prl's name of it.
+        source: the config's file, for messages.
+
+    Raises:
+        EkdError: the first key that is wrong, and why.
+    """
+    known = read_yaml(shipped(CONFIGS[task]))
+    check_spelling(config, known, source)
+    check_kinds(config, known, task, source)
+    check_expert(config, task, source)
 
 
 def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None, begin: int = 0) -> None:

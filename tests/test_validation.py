@@ -139,17 +139,22 @@ def test_a_batch_without_readable_audio_does_not_keep_a_cache_from_being_full(la
     assert "the audio of 1 could not be read" in expert.valid_cache.progress()
 
 
-def test_teachers_of_repaired_held_out_audio_do_not_stay(lab: Path, tmp_path: Path) -> None:
-    expert = make_expert(lab, tmp_path / "cache", HELD_OUT)
+def test_teachers_of_repaired_held_out_audio_are_loaded_once_and_do_not_stay(lab: Path, tmp_path: Path) -> None:
+    alone = HELD_OUT | {"train_batch_size": 1}  # two batches ask for them
+    expert = make_expert(lab, tmp_path / "cache", alone)
     paths = expert.validation.table.paths
-    paths[2] += ".gone"
+    gone = {number: f"{paths[number]}.gone" for number in (2, 4)}
+    paths[2], paths[4] = gone[2], gone[4]
     save(expert, tmp_path / "run")
     train(expert, batches(expert, 1))
-    paths[2] = paths[2].removesuffix(".gone")
-    reading = make_expert(lab, tmp_path / "cache", HELD_OUT)
+    assert "the audio of 2 could not be read" in expert.valid_cache.progress()
+    paths[2], paths[4] = (path.removesuffix(".gone") for path in gone.values())
+    reading = make_expert(lab, tmp_path / "cache", alone)
     assert reading.valid_teachers.teachers is None
+    loads, load = [], reading.valid_teachers.load
+    reading.valid_teachers.load = lambda: (loads.append(1), load())[1]
     save(reading, tmp_path / "again")
-    assert "6 of 6" in reading.valid_cache.progress()
+    assert "6 of 6" in reading.valid_cache.progress() and len(loads) == 1
     assert reading.valid_teachers.teachers is None
 
 

@@ -30,6 +30,7 @@ class CheckpointValidation:
         heads: all of these.
         modules: what has another mode while training.
         device: where the ranks exchange their sums.
+        measured: called at the end of each pass over the held-out speech.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class CheckpointValidation:
         heads: Sequence[str],
         modules: Sequence[nn.Module],
         device: torch.device | str,
+        measured: Callable[[], None],
     ) -> None:
         self.validation, self.ranks, self.device = validation, validation.ranks, device
         self.tensorboard: tuple[Any, str] | None = None
         """The runner's writer and its prefix, once they are known."""
-        self._losses, self._heads, self._modules = losses, heads, modules
+        self._losses, self._heads, self._modules, self._measured = losses, heads, modules, measured
         self.lines = MetricsWriter(VALIDATION)
         self._best: BestCheckpoint | None = None  # known where the runner tells of saving
         self._seconds = 0.0
@@ -100,6 +102,7 @@ class CheckpointValidation:
             module.eval()
         with torch.no_grad():
             found = self.validation.measure(self._losses, self._heads, self.device)
+        self._measured()
         for module in self._modules:
             module.train()
         self._seconds += time.perf_counter() - begin

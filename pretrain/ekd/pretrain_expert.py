@@ -118,7 +118,7 @@ class UpstreamPretrainExpert(nn.Module):
         if self.validation is not None:
             modules = self.model, self.objective
             self.checkpoint_validation = CheckpointValidation(
-                self.validation, self._held_out_losses, self.objective.heads, modules, device
+                self.validation, self._held_out_losses, self.objective.heads, modules, device, self._release_teachers
             )
 
     def _read_data(self, data: DataConfig, checked: CheckedModel) -> None:
@@ -316,6 +316,11 @@ class UpstreamPretrainExpert(nn.Module):
         loss, heads = self._losses(batch, wave, self.model, self.valid_teachers, log=True)
         assert heads is not None  # asked for
         return loss, heads
+
+    def _release_teachers(self) -> None:
+        """At the end of a pass over held-out speech, those that were asked for what its cache lacked."""
+        if isinstance(self.valid_teachers, CachedTeachers):
+            self.valid_teachers.release()
 
     def _student_autocast(self, device: torch.device) -> Any:
         """bf16 where asked for or, under ``auto``, where the GPU has it; the runner's own fp16 goes first."""

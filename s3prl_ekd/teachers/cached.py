@@ -36,10 +36,10 @@ class CachedTeachers(nn.Module):
     What training sees is always what the cache holds, rounded to its precision, in the first epoch too. So a run
     that is killed while filling and resumed repeats itself bit for bit, whichever rows it finds stored.
 
-    A row is stored whole, so where only some of a cache's teachers are wanted nothing is, nor where a full cache can't
-    be written to: audio that became readable since it was filled has its targets computed in every epoch, rounded the
-    same way. Teachers that were loaded again for such audio stay to the end of the epoch, for held-out audio no longer
-    than there is something to store: all its passes are one epoch.
+    Rows are stored whole. Nothing is stored where the run wants only some of the cache's teachers, or where a full
+    cache is read-only: the targets of audio mended since are then computed each time, rounded as stored ones are, and
+    the teachers loaded for them stay for the run. Otherwise they are dropped at the end of the epoch or, of held-out
+    speech, of the pass over it (:meth:`release`).
 
     Args:
         plan: makes the ensemble again, should audio become readable that was not when its turn came.
@@ -62,10 +62,15 @@ class CachedTeachers(nn.Module):
         rows = self.fill(wave, batch)
         if rows is None:
             rows = batch.targets if batch.targets is not None else self.cache.read(batch.windows)
-        if self.teachers is not None and self.cache.complete and self.cache.stores and self._epoch != batch.epoch:
+        if not self.cache.held_out and self._epoch != batch.epoch:
+            self.release()
+        return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
+
+    def release(self) -> None:
+        """Drop the teachers where the cache has, or can take, every target that will be asked for."""
+        if self.teachers is not None and self.cache.complete and self.cache.stores and self.cache.writable():
             logger.info("[ekd] the target cache %s is complete: it needs no teachers any more", self.cache.place.path)
             self.teachers = None
-        return self.cache.wanted.unpack(rows.to(wave.device, non_blocking=True), wave.shape[1])
 
     def fill(self, wave: Tensor, batch: Batch) -> Tensor | None:
         """Store what a batch lacks; its rows (B, R) where it lacks something that this cache can't take, else None."""
@@ -77,8 +82,8 @@ class CachedTeachers(nn.Module):
         if self.teachers is None:
             logger.info("[ekd] audio became readable that has no targets yet: loading the teachers")
             self.teachers = self.load().to(wave.device)
-            self._epoch = None if self.cache.held_out else batch.epoch
-        # the whole batch, though some may be stored: results in the last bits depend on the batch's company
+            self._epoch = batch.epoch
+        # the whole batch, though some may be stored: the last bits of a result depend on the batch that it is in
         states = self.teachers(wave)
         if not self.cache.stores or not self.cache.writable():
             return self.cache.wanted.pack(states, wave.shape[1])

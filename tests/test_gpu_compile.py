@@ -75,7 +75,7 @@ def launch_all(dtype: torch.dtype, capability: int) -> None:
     triton_kernels.add_layer_norm(x, x, torch.zeros(width), torch.zeros(width), 1e-5)
     matrix = torch.zeros(2, 10, 512, dtype=dtype)
     wave, mean, shift = torch.zeros(2, 48_000), torch.zeros(2, 10), torch.zeros(2, 512)
-    triton_kernels.first_conv_gelu(wave, mean, matrix, shift, 9_599, 5, dtype)
+    triton_kernels.first_conv_gelu(wave, mean, matrix, shift, 9_599, 5)
     qkv = torch.zeros(2, frames, 3, 12, 64, dtype=dtype).permute(2, 0, 3, 1, 4)
     if dtype != torch.float32 and capability >= 80:  # arithmetic.gated_attention_kernel leaves the others to torch
         gated_attention(*qkv, torch.zeros(2, frames, 12, dtype=dtype).transpose(1, 2), torch.zeros(12, 2 * frames - 1))

@@ -42,7 +42,7 @@ def check(device: str) -> None:
             wave = torch.randn(2, stride * 150, device=device)
             mean, shift = 0.1 * torch.randn(2, kernel, device=device), torch.randn(2, channels, device=device)
             matrix = (torch.randn(2, kernel, channels, device=device) / 3).to(dtype)
-            ours = triton_kernels.first_conv_gelu(wave, mean, matrix, shift, 150, stride, dtype)
+            ours = triton_kernels.first_conv_gelu(wave, mean, matrix, shift, 150, stride)
             windows = F.pad(wave, (0, max(kernel - stride, 0))).unfold(1, kernel, stride)
             centred = (windows - mean.unsqueeze(1)).to(dtype).double()
             theirs = F.gelu(centred @ matrix.double() + shift.double().unsqueeze(1))

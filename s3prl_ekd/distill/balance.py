@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-# grad_outputs of this size keep fp16 gradients from vanishing; a power of two is taken out again without rounding
+# Losses times this keep fp16 gradients from vanishing; a power of two is divided out again without rounding
 _SCALE = 2.0**14
 
 

@@ -91,20 +91,19 @@ def l1_and_cosine(prediction: Tensor, target: Tensor, eps: float) -> tuple[Tenso
 class _L1AndCosine(torch.autograd.Function):
     """``mean |p - t|`` and ``cos(p, t)`` over the last dimension, with respect to p only.
 
-    Predictions and targets are the largest tensors of the objective, 0.5 GB each at the paper's batch. By plain
-    operators the two terms write nine of that size, kept until the backward pass; here it is one at a time, and none is
-    kept: p and t are, which are there anyway.
+    Predictions and targets are the largest tensors of the objective, 0.5 GB each at the paper's batch. Torch's own
+    operators would write nine tensors of that size for the two terms and keep them until the backward pass. This writes
+    one or two at a time and keeps only its inputs.
     """
 
     @staticmethod
     def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         kind = torch.promote_types(prediction.dtype, torch.float32)
-        if prediction.dtype == target.dtype != kind:
-            target = target.to(kind)  # otherwise each product below is computed in the wider of the two types
         lengths = [torch.linalg.vector_norm(x, dim=-1, dtype=kind).clamp(min=eps) for x in (prediction, target)]
-        product = torch.mul(prediction, target)
+        wide = _widened(target, prediction, kind)
+        product = torch.mul(prediction, wide)
         cosine = product.sum(-1) / (lengths[0] * lengths[1])
-        difference = torch.sub(prediction, target, out=product)
+        difference = torch.sub(prediction, wide, out=product)
         l1 = torch.linalg.vector_norm(difference, ord=1, dim=-1) / prediction.shape[-1]
         ctx.save_for_backward(prediction, target, *lengths, cosine)
         return l1, cosine
@@ -113,12 +112,18 @@ class _L1AndCosine(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_l1: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target, length, target_length, cosine = ctx.saved_tensors
+        target = _widened(target, prediction, length.dtype)
         # d cos / d p = (t / |t| - cos p / |p|) / |p|
         of_target = (grad_cosine / (length * target_length)).unsqueeze(-1)
         of_prediction = (-grad_cosine * cosine / length.square()).unsqueeze(-1)
         grad = torch.sub(prediction, target).sign_().mul_((grad_l1 / prediction.shape[-1]).unsqueeze(-1))
         grad.addcmul_(target, of_target).addcmul_(prediction, of_prediction)
         return grad.to(prediction.dtype), None, None
+
+
+def _widened(target: Tensor, prediction: Tensor, kind: torch.dtype) -> Tensor:
+    """``target`` in ``kind`` where both are halves, whose products torch would round to one; else as it is."""
+    return target.to(kind) if prediction.dtype == target.dtype else target
 
 
 def mean_over_heads(losses: dict[str, HeadLosses], cosine_weight: float) -> Tensor:

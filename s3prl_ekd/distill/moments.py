@@ -9,7 +9,7 @@ from s3prl_ekd.distributed import Share
 
 
 class RunningMoments(nn.Module):
-    """The mean (D,) of the frames so far and their number; their spread is a buffer of the class that has one."""
+    """Running mean (D,) and count of the frames; a subclass registers the buffer of their spread, (D,) or (D, D)."""
 
     mean: Tensor
     frames: Tensor

@@ -27,8 +27,8 @@ class PhiS(RunningMoments):
     scaled without rotation, then the rotation is computed once and nothing changes any more.
 
     Args:
-        width: D; a Hadamard matrix of that order must be known (192, 512, 640, 768, 1024 are, and
-            142 of the 256 multiples of 4 up to 1024).
+        width: D; a Hadamard matrix of that order must be known: 142 of the 256 multiples of 4 up to 1024 are, among
+            them 192, 512, 640, 768 and 1024.
         fit_batches: batches to fit on.
 
     Raises:

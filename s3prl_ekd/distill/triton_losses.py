@@ -30,7 +30,7 @@ class FusedL1AndCosine(torch.autograd.Function):
     def forward(ctx: Any, prediction: Tensor, target: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(prediction, target)
         ctx.eps = eps
-        l1, cosine = prediction.new_empty(2, *prediction.shape[:3], dtype=torch.float32).unbind()
+        l1, cosine = (prediction.new_empty(prediction.shape[:3], dtype=torch.float32) for _ in range(2))
         _launch(_terms, prediction, target, l1, cosine, eps)
         return l1, cosine
 
@@ -39,24 +39,23 @@ class FusedL1AndCosine(torch.autograd.Function):
     def backward(ctx: Any, grad_l1: Tensor, grad_cosine: Tensor) -> tuple[Tensor | None, ...]:
         prediction, target = ctx.saved_tensors
         grad = torch.empty_like(prediction)
-        _launch(
-            _gradient, prediction, target, grad_l1.contiguous(), grad_cosine.contiguous(), ctx.eps, grad,
-            *grad.stride()[:3],
-        )  # fmt: skip
+        _launch(_gradient, prediction, target, grad_l1.contiguous(), grad_cosine.contiguous(), ctx.eps, grad)
         return grad, None, None
 
 
 def _launch(
-    kernel: Any, prediction: Tensor, target: Tensor, of_l1: Tensor, of_cosine: Tensor, eps: float, *more: Any
-) -> None:
-    """One program a frame; ``of_l1``, ``of_cosine`` (B, n, T) contiguous."""
+    kernel: Any, prediction: Tensor, target: Tensor, of_l1: Tensor, of_cosine: Tensor, eps: float,
+    grad: Tensor | None = None,
+) -> None:  # fmt: skip
+    """One program a frame; ``of_l1``, ``of_cosine`` (B, n, T) contiguous; ``grad`` (B, n, T, W) is what is written."""
     _, heads, frames, width = prediction.shape
     assert prediction.stride(3) == target.stride(3) == 1
     block = triton.next_power_of_2(width)
     warps = min(8, max(1, block // 1024))  # one for a Base model: its sums then need no barrier
+    written = () if grad is None else (grad, *grad.stride()[:3])
     with torch.cuda.device_of(prediction):
         kernel[(of_l1.numel(),)](
-            prediction, target, of_l1, of_cosine, *more, *prediction.stride()[:3], *target.stride()[:3],
+            prediction, target, of_l1, of_cosine, *written, *prediction.stride()[:3], *target.stride()[:3],
             heads, frames, width, eps, BLOCK=block, num_warps=warps, **FUSED,
         )  # fmt: skip
 
@@ -73,7 +72,7 @@ def _read(P, T, clip, head, frame, p_clip, p_head, p_frame, t_clip, t_head, t_fr
     return p, t, p_length, t_length, tl.sum(p * t, 0) / (p_length * t_length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames"])  # every clip length would have kernels of its own, compiled in training
 def _terms(
     P, T, L1, COSINE, p_clip, p_head, p_frame, t_clip, t_head, t_frame, heads, frames, width, eps, BLOCK: tl.constexpr
 ):  # fmt: skip
@@ -86,7 +85,7 @@ def _terms(
     tl.store(COSINE + row, cosine)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames"])
 def _gradient(
     P, T, OF_L1, OF_COSINE, GRAD, g_clip, g_head, g_frame, p_clip, p_head, p_frame, t_clip, t_head, t_frame,
     heads, frames, width, eps, BLOCK: tl.constexpr,

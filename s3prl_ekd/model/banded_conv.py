@@ -72,7 +72,7 @@ class _BandedConv(torch.autograd.Function):
                 of_band = torch.bmm(seen.transpose(1, 2), asked)
             of_band = of_band.view(groups, FRAMES + taps - 1, channels, FRAMES, width // groups)
             summed = _diagonals(of_band, taps).sum(3, dtype=torch.promote_types(grad.dtype, torch.float32))
-            grad_weight = summed.permute(0, 3, 2, 1).reshape(weight.shape).to(weight.dtype)  # (G, k, C, C) before
+            grad_weight = summed.permute(0, 3, 2, 1).reshape(weight.shape).to(weight.dtype)  # summed: (G, k, C, C)
         return grad_x, grad_weight, None, None
 
 

@@ -34,14 +34,15 @@ def encode_clips(encoder: Encoder, wavs: Sequence[Tensor], states: Collection[in
     """
     _check(encoder, wavs)
     shape = encoder.shape
-    lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
     wave = pad_sequence(list(wavs), batch_first=True)
     if wave.shape[1] < shape.receptive_field:  # a clip below 25 ms still gets one frame
         wave = F.pad(wave, (0, shape.receptive_field - wave.shape[1]))
+    lengths = None
+    if any(len(wav) != wave.shape[1] for wav in wavs):  # else no wait for the device, which a copy to it is
+        lengths = torch.tensor([len(wav) for wav in wavs], device=wave.device)
     if shape.normalize:
         wave = normalize_wave(wave, lengths, shape.normalize_eps)
-    equal = all(len(wav) == wave.shape[1] for wav in wavs)  # Python numbers: no wait for the device
-    return encoder(wave, None if equal else lengths, states=states)
+    return encoder(wave, lengths, states=states)
 
 
 def _check(encoder: Any, wavs: Any) -> None:

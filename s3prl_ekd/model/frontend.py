@@ -81,7 +81,8 @@ class ConvFrontEnd(nn.Module):
             (w u - E[w u]) / sqrt(Var[w u] + eps) * gamma + beta = (a w) (u - m) + beta,  a = gamma / sqrt(w S w + eps)
 
         S is 10 x 10, in float64. What remains is one matrix product a clip, of centred windows: a constant offset in
-        the recording costs no precision. beta is one more row of the matrix, or two: what rounding leaves of it.
+        the recording costs no precision. Two more rows of the matrix, which meet ones in the
+        window, add beta: rounded to ``dtype``, and what that rounding left over.
         """
         conv, dtype = self.convs[0], compute_dtype(wave, self.convs[0].weight)
         kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -104,7 +105,7 @@ class ConvFrontEnd(nn.Module):
             kernels = fused_kernels(wave)
             if kernels is not None and kernel <= 16:
                 matrix, frames = scaled.transpose(1, 2).to(dtype), windows.shape[1]
-                return kernels.first_conv_gelu(wave, rounded[:, 0], matrix, shift[:, 0].float(), frames, stride, dtype)
+                return kernels.first_conv_gelu(wave, rounded[:, 0], matrix, shift[:, 0].float(), frames, stride)
             columns = -(-(kernel + 2) // _PAD) * _PAD  # rows of a length that matrix units read whole
             centred = torch.zeros(*windows.shape[:2], columns, dtype=dtype, device=wave.device)
             if wave.requires_grad:

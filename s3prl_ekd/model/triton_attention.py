@@ -15,7 +15,7 @@ from s3prl_ekd.kernels import FUSED
 
 def gated_attention(
     query: Tensor, key: Tensor, value: Tensor, gate: Tensor, by_distance: Tensor,
-    *, rows: int = 128, columns: int = 64, warps: int = 8, stages: int = 3,
+    *, rows: int = 128, columns: int = 64,
 ) -> Tensor:  # fmt: skip
     """``softmax(query key' / sqrt(d) + gate[b, h, q] * by_distance[h, T - 1 + k - q]) value``.
 
@@ -26,7 +26,6 @@ def gated_attention(
         gate: (B, H, T), any strides.
         by_distance: (H, 2T - 1).
         rows, columns: queries and keys of a tile, powers of two, at least 16.
-        warps, stages: of the kernel.
 
     Returns:
         (B, T, H d), contiguous.
@@ -43,7 +42,7 @@ def gated_attention(
             query, key, value, gate, by_distance, out,
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *gate.stride(),
             frames, heads, width**0.5, WIDTH=width, PADDED=padded, ROWS=rows, COLUMNS=columns,
-            PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=warps, num_stages=stages,
+            PRECISION="ieee" if query.dtype == torch.float32 else "tf32", num_warps=8, num_stages=3,
             **FUSED,
         )  # fmt: skip
     return out

@@ -45,29 +45,28 @@ def _add_layer_norm(X, Y, WEIGHT, BIAS, OUT, width, eps, BLOCK: tl.constexpr):
     tl.store(OUT + row + column, centred * scale * weight + bias, mask=inside)
 
 
-def first_conv_gelu(
-    wave: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, frames: int, stride: int, dtype: torch.dtype
-) -> Tensor:
+def first_conv_gelu(wave: Tensor, mean: Tensor, matrix: Tensor, shift: Tensor, frames: int, stride: int) -> Tensor:
     """``gelu((window - mean) matrix + shift)`` of a clip's every window, written once: the largest tensor of a model.
 
     Args:
         wave: (B, N) fp32.
         mean: (B, k) fp32, of the windows.
-        matrix: (B, k, C) of ``dtype``, each clip's own; k at most 16.
+        matrix: (B, k, C) of any dtype, each clip's own; k at most 16.
         shift: (B, C) fp32.
         frames: windows a clip; the last one may reach over the clip's end, where zeros are read.
 
     Returns:
-        (B, frames, C) of ``dtype``.
+        (B, frames, C) of the matrix's dtype.
     """
     batch, kernel, channels = matrix.shape
-    out = torch.empty(batch, frames, channels, dtype=dtype, device=wave.device)
+    out = matrix.new_empty(batch, frames, channels)
     rows, columns = 64, min(128, triton.next_power_of_2(channels))
     grid = (triton.cdiv(frames, rows), triton.cdiv(channels, columns), batch)
     with torch.cuda.device_of(wave):
         _first_conv_gelu[grid](
             wave.contiguous(), mean, matrix.contiguous(), shift, out, wave.shape[1], frames, channels, kernel, stride,
-            ROWS=rows, COLUMNS=columns, PRECISION="ieee" if dtype == torch.float32 else "tf32", num_warps=8, **FUSED,
+            ROWS=rows, COLUMNS=columns, PRECISION="ieee" if matrix.dtype == torch.float32 else "tf32", num_warps=8,
+            **FUSED,
         )  # fmt: skip
     return out
 

@@ -93,7 +93,7 @@ _built: dict[str, S3prlUpstream] = {}  # by source, until they are taken
 
 
 def take_upstream(source: str, where: str = "source") -> S3prlUpstream:
-    """:func:`built_upstream`, which is not kept any longer: it is the caller's to move to a GPU and to drop."""
+    """:func:`built_upstream`, handed over: it is not kept, and the caller may move it to a GPU and drop it."""
     upstream = built_upstream(source, where)
     del _built[source]
     return upstream

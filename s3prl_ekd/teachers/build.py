@@ -150,7 +150,7 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
 
 def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, key: str) -> TeacherSource:
     """What a teacher is, of which a student of this shape can learn all that is asked for; ``key``: of the teacher."""
-    if hasattr(nn.ModuleDict(), teacher.name):  # an instance has more words than its class
+    if hasattr(nn.ModuleDict(), teacher.name):  # of an instance: __init__ sets `training`
         raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
     if "bias" in teacher.name:  # s3prl's optimizers go by the names of weights
         raise EkdError(

@@ -65,9 +65,7 @@ class FrozenTeachers(nn.Module):
                 module.frozen = True
         for name, encoder in self.encoders.items() if tap == "ffn" else ():
             if not isinstance(encoder, Encoder):
-                raise EkdError(
-                    f"config_model.yaml: ekd.targets.tap: ffn cannot look into s3prl's upstream behind {name!r}"
-                )
+                raise EkdError(f"ekd.targets.tap: ffn cannot look into s3prl's upstream behind {name!r}")
             if 0 in self.wanted[name]:
                 raise EkdError(f"ekd.targets.tap: ffn has no state 0, which teacher {name!r} is asked for")
             for layer in self.wanted[name]:

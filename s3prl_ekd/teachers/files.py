@@ -33,7 +33,7 @@ EXTRACTORS = ("processor_config.json", "preprocessor_config.json")
 keeps it inside the processor's file where a model has a processor."""
 _INDEX = ".index.json"
 WEIGHTS = tuple(name + end for name in ("model.safetensors", "pytorch_model.bin") for end in ("", _INDEX))
-"""Where it keeps its weights, whole or the list of its shards, in transformers' order."""
+"""Where a transformers folder keeps its weights: whole, or the list of its shards; in transformers' order."""
 
 _GZIP = b"\x1f\x8b"
 _LFS_POINTER = b"version https://git-lfs"

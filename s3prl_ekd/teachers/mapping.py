@@ -202,7 +202,7 @@ def _split_qkv(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             split[name] = tensor
         else:
             for part, values in zip("qkv", tensor.chunk(3), strict=True):
-                split[f"{match[1]}.{part}.{match[2]}"] = values.clone()
+                split[f"{match[1]}.{part}.{match[2]}"] = values
     return split
 
 

@@ -64,7 +64,8 @@ def check_source(source: str, where: str = "source") -> None:
 def model_path(source: str, base: Path = Path()) -> Path | None:
     """The file or folder that a source is, looked for from ``base``; None where there is none.
 
-    A folder that has no more of a model than a hub name is none: results are called after their teacher.
+    A folder with the name of a hub model counts only if it holds a config.json: result folders are often named after
+    their teacher.
     """
     path = base / expanded(source)
     if source in HUB and path.is_dir() and not (path / "config.json").is_file():

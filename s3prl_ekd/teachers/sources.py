@@ -15,7 +15,7 @@ from typing import Literal
 from torch import Tensor
 
 from s3prl_ekd.compat import hub
-from s3prl_ekd.errors import EkdError, naming
+from s3prl_ekd.errors import EkdError, naming, reading
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
@@ -149,22 +149,14 @@ def weights_path(teacher: TeacherSource, where: str, download: bool = True) -> P
 
 
 def _describe_path(source: str, path: Path, where: str) -> TeacherSource:
-    with naming(where):
-        return _described(source, path)
-
-
-def _described(source: str, path: Path) -> TeacherSource:
-    try:
+    # e.g. a width that its heads do not divide, unequal lists of convolutions
+    with naming(where), reading(f"the configuration in {path} describes no encoder"):
         if path.is_dir():
             config = read_json(path / "config.json")
             described = shapes.from_transformers(config, path / "config.json", extractor_normalizes(path))
             return TeacherSource(source, "transformers", *described, path)
         kind, family, shape, _ = kind_of_file(read_teacher_file(path, mmap=True), path)
-    except EkdError:
-        raise
-    except (TypeError, ValueError) as error:  # e.g. a width that its heads do not divide, unequal conv lists
-        raise EkdError(f"the configuration in {path} describes no encoder ({error})") from error
-    return TeacherSource(source, kind, family, shape, path)
+        return TeacherSource(source, kind, family, shape, path)
 
 
 def _load_path(teacher: TeacherSource, path: Path) -> Encoder:

@@ -35,7 +35,7 @@ def clips(count: int, seconds: float, device: str) -> list[torch.Tensor]:
 
 def synchronize(device: str) -> None:
     if device.startswith("cuda"):
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -81,13 +81,12 @@ def matmul_ceiling(device: str, dtype: torch.dtype) -> float:
 
 def machine(device: str) -> dict[str, Any]:
     """Where the numbers come from."""
-    info: dict[str, Any] = {
+    return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu",
         "load_average": _load(),
     }
-    return info
 
 
 def children_seconds() -> float:

@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
-import platform
 import statistics
 import tempfile
 import time
@@ -102,18 +100,6 @@ def loader_speed(table: LengthTable, distorter: Distorter | None, workers: int) 
     return {"clock": statistics.median(rates[1:]), "processor": workers * total / (common.children_seconds() - used)}
 
 
-def machine() -> dict[str, object]:
-    """Where and with what it ran, and how busy the machine was with other work."""
-    model = [line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-    return {
-        "cpu": model[0] if model else platform.processor(),
-        "cores": os.cpu_count(),
-        "load_average_before": [round(value, 2) for value in os.getloadavg()],
-        **versions("scipy", "soundfile"),
-        "libsndfile": soundfile.__libsndfile_version__,
-    }
-
-
 def measure(seconds: float, noise: str | None = None, rooms: str | None = None) -> dict[str, dict[str, float]]:
     """Audio seconds per second of every case; ``noise`` and ``rooms`` are folders or tables, made here if None."""
     figures: dict[str, dict[str, float]] = {}
@@ -179,16 +165,14 @@ def main() -> None:
     parser.add_argument("--rooms", help="folder or table of room responses")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    result: dict[str, object] = {"machine": machine(), "clip_seconds": arguments.seconds}
     figures = measure(arguments.seconds, arguments.noise, arguments.rooms)
-    result["audio_seconds_per_second"] = figures
-    print(json.dumps(result["machine"]))
+    libraries = versions("scipy", "soundfile") | {"libsndfile": soundfile.__libsndfile_version__}
+    result = {"clip_seconds": arguments.seconds, "audio_seconds_per_second": figures, "libraries": libraries}
+    print(json.dumps(common.save(result, arguments.json, "cpu", "benchmarks.distort")["machine"]))
     for name, figure in figures.items():
         print(
             f"{name:36s} {figure['clock']:8,.0f} x real time by the clock {figure['processor']:8,.0f} by the processor"
         )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -155,5 +155,5 @@ def _many(work: Callable[[], Tensor]) -> Callable[[], None]:
 
 
 def _relative(ours: Tensor, exact: Tensor) -> float:
-    """Of the first clip."""
+    """Relative error (L2) of the first clip."""
     return float((ours[:1].double() - exact).norm() / exact.norm())

@@ -36,5 +36,5 @@ def _peak(side: str, options: dict[str, Any]) -> float:
         work = step.s3prl_way(options["size"], clips, device)
     work(), work()
     if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**30
+        return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # kibibytes on Linux

@@ -1,4 +1,4 @@
-"""The optimizer's step on the default student and its heads: s3prl's AdamW_with_schedule, and without its questions."""
+"""The optimizer's step on the default student and its heads: s3prl's AdamW_with_schedule, and ours (adamw.py)."""
 
 from __future__ import annotations
 

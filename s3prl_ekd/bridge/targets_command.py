@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
+    arguments.hide_gpu(args.device or "")  # else batches would be put into its pinned memory
     arguments.check_override(args.override, args, ELSEWHERE)
     args.upstream_config = str(pretrain_configs.find("-g", args.upstream_config))
     args.config = str(pretrain_configs.find("-c", args.config))

@@ -1,7 +1,7 @@
 """Finding and reading audio: any format libsndfile knows (FLAC, WAV, Ogg/Opus, MP3), as 16 kHz mono float32.
 
-Everything in the project that opens an audio file for training goes through here; s3prl's own datasets read through
-``torchaudio.load``, which the bridge points at the same reader where torchaudio has none of its own.
+Everything in the project that opens an audio file for training goes through here. s3prl's own datasets read through
+``torchaudio.load``; where torchaudio cannot read, ``compat/torchaudio_io.py`` takes its place.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 from s3prl_ekd.own_scripts import own_command
-from s3prl_ekd.whole_file import whole_file, write_whole
+from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import empty_folder, make_writable
 
 MARKER = ".s3prl-ekd-demo.json"
@@ -176,8 +176,7 @@ class Demo:
         self.console.print(f"[bold cyan]$ {escape(shlex.join(command))}[/]", highlight=False, soft_wrap=True)
 
     def _save(self) -> None:
-        with whole_file(self.out / MARKER) as partial:
-            partial.write_text(json.dumps(self.marker))
+        write_whole(self.out / MARKER, json.dumps(self.marker))
 
 
 def _read_marker(file: Path) -> dict[str, Any]:

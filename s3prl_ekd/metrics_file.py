@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 
 METRICS, VALIDATION = "metrics.jsonl", "validation.jsonl"
 logger = logging.getLogger(__name__)
@@ -95,5 +95,4 @@ def forget_from(path: Path, step: int) -> None:
         with open(path, "a") as file:
             file.write("\n")  # not behind half a line
         return
-    with whole_file(path) as partial:
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -138,9 +138,9 @@ def leave(status: int, seconds: float = 5.0, hard: bool = False) -> int:
     """Return ``status``; after a signal, end the process instead, with at most ``seconds`` for what runs at exit.
 
     A signal can hit tensorboardX while it holds its queue; its cleanup at exit then waits for ever for a thread that
-    never hears of the end. Or it finds closed what a slow disk has let :meth:`EventFiles.close` close only now: of what
-    fails here nothing is said, the line on the signal stands. ``hard`` ends the process after errors too: threads of a
-    process group wait for peers.
+    never hears of the end. Or it meets a writer that :meth:`EventFiles.close`, slowed by a disk, has just closed. What
+    fails here is not reported: the line on the signal is enough. ``hard`` ends the process after errors too: threads of
+    a process group wait for peers.
     """
     if status > 2 or (hard and status):
         if status > 2:

@@ -94,8 +94,8 @@ def write_torch_file(content: Mapping[str, Any], stream: BinaryIO) -> None:
     """``torch.save``; a signal that comes meanwhile is raised when it is written.
 
     Raises:
-        OSError: the disk is full, or what else keeps the stream from being written; a RuntimeError of torch's with it
-            as its context where that comes up again as torch closes the archive.
+        OSError: the stream cannot be written, as on a full disk.
+        RuntimeError: the same, where torch fails once more as it closes the archive; the OSError is its context.
     """
     with uninterrupted():
         torch.save(content, stream)

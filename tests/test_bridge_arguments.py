@@ -120,6 +120,15 @@ def test_an_empty_argument_is_a_mistake() -> None:
         arguments.check_empty(args, {"seed", "expname"})
 
 
+def test_a_home_that_the_shell_leaves_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    args = Namespace(expdir="~/exp/", past_exp=None, init_ckpt="a/~b", config="~/x.yaml")
+    arguments.expand_home(args)
+    assert args == Namespace(expdir="/home/me/exp/", past_exp=None, init_ckpt="a/~b", config="~/x.yaml")
+    arguments.expand_home(pretraining := Namespace(expdir=None))
+    assert pretraining == Namespace(expdir=None)
+
+
 GIVEN = [["-e", "a/b"], ["-ea/b"], ["-e=a/b"], ["--past_exp", "a/b"], ["--past=a/b"], ["--p", "a/b"]]
 
 

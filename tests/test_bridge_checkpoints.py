@@ -175,7 +175,7 @@ def test_the_scaler_takes_up_a_waiting_state(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.amp.GradScaler, "load_state_dict", lambda self, given: taken.append(given))
     scaler.load_state_on_create({"scale": 4.0})
     made = scaler.TrackedGradScaler()
-    assert scaler.current_scaler() is made and taken == [{"scale": 4.0}]
+    assert scaler._current is not None and scaler._current() is made and taken == [{"scale": 4.0}]
     scaler.TrackedGradScaler()
     assert len(taken) == 1
     del made

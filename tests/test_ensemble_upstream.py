@@ -118,7 +118,7 @@ def test_every_mistake_of_the_list_is_one_line(folder: Path) -> None:
 def test_models_of_unlike_depth_are_refused(folder: Path) -> None:
     deep = write_transformers(random_encoder(TINY.with_(layers=3), seed=0), folder / "deep")
     file = write_list(folder / "unlike.yaml", {"ckpt": "run1"}, {"teacher": str(deep)})
-    with pytest.raises(EkdError, match=rf"{file}: \[1\]: layers 3, of \[0\] 2; side by side need equal$"):
+    with pytest.raises(EkdError, match=rf"{file}: \[1\]: layers 3, but 2 of \[0\]; they must be equal$"):
         UpstreamExpert(str(file))
     (folder / "notes.ckpt").write_text("no checkpoint")
     with pytest.raises(EkdError, match=rf"{file}: \[0\]: .*notes.ckpt: cannot be read"):

@@ -38,7 +38,7 @@ class BestCheckpoint:
                 self.loss = losses.get(checkpoints.read(self.file, mmap=True).get("Step"), math.inf)
         except FileNotFoundError:  # nothing was validated yet
             return
-        except (EkdError, UnicodeDecodeError) as error:
+        except EkdError as error:
             logger.warning("[ekd] %s: the best so far is not known (%s)", self.file, error)
             return
         self.offer(checkpoint, losses.get(step, math.inf))  # a stop may have come just before it

@@ -118,7 +118,7 @@ def take_local_rank(argv: list[str]) -> tuple[list[str], int | None]:
 
 
 def hide_gpu(device: str) -> None:
-    """Under ``--device cpu`` make torch see no GPU: with one, s3prl's evaluation enters ``torch.cuda.device("cpu")``.
+    """Under ``--device cpu`` make torch see no GPU: where it sees one, reading random states starts CUDA on it.
 
     To be called before torch asks the driver for GPUs, which it does once.
     """
@@ -135,6 +135,14 @@ def check_empty(args: Namespace, explicit: Iterable[str]) -> None:
     for name in sorted(explicit):
         if getattr(args, name) == "":
             raise EkdError(f"--{name}: is empty")
+
+
+def expand_home(args: Namespace) -> None:
+    """Put the user's home for ``~`` into paths that s3prl opens as they are; a shell leaves it in ``--expdir=~/x``."""
+    for name in {"expdir", "past_exp", "init_ckpt"} & set(vars(args)):
+        value = getattr(args, name)
+        if value is not None:
+            setattr(args, name, os.path.expanduser(value))
 
 
 def check_seed(seed: object) -> None:

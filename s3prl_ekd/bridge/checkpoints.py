@@ -82,7 +82,7 @@ def _named(folder: Path) -> list[Path]:
 
 
 def _step(path: Path) -> float:
-    """The step of a runner's checkpoint; of one that must be read for it and cannot be, such that it goes last."""
+    """The step of a runner's checkpoint; infinity, so that it is deleted last, where it must be read and cannot be."""
     named = _NAMED.fullmatch(path.name)
     try:
         return int(named[2] if named and not named[1] else read(path, mmap=True).get("Step") or 0)
@@ -115,14 +115,14 @@ def read(path: str | Path, mmap: bool = False) -> dict[str, Any]:
     return read_torch_file(path, mmap, admitted=())
 
 
-def read_runner(path: str | Path, keys: tuple[str, ...], what: str, mmap: bool = False) -> dict[str, Any]:
-    """:func:`read`, and check that the runner's own ``keys`` are there.
+def read_runner(path: str | Path, keys: tuple[str, ...], what: str) -> dict[str, Any]:
+    """:func:`read`, its tensors left on disk, and check that the runner's own ``keys`` are there.
 
     Raises:
         EkdError: also where a key is missing, or arguments or configuration are none; the message says which and what
             kind was expected (``what``).
     """
-    state = read(path, mmap)
+    state = read(path, mmap=True)
     for key in keys:
         if key not in state:
             raise EkdError(f"{path}: not a checkpoint of {what}: it has no {key!r}")
@@ -200,20 +200,19 @@ def check_last(path: Path, check: Callable[[Path], dict[str, Any]]) -> None:
         )
 
 
-def check_folder(path: Path, expdir: str | None, flag: str, explicit: set[str]) -> None:
+def check_folder(path: Path, expdir: str, flag: str) -> None:
     """A run goes on in its checkpoint's own folder, whatever ``-p`` or ``-n`` say.
 
     Args:
         path: the checkpoint.
         expdir: the folder that they name.
         flag: the one that was given, for the message.
-        explicit: destinations that the command line gave itself.
 
     Raises:
         EkdError: they name another one.
     """
-    if expdir is None or not explicit & {"expdir", "expname"} or Path(expdir).resolve() == path.parent.resolve():
-        return
-    raise EkdError(
-        f"{flag}: {expdir} is not the folder of {path}, where the run goes on; leave {flag} out, or copy the checkpoint"
-    )
+    if Path(expdir).resolve() != path.parent.resolve():
+        raise EkdError(
+            f"{flag}: {expdir} is not the folder of {path}, where the run goes on; leave {flag} out, or copy the "
+            "checkpoint"
+        )

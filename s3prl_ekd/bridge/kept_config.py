@@ -18,11 +18,11 @@ from s3prl_ekd.user_paths import expanded
 def difference(
     option: str, read: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any]]], override: str | None = None
 ) -> list[str]:
-    """An option that is not read, with the keys in which it differs; nothing where it says what is kept.
+    """``["-c FILE (differs in KEYS)"]`` where a file that is not read says otherwise than the checkpoint; else ``[]``.
 
     Args:
         option: ``-c FILE`` or ``-g FILE``.
-        read: what it names, and the same part of the checkpoint; an EkdError means that it cannot be read.
+        read: what it names, and the same part of the checkpoint; where it raises EkdError, the result is ``[option]``.
         override: ``-o``, which acts on what is kept: its keys are not named.
     """
     try:

@@ -114,11 +114,11 @@ class PretrainLaunch(ScriptLaunch):
         return pretrain_runner.runner_class(original, self.world, self._begin)
 
     def _begin(self, runner: Any) -> None:
-        """The last before training, where the runner has built the task's expert."""
+        """Called right before training, once the runner has built the task's expert."""
         if not self.is_ours:
             return
         expert = runner.upstream
-        # of what has moved the expert has seen that it is the same
+        # the expert has checked that files which have moved are the same ones
         if self.world.is_rank_zero and (self.before is None or self.followed):
             pretrain_configs.write_sources(Path(self.args.expdir, "config_model.yaml"), expert.config)
         pretrain_configs.check_epochs(self.config, len(expert.loader.dataset), self.source)
@@ -182,7 +182,7 @@ class PretrainLaunch(ScriptLaunch):
                 return read_yaml(file), kept if isinstance(kept, dict) else {}
             given = load_model_config(file)
             pretrain_configs.keep_commits(given, state["Upstream_Config"])
-            # where files lie, is read
+            # of -g, only where files lie is read
             return given.model_dump(mode="json"), pretrain_configs.follow_files(state["Upstream_Config"], given)
 
         return said + kept_config.difference(f"-g {self.args.upstream_config}", read)

@@ -5,12 +5,13 @@ What it reads of its module's namespace is replaced in ``pretrain_launch.py``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.bridge import optimizers
-from s3prl_ekd.bridge.ranks import World, mute
+from s3prl_ekd.bridge.ranks import World
 from s3prl_ekd.errors import EkdError
 
 
@@ -53,8 +54,32 @@ def share_work(runner: Any, world: World) -> None:
     """Stand-ins for what the module of the runner does in every rank, but only one may do, or none."""
     runner.torch.cuda.empty_cache = _out_of_memory
     if not world.is_rank_zero:
-        mute(runner)
+        _mute(runner)
         runner.torch.save = runner.os.remove = lambda *args, **kwargs: None
+
+
+class _NoWriter:
+    """tensorboardX's SummaryWriter for the ranks that write nothing."""
+
+    def __init__(self, logdir: str) -> None:
+        self.logdir = logdir
+
+    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _mute(runner: Any) -> None:
+    """Take tensorboard and the progress bars from s3prl's pretraining runner; it counts its steps in a bar."""
+    make_bar, nowhere = runner.tqdm, open(os.devnull, "w")
+
+    def tqdm(*args: Any, **kwargs: Any) -> Any:
+        return make_bar(*args, **{**kwargs, "file": nowhere})
+
+    tqdm.write = make_bar.write  # type: ignore[attr-defined]
+    runner.tqdm, runner.SummaryWriter = tqdm, _NoWriter
 
 
 def _out_of_memory() -> None:

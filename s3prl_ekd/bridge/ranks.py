@@ -222,30 +222,6 @@ def lost_peer(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or any(word in str(error) for word in words)
 
 
-class NoWriter:
-    """tensorboardX's SummaryWriter for the ranks that write nothing."""
-
-    def __init__(self, logdir: str) -> None:
-        self.logdir = logdir
-
-    def add_scalar(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-def mute(runner: Any) -> None:
-    """Take tensorboard and the progress bars from s3prl's pretraining runner; it counts its steps in a bar."""
-    make_bar, nowhere = runner.tqdm, open(os.devnull, "w")
-
-    def tqdm(*args: Any, **kwargs: Any) -> Any:
-        return make_bar(*args, **{**kwargs, "file": nowhere})
-
-    tqdm.write = make_bar.write  # type: ignore[attr-defined]
-    runner.tqdm, runner.SummaryWriter = tqdm, NoWriter
-
-
 def downstream_size(args: Namespace) -> int:
     """Processes of a distributed downstream run, as s3prl's script takes it; 0 of one without torchrun."""
     return _number("WORLD_SIZE", 1) if args.local_rank is not None else 0

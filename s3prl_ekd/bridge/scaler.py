@@ -30,14 +30,9 @@ class TrackedGradScaler(torch.amp.GradScaler):
         _pending = None
 
 
-def current_scaler() -> TrackedGradScaler | None:
-    """The newest scaler that is still in use, or None (no fp16, or not started through our launcher)."""
-    return _current() if _current is not None else None
-
-
 def scaler_state() -> dict[str, Any] | None:
-    """Its ``state_dict()``, for :func:`load_state_on_create`; None where there is none."""
-    scaler = current_scaler()
+    """The ``state_dict()`` of the newest scaler in use; None without one (no fp16, or not through our launcher)."""
+    scaler = None if _current is None else _current()
     return None if scaler is None else scaler.state_dict()
 
 

@@ -69,7 +69,7 @@ class ScriptLaunch(ABC):
         self.s3prl = s3prl_folder()
         self.keeper = checkpoints.AtomicCheckpoints()
         self.folder: ExperimentFolder | None = None  # of a new run
-        self.lock: BinaryIO | None = None  # of that folder
+        self.lock: BinaryIO | None = None  # of the folder that is trained in
         self.args = Namespace()
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
@@ -208,6 +208,7 @@ class ScriptLaunch(ABC):
             self.current.argv.append("-a")
         arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
+        arguments.expand_home(args)
         arguments.check_override(args.override, args, self._elsewhere(args))
         if args.expdir is None and args.expname is not None:
             args.expdir = f"{self.results}/{args.expname}"
@@ -253,16 +254,17 @@ class ScriptLaunch(ABC):
             args.expdir, args.auto_resume, args.past_exp, self._read_runner, self.empty_folder_hint
         )
         self.world.agree("checkpoint to continue from", "" if found is None else str(found))
-        if found is not None:
-            if self.trains:
-                flag = "-p" if "expdir" in self.explicit else "-n"
-                checkpoints.check_folder(found, args.expdir, flag, self.explicit)
-            if args.past_exp is not None and found == Path(args.past_exp) and self.trains:
+        if found is None:
+            return None
+        if self.trains:
+            if self.names_folder:
+                checkpoints.check_folder(found, args.expdir, "-p" if "expdir" in self.explicit else "-n")
+            if args.past_exp is not None and found == Path(args.past_exp):
                 checkpoints.check_last(found, self._read_runner)
                 # to be continued from what comes after it
                 self.current.argv = arguments.with_value(self.current.argv, "-e", "--past_exp", str(found.parent))
-            args.past_exp, args.auto_resume = str(found), False
-            self._lock(found.parent)
+        args.past_exp, args.auto_resume = str(found), False
+        self._lock(found.parent)
         return found
 
     def _make_folder(self) -> None:
@@ -284,7 +286,7 @@ class ScriptLaunch(ABC):
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         """A checkpoint of the script's runner, its tensors left on disk."""
-        return checkpoints.read_runner(path, self.checkpoint_keys, self.runner_name, mmap=True)
+        return checkpoints.read_runner(path, self.checkpoint_keys, self.runner_name)
 
     @abstractmethod
     def _find_config(self, args: Namespace) -> str:
@@ -318,14 +320,15 @@ class ScriptLaunch(ABC):
 
     def _load_resumed(self, path: str, **kwargs: Any) -> dict[str, Any]:
         """What the script reads on resuming; the script then lets nearly every argument of the checkpoint win."""
-        state = checkpoints.read(path)
+        state = checkpoints.read(path, mmap=True)
         self.before, self.step = copy.deepcopy(state["Config"]), int(state.get("Step") or 0)
         saved: Namespace = state["Args"]
         # where the run lies now; a test writes its predictions into the folder that it names
         saved.expdir = self.args.expdir if self.names_folder and not self.trains else str(Path(path).parent)
         saved.past_exp, saved.auto_resume = self.args.past_exp, self.args.auto_resume
         self._correct_saved(saved)
-        return state
+        # no more than the script uses of it: it keeps them as long as it trains
+        return {key: state[key] for key in ("Args", "Config", "WorldSize") if key in state}
 
     @abstractmethod
     def _correct_saved(self, saved: Namespace) -> None:

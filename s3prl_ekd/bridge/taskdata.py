@@ -1,4 +1,4 @@
-"""The configs of the four tasks before s3prl's experts read them: shipped files filled in, missing data named.
+"""The configs of PR, SID, ER and ASR before s3prl's experts read them: shipped files filled in, missing data named.
 
 Each check answers one bare assertion, KeyError or IndexError of s3prl's datasets with a line that names the key and the
 value. SUPERB's other tasks are in ``taskdata_superb.py``; what is in neither passes unchanged.
@@ -66,16 +66,17 @@ def complete(args: Namespace, config: dict[str, Any], source: str, s3prl: Path) 
     if args.mode == "evaluate" and known is not None and args.evaluate_split not in known:
         raise EkdError(f"-t {args.evaluate_split}: {args.downstream} knows the splits {', '.join(known)}")
     expert = Section(source, config["downstream_expert"], "downstream_expert", s3prl)
+    used = _used(args, config, known or ())
     if args.downstream == "ctc":
-        _phones(expert, _used(args, config, known or ()))
+        _phones(expert, used)
     elif args.downstream == "voxceleb1":
         _speakers(args, expert)
     elif args.downstream == "emotion":
         _emotion(args, expert)
     elif args.downstream == "asr":
-        _speech(expert, () if args.mode == "inference" else _used(args, config, known or ()))
+        _speech(expert, () if args.mode == "inference" else used)
     elif args.downstream in taskdata_superb.SPLITS:
-        taskdata_superb.complete(args, expert, _used(args, config, known or ()))
+        taskdata_superb.complete(args, expert, used)
 
 
 def _used(args: Namespace, config: dict[str, Any], known: Iterable[str]) -> list[str]:

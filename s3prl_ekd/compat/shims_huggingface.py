@@ -13,7 +13,7 @@ def apply_hf_folder() -> None:
     import huggingface_hub
 
     class HfFolder:
-        """The three calls of the old token store, over today's functions."""
+        """The two calls of the old token store that s3prl makes, over today's functions."""
 
         @staticmethod
         def get_token() -> str | None:
@@ -23,10 +23,6 @@ def apply_hf_folder() -> None:
         def save_token(token: str | None) -> None:
             if token and token != huggingface_hub.get_token():
                 huggingface_hub.login(token=token)
-
-        @staticmethod
-        def delete_token() -> None:
-            huggingface_hub.logout()
 
     huggingface_hub.HfFolder = HfFolder
 

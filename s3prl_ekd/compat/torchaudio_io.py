@@ -18,8 +18,8 @@ import torch
 from s3prl_ekd.audio import UNREADABLE, AudioError, decoder_reason
 
 _BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64}
-# Scale from float to the integer type torchaudio returns under normalize=False.
-_INTEGER = {"PCM_16": ("int16", torch.int16), "PCM_24": ("int32", torch.int32), "PCM_32": ("int32", torch.int32)}
+_INTEGER = {"PCM_16": "int16", "PCM_24": "int32", "PCM_32": "int32"}
+"""soundfile's type of a PCM file's own integers (``normalize=False``)."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def load(
     try:
         with soundfile.SoundFile(_target(uri)) as file:
             rate = file.samplerate
-            dtype = "float32" if normalize else _INTEGER.get(file.subtype, ("float32", None))[0]
+            dtype = "float32" if normalize else _INTEGER.get(file.subtype, "float32")
             if frame_offset:
                 file.seek(min(frame_offset, file.frames))
             wave = file.read(num_frames, dtype=dtype, always_2d=True)  # (samples, channels)

@@ -1,4 +1,4 @@
-"""What is said of audio that cannot be read: pretraining, its validation and ``s3prl-ekd targets`` ask the same here.
+"""Warnings about audio that cannot be read, shared by pretraining, its validation and ``s3prl-ekd targets``.
 
 Leaving it out and counting it is for those who read the batches.
 """

@@ -211,7 +211,7 @@ class TargetCache:
         """Refuse audio that was replaced since its targets were stored; what has no targets yet may be repaired."""
         stored = np.unique(self.windows.items[self.state == STORED]).tolist()
         now = {item: audio_size(self.paths[item]) for item in stored if self.sizes[item]}
-        others = [item for item, size in now.items() if size and size != self.sizes[item]]  # none: skipped in its turn
+        others = [item for item, size in now.items() if size and size != self.sizes[item]]  # size 0: is skipped
         if others:
             first = others[0]
             raise self.place.wrong(

@@ -32,7 +32,7 @@ class TeacherPart:
     frames: Callable[[int], int]
     """T of a clip of so many samples."""
     lengths: tuple[int, ...] = ()
-    """Of a cache: those that ``frames`` knows."""
+    """Of a part read from a cache's index: the clip lengths in samples that ``frames`` knows; empty: it knows all."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class UpstreamExpert(nn.Module):
             for what in ("layers", "hop"):
                 theirs, first = getattr(shape, what), getattr(shapes[0], what)
                 if theirs != first:
-                    raise EkdError(f"{ckpt}: [{number}]: {what} {theirs}, of [0] {first}; side by side need equal")
+                    raise EkdError(f"{ckpt}: [{number}]: {what} {theirs}, but {first} of [0]; they must be equal")
         self._hop = shapes[0].hop
         self._equal_width = len({shape.width for shape in shapes}) == 1
 

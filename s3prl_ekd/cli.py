@@ -14,24 +14,24 @@ from s3prl_ekd.version import __version__
 
 # command -> (module with add_arguments(parser) and run(args) -> int | None, one line for --help)
 COMMANDS = {
-    "prepare": ("s3prl_ekd.corpora.command", "turn a corpus or a manifest.tsv into what the tasks read"),
-    "teachers": ("s3prl_ekd.teachers.command", "list what can be a teacher; load one and show what it is and does"),
-    "targets": ("s3prl_ekd.bridge.targets_command", "have the teachers compute a run's targets ahead of it"),
-    "evaluate": ("s3prl_ekd.evaluate.command", "train and test the tasks with s3prl's runner; one score table"),
-    "robustness": ("s3prl_ekd.evaluate.robustness_command", "test evaluated models once more, on distorted audio"),
+    "prepare": ("s3prl_ekd.corpora.command", "prepare a corpus or a manifest.tsv for pretraining and the tasks"),
+    "teachers": ("s3prl_ekd.teachers.command", "list possible teachers, or load one and describe it"),
+    "targets": ("s3prl_ekd.bridge.targets_command", "precompute the teachers' targets of a pretraining run"),
+    "evaluate": ("s3prl_ekd.evaluate.command", "train and test the tasks with s3prl's runner; writes a score table"),
+    "robustness": ("s3prl_ekd.evaluate.robustness_command", "test evaluated models again, on distorted audio"),
     "compare": (
         "s3prl_ekd.evaluate.compare_command",
-        "whether models differ by more than their test sets' chance",
+        "paired bootstrap over test utterances: do models differ by more than chance?",
     ),
-    "report": ("s3prl_ekd.report.command", "one HTML page and PNGs of pretraining curves and evaluation scores"),
-    "export": ("s3prl_ekd.export.command", "take a student away: SUPERB submissions, a Hugging Face model, ONNX"),
+    "report": ("s3prl_ekd.report.command", "HTML page and PNGs of pretraining curves and evaluation scores"),
+    "export": ("s3prl_ekd.export.command", "export a student: SUPERB submissions, Hugging Face, ONNX"),
     "validate": ("s3prl_ekd.export.validate", "check a SUPERB hidden-set submission folder as the organisers do"),
-    "merge": ("s3prl_ekd.export.merge_command", "one student from several of one initialisation: interpolated weights"),
+    "merge": ("s3prl_ekd.export.merge_command", "average the weights of students that started from the same weights"),
     "macs": ("s3prl_ekd.macs.command", "parameters and MACs of a model, counted as the SUPERB challenge does"),
-    "link": ("s3prl_ekd.bridge.link_command", "make a git checkout of s3prl know this project in its own scripts"),
-    "unlink": ("s3prl_ekd.bridge.unlink_command", "restore a checkout that was linked, byte for byte"),
-    "doctor": ("s3prl_ekd.doctor", "versions, s3prl's patches, devices, and what a given config lacks"),
-    "demo": ("s3prl_ekd.demo", "the whole job on embedded data: pretrain, four tasks, report"),
+    "link": ("s3prl_ekd.bridge.link_command", "add this project to the scripts of an s3prl git checkout"),
+    "unlink": ("s3prl_ekd.bridge.unlink_command", "undo link"),
+    "doctor": ("s3prl_ekd.doctor", "show versions, patches of s3prl and devices; check a configuration"),
+    "demo": ("s3prl_ekd.demo", "the whole job on small data of this package: pretrain, four tasks, report"),
 }
 
 

@@ -77,14 +77,14 @@ def _check_distorts(distortion: DistortionConfig, path: Path) -> None:
 
 
 def _absolute(source: str) -> str:
-    """A path from the current folder made absolute, so that a run goes on from any folder; names stay names."""
+    """A path from the current folder made absolute, so that a run resumes from any folder; names stay names."""
     prefix, name = split_source(source)
     path = expanded(name)
     return f"{prefix}{path.resolve()}" if name and path.exists() else source
 
 
 def _absolute_model(source: str) -> str:
-    """:func:`_absolute`, but for a folder beside us that holds no model: it may only be called as a hub name is."""
+    """:func:`_absolute`, but the name of a folder here without a config.json stays a name: of the hub, it may be."""
     path = Path(source.removeprefix(RANDOM))
     bare = len(path.parts) == 1 and path.is_dir() and not (path / "config.json").is_file()
     return source if bare else _absolute(source)

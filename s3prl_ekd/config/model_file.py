@@ -50,37 +50,39 @@ class EkdConfig(Checked):
     """The distillation: teachers, targets, loss, precision."""
 
     mode: Mode = "multi_head"
-    """How several teachers become targets (paper, section 3)."""
+    """layerwise_average: one head set predicts the mean of the teachers; layerwise_concat: one head set predicts their
+    states concatenated on the channel axis; multi_head: one head set per teacher (docs/method.md)."""
     teachers: list[TeacherConfig] = Field(min_length=1)
     """One to N frozen teachers."""
     initialise_from: str | None = None
-    """Whose conv stack, projection, positional convolution and first layers start the student: the name of a teacher,
-    or any other source (hub name, file, folder, hf:OWNER/NAME); null starts from random weights."""
+    """The model from which the student's conv stack, projection, positional convolution and first layers are copied:
+    the name of a teacher, or any other source (hub name, file, folder, hf:OWNER/NAME); null: random weights."""
     cosine_weight: float = Field(default=1.0, ge=0)
-    """Weight (lambda) of -log sigmoid(cos) beside L1."""
+    """Weight (lambda) of the term -log sigmoid(cos), added to L1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the student; auto is bf16 autocast on a GPU that has it, fp32 elsewhere. The runner's own
-    ``fp16: true`` takes precedence (fp16 autocast with loss scaling)."""
+    """Arithmetic of the student; auto: bf16 autocast on a GPU that has bf16, otherwise fp32. ``runner.fp16: true``
+    takes precedence (fp16 autocast with loss scaling)."""
     teacher_precision: TeacherPrecision = "fp32"
-    """Arithmetic of the teachers (TF32 matrix products on a GPU when fp32)."""
+    """Arithmetic of the teachers; fp32 uses TF32 matrix products on a GPU."""
     initialise_layers: Literal["first", "spread"] | list[int] = "first"
-    """Which layers of ``initialise_from`` start the student's: the first ones, every k-th from the first one on, or
-    a list of layers counted from 1, one for each student layer."""
+    """Which layers of ``initialise_from`` are copied: the first ones, every k-th beginning with the first, or a list
+    of layers counted from 1, one for each student layer."""
     targets: TargetsConfig = TargetsConfig()
-    """Beyond the paper: scale of the targets, and what is tapped (docs/beyond.md, as all that follows)."""
+    """Beyond the paper, as are the keys from here to residual_heads (docs/beyond.md): scale of the targets, and which
+    output of a layer is the target."""
     weights: dict[str, Annotated[float, Field(ge=0)]] = {}
-    """Weight of a head set (teacher name, average, concat, a_minus_b); 1 where not given."""
+    """Weight of each head set (teacher name, average, concat, a_minus_b); 1 where not given."""
     teacher_dropping: DroppingConfig | None = None
     """Absent: every clip learns from every teacher."""
     balance: BalanceConfig | None = None
-    """Absent: weights act on losses; present: they are shares of the gradient."""
+    """Absent: ``weights`` multiply the losses. Present: ``weights`` are shares of the gradient."""
     residual_heads: list[Annotated[list[str], Field(min_length=2, max_length=2)]] = []
-    """Pairs [a, b] of teachers whose difference gets a head set of its own."""
+    """Pairs [a, b] of teachers; each pair adds a head set that predicts the difference a - b."""
     cache_targets: str | None = None
-    """Folder that keeps the teachers' states, computed once, for small corpora (docs/target_cache.md); null computes
-    them anew at every step. Utterances are then cut into fixed windows instead of random crops."""
+    """Folder that stores the teachers' states, for small corpora (docs/target_cache.md); null computes them at every
+    step. With a cache, utterances are cut into fixed windows instead of random crops."""
     cache_precision: CachePrecision = "fp16"
-    """How they are stored. fp16 has 8 times finer steps, bf16 room for numbers beyond 65,504."""
+    """Number format of the cache. fp16 has 8 times finer steps; bf16 can hold values beyond 65,504."""
 
     @model_validator(mode="after")
     def _names(self) -> EkdConfig:

@@ -26,32 +26,34 @@ HEADER = """\
 
 <!-- Made by: python -m s3prl_ekd.config.reference > docs/configuration.md -->
 
-A pretraining run reads two YAML files, s3prl's own two: `config_model.yaml` (`-g`: teachers, student, loss) and
+A pretraining run reads the same two YAML files as in s3prl: `config_model.yaml` (`-g`: teachers, student, loss) and
 `config_runner.yaml` (`-c`: steps, optimizer, data). Both are checked before anything is downloaded or trained. A wrong
-key, type or value is one line that names the file and the key:
+key, type or value ends the command with one line that names the file and the key:
 
 ```
 error: /home/me/my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_base_plus
 ```
 
-- **Start from ours.** A model file of your own begins with `base: config_model.yaml` and holds only what differs.
-  Mappings merge; lists and values replace. `base` may also name a file beside yours or a packaged variant
+- **Start from ours.** Begin your model file with `base: config_model.yaml` and write only what differs. Mappings are
+  merged; lists and values are replaced. `base` may also name a file beside yours, or a packaged variant
   (`base: average.yaml`).
-- **Relative paths.** `base` is looked for beside the YAML that names it; all other paths (a teacher's `source`, noise
-  folders, the data) from the folder that the command is started in. Absolute paths work from everywhere.
-- **`-g`** takes a file, or the name of a packaged variant: `-g average`; so do `-g` of `run_downstream.py`,
-  `s3prl-ekd targets` and `doctor`, `evaluate --untrained`, and in Python `s3prl_ekd.load_model_config("average")`.
-  **`-c`** takes a file; `s3prl-ekd prepare` writes one with your paths filled in, `DATA/pretrain.yaml`. Both are looked
-  for from the folder that the command is started in, then in s3prl and here, by `targets` and `doctor` as by the run; a
-  bare name may go without `.yaml`.
-- **`-o`** overrides keys of the runner file, not of the model file. Items are separated by `,,`:
-  `-o "config.runner.total_steps=1000,,config.optimizer.lr=1.0e-4"`.
-- **Numbers.** Write `2.0e-4`, not `2e-4`: YAML reads the latter as text, and the check says so.
-- **Check only.** `s3prl-ekd doctor -c RUNNER.yaml -g MODEL.yaml` shows what a configuration lacks and trains nothing.
-- Downstream training has s3prl's own configurations: [tasks.md](tasks.md).
+- **Relative paths.** `base` is relative to the YAML that names it. All other paths (a teacher's `source`, noise
+  folders, the data) are relative to the folder in which the command is started.
+- **`-g`** takes a file or the name of a packaged variant (`-g average`). So do `-g` of `run_downstream.py`,
+  `s3prl-ekd targets` and `s3prl-ekd doctor`, `evaluate --untrained`, and `s3prl_ekd.load_model_config("average")` in
+  Python.
+- **`-c`** takes a file. `s3prl-ekd prepare` writes one with your paths filled in: `DATA/pretrain.yaml`.
+- **Search order.** `-g`: the folder in which the command is started, then the packaged variants. `-c`: that folder,
+  then s3prl's folders, then this package. So an `average.yaml` of yours comes before the packaged one. The ending
+  `.yaml` of a bare name may be left out.
+- **`-o`** overrides keys of the runner file, each with `config.` before it. Items are separated by `,,`:
+  `-o "config.runner.total_steps=1000,,config.optimizer.lr=1.0e-4"`. It cannot change the model file.
+- **Numbers.** Write `2.0e-4`, not `2e-4`: YAML reads the latter as text, which is reported as an error.
+- **Check only.** `s3prl-ekd doctor -c RUNNER.yaml -g MODEL.yaml` shows what is missing, without training.
+- Downstream training uses s3prl's own configurations: [tasks.md](tasks.md).
 
-Type "section" is a mapping with a table of its own here. Default "required": the key must be there; "absent": it may
-be left out or null.
+In the tables below, "section" is a mapping with its own table. Default "required" means that the key must be given;
+"absent" means that it may be left out or null.
 """
 
 

@@ -30,9 +30,9 @@ class DataConfig(Checked):
     sets: list[str] = Field(min_length=1)
     """Names of the length CSVs, without .csv."""
     valid_sets: list[str] = []
-    """Names of length CSVs of held-out speech: the validation loss is its, measured with every checkpoint."""
+    """Names of the length CSVs of held-out speech. The validation loss is measured on it at every checkpoint."""
     valid_minutes: float | None = Field(default=30.0, gt=0)
-    """How much of it is used at most, utterances from all over the CSVs; null: all of it, each time."""
+    """Minutes of held-out speech used at most, spread over the CSVs; null uses all of it."""
     seed: int = Field(default=0, ge=0)
     """Seed of batch order and crops; the order depends on (seed, epoch) alone, not on workers."""
 
@@ -98,9 +98,9 @@ OPTIMIZER_KEYS = {
 
 
 class OptimizerSection(BaseModel):
-    """``optimizer`` of config_runner.yaml; further keys go to the optimizer that ``name`` selects. Those with a
-    schedule take ``warmup_proportion`` (share of total_steps), AdamW and Lamb of them ``betas`` and ``eps`` too;
-    TorchOptim takes ``torch_optim_name``, a class of torch.optim, and what that takes.
+    """``optimizer`` of config_runner.yaml; keys beyond the two below go to the optimizer that ``name`` selects. The
+    ``..._with_schedule`` optimizers take ``warmup_proportion`` (share of total_steps); AdamW and Lamb with schedule
+    also take ``betas`` and ``eps``. TorchOptim takes ``torch_optim_name``, a class of torch.optim, and its arguments.
     """
 
     model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True, allow_inf_nan=False)

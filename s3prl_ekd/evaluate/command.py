@@ -87,8 +87,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--cache-states", metavar="DIR",
-        help="encode clips alone and keep the hidden states of those that come back in DIR (0.2 MB a second of speech "
-        "for each thousand numbers a frame), for all epochs, rates, folds and seeds; remove it when done",
+        help="store the hidden states of a frozen model in DIR and reuse them for all epochs, rates, folds and seeds "
+        "(0.2 MB per second of speech and 1000 values per frame). Clips are encoded alone; remove DIR when done",
     )  # fmt: skip
     parser.add_argument(
         "--overwrite",

@@ -37,12 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
     parser.add_argument(
-        "--condition", metavar="NAME", help="on distorted audio, as s3prl-ekd robustness NAME=FILE tested it"
+        "--condition", metavar="NAME", help="compare on distorted audio: the NAME of s3prl-ekd robustness --distortion"
     )
     parser.add_argument(
         "--blocks", metavar="REGEX",
-        help="draw whole blocks of utterances, such as a speaker's: the first group, found in an utterance's name, is "
-        "the name of its block (default: each utterance is one)",
+        help="resample whole blocks of utterances, such as speakers: utterances with the same first group of REGEX in "
+        "their name are one block (default: each utterance is its own)",
     )  # fmt: skip
     parser.add_argument("--draws", type=int, default=10_000, metavar="N", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")

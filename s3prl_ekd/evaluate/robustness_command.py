@@ -54,11 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scores", type=Path, metavar="SCORES", help="what s3prl-ekd evaluate wrote (its --out)")
     parser.add_argument(
         "--distortion", action="append", default=[], metavar="[NAME=]FILE",
-        help="what the test audio undergoes, by a name for the table (default: the file's); repeatable",
+        help="YAML with the distortion of the test audio; NAME is for the table (default: the file's name); repeatable",
     )  # fmt: skip
     parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
     add_running_arguments(parser, "tests")
-    parser.add_argument("--overwrite", action="store_true", help="test again where a name was another distortion's")
+    parser.add_argument("--overwrite", action="store_true", help="test again if a NAME was used for another distortion")
     parser.add_argument("--dry-run", action="store_true", help="print the native commands and stop")
 
 

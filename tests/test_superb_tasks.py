@@ -127,6 +127,7 @@ from s3prl_ekd.bridge import launch
 for line in sys.argv[1:]:
     sys.argv = ["run_downstream.py", *line.split()]
     assert launch.run_downstream() == 0
+assert "torch._dynamo" not in sys.modules  # seconds at every start, for nothing (compat/optimizers_start.py)
 """
     lines = [f"-m train -n {name} -d fluent_commands {UPSTREAM} -o {items}" for name in ("first", "second")]
     done = code(script, *lines, "-m evaluate -e result/downstream/first/states-2.ckpt --device cpu", cwd=folder)

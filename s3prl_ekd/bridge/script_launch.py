@@ -29,6 +29,7 @@ from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy, s3prl_folder
+from s3prl_ekd.compat.optimizers_start import start_without_dynamo
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.whole_file import sweep
@@ -120,6 +121,7 @@ class ScriptLaunch(ABC):
         self._change_script(script)
         self._change_runner(runner)
         script.Runner = self._runner_class(runner.Runner)
+        start_without_dynamo()
         try:
             script.main()
         except Finished as finished:

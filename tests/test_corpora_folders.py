@@ -228,3 +228,19 @@ def test_a_corpus_in_the_folder_of_its_task_is_not_replaced(tmp_path: Path, caps
     assert f"{out / 'ic'}: is in {out / 'ic'}, which this call replaces" in capsys.readouterr().err
     assert snapshot(out) == first
     assert main(["prepare", "fluent_commands", str(out / "ic"), "--out", str(tmp_path / "other")]) == 0
+
+
+def test_audio_in_the_folder_of_pretraining_sets_stays(
+    manifests: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A second set that was put beside the first one's table, whose call would have removed it."""
+    out = tmp_path / "data"
+    prepare_manifest(manifests / "pretrain.tsv", out)
+    more = out / "pretrain" / "more"
+    more.mkdir()
+    soundfile.write(more / "b.flac", np.zeros(4000), 16000)
+    (more / "manifest.tsv").write_text("path\nb.flac\n")
+    first = snapshot(out)
+    assert main(["prepare", "--manifest", str(more / "manifest.tsv"), "--tasks", "pretrain", "--out", str(out)]) == 2
+    assert f"manifest.tsv:2: b.flac: is in {out / 'pretrain'}, which this call replaces" in capsys.readouterr().err
+    assert snapshot(out) == first

@@ -91,12 +91,12 @@ def lay_out(
         check_set_name(name)  # its turn comes last
     results: list[Prepared] = []
     with turn_in(out):
+        audio = ((f"{rows.where(row)}: {row.path}", row.audio) for row in rows.rows)
+        check_apart([out / task for task in tasks], audio)
         if set(tasks) - {"pretrain"}:
             clips = probe(rows, skip_bad)
             kept = replace(rows, rows=tuple(clip.row for clip in clips))
             check_tasks(kept, tasks)  # skipping may have emptied a split
-            audio = ((f"{rows.where(row)}: {row.path}", row.audio) for row in kept.rows)
-            check_apart([out / task for task in tasks], audio)
             speech = [task for task in ("asr", "pr") if task in tasks]
             if speech:
                 results.extend(prepare_speech(rows, clips, out, speech, lexicons))

@@ -31,6 +31,11 @@ def record() -> dict[str, Any]:
     "key,value,told",
     [
         ("upstream", GONE, "upstream: required key is missing"),
+        ("seed", GONE, "seed: required key is missing"),
+        ("tasks.pr.n_utterances", GONE, "tasks.pr.n_utterances: required key is missing"),
+        ("tasks.pr.seeds.2.lr", GONE, "tasks.pr.seeds.2.lr: required key is missing"),
+        ("tasks.pr.seeds.2.lr", None, None),  # of a configuration that names none
+        ("tasks.er.folds.fold2.steps", None, "tasks.er.folds.fold2.steps: input should be a valid integer, found None"),
         ("versions", "2.11", "versions: input should be a valid dictionary, found '2.11'"),
         ("cost.macs", GONE, "cost.macs: required key is missing"),
         ("tasks", [], "tasks: input should be a valid dictionary, found []"),

@@ -150,6 +150,6 @@ def _rows(path: Path, table: Mapping[str, Any]) -> list[tuple[Path, dict[str, An
 def _checked(path: Path, record: Any, prefix: str = "") -> dict[str, Any]:
     found = check_record(path, record, prefix)
     for task in found["tasks"].values():
-        if "seeds" not in task:
-            task.setdefault("seed", found.get("seed"))  # older versions named it for the whole record alone
+        if "seeds" not in task and task.get("seed") is None:
+            task["seed"] = found["seed"]  # older versions named it for the whole record alone
     return found

@@ -49,10 +49,10 @@ class Score(_Part):
     seconds: float
     """Of all trainings behind it, and of the tests."""
     commands: list[str]
-    lr: float | None = None
+    lr: float | None
     """None: not the same for all seeds, or not named by the configuration."""
-    steps: int | None = None
-    n_utterances: int | None = None
+    steps: int
+    n_utterances: int
 
 
 class TestedRun(Score):
@@ -147,7 +147,8 @@ class Record(_Part):
     data: str | None = None
     normalize: bool | None = None
     cache_states: bool | None = None
-    seed: int | None = None
+    seed: int
+    """The first one."""
     folder: str = ""
     """In a table: where the model's own record is."""
     cost: Cost | None = None

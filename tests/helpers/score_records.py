@@ -12,7 +12,7 @@ def score_of_task(name: str, value: float = 50.0, **more: Any) -> dict[str, Any]
     metric = TASKS[name].metric
     return {
         metric: value, "rescored": {metric: value, "agrees": True}, "dev": value, "seconds": 75.0, "lr": 0.1,
-        "folder": name, "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt",
+        "steps": 300, "n_utterances": 4, "folder": name, "checkpoint": f"/moved/away/runs/{name}/dev-best.ckpt",
         "commands": ["run_downstream.py -m train"], **more,
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,17 @@ def test_each_tested_run_is_tested_under_each_condition(data, tmp_path, stand_in
     page = tmp_path / "report.html"
     assert main(["report", str(out), "--out", str(page)]) == 0
     assert "Distorted test audio" in page.read_text() and "<td>noisy</td>" in page.read_text()
+
+
+def test_a_dry_run_names_the_gpu_of_each_test(data, tmp_path, stand_in, capsys):
+    """Pasted, all of them ran on the first GPU."""
+    assert evaluate(data, tmp_path, "--seeds", "1,2") == 0
+    capsys.readouterr()
+    words = ["--distortion", "noisy.yaml", "--dry-run", "--devices", "cpu,cuda:1"]
+    assert main(["robustness", str(tmp_path / "out"), *words]) == 0
+    first, second = map(shlex.split, capsys.readouterr().out.splitlines())
+    assert first[first.index("--device") + 1] == "cpu" and "CUDA_VISIBLE_DEVICES" not in first[0]
+    assert second[second.index("--device") + 1] == "cuda" and second[0] == "CUDA_VISIBLE_DEVICES=1"
 
 
 def test_a_run_whose_data_have_changed_is_not_tested(data, tmp_path, stand_in, capsys):

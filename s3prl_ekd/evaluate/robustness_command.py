@@ -6,7 +6,6 @@ Arguments and what the user sees; a test is in ``distorted.py``, the tables in `
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections import deque
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,6 +28,7 @@ from s3prl_ekd.evaluate.distorted import (
     parse_conditions,
     plan_tests,
 )
+from s3prl_ekd.evaluate.dry_run import dealt, pasted
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_table, write_robustness
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
     jobs = args.jobs or len(devices)
     console = Console()
     if args.dry_run:
-        console.out("\n".join(shlex.join(test.on(devices[0]).command()) for test in tests), highlight=False)
+        placed = dealt(tests, slots(devices, jobs))
+        console.out("\n".join(pasted(test.command(), test.device) for test in placed), highlight=False)
         return 0
     check_devices(devices)
     with ExitStack() as locks:

@@ -33,6 +33,14 @@ def test_librispeech_is_used_in_place(
     assert prepare("librispeech", librispeech.parent, "--out", out, "--lexicon", lexicon) == 0  # the folder above it
 
 
+def test_one_training_split_in_the_folder_above_is_enough_for_pretraining(librispeech: Path, tmp_path: Path) -> None:
+    home = tmp_path / "corpora" / "LibriSpeech"
+    home.mkdir(parents=True)
+    (librispeech / "train-clean-100").rename(home / "train-clean-360")
+    assert prepare("librispeech", home.parent, "--out", tmp_path / "data", "--tasks", "pretrain") == 0
+    assert (tmp_path / "data" / "pretrain" / "train-clean-360.csv").is_file()
+
+
 def test_transcripts_in_lower_case_and_with_punctuation_are_spelled_anew(
     librispeech: Path,
     lexicon: Path,

@@ -41,11 +41,11 @@ def prepare_librispeech(
         EkdError: a split is missing, a word has no pronunciation, or a file cannot be read as it is.
     """
     root = root.absolute()
-    if not any((root / split).is_dir() for split in (*SPLITS.values(), *PRETRAIN_SPLITS)):
-        if any((root / "LibriSpeech" / split).is_dir() for split in SPLITS.values()):
-            root = root / "LibriSpeech"
-        else:
+    splits = (*SPLITS.values(), *PRETRAIN_SPLITS)
+    if not any((root / split).is_dir() for split in splits):
+        if not any((root / "LibriSpeech" / split).is_dir() for split in splits):
             raise EkdError(f"{root}: no LibriSpeech split in it; expected {', '.join(SPLITS.values())}")
+        root = root / "LibriSpeech"
     results = []
     speech = [task for task in ("asr", "pr") if task in tasks]
     if speech:

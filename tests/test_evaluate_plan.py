@@ -136,6 +136,8 @@ def test_overrides_by_task():
         "config.optimizer.lr": "1e-2", "config.runner.total_steps": "10", "config.runner.eval_step": "5"
     }  # fmt: skip
     assert parsed["asr"] == {"config.runner.total_steps": "10", "config.runner.eval_step": "5"}
+    assert parse_overrides(["PR:config.a=1"])["pr"] == {"config.a": "1"}  # as --lr and --tasks take it
+    assert parse_overrides(["config.a='x:y'"])["pr"] == {"config.a": "'x:y'"}
     config = {"optimizer": {"lr": 1.0, "name": "x"}, "runner": {}}
     changed = apply_overrides(
         config, {"config.optimizer.lr": "1e-2", "config.optimizer.name": "Adam", "args.seed": "1"}

@@ -18,7 +18,7 @@ from s3prl_ekd.evaluate.plan import ModelPlan, Run, make_plan
 from s3prl_ekd.evaluate.presets import parse_overrides, preset
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
 from s3prl_ekd.evaluate.scores_file import holds_table, own_record
-from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks
+from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks, split_task
 from s3prl_ekd.writable import absolute_folder
 
 
@@ -120,8 +120,8 @@ def _check_effect(args: argparse.Namespace, tasks: list[str]) -> None:
     """Refuse an option for a task that ``--tasks`` leaves out."""
     for option, items in (("--lr", args.lr), ("--override", args.override)):
         for item in items:
-            task = item.partition(":")[0].strip().lower()
-            if task in TASKS and task not in tasks:
+            task, _ = split_task(item)
+            if task is not None and task not in tasks:
                 raise EkdError(f"{option} {item}: {task} is not among --tasks {','.join(tasks)}")
     if args.folds is not None and "er" not in tasks:
         raise EkdError(f"--folds {args.folds}: is for er, which is not among --tasks {','.join(tasks)}")

@@ -14,7 +14,7 @@ from typing import Any
 from s3prl_ekd.bridge.arguments import check_override_value
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.evaluate.tasks import TASKS, split_task
 from s3prl_ekd.shipped import shipped
 
 Overrides = dict[str, str]  # key -> value as s3prl's -o spells it
@@ -83,18 +83,16 @@ def parse_overrides(items: list[str]) -> dict[str, Overrides]:
     """
     result: dict[str, Overrides] = {task: {} for task in TASKS}
     for item in items:
-        head, colon, rest = item.partition(":")
-        targets, body = ([head], rest) if colon and "=" not in head else (list(TASKS), item)
-        unknown = [task for task in targets if task not in TASKS]
-        if unknown:
-            raise EkdError(f"--override {item!r}: unknown task {unknown[0]!r}; expected one of {', '.join(TASKS)}")
+        task, body = split_task(item)
+        if task is not None and task not in TASKS:
+            raise EkdError(f"--override {item!r}: unknown task {task!r}; expected one of {', '.join(TASKS)}")
         for part in filter(None, (text.strip() for text in body.split(",,"))):
             key, equals, value = part.partition("=")
             if not equals or "=" in value or not key.strip().startswith(("config.", "args.")):
                 raise EkdError(f"--override {item!r}: expected TASK:config.some.key=value, as s3prl's -o takes it")
             check_override_value(f"--override {item!r}", value)
-            for task in targets:
-                result[task][key.strip()] = value.strip()
+            for name in TASKS if task is None else [task]:
+                result[name][key.strip()] = value.strip()
     return result
 
 

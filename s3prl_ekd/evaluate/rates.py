@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.evaluate.tasks import TASKS, split_task
 
 Grid = dict[str, list[float]]  # task -> learning rates; a task that is not there trains at its configuration's rate
 LR_KEY = "config.optimizer.lr"
@@ -35,10 +35,9 @@ def parse_rates(items: Sequence[str]) -> Grid:
     common: list[float] | None = None
     grid: Grid = {}
     for item in items:
-        head, colon, rest = item.partition(":")
-        task, text = (head.strip().lower(), rest) if colon else (None, item)
+        task, text = split_task(item)
         if task is not None and task not in TASKS:
-            raise EkdError(f"--lr {item}: unknown task {head!r}; expected one of {', '.join(TASKS)}")
+            raise EkdError(f"--lr {item}: unknown task {task!r}; expected one of {', '.join(TASKS)}")
         if task in grid or (task is None and common is not None):
             raise EkdError(f"--lr {item}: given twice for {task or 'all tasks'}; list the rates with commas")
         rates = check_rates(text.split(","), f"--lr {item}")

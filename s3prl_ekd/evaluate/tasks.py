@@ -95,6 +95,12 @@ def parse_tasks(text: str) -> list[Task]:
     return [task for task in TASKS.values() if task.name in names]
 
 
+def split_task(item: str) -> tuple[str | None, str]:
+    """Split ``"TASK:REST"``, the task in lower case; None and all of it where no colon comes before the first ``=``."""
+    head, colon, rest = item.partition(":")
+    return (head.strip().lower(), rest) if colon and "=" not in head else (None, item)
+
+
 def tasks_among(text: str | None, there: Collection[str], otherwise: str = "") -> list[Task]:
     """The tasks of ``--tasks``, all of which are ``there``; of None, all that are.
 

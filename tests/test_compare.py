@@ -264,6 +264,9 @@ def test_mistakes(words, message, data, tmp_path, stand_in, capsys):
 def test_what_cannot_be_compared(data, tmp_path, stand_in, capsys):
     assert compare(tmp_path / "out") == 2
     assert "out: no such folder; s3prl-ekd evaluate --out" in capsys.readouterr().err
+    (tmp_path / "empty.json").write_text('{"models": []}')
+    assert compare(tmp_path / "empty.json") == 2
+    assert "empty.json: holds no model; s3prl-ekd evaluate" in capsys.readouterr().err
     assert evaluate(data, tmp_path, upstream=up("fbank", "mel"), tasks="sid,er") == 0
     out = tmp_path / "out"
     truth = out / "mel" / "runs" / "sid" / "test_truth.txt"

@@ -157,6 +157,12 @@ def test_a_dry_run_names_the_gpu_of_each_test(data, tmp_path, stand_in, capsys):
     assert second[second.index("--device") + 1] == "cuda" and second[0] == "CUDA_VISIBLE_DEVICES=1"
 
 
+def test_tasks_that_were_evaluated_are_named_in_their_order(data, tmp_path, stand_in, capsys):
+    assert evaluate(data, tmp_path, tasks="pr,sid,er,asr") == 0
+    assert robustness(tmp_path / "out", "--distortion", "noisy.yaml", "--tasks", "ks") == 2
+    assert capsys.readouterr().err.endswith(f"not evaluated in {tmp_path / 'out'}, which has pr, sid, er, asr\n")
+
+
 def test_a_run_whose_data_have_changed_is_not_tested(data, tmp_path, stand_in, capsys):
     assert evaluate(data, tmp_path) == 0
     (data / "split.txt").write_text("1 id10001/a/1.wav\n3 id10003/a/1.wav\n")

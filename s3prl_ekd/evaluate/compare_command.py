@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if args.seed < 0:
         raise EkdError(f"--seed {args.seed}: expected 0 or more")
     models = _labelled([one for folder in args.scores for one in _read(folder)])
+    if not models:
+        raise EkdError(f"{' '.join(map(str, args.scores))}: holds no model; s3prl-ekd evaluate writes them")
     if args.out is not None:
         output_file(args.out)
     found = compare(models, settings, args.baseline, args.tasks)

@@ -104,7 +104,7 @@ def _plan(args: argparse.Namespace, conditions: Sequence[Condition]) -> tuple[li
     if not args.scores.is_dir():
         raise EkdError(f"{args.scores}: no such folder; s3prl-ekd evaluate --out {args.scores} makes it")
     models: list[tuple[Path, dict[str, Any]]] = read_models(args.scores)
-    there = {name for _, record in models for name in record["tasks"]}
+    there = dict.fromkeys(name for _, record in models for name in record["tasks"])
     tasks = tasks_among(args.tasks, there, f"not evaluated in {args.scores}, which has {', '.join(there)}")
     every = plan_tests(models, conditions, tasks_among(None, there))
     for test in every if not args.overwrite else ():

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+LEVEL = 0.95  # of an interval
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ def _drawn(part: Part, draws: int, generator: np.random.Generator) -> Floats:
     return rates
 
 
-def interval(values: Floats, level: float = 0.95) -> tuple[float, float]:
+def interval(values: Floats) -> tuple[float, float]:
     """The percentile interval of draws (S,)."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

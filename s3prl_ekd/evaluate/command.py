@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from s3prl_ekd.evaluate import robustness
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import add_running_arguments, check_devices, given_devices, slots
 from s3prl_ekd.evaluate.dry_run import commands_text
-from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.folder_lock import locked_folders
 from s3prl_ekd.evaluate.grid_table import grid_tables
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.model_plans import plan_models
@@ -165,10 +164,7 @@ def run(args: argparse.Namespace) -> int:
     labels = ", ".join(one.label for one in models)
     where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False, soft_wrap=True)
-    with ExitStack() as locks:
-        for folder in dict.fromkeys([args.out.resolve(), *(plan.out for plan in plans)]):
-            # a row's own folder may be the --out of another call
-            locks.enter_context(locked_folder(folder, f"--out {folder}"))
+    with locked_folders([args.out, *(plan.out for plan in plans)], "--out "):
         plans = _checked_plans(args)  # again: a call that had the folder may have ended since
         records = _carry_out(args, plans, costs, devices, jobs, console)
         if (args.out / robustness.FILE_NAME).is_file():

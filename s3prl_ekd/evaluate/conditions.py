@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_ekd.evaluate.plan import CACHE_KEY, FOLD_KEY, Run
+from s3prl_ekd.evaluate.plan import CACHE_KEY, FOLD_KEY
 from s3prl_ekd.evaluate.rates import LR_KEY
 
 DIGEST = "checkpoint_sha256"
@@ -32,24 +32,20 @@ def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str
     return next((key for key in unlike if not (key == DIGEST and unknown)), None)
 
 
-def overrides(run: Run) -> dict[str, str]:
-    """The overrides that a run's numbers depend on, without the rate and the fold, which a record names apart."""
-    return _with_effect(run.overrides)
-
-
 def overrides_of(part: Mapping[str, Any]) -> dict[str, str] | None:
-    """:func:`overrides` of one seed's part of a task; of older versions', which did not name them, as its command says.
+    """The overrides :func:`with_effect` of one seed's part of a task.
 
-    None where it has no command either.
+    Older versions did not name them: then those of its command, and None where it has none either.
     """
     if "overrides" in part or not part.get("commands"):
         return part.get("overrides")
     words = shlex.split(part["commands"][0])
     items = words[words.index("-o") + 1].split(",,") if "-o" in words else []
-    return _with_effect(dict(item.split("=", 1) for item in items))
+    return with_effect(dict(item.split("=", 1) for item in items))
 
 
-def _with_effect(items: Mapping[str, str]) -> dict[str, str]:
+def with_effect(items: Mapping[str, str]) -> dict[str, str]:
+    """The overrides that a run's numbers depend on, without the rate and the fold, which a record names apart."""
     return {
         key: value
         for key, value in items.items()

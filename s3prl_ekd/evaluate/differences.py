@@ -1,4 +1,4 @@
-"""What was unlike between the rows of a table, in sentences for the line below it: a reader must not compare unasked.
+"""Sentences below a table on what its rows do not share, so that nobody compares what is not comparable.
 
 ``s3prl-ekd evaluate`` refuses most of it within one ``--out`` (``refusals.py``); ``--overwrite`` and a report of
 several folders make such tables. Records of older versions lack some keys: nothing is said of those.

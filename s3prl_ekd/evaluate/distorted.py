@@ -26,7 +26,7 @@ from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import LOGS, scored
 from s3prl_ekd.evaluate.tasks import Task
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import empty_folder
 
 KEY = "config.runner.distortion"
@@ -200,8 +200,7 @@ def do_test(test: Test, board: Board, children: Children) -> dict[str, Any]:
         "settings": test.condition.settings,
         "command": shlex.join(command),
     }
-    with whole_file(test.folder / RESULT) as partial:
-        partial.write_text(json.dumps(result, indent=1))
+    write_whole(test.folder / RESULT, json.dumps(result, indent=1))
     board.finished(test.key, result)  # type: ignore[arg-type]  # of a Result it reads the metric and cer
     return result
 
@@ -216,7 +215,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     if not file.is_file():
         return None
     try:
-        result = json.loads(file.read_text())
-        return {**result, "digest": result["digest"], "rescored": result["rescored"]}
+        result: dict[str, Any] = json.loads(file.read_text())
+        _ = result["digest"], result["rescored"]  # what its readers rely on
+        return result
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise EkdError(f"{file}: not readable ({error!r}); delete {folder} to test again") from error

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.writable import make_writable
+
+
+@contextmanager
+def locked_folders(folders: Iterable[Path], option: str = "") -> Iterator[None]:
+    """:func:`locked_folder` for each of several, once: a row's own folder may be the ``--out`` of another call.
+
+    Args:
+        option: what stands before a folder in messages.
+    """
+    with ExitStack() as locks:
+        for folder in dict.fromkeys(folder.resolve() for folder in folders):
+            locks.enter_context(locked_folder(folder, f"{option}{folder}"))
+        yield
 
 
 @contextmanager

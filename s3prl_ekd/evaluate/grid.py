@@ -56,7 +56,8 @@ class Search:
     def picked(self, results: Results) -> float | None:
         """The rate to test: best on dev; of equals one that was tested before, else the first given.
 
-        (By the order alone, a call with another order would test the equal one, and replace a test score by another.)
+        (Were order alone to decide, the same rates in another order would test the other equal rate and replace the
+        test score.)
 
         Raises:
             EkdError: there is a choice, and no rate has a dev score.

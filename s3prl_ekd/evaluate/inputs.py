@@ -18,7 +18,7 @@ from s3prl_ekd.audio import audio_below
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.ensemble_file import ENSEMBLE, Member, read_members
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.models import STUDENT, Upstream
+from s3prl_ekd.evaluate.models import Upstream
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.source_names import HF, split_hub_model
@@ -31,7 +31,11 @@ TRANSCRIPTS = "the transcripts below "
 CLIPS = "the clips below "
 WEIGHTS = "the weights of "
 UNTRAINED = "the student of "
-"""Prefixes of folders, a teacher's source and a config_model.yaml, for the contents that these hold or name."""
+"""Prefixes of inputs that are no file themselves.
+
+They stand before a folder (its transcripts, its clips), a teacher's source (its weights), a config_model.yaml (its
+student).
+"""
 
 
 def inputs(run: Run) -> dict[str, str]:
@@ -42,10 +46,10 @@ def inputs(run: Run) -> dict[str, str]:
     Raises:
         EkdError: a file cannot be read.
     """
-    section = run.effective_config().get("downstream_expert")
+    section = run.effective_config()["downstream_expert"]
     found = {str(run.config): _configuration(run.config)}
     names = [*map(str, _tables(section)), *(f"{TRANSCRIPTS}{folder}" for folder in _text_folders(section))]
-    data = section.get("datarc") if isinstance(section, dict) else None
+    data = section.get("datarc")
     names += [f"{CLIPS}{data[key]}" for key in FOLDERS if isinstance(data, dict) and data.get(key)]
     for name in [*_model(run.upstream), *names]:
         digest = _digest_of(name)
@@ -80,8 +84,7 @@ def model_digest(upstream: Upstream) -> str | None:
     """SHA-256 of an upstream's weights; None where it has no checkpoint, or one that is not here."""
     if upstream.name == ENSEMBLE:
         return values_digest([(member.kind, _digest_of(_weights_name(member))) for member in _members(upstream)])
-    digests = [_digest_of(name) for name in _model(upstream) if not name.startswith(UNTRAINED)]
-    return digests[0] if digests else None
+    return None if upstream.checkpoint is None else _digest_of(_model(upstream)[0])
 
 
 def _model(upstream: Upstream) -> list[str]:
@@ -92,8 +95,7 @@ def _model(upstream: Upstream) -> list[str]:
         here = not isinstance(upstream.checkpoint, str) or Path(upstream.checkpoint).exists()
         names.append(str(upstream.checkpoint) if here else f"{WEIGHTS}{upstream.checkpoint}")
     if upstream.model_config is not None:
-        ours = upstream.name.startswith(STUDENT)  # whose file may stand on others (base:)
-        names.append(f"{UNTRAINED}{upstream.model_config}" if ours else str(upstream.model_config))
+        names.append(f"{UNTRAINED}{upstream.model_config}")  # the file may stand on others (base:)
     return names
 
 
@@ -218,10 +220,8 @@ def _tables(section: Any, key: str = "") -> Iterator[Path]:
             yield from sorted(path.glob(TABLES[key]))
 
 
-def _text_folders(section: Any) -> Iterator[Path]:
+def _text_folders(section: Mapping[str, Any]) -> Iterator[Path]:
     """The split folders whose transcripts PR (``corpus``) and ASR (``datarc``) read."""
-    if not isinstance(section, dict):
-        return
     for part, root in (("corpus", "path"), ("datarc", "libri_root")):
         data = section.get(part)
         if isinstance(data, dict) and isinstance(data.get(root), str):

@@ -43,7 +43,7 @@ def earlier_record(made_by: Mapping[str, Any], out: Path, called: Collection[str
 
     Args:
         made_by: model and settings (``provenance.py``).
-        called: names of the tasks of this call; of others it does not matter when data have been cleared away since.
+        called: names of the tasks of this call; for other tasks, data that are gone do not outdate a score.
     """
     earlier = own_record(out)
     if earlier is None:
@@ -74,7 +74,8 @@ def with_earlier_seeds(name: str, earlier: Mapping[str, Any] | None, new: Mappin
     parts: dict[int, Part] = {}
     for seed, part in by_seed(task).items():
         assert seed is not None
-        why = other_override(part, first["overrides"]) or (set(folds(part)) != set(folds(first)) and "other folds")
+        other_folds = "other folds" if set(folds(part)) != set(folds(first)) else None
+        why = other_override(part, first["overrides"]) or other_folds
         if seed in new:
             merged = None if why else merge_grids(part, new[seed])
             if merged is None and not set(folds(part)) < set(folds(first)):

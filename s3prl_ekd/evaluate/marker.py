@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 
 MARKER = "run.json"
 
@@ -83,5 +83,4 @@ def read_marker(expdir: Path) -> Marker | None:
 def write_marker(expdir: Path, marker: Marker) -> None:
     """Write ``run.json`` whole or not at all: a kill between two states must not leave half a file."""
     content = {name: value for name, value in vars(marker).items() if name != "result" or value is not None}
-    with whole_file(expdir / MARKER) as partial:
-        partial.write_text(json.dumps(content, indent=1))
+    write_whole(expdir / MARKER, json.dumps(content, indent=1))

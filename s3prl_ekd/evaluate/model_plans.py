@@ -23,7 +23,9 @@ from s3prl_ekd.writable import absolute_folder
 
 
 def plan_models(args: argparse.Namespace) -> list[ModelPlan]:
-    """Plan each model's runs, into the folders that :func:`model_folders` gives them; on which device shows later.
+    """Plan each model's runs, into the folders that :func:`model_folders` gives them.
+
+    The device of each run is chosen when it starts.
 
     Raises:
         EkdError: an option that is wrong or has no effect, data or a model that is not there.
@@ -90,9 +92,10 @@ def model_folders(models: Sequence[Upstream], out: Path, in_table: bool) -> list
 
 
 def _as_known(model: Upstream, there: Sequence[tuple[str | None, Mapping[str, Any]]]) -> Upstream:
-    """The model, by the folder and the label of a record of it, or of the label that the user gives it.
+    """The model with the folder and label of an earlier record.
 
-    Of several rows of one model without a label the one that is called as it would be by itself is meant.
+    That is a record of the same model where the user gave no label, else the one that has the label given. Of several
+    rows of one model without a label the one that is called as it would be by itself is meant.
     """
     if model.named:
         folders = [folder for folder, record in there if record["label"] == model.label]

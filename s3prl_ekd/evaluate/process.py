@@ -73,7 +73,7 @@ class Children:
         return child
 
     def forget(self, child: _Process | Child) -> None:
-        """A child that has ended."""
+        """Stop tracking a child that has ended."""
         with self._lock:
             self._running.discard(child)
 
@@ -189,7 +189,7 @@ def _split_lines(descriptor: int) -> Iterator[str]:
 def _stop(*children: _Process | Child) -> None:
     """End children and their worker processes, each a process group (``start_new_session``), all at the same time.
 
-    Who stops a job waits some 30 s before it kills.
+    At most 15 s in all: a scheduler that cancels a job kills it after about 30 s.
     """
     for number, patience in ((signal.SIGTERM, 10), (signal.SIGKILL, 5)):
         going = [child for child in children if child.poll() is None]

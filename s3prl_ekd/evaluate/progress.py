@@ -26,8 +26,8 @@ class Board:
     ``width`` is the longest name of a run in characters.
     """
 
-    def __init__(self, console: Console | None = None, width: int = 10) -> None:
-        self.console = console or Console()
+    def __init__(self, console: Console, width: int = 10) -> None:
+        self.console = console
         self.width = width
         self._live = Progress(
             TextColumn(f"[bold]{{task.fields[run]:<{width}}}[/] {{task.description:<5}}"),

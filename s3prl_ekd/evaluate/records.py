@@ -28,6 +28,7 @@ from s3prl_ekd.evaluate.results import chance, merge_seeds, search_record
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, own_record, write_scores
 from s3prl_ekd.evaluate.table import score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
+from s3prl_ekd.whole_file import write_whole
 
 MARKDOWN = "scores.md"
 log = logging.getLogger(__name__)
@@ -129,4 +130,4 @@ def write_markdown(records: Sequence[dict[str, Any]], out: Path) -> None:
     """Write ``OUT/scores.md``: the score table, then the grid."""
     grid = grid_markdown(records)
     text = score_markdown(records) + (f"\n## Learning rates\n\n{grid}" if grid else "")
-    (out / MARKDOWN).write_text(text, encoding="utf-8")
+    write_whole(out / MARKDOWN, text)

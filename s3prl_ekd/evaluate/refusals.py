@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, other, other_override, overrides
+from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, other, other_override, with_effect
 from s3prl_ekd.evaluate.inputs import changed_input, inputs, model_digest
 from s3prl_ekd.evaluate.kept_scores import scored_runs, table_rows
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
@@ -93,7 +93,10 @@ def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> Non
 
 
 def _check_settings(plan: ModelPlan, records: Sequence[Mapping[str, Any]], preset: str, where: str) -> None:
-    """Refuse settings, or overrides of a task, that no record has; of a table that ``--overwrite`` mixed, take any."""
+    """Refuse settings, or a task's overrides, that none of the records was made with.
+
+    Where ``--overwrite`` has mixed several in one table, any of them will do.
+    """
     now = made_by(plan.runs, preset)
     unlike = [(record, other(record, now, SETTINGS)) for record in records]
     found = [
@@ -115,7 +118,7 @@ def _other_overrides(plan: ModelPlan, records: Sequence[Mapping[str, Any]]) -> l
     """How the records' overrides of a task differ from the plan's, of the first task where all that have it do."""
     for run in _first_runs(plan):
         found = [
-            (other_override(part, overrides(run)), record["label"])
+            (other_override(part, with_effect(run.overrides)), record["label"])
             for record in records
             for part in by_seed(record["tasks"].get(run.task.name, {})).values()
             if part

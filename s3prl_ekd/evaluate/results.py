@@ -14,7 +14,7 @@ from typing import Any
 
 from s3prl_ekd.corpora.split_file import read_split_file, speaker_of
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.conditions import overrides
+from s3prl_ekd.evaluate.conditions import with_effect
 from s3prl_ekd.evaluate.grid import Search
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import Run
@@ -34,7 +34,7 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
     by_fold = {run.fold: part for run, part in zip(picked, parts, strict=True) if run.fold is not None}
     record = merge_folds(task, by_fold) if by_fold else parts[0]
     record["seconds"] = round(sum(results[run.key]["seconds"] for run in search.runs), 1)
-    record |= {"seed": search.seed, "overrides": overrides(picked[0])}
+    record |= {"seed": search.seed, "overrides": with_effect(picked[0].overrides)}
     if len(search.rates) > 1:
         record["grid"] = [
             {

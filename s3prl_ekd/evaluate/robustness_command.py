@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from collections import deque
 from collections.abc import Sequence
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from s3prl_ekd.evaluate.distorted import (
     plan_tests,
 )
 from s3prl_ekd.evaluate.dry_run import dealt, pasted
-from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.folder_lock import locked_folders
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.robustness import FILE_NAME, robustness_table, write_robustness
 from s3prl_ekd.evaluate.scores_file import read_models
@@ -81,9 +80,7 @@ def run(args: argparse.Namespace) -> int:
         console.out("\n".join(pasted(test.command(), test.device) for test in placed), highlight=False)
         return 0
     check_devices(devices)
-    with ExitStack() as locks:
-        for folder in dict.fromkeys([args.scores.resolve(), *(home.resolve() for home, _ in read_models(args.scores))]):
-            locks.enter_context(locked_folder(folder, str(folder)))
+    with locked_folders([args.scores, *(home for home, _ in read_models(args.scores))]):
         tests, every = _plan(args, conditions)  # again: a call that had the folder may have ended since
         for test in every if args.overwrite else ():
             forget_other(test)

@@ -100,7 +100,10 @@ def _native(run: Run, marker: Marker, phase: str, command: list[str], board: Boa
 
 
 def _warn_of_batches_left_out(run: Run, output: str) -> None:
-    """s3prl's runner goes on without a batch that does not fit; with neighbours on a GPU, which one is chance."""
+    """Warn of batches that s3prl's runner skipped because they did not fit into the GPU.
+
+    Beside other runs, which ones is chance.
+    """
     count = output.count("[Runner] - CUDA out of memory")
     if count:
         log.warning(
@@ -109,7 +112,7 @@ def _warn_of_batches_left_out(run: Run, output: str) -> None:
         )  # fmt: skip
 
 
-def do_test(run: Run, board: Board, children: Children | None = None) -> Result:
+def do_test(run: Run, board: Board, children: Children) -> Result:
     """Test a trained run on its best checkpoint and score it, unless that is done; returns its result.
 
     Raises:

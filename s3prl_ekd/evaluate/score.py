@@ -50,7 +50,7 @@ def separator(path: Path) -> str:
 
 
 def word_error_rate(hypotheses: dict[str, str], references: dict[str, str]) -> float:
-    """Word (or phoneme) error rate in percent, over all utterances of ``references``; missing ones count as empty."""
+    """Word (or phoneme) error rate in percent, over all utterances of ``references``."""
     return _edit_rate(hypotheses, references, jiwer.process_words)
 
 
@@ -61,7 +61,7 @@ def character_error_rate(hypotheses: dict[str, str], references: dict[str, str])
 
 def accuracy(hypotheses: dict[str, str], references: dict[str, str]) -> float:
     """Exact matches over the utterances of ``references``, in percent."""
-    return 100.0 * sum(hypotheses.get(name) == label for name, label in references.items()) / len(references)
+    return 100.0 * sum(hypotheses[name] == label for name, label in references.items()) / len(references)
 
 
 def majority_share(labels: dict[str, str]) -> float:
@@ -152,8 +152,8 @@ def edit_counts(hypothesis: str, reference: str, process: _Process) -> tuple[int
 
 
 def _edit_rate(hypotheses: dict[str, str], references: dict[str, str], process: _Process) -> float:
-    counts = [edit_counts(hypotheses.get(name, ""), reference, process) for name, reference in references.items()]
-    errors, tokens = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    counts = [edit_counts(hypotheses[name], reference, process) for name, reference in references.items()]
+    errors, tokens = (sum(column) for column in zip(*counts, strict=True))
     if tokens == 0:
         raise EkdError("error rate: every reference is empty")
     return 100.0 * errors / tokens

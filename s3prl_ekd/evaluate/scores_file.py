@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.scores_format import NOT_SCORES, check_record
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 
 FILE_NAME = "scores.json"
 Folder = TypeVar("Folder", str, Path)
@@ -29,8 +29,7 @@ def write_scores(record: Mapping[str, Any], out: Path) -> Path:
     """Write ``OUT/scores.json`` whole or not at all; returns its path."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / FILE_NAME
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(path, json.dumps(record, indent=1) + "\n")
     return path
 
 
@@ -64,10 +63,11 @@ def read_models(path: Path) -> list[tuple[Path, dict[str, Any]]]:
 def told_apart(models: Sequence[tuple[Folder, Mapping[str, Any]]]) -> list[tuple[Folder, dict[str, Any]]]:
     """Folders and records of models; to a label that another model has too, its folder is added."""
     labels = Counter(record["label"] for _, record in models)
-    return [
-        (folder, {**record, "label": f"{label} ({folder})" if labels[label := record["label"]] > 1 else label})
-        for folder, record in models
-    ]
+
+    def unique(label: str, folder: str | Path) -> str:
+        return f"{label} ({folder})" if labels[label] > 1 else label
+
+    return [(folder, {**record, "label": unique(record["label"], folder)}) for folder, record in models]
 
 
 def own_record(folder: Path) -> dict[str, Any] | None:

@@ -164,12 +164,12 @@ class Record(_Part):
         return label
 
 
-def check_record(path: Path, record: Any, prefix: str = "") -> dict[str, Any]:
+def check_record(path: Path, record: Any, prefix: str) -> dict[str, Any]:
     """A model's record as it was read, where it is one.
 
     Args:
         path: the file.
-        prefix: the record's key in it, of a table.
+        prefix: the record's key in it, of a table; else empty.
 
     Raises:
         EkdError: names the file and the first key that is missing or of another kind.

@@ -56,7 +56,7 @@ def work_off(
     free: list[str],
     children: Children,
     done: Callable[[Callable[[One], Result], One, Result], None],
-    say: Callable[[str, str], None] | None = None,
+    say: Callable[[str, str], None] | None,
 ) -> None:
     """Do all the work, ``len(free)`` jobs at a time.
 

@@ -53,10 +53,10 @@ class Column:
         """The standard error of :meth:`value` over seeds; ``None`` of one seed."""
         return record["tasks"].get(self.task, {}).get("standard_error", {}).get(self.metric)
 
-    def cell(self, record: dict[str, Any], between: str = " ") -> str:
+    def cell(self, record: dict[str, Any]) -> str:
         """Value and error as they are shown."""
         error = self.error(record)
-        return cell(self.value(record)) + ("" if error is None else f"{between}± {error:.2f}")
+        return cell(self.value(record)) + ("" if error is None else f" ± {error:.2f}")
 
 
 OF_TASKS = tuple(Column(task.name, task.metric) for task in TASKS.values())
@@ -105,11 +105,11 @@ def score_table(records: Sequence[dict[str, Any]]) -> Table:
         table.add_column(column.heading.replace(" ", "\n", 1), justify="right", no_wrap=True)
     best = {column: best_rows(records, column) for column in columns}
     for row, record in enumerate(records):
-        cells = [
-            f"[bold green]{value}[/]{error}" if row in best[column] else value + error
-            for column in columns
-            for value, error in [_two_lines(column, record)]
-        ]
+        cells = []
+        for column in columns:
+            value, error = cell(column.value(record)), column.error(record)
+            marked = f"[bold green]{value}[/]" if row in best[column] else value
+            cells.append(marked if error is None else f"{marked}\n[dim]± {error:.2f}[/]")
         table.add_row(escape(record["label"]), *(size[row] for _, size in sizes), *cells)
     return table
 
@@ -122,11 +122,6 @@ def plain_table(title: str = "", caption: str = "") -> Table:
     )  # fmt: skip
     table.add_column("upstream", overflow="fold", min_width=12)
     return table
-
-
-def _two_lines(column: Column, record: dict[str, Any]) -> tuple[str, str]:
-    value, _, error = column.cell(record, "\n").partition("\n")
-    return value, f"\n[dim]{error}[/]" if error else ""
 
 
 def score_markdown(records: Sequence[dict[str, Any]]) -> str:
@@ -165,7 +160,8 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
         parts.append("Parameters, MACs: of the upstream, as the SUPERB challenge counts (MACs over its 32 utterances).")
     levels = []
     for name, what in CHANCE.items():
-        found = {cell(record["tasks"][name]["chance"]) for record in records if _chance(record, name) is not None}
+        known = [record["tasks"].get(name, {}).get("chance") for record in records]
+        found = {cell(level) for level in known if level is not None}
         if len(found) == 1:
             levels.append(f"{name.upper()} {found.pop()} ({what})")
     if levels:
@@ -179,7 +175,3 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     if unlike:
         parts.append(f"{first_of(unlike)}: the prediction files do not give the runner's number.")
     return " ".join(parts)
-
-
-def _chance(record: dict[str, Any], task: str) -> float | None:
-    return record["tasks"].get(task, {}).get("chance")

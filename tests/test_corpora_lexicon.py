@@ -12,7 +12,7 @@ import pytest
 
 from s3prl_ekd.corpora import lexicon as module
 from s3prl_ekd.corpora.layout_speech import lexicon_notes
-from s3prl_ekd.corpora.lexicon import build_lexicon, edit_distance, phoneme_set, read_lexicon, split_phones
+from s3prl_ekd.corpora.lexicon import build_lexicon, phoneme_set, read_lexicon, split_phones
 from s3prl_ekd.errors import EkdError
 
 
@@ -97,13 +97,6 @@ def test_unknown_words_side_by_side_get_phones_by_their_letters() -> None:
     phones = tuple("abcdefghi")
     assert split_phones(["AB", "ABCDEFGH"], phones, {}) == [phones[:2], phones[2:]]
     assert split_phones(["ABCDEFGH", "A'B"], phones, {}) == [phones[:7], phones[7:]]
-
-
-def test_edit_distance_is_levenshteins() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(50):
-        one, other = (tuple(rng.choice(list("ABC"), rng.integers(0, 8))) for _ in range(2))
-        assert edit_distance(one, other) == editdistance.eval(one, other)
 
 
 def test_missing_words_are_named_and_counted(tmp_path: Path, no_cmudict: None) -> None:

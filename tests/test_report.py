@@ -90,7 +90,7 @@ def test_a_damaged_checkpoint_costs_its_layer_weights_alone(evaluation, caplog):
     assert f"{file}: cannot be read (cut short, or not a PyTorch file): left out of the layer weights" in caplog.text
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_figures_are_png(pretraining, evaluation, theme):
     run = read_pretraining(pretraining)
     assert head_losses_png(run, theme).startswith(PNG)

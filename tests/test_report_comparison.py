@@ -136,7 +136,7 @@ def test_settings_that_differ_are_named_with_their_defaults(runs):
     assert found["ekd.balance.decay"] == ["–", "0.9"] and "ekd.balance" not in found
 
 
-@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
 def test_several_runs_are_drawn_over_each_other(runs, theme):
     assert comparison_png(runs, theme).startswith(PNG)
     assert comparison_png(runs[1:] * 8, theme).startswith(PNG)  # more than there are colours; none with validation

@@ -1,1 +1,1 @@
-"""Corpora and manifests -> the layouts that the four tasks read; the synthetic demo corpus."""
+"""Corpora and manifests laid out as pretraining and the six tasks read them; the synthetic demo corpus."""

@@ -25,7 +25,6 @@ from s3prl_ekd.device import shows_gpu
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.task_names import DOWNSTREAM
 
-SOURCES = ("manifest", "librispeech", "voxceleb1", "iemocap", "speech_commands", "fluent_commands", "audio")
 TASKS_OF = {
     "librispeech": ("pr", "asr", "pretrain"),
     "voxceleb1": ("sid",),
@@ -34,6 +33,7 @@ TASKS_OF = {
     "fluent_commands": ("ic",),
     "audio": ("pretrain",),
 }
+SOURCES = ("manifest", *TASKS_OF)
 READERS = {  # option -> the sources that read it
     "lexicon": {"manifest", "librispeech"},
     "root": {"manifest"},
@@ -145,7 +145,7 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
 
 
 def _check_options(args: argparse.Namespace, sources: set[str]) -> None:
-    """An option that no given source reads would be silently without effect."""
+    """Refuse an option that none of the given sources reads: it would silently have no effect."""
     for name, readers in READERS.items():
         if getattr(args, name) and not sources & readers:
             flag = "--" + name.replace("_", "-")
@@ -199,7 +199,7 @@ def _real(source: str, args: argparse.Namespace, tasks: Sequence[str]) -> list[P
     if len(used) < len(files):
         notes.append(f"{len(files) - len(used)} files left out: an earlier call put them there for other tasks")
     held_out = [name] if args.held_out else []
-    return [prepare_pretrain({name: used}, args.out, args.path, notes=notes, held_out=held_out)]
+    return [prepare_pretrain({name: used}, args.out, args.path, speakers=0, notes=notes, held_out=held_out)]
 
 
 def _not_prepared(files: Sequence[Path], root: Path) -> list[Path]:
@@ -222,9 +222,9 @@ def next_command(result: Prepared) -> str:
     return f"run_downstream.py -m train -n NAME-{result.task} {student} -d {DOWNSTREAM[result.task]} -c {end}"
 
 
-def show(results: Sequence[Prepared], console: Console | None = None) -> None:
+def show(results: Sequence[Prepared]) -> None:
     """Print one line per task, what was noted on the way, and the next commands, in the order in which they are run."""
-    console = console or Console()
+    console = Console()
     results = sorted(results, key=lambda result: ["pretrain", *DOWNSTREAM].index(result.task))
     table = Table("task", "utterances", box=None, header_style="bold")
     for name in ("minutes", "speakers"):

@@ -15,7 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.corpora.probe import Clip, in_parallel
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Prepared:
     utterances: tuple[int, ...]
     samples: int
     speakers: int
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...]
     ready: bool = True
     """Whether it can be trained on already."""
 
@@ -221,7 +221,7 @@ def clip_names(clips: Sequence[Clip]) -> list[str]:
 
 
 def write_ids(file: Path, ids: Sequence[str], clips: Sequence[Clip]) -> None:
-    """``id<TAB>path`` for every utterance: from what s3prl's predictions name back to the manifest."""
+    """``id<TAB>path`` for every utterance: leads from an id in s3prl's predictions back to the manifest's path."""
     lines = [
         f"{key}\t{clip.row.path}\n" for key, clip in sorted(zip(ids, clips, strict=True), key=lambda pair: pair[0])
     ]
@@ -239,7 +239,4 @@ def filled_config(file: Path, template: str) -> Iterator[dict[str, Any]]:
     config = read_yaml(shipped(template))
     yield config
     text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
-    with whole_file(file) as partial:
-        partial.write_text(
-            f"# {template} with the paths of this folder, written by s3prl-ekd prepare\n{text}", encoding="utf-8"
-        )
+    write_whole(file, f"# {template} with the paths of this folder, written by s3prl-ekd prepare\n{text}")

@@ -29,9 +29,9 @@ def prepare_pretrain(
     sets: Mapping[str, Sequence[Path]],
     out: Path,
     source: Path,
-    speakers: int = 0,
-    notes: Sequence[str] = (),
-    held_out: Collection[str] = (),
+    speakers: int,
+    notes: Sequence[str],
+    held_out: Collection[str],
     derived: Collection[str] = (),
 ) -> Prepared:
     """Write ``pretrain/<set>.csv`` for each set, ``root.txt``, ``valid.txt`` beside it, and ``pretrain.yaml``.
@@ -41,7 +41,7 @@ def prepare_pretrain(
             than 0.05 s are left out, and counted.
         out: the data folder.
         source: where they come from, for messages.
-        speakers: how many, where known.
+        speakers: how many; 0 where that is not known.
         notes: what to say besides.
         held_out: which of ``sets`` are for the validation loss.
         derived: names that an earlier call may have given to a part of these files; it goes where this one doesn't.
@@ -163,7 +163,7 @@ def _text(file: Path) -> str:
 
 
 def write_pretrain_config(
-    file: Path, root: Path, csv_folder: Path, sets: Sequence[str], valid_sets: Sequence[str] = ()
+    file: Path, root: Path, csv_folder: Path, sets: Sequence[str], valid_sets: Sequence[str]
 ) -> None:
     with filled_config(file, "pretrain/ekd/config_runner.yaml") as config:
         data = config["pretrain_expert"]["datarc"]

@@ -124,7 +124,7 @@ def utterance_ids(clips: Sequence[Clip]) -> list[str]:
 
 
 def prepare_speech(
-    manifest: Manifest, clips: Sequence[Clip], out: Path, tasks: Sequence[str], lexicons: Sequence[str | Path] = ()
+    manifest: Manifest, clips: Sequence[Clip], out: Path, tasks: Sequence[str], lexicons: Sequence[str | Path]
 ) -> list[Prepared]:
     """Lay out a manifest for PR, ASR or both under ``out``; returns what was made.
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import editdistance
+
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 
@@ -106,15 +108,16 @@ def build_lexicon(
         for word, found in read_lexicon(file).items():
             fixed.setdefault(word, found)
     words = sorted({word for text, _ in spoken for word in text})
+    given = {word: _look_up(word, fixed)[:1] for word in words}
     known: dict[str, list[Phones]] = {}
     for word in words:
-        found = _look_up(word, fixed)[:1] or _look_up(word, _cmudict())
+        found = given[word] or _look_up(word, _cmudict())
         if found:
             known[word] = list(dict.fromkeys(found))
     with_phones = [(text, phones) for text, phones in spoken if phones]
     chosen = _choose(with_phones, known)
     chosen.update((word, found[0]) for word, found in known.items() if word not in chosen)
-    chosen.update((word, _look_up(word, fixed)[0]) for word in words if _look_up(word, fixed))
+    chosen.update((word, found[0]) for word, found in given.items() if found)
 
     missing = [word for word in words if word not in chosen]
     if missing:
@@ -126,7 +129,7 @@ def build_lexicon(
     _check_phones(chosen, source)
     equal = sum(sum((chosen[word] for word in text), ()) == phones for text, phones in with_phones)
     learned = tuple(word for word in words if chosen[word] not in known.get(word, ()))
-    borrowed = tuple(word for word in words if files and not _look_up(word, fixed) and word not in learned)
+    borrowed = tuple(word for word in words if files and not given[word] and word not in learned)
     return Lexicon({word: chosen[word] for word in words}, len(with_phones), equal, learned, borrowed)
 
 
@@ -208,15 +211,4 @@ def _cost(word: str, piece: Phones, found: Collection[Phones]) -> float:
         return 0.0
     if not found:
         return LENGTH_COST * abs(len(piece) - PHONES_PER_LETTER * len(word.replace("'", "")))
-    return MISMATCH_COST * min(edit_distance(piece, other) for other in found)
-
-
-@lru_cache(maxsize=1 << 18)
-def edit_distance(one: Phones, other: Phones) -> int:
-    """Levenshtein distance between two phone sequences."""
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, start=1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(other, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (a != b))
-    return row[-1]
+    return MISMATCH_COST * min(editdistance.eval(piece, other) for other in found)

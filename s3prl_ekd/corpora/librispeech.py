@@ -1,9 +1,9 @@
 """LibriSpeech in its own layout: PR, ASR and pretraining.
 
 Nothing is linked or copied: the configurations point at the corpus, and only what it lacks is written (a lexicon,
-length CSVs). A corpus in this layout whose transcripts are spelled otherwise than LibriSpeech's, in lower case or with
-punctuation, holds no word that s3prl knows; of empty ones it learns silence, and at a blank line its ASR ends. Such a
-corpus is laid out as a manifest is, with links to its audio.
+length CSVs). Three kinds of transcripts break s3prl: in lower case or with punctuation, no word is in its dictionary;
+empty ones teach it silence; a blank line ends its ASR. Such a corpus is laid out like a manifest, with links to its
+audio.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from s3prl_ekd.audio import find_audio
@@ -32,9 +33,7 @@ PRETRAIN_SPLITS = ("train-clean-100", "train-clean-360", "train-other-500")
 HELD_OUT = "dev-clean"  # of pretraining
 
 
-def prepare_librispeech(
-    root: Path, out: Path, tasks: Sequence[str] = ("pr", "asr", "pretrain"), lexicons: Sequence[str | Path] = ()
-) -> list[Prepared]:
+def prepare_librispeech(root: Path, out: Path, tasks: Sequence[str], lexicons: Sequence[str | Path]) -> list[Prepared]:
     """SUPERB's splits of LibriSpeech for PR and ASR; for pretraining all for training, and dev-clean for validation.
 
     Raises:
@@ -165,11 +164,9 @@ def _transcripts(file: Path) -> list[str]:
 
 def _behind_links(files: Iterable[Path], top: Path) -> int:
     """How many of the files are below a link to a folder that is itself below ``top``."""
-    linked: dict[Path, bool] = {top: False}
 
+    @cache
     def is_linked(folder: Path) -> bool:
-        if folder not in linked:
-            linked[folder] = folder.is_symlink() or is_linked(folder.parent)
-        return linked[folder]
+        return folder != top and (folder.is_symlink() or is_linked(folder.parent))
 
     return sum(is_linked(file.parent) for file in files)

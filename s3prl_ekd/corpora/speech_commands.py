@@ -15,7 +15,7 @@ NAMES = ("speech_commands_v0.01", "speech_commands_test_set_v0.01")
 TEST_UTTERANCES = 3_081  # in the test set's archive
 
 
-def prepare_speech_commands(root: Path, out: Path, test_set: Path | None = None) -> Prepared:
+def prepare_speech_commands(root: Path, out: Path, test_set: Path | None) -> Prepared:
     """KS on Speech Commands.
 
     Args:

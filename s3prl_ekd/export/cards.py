@@ -266,7 +266,7 @@ def scores_section(record: Mapping[str, Any]) -> str:
             how = f"{steps} | {'' if rate is None else f'{rate:g}'}"
             rows.append(f"| {title} | {scores[metric]:.2f}{spread} | {utterances} | {how} |")
     table = "\n".join(rows)
-    counts = {len(task.get("seeds", record.get("seeds", []))) for task in tasks.values() if "standard_error" in task}
+    counts = {len(task["seeds"]) for task in tasks.values() if "seeds" in task}
     er_folds = [_plain(fold) for fold in folds(first_part(tasks.get("er", {})))]
     some = f" ER is the mean over {', '.join(er_folds)} alone." if 0 < len(er_folds) < 5 else ""  # IEMOCAP has five
     alone = " Clips were encoded alone, not in padded batches." if record.get("cache_states") else ""

@@ -39,11 +39,13 @@ CARD = "README.md"
 MADE_WITH = "made with s3prl-ekd"
 """In every card that an export writes."""
 UNFINISHED = ".unfinished-export-{}"
-"""In a folder that was empty until its first export is whole: nothing there is anybody else's. With the marker of that
-kind of export, which another kind's files would stand beside."""
+"""Marks a folder that was empty when its first export began and is not whole yet: all in it is ours.
+
+Its name holds that kind's marker, so that another kind does not write beside it.
+"""
 
 
-def output_folder(folder: Path, marker: str) -> Path:
+def output_folder(folder: Path, marker: str) -> None:
     """Make ``folder``; refuse one that holds other things than an earlier export, whose killed parts go.
 
     Such an export is told by the file ``marker`` beside a card of ours, a first one that was interrupted by
@@ -67,7 +69,6 @@ def output_folder(folder: Path, marker: str) -> Path:
     sweep(folder)
     if empty:
         unfinished.touch()
-    return folder
 
 
 def finish(folder: Path, marker: str) -> None:

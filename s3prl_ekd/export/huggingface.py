@@ -17,7 +17,7 @@ import torch
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.inputs import model_digest
-from s3prl_ekd.evaluate.models import WITH_HEADS, choose
+from s3prl_ekd.evaluate.models import STUDENT, WITH_HEADS, choose
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, finish, output_folder, write_license
@@ -177,8 +177,8 @@ def push(folder: Path, repository: str, private: bool = False) -> str:
 def _scores_section(path: Path, checkpoint: Path) -> str:
     """Of an evaluation's record; another upstream's scores do not belong on a student's card, nor another one's."""
     record = read_scores(path)
-    if not str(record.get("upstream", "")).startswith("ekd_student"):
-        raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no ekd_student")
+    if not record["upstream"].startswith(STUDENT):
+        raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no {STUDENT}")
     if record["upstream"] == WITH_HEADS:
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}; the model has no heads")
     model = choose({"ckpt": str(checkpoint)})

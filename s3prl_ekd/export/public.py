@@ -2,7 +2,7 @@
 
 The site scores only the utterances that a prediction file holds and silently leaves a task out when one is unknown or a
 fold of ER is missing. So everything is compared with the runner's own reference files first, and the site's scoring is
-repeated here. Which file of s3prl goes where in the zip: [s3] submit/submit.py.
+repeated here. Which file of s3prl goes where in the zip: s3prl's submit/submit.py.
 """
 
 from __future__ import annotations
@@ -283,8 +283,8 @@ def _agree_with_record(home: Path, scores: Mapping[str, float], tested: Mapping[
         EkdError: they are of another run.
     """
     for name, score in scores.items():
-        recorded = tested.get(name, {}).get(TASKS[name].metric)
-        if recorded is not None and abs(recorded - 100 * score) > 0.05:
+        recorded = tested[name][TASKS[name].metric]
+        if abs(recorded - 100 * score) > 0.05:
             raise EkdError(
                 f"{home / FILE_NAME}: {name} {TASKS[name].metric} is {recorded:.2f}, but the prediction files give "
                 f"{100 * score:.2f}; they are of another run"

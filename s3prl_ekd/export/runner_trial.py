@@ -2,7 +2,7 @@
 
 ``python -m s3prl_ekd.export.runner_trial FOLDER WORK``: WORK gets a made corpus in IEMOCAP's layout and the experiment.
 ``snapshot_download`` is the only thing replaced (it returns FOLDER); ``args.from_hf_hub=True`` then takes the same way
-as ``--hub huggingface`` does on the organisers' machines ([s3] downstream/runner.py, _get_upstream).
+as ``--hub huggingface`` does on the organisers' machines (s3prl's downstream/runner.py, _get_upstream).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``s3prl-ekd macs X``: show the parameters and MACs of X; what X is finds ``models.py``, ``counting.py`` counts."""
+"""``s3prl-ekd macs X``: show the parameters and MACs of X. ``models.py`` finds what X is, ``counting.py`` counts."""
 
 from __future__ import annotations
 

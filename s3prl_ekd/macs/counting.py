@@ -2,9 +2,9 @@
 
 The challenge's profiler runs 32 LibriSpeech test-clean utterances one by one and adds up a formula per torch function;
 MACs depend on their lengths only. A count of matrix products and convolutions alone stays 0.2 % below the leaderboard.
-What is missing is, a layer, exactly 4 T D + k H T^2 (T frames, D width, H heads; k = 4 for HuBERT Base, 3 for Large):
-taken to be the biases of attention's four projections, softmax and scaling, and Base's attention dropout. Both numbers
-were read off HuBERT's rows, and then give WavLM's to the last digit too (tests/test_macs.py).
+Each layer lacks exactly 4 T D + k H T^2 (T frames, D width, H heads; k = 4 for HuBERT Base, 3 for Large): taken to be
+the biases of attention's four projections, softmax and scaling, and Base's attention dropout. Both numbers were read
+off HuBERT's rows, and then give WavLM's to the last digit too (tests/test_macs.py).
 What a folder of somebody else's code computes is counted by running it: ``folder.py``.
 """
 
@@ -62,9 +62,9 @@ class Preset:
         return cost(self.shape, self.heads, self.unused)
 
 
-def _pretraining(width: int, final: int = 0, units: int = 504) -> int:
-    """Mask vector; and in HuBERT the projection to ``final`` channels with one vector for each of its units."""
-    return width + (width * final + final + units * final)
+def _pretraining(width: int, final: int = 0) -> int:
+    """Mask vector; and in HuBERT the projection to ``final`` channels with one vector for each of its 504 units."""
+    return width + (width * final + final + 504 * final)
 
 
 SHAPES = {

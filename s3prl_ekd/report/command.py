@@ -20,7 +20,7 @@ from s3prl_ekd.report.earlier import stale_figures
 from s3prl_ekd.report.page import page
 from s3prl_ekd.report.pngs import write_pngs
 from s3prl_ekd.report.sources import Pretraining, read_results
-from s3prl_ekd.whole_file import whole_file
+from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import output_file
 
 
@@ -72,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
     figures = write_pngs(folder, pretrainings, evaluations)
     stale = stale_figures(args.out, figures)
     text = page(pretrainings, evaluations, args.title, args.note, args.reference, figures, found)
-    with whole_file(args.out.resolve()) as partial:  # which may be a link
-        partial.write_text(text, encoding="utf-8")
+    write_whole(args.out.resolve(), text)  # which may be a link
     for old in stale:
         old.unlink()
     beside = f" [dim]and {len(figures)} PNG files in {escape(str(folder))}/[/]" if figures else ""

@@ -63,7 +63,7 @@ def cost_png(records: Sequence[dict[str, Any]], theme: Theme = LIGHT) -> bytes |
 def robustness_png(rows: Sequence[Row], labels: Sequence[str], theme: Theme = LIGHT) -> bytes | None:
     """Draw the test score by condition, clean first; ``None`` where nothing was tested on distorted audio.
 
-    A line joins the levels of one noise; the first one's begins at the clean score.
+    A line joins the levels of one noise; the line of the first noise begins at the clean score.
 
     Args:
         labels: of all models of the report, for their colours.

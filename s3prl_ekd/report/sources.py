@@ -170,7 +170,10 @@ def _checkpoints(folder: Path, task: dict[str, Any]) -> Iterator[Path]:
 
 
 def _is_still_of(seed: int | None, run: Path) -> bool:
-    """False where another seed has been trained in a run's folder since, which would count twice, or it is now."""
+    """Whether a run's folder still holds the run of that seed.
+
+    Not where another seed has been trained in it since (it would count twice), nor while one is training there now.
+    """
     try:
         marker = read_marker(run)
     except EkdError:

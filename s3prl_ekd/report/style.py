@@ -26,7 +26,6 @@ _LINES: tuple[LineStyleType, ...] = ("-", (0, (4, 2)), (0, (1, 1.5)))
 class Theme:
     """Colours that a figure and the page around it share."""
 
-    name: str
     page: str
     card: str
     text: str
@@ -38,7 +37,6 @@ class Theme:
 
 
 LIGHT = Theme(
-    name="light",
     page="#f6f7f9",
     card="#ffffff",
     text="#1c2430",
@@ -49,7 +47,6 @@ LIGHT = Theme(
     heat=("#f2f6ff", "#8fb3f7", "#1d4ed8", "#172f7a"),
 )
 DARK = Theme(
-    name="dark",
     page="#0f1319",
     card="#171d26",
     text="#e6eaf0",

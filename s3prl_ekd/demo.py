@@ -40,9 +40,12 @@ SYNTHETIC = "The speech is synthetic (espeak-ng voices); no number here is a SUP
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--out", type=Path, default=Path("demo_out"), help="empty or a demo's (default: %(default)s)")
-    parser.add_argument("--small", action="store_true", help="less of everything: about two minutes, for CI")
-    parser.add_argument("--fresh", action="store_true", help="empty a demo folder first instead of continuing it")
+    parser.add_argument(
+        "--out", type=Path, default=Path("demo_out"),
+        help="a new or empty folder, or that of an earlier demo (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--small", action="store_true", help="a shorter demo of about two minutes, for CI")
+    parser.add_argument("--fresh", action="store_true", help="empty an earlier demo's folder first; do not resume it")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
 
 

@@ -92,7 +92,7 @@ def lay_out(
     results: list[Prepared] = []
     with turn_in(out):
         audio = ((f"{rows.where(row)}: {row.path}", row.audio) for row in rows.rows)
-        check_apart([out / task for task in tasks], audio)
+        check_apart([out / task for task in tasks], [*audio, (rows.file, rows.file)])
         if set(tasks) - {"pretrain"}:
             clips = probe(rows, skip_bad)
             kept = replace(rows, rows=tuple(clip.row for clip in clips))

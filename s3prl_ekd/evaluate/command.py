@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the native commands of the whole grid, or what is refused, and stop",
+        help="print the run_downstream.py commands of the whole grid, or what is refused, and stop",
     )
 
 
@@ -105,8 +105,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     """Declare the options that name what is evaluated."""
     models = parser.add_argument_group(
         "models",
-        "each repeatable; one --ckpt and one --upstream without labels are one model, s3prl's -u NAME -k FILE; a "
-        "labelled one is a row of a table",
+        "each repeatable. With a LABEL, a model is a row of a table. One --ckpt and one --upstream without labels are "
+        "a single model: -u NAME -k PATH of run_downstream.py",
     )
     models.add_argument(
         "-k", "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",

@@ -21,10 +21,10 @@ def add_running_arguments(parser: argparse.ArgumentParser, what: str) -> None:
         "--devices", "--device", metavar="DEVICE,...",
         help="cpu, cuda, or cuda:0,cuda:1,... (default: cuda if there is one)",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time (default: one a device)")
+    parser.add_argument("--jobs", type=int, metavar="N", help=f"{what} at a time (default: one per device)")
     parser.add_argument(
         "--keep-going", action="store_true",
-        help=f"where one fails, go on with the other {what}; the command still ends in an error",
+        help=f"if one fails, continue with the other {what}; the command still ends in an error",
     )  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", metavar="T,T", help="some of those that were evaluated (default: all)")
     add_running_arguments(parser, "tests")
     parser.add_argument("--overwrite", action="store_true", help="test again if a NAME was used for another distortion")
-    parser.add_argument("--dry-run", action="store_true", help="print the native commands and stop")
+    parser.add_argument("--dry-run", action="store_true", help="print the run_downstream.py commands and stop")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     public.add_argument("--runs", type=Path, required=True, help="the --out folder of s3prl-ekd evaluate")
     public.add_argument("--out", type=Path, required=True, help="the zip file to write")
     public.add_argument("--tasks", metavar="T,T", help="default: every task that has a run")
-    public.add_argument("--seed", type=int, help="whose predictions, where --runs was evaluated with several seeds")
+    public.add_argument("--seed", type=int, help="the seed whose predictions are submitted, if --runs has several")
 
 
 def _common(parser: argparse.ArgumentParser, what: str) -> None:

@@ -36,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="a submission folder, whose expert.py is run")
     parser.add_argument(
-        "--python", type=Path, help="make the assertions with this interpreter (a bare venv with torch)"
+        "--python", type=Path, help="run all checks but the last with this interpreter (a bare venv with torch)"
     )
-    parser.add_argument("--skip-runner", action="store_true", help="leave s3prl's runner out")
+    parser.add_argument("--skip-runner", action="store_true", help="leave out the last check, with s3prl's runner")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -24,8 +24,8 @@ from s3prl_ekd.teachers.shapes import TRANSFORMERS_FAMILIES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's arguments."""
-    parser.add_argument("source", nargs="?", help="what a config's ekd.teachers[].source may say; omit for a list")
-    parser.add_argument("--audio", type=Path, metavar="FILE", help="a clip to listen to; default: 2 s made up")
+    parser.add_argument("source", nargs="?", help="a source, as in ekd.teachers[].source; without it, a list of them")
+    parser.add_argument("--audio", type=Path, metavar="FILE", help="a clip to encode (default: a synthetic one of 2 s)")
     parser.add_argument("--precision", choices=("bf16", "fp16"), help="compare this arithmetic with fp32, by layer")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 

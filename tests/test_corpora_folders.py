@@ -243,4 +243,10 @@ def test_audio_in_the_folder_of_pretraining_sets_stays(
     first = snapshot(out)
     assert main(["prepare", "--manifest", str(more / "manifest.tsv"), "--tasks", "pretrain", "--out", str(out)]) == 2
     assert f"manifest.tsv:2: b.flac: is in {out / 'pretrain'}, which this call replaces" in capsys.readouterr().err
+    (more / "b.flac").rename(tmp_path / "b.flac")
+    (more / "manifest.tsv").write_text(f"path\n{tmp_path / 'b.flac'}\n")
+    assert main(["prepare", "--manifest", str(more / "manifest.tsv"), "--tasks", "pretrain", "--out", str(out)]) == 2
+    assert f"{more / 'manifest.tsv'}: is in {out / 'pretrain'}, which this call replaces" in capsys.readouterr().err
+    (more / "manifest.tsv").write_text("path\nb.flac\n")
+    (tmp_path / "b.flac").rename(more / "b.flac")
     assert snapshot(out) == first

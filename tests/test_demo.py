@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_the_earlier_record(tmp_path: Path, monkeypatch: pyte
     one = demo.Demo(tmp_path, small=True, device="cpu")
     before = (tmp_path / demo.MARKER).read_bytes()
 
-    def cut(path: Path, text: str) -> None:
+    def cut(path: Path, text: str, **kwargs: str) -> None:
         path.write_bytes(text[:5].encode())
         raise OSError(28, "No space left on device")
 

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 import soundfile
 import torch
@@ -242,6 +243,9 @@ def test_a_small_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     from s3prl_ekd.corpora.demo import SMALL, make_demo_corpus
 
     make_demo_corpus(tmp_path / "speech", SMALL)
+    emotions = tmp_path / "speech" / "er" / "manifest.tsv"  # two of its five folds are as good
+    rows = pandas.read_csv(emotions, sep="\t")
+    rows[rows["fold"] <= 2].to_csv(emotions, sep="\t", index=False)
     values = yaml.safe_load((HERE / "experiment.yaml").read_text())
     values["students"], values["merged"] = ["hubert", "wavlm"], {"merged": ["hubert", "wavlm"]}
     values["longer"] = {"hubert": 6}

@@ -17,4 +17,4 @@ def carry_out(act: Callable[[argparse.Namespace], object], args: argparse.Namesp
     def run() -> None:
         act(args)
 
-    return ending.carry_out(run, signals or Signals(), advice="the same command goes on")
+    return ending.carry_out(run, signals or Signals(), advice="run the same command again to resume")

@@ -37,9 +37,7 @@ class _UniqueKeys(yaml.SafeLoader):
             if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in seen:
-                raise yaml.composer.ComposerError(
-                    None, None, f"the key {key.value!r} stands there twice", key.start_mark
-                )
+                raise yaml.composer.ComposerError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(key.value)
         return node
 
@@ -110,7 +108,7 @@ def check_values(
     elsewhere = elsewhere or {}
     for key in values:
         if key in elsewhere and key not in model.model_fields:
-            raise EkdError(f"{file}: {key}: belongs into {elsewhere[key]}")
+            raise EkdError(f"{file}: {key}: belongs in {elsewhere[key]}")
     try:
         return model.model_validate(values)
     except ValidationError as error:

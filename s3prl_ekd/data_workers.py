@@ -101,8 +101,8 @@ def killed_workers(error: BaseException | None) -> str:
         words = str(error).strip().partition(".")[0]
         if is_death(error) and words.endswith((": Killed", ": Bus error")):
             return (
-                f"{words}, as where the system has no memory left; fewer data workers (num_workers of the "
-                "configuration; 0: none) and smaller batches need less"
+                f"{words}; the system probably ran out of memory: use fewer data workers (num_workers of the "
+                "configuration; 0: none) or smaller batches"
             )
         error = error.__cause__
     return ""

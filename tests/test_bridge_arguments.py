@@ -97,12 +97,12 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("args.seeed=1", "there is no argument 'seeed'; did you mean seed?"),
         ("args.seed.x=1", "there is no argument 'seed.x'"),
         ("args.mine.x=1", "there is no argument 'mine.x'"),
-        ("args.expdir=/x", "the folder is named by -n or -p"),
-        ("args.config='x.yaml'", "is read before -o is; give -c"),
-        ("args.mode='evaluate'", "is read before -o is; give -m"),
-        ("args.auto_resume=True", "is read before -o is; give -a"),
-        ("ekd.x=1", "ekd belongs into the other file"),
-        ("config.ekd.x=1", "ekd belongs into the other file"),
+        ("args.expdir=/x", "has no effect; name the folder with -n or -p"),
+        ("args.config='x.yaml'", "has no effect, as it is read before -o; give -c instead"),
+        ("args.mode='evaluate'", "has no effect, as it is read before -o; give -m instead"),
+        ("args.auto_resume=True", "has no effect, as it is read before -o; give -a instead"),
+        ("ekd.x=1", "ekd belongs in the other file"),
+        ("config.ekd.x=1", "ekd belongs in the other file"),
     ],
 )
 def test_overrides_that_s3prl_drops_or_crashes_on(text: str, expected: str) -> None:
@@ -147,7 +147,7 @@ YAML_ONLY = ["[false]", "true", "null", "[dev, test]", "[1e3, dev]", "[/a/b]", "
 def test_an_override_that_only_yaml_understands_would_become_a_string(value: str) -> None:
     with pytest.raises(EkdError) as caught:
         arguments.check_override(f"config.a.b=1,,config.c={value}", Namespace())
-    assert str(caught.value).startswith(f"-o 'config.c={value}': s3prl reads values as Python, and this would stay a")
+    assert str(caught.value).startswith(f"-o 'config.c={value}': s3prl reads values as Python and would take this")
 
 
 AS_MEANT = ["[False]", "dev", "dev-clean", "1e-3", "2*10", "[2*10]", "/a/b.pt", "'true'", "{'a': 1}", "", "None"]

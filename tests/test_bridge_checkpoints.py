@@ -111,11 +111,11 @@ def test_one_folder_is_one_run(tmp_path: Path) -> None:
     checkpoints.check_unused(tmp_path)
     for name, step in (("states-4.ckpt", 4), ("states-8.ckpt", 8), ("states-epoch-1.ckpt", 8)):
         torch.save(state(step), tmp_path / name)
-    with pytest.raises(EkdError, match=r"holds states-epoch-1.ckpt of an earlier run; go on with it \(-a\)"):
+    with pytest.raises(EkdError, match=r"holds states-epoch-1.ckpt of an earlier run; resume that run \(-a\)"):
         checkpoints.check_unused(tmp_path)
     for name in ("states-8.ckpt", "states-epoch-1.ckpt"):
         checkpoints.check_last(tmp_path / name, checkpoints.read)
-    with pytest.raises(EkdError, match=r"-e .*states-4.ckpt: is of step 4, and states-\S+ of step 8 beside it"):
+    with pytest.raises(EkdError, match=r"-e .*states-4.ckpt: is of step 4, but its folder also holds states-\S+ of"):
         checkpoints.check_last(tmp_path / "states-4.ckpt", checkpoints.read)
 
 

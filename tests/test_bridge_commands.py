@@ -66,7 +66,7 @@ def test_cached_states_repeat_a_run_bit_for_bit(corpora: dict, tmp_path: Path) -
         train = ("-m", "train", "-n", name, "-u", "fbank", "-d", "emotion", *CPU, "-o", options)
         done = command("run_downstream.py", *train, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
-        assert "[ekd] hidden states are kept in" in done.stderr and "clips are encoded alone" in done.stderr
+        assert "[ekd] hidden states are stored in" in done.stderr and "clips are encoded one by one" in done.stderr
         folder = tmp_path / "result" / "downstream" / name
         state = checkpoints.read(folder / "states-6.ckpt")
         weights.append({**state["Downstream"], **state["Featurizer"]})
@@ -94,9 +94,9 @@ def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora:
     base = " ".join(train)
     other_optimizer = f"{again},,config.optimizer.torch_optim_name='SGD'"
     mistakes = {
-        f"{base} -a -o {other_optimizer}": "torch_optim_name: a run that goes on",
+        f"{base} -a -o {other_optimizer}": "torch_optim_name: a resumed run keeps",
         f"{base} -e result/downstream/x -p elsewhere -o {again}": "-p: elsewhere is not the folder of result/",
-        f"{base} -o {again}": "x: holds states-2.ckpt of an earlier run; go on with it (-a)",
+        f"{base} -o {again}": "x: holds states-2.ckpt of an earlier run; resume that run (-a)",
     }
     check_mistakes("downstream", mistakes, tmp_path)
     assert not (tmp_path / "elsewhere").exists()
@@ -161,9 +161,9 @@ MISTAKES = {
         "-m evaluate -e none.ckpt": "-e none.ckpt: no such checkpoint or experiment folder",
         "-m evaluate -e text.ckpt": "text.ckpt: cannot be read",
         "-m evaluate -d ctc -u fbank -n x": "-m evaluate -d ctc: no trained model",
-        "-m inference -d ctc -u fbank -n x": "-m inference: s3prl's ctc has none, only asr",
-        "-m train -u fbank -d ctc -n used": "used: holds states-7.ckpt of an earlier run; go on with it (-a)",
-        "-m train -u fbank -d ctc -n x -o config.runner.total_steps.x=1": "total_steps.x=1': a key is none",
+        "-m inference -d ctc -u fbank -n x": "-m inference: s3prl's ctc has no such mode, of these tasks only asr",
+        "-m train -u fbank -d ctc -n used": "used: holds states-7.ckpt of an earlier run; resume that run (-a)",
+        "-m train -u fbank -d ctc -n x -o config.runner.total_steps.x=1": "total_steps.x=1': the configuration has no",
         "-m train -u fbank -d ctc -n x --seed -1": "--seed -1: expected a whole number from 0 to 4294967295",
         "-m train -u fbank -d ctc -n x": "corpus.lexicon: /path/to/",
     },

@@ -110,10 +110,10 @@ def test_the_config_of_a_student_is_the_one_that_its_head_was_trained_on(
     saved.upstream_ckpt = str(tmp_path / "gone.ckpt")
     check(str(one), "upstream_ckpt")  # which has moved
     for given in (str(other), "concat"):
-        with pytest.raises(EkdError, match=re.escape(f"-g {given}: states-8.ckpt was made with -g {one}; name")):
+        with pytest.raises(EkdError, match=re.escape(f"-g {given}: states-8.ckpt was trained with -g {one}; name")):
             check(given)
     saved.upstream_model_config = None
-    with pytest.raises(EkdError, match="-g average: states-8.ckpt was made without it"):
+    with pytest.raises(EkdError, match="-g average: states-8.ckpt was trained without it"):
         check("average")
 
 
@@ -139,7 +139,7 @@ def test_another_name_is_another_upstream(
     if same:
         downstream_arguments.check_same(args, {"upstream_ckpt"}, Path("states-8.ckpt"))
     else:
-        with pytest.raises(EkdError, match=re.escape(f"-k {given}: states-8.ckpt was made with -k {before}; name")):
+        with pytest.raises(EkdError, match=re.escape(f"-k {given}: states-8.ckpt was trained with -k {before}; name")):
             downstream_arguments.check_same(args, {"upstream_ckpt"}, Path("states-8.ckpt"))
 
 
@@ -211,7 +211,7 @@ def test_configs_under_the_names_of_s3prls_checkout(tmp_path: Path, monkeypatch:
 def test_of_an_experiment_without_a_checkpoint_the_best_is_to_be_named(tmp_path: Path) -> None:
     launch = downstream_launch.DownstreamLaunch(Run([]))
     args = Namespace(expdir=None, auto_resume=False, past_exp=str(tmp_path))
-    with pytest.raises(EkdError, match=r"the folder holds no states-\*.ckpt \(a best checkpoint is to be named itself"):
+    with pytest.raises(EkdError, match=r"the folder holds no states-\*.ckpt \(to use a \*-best.ckpt, name the file"):
         launch._find_checkpoint(args)
 
 

@@ -41,23 +41,24 @@ def test_what_a_run_that_goes_on_does_not_read_is_said_where_it_differs(
         launch.args.override = override
         Path("mine.yaml").write_text(yaml.safe_dump({key: given[key] | changes.get(key, {}) for key in given}))
         launch._note_kept(Path("x/states-4.ckpt"))
-        return caplog.text.partition("x/states-4.ckpt: its own configuration is used, which -o can change; ")[2].strip()
+        words = caplog.text.partition("x/states-4.ckpt: the configuration stored in it is used (-o can change it); ")[2]
+        return words.strip()
 
     changes = {"runner": {"total_steps": 9, "eval_step": 5}, "data": {"sets": ["a", "c"], "root": "elsewhere"}}
     assert said(changes) == ""  # no -c was given
     launch.explicit = {"config"}
     assert said({}) == ""  # the same command with -a
     assert said(changes) == (
-        "not read: -c mine.yaml (differs in data.root, data.sets[1], runner.eval_step, runner.total_steps)"
+        "ignored: -c mine.yaml (differs in data.root, data.sets[1], runner.eval_step, runner.total_steps)"
     )
     assert said(changes, "config.runner.total_steps=20,,config.data=3") == (
-        "not read: -c mine.yaml (differs in runner.eval_step)"
+        "ignored: -c mine.yaml (differs in runner.eval_step)"
     )
     many = said({"runner": {f"key{number}": 0 for number in range(9)}})
     assert many.endswith("key0, runner.key1, runner.key2, runner.key3, runner.key4, runner.key5 and 3 more)")
     Path("mine.yaml").unlink()
     launch._note_kept(Path("x/states-4.ckpt"))
-    assert caplog.text.endswith("not read: -c mine.yaml\n")
+    assert caplog.text.endswith("ignored: -c mine.yaml\n")
 
 
 def test_where_a_configuration_differs_from_the_kept_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +101,7 @@ def test_the_model_that_pretraining_goes_on_with_is_the_checkpoints(
     assert not caplog.records
     launch.args.upstream_config = "concat"
     launch._note_kept(Path("x/states-4.ckpt"))
-    assert "not read: -g concat (differs in ekd.mode)\n" in caplog.text
+    assert "ignored: -g concat (differs in ekd.mode)\n" in caplog.text
 
 
 @pytest.mark.parametrize("launcher", [pretrain_launch.PretrainLaunch, downstream_launch.DownstreamLaunch])

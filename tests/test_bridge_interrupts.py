@@ -105,7 +105,7 @@ def test_what_is_no_bug_is_one_line(end: Any, tmp_path: Path, monkeypatch: pytes
         assert end(RuntimeError(f"{words}\nCompile with ...")) == (2, f"error: {words}{advice}")
     killed = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed. It is possible that ...")
     status, said = end(killed)
-    assert status == 2 and said.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed, as where")
+    assert status == 2 and said.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed; the system")
     assert said.endswith("; what was saved is kept\n")
     for cut in (killed, ConnectionResetError("a worker's pipe"), ImportError("half of a module")):
         assert end(cut, number=signal.SIGTERM)[0] == 143  # made of the signal that came

@@ -82,8 +82,8 @@ def test_keys_of_ones_own_pass() -> None:
         ("er", "downstream_expert.modelrc", None, "expected a section, found None"),
         ("asr", "downstream_expert.datarc.decoder_args", "x", "expected a section, found 'x'"),
         ("asr", "downstream_expert.modelrc.select", "os", "'os' is no model of s3prl's for this task"),
-        ("pr", "downstream_expert.metric", ["per", "pre"], "'pre': expected metrics of s3prl's, as per"),
-        ("pr", "downstream_expert.metric", [], "[]: expected metrics of s3prl's, as per"),
+        ("pr", "downstream_expert.metric", ["per", "pre"], "'pre': expected names of s3prl's metrics, such as per"),
+        ("pr", "downstream_expert.metric", [], "[]: expected names of s3prl's metrics, such as per"),
     ],
 )
 def test_a_value_of_another_kind_is_named(task: str, key: str, value: object, message: str) -> None:
@@ -128,15 +128,15 @@ def test_a_continued_run_is_the_one_that_the_command_names(tmp_path: Path, monke
     check(upstream_ckpt=str(first.parent))  # its folder
     check(upstream_ckpt=str(tmp_path / "moved.ckpt"))
     for given, message in (
-        ({"upstream": "fbank"}, "-u fbank: states-8.ckpt was made with -u ekd_student; name another experiment"),
-        ({"downstream": "emotion"}, "-d emotion: states-8.ckpt was made with -d ctc"),
-        ({"upstream_ckpt": str(second)}, f"-k {second}: states-8.ckpt was made with -k {first}"),
-        ({"upstream_ckpt": "hf:me/model"}, f"-k hf:me/model: states-8.ckpt was made with -k {first}"),
-        ({"upstream_ckpt": "hubert_base"}, f"-k hubert_base: states-8.ckpt was made with -k {first}"),
-        ({"upstream_layer_selection": 0}, "-l 0: states-8.ckpt was made with -l 1"),
-        ({"upstream_trainable": True}, "-f: states-8.ckpt was made without it"),
-        ({"downstream_variant": "fold2"}, "-v fold2: states-8.ckpt was made without it"),
-        ({"seed": 7}, "--seed 7: states-8.ckpt was made with --seed 1337"),
+        ({"upstream": "fbank"}, "-u fbank: states-8.ckpt was trained with -u ekd_student; name another experiment"),
+        ({"downstream": "emotion"}, "-d emotion: states-8.ckpt was trained with -d ctc"),
+        ({"upstream_ckpt": str(second)}, f"-k {second}: states-8.ckpt was trained with -k {first}"),
+        ({"upstream_ckpt": "hf:me/model"}, f"-k hf:me/model: states-8.ckpt was trained with -k {first}"),
+        ({"upstream_ckpt": "hubert_base"}, f"-k hubert_base: states-8.ckpt was trained with -k {first}"),
+        ({"upstream_layer_selection": 0}, "-l 0: states-8.ckpt was trained with -l 1"),
+        ({"upstream_trainable": True}, "-f: states-8.ckpt was trained without it"),
+        ({"downstream_variant": "fold2"}, "-v fold2: states-8.ckpt was trained without it"),
+        ({"seed": 7}, "--seed 7: states-8.ckpt was trained with --seed 1337"),
     ):
         with pytest.raises(EkdError, match=re.escape(message)):
             check(**given)

@@ -271,7 +271,7 @@ for line in lines:
                 "-n x": "-u TASK is missing",
                 "-u tera -n x -e none.ckpt": "-e none.ckpt: no such checkpoint",
                 "-u ekd -n x -o runner=1": "-o 'runner=1': the key must start with config.",
-                "-u ekd -n x -o config.ekd.x=1": "-o 'config.ekd.x=1': ekd belongs into config_model.yaml (-g), ",
+                "-u ekd -n x -o config.ekd.x=1": "-o 'config.ekd.x=1': ekd belongs in config_model.yaml (-g), ",
                 "-u ekd --expname=": "--expname: is empty",
             },
         ),

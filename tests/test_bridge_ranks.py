@@ -163,7 +163,7 @@ def test_ten_batches_in_a_row_are_hopeless_ten_in_all_are_not(caplog: pytest.Log
     training(skip, [step for step in range(9) for _ in range(9)])
     assert len(emptied) == 81
     assert caplog.messages[-1] == (
-        "step 8: a batch of 2 clips, 2 s of audio, does not fit into the GPU's memory and is left out; ADVICE"
+        "step 8: a batch of 2 clips, 2 s of audio, does not fit into the GPU's memory and is skipped; ADVICE"
     )
     with pytest.raises(EkdError, match="out of GPU memory at step 8: 10 batches in a row do not fit; ADVICE"):
         training(skip, [8])

@@ -43,8 +43,8 @@ def test_a_run_that_counts_on_from_another_one_leaves_a_checkpoint() -> None:
         taskkeys.check_runner(config, "x.yaml", begin=begin)
     for total, begin in ((60, 60), (50, 60), (89, 60)):
         config["runner"]["total_steps"] = total
-        said = f"x.yaml: runner.total_steps: {total}: -i counts on from its step {begin}, and none up to there is one "
-        with pytest.raises(EkdError, match=f"^{re.escape(said)}of save_step.*; give more steps$"):
+        said = f"x.yaml: runner.total_steps: {total}: -i counts on from its step {begin}, and the run ends before the "
+        with pytest.raises(EkdError, match=f"^{re.escape(said)}next save_step.*; give more steps$"):
             taskkeys.check_runner(config, "x.yaml", begin=begin)
 
 

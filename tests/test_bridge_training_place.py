@@ -79,7 +79,7 @@ def test_wherever_it_stops_the_rest_is_the_same(tmp_path: Path, workers: int) ->
 def test_other_batches_begin_the_epoch_anew(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     train(loaders(0), tmp_path / "x", 6)
     rest = train(loaders(0, clips=5), tmp_path / "x", 8, checkpoints.read(tmp_path / "6.ckpt"))
-    assert "[ekd] the epoch had 4 batches and has 2 now: it begins anew" in capsys.readouterr().out
+    assert "[ekd] the epoch had 4 batches and has 2 now: it starts again" in capsys.readouterr().out
     assert len({clip for batch in rest for clip in batch[0]}) == 10
 
 

@@ -148,7 +148,7 @@ def test_the_table(data, tmp_path, stand_in, capsys):
     assert cells["SID acc ↑", "mfcc"][2:] == ["+0.00", "-3.75 to +3.75", cells["SID acc ↑", "mfcc"][4]]
     assert cells["ER acc ↑", "mel"][2] == "+0.00"  # of two folds, where both are alike
     printed = " ".join(capsys.readouterr().out.split())
-    assert "PR 2, SID 40, ER 4; 10,000 draws" in printed and "relied on: PR (2), ER (2)." in printed
+    assert "PR 2, SID 40, ER 4; 10,000 draws" in printed and "a reliable interval: PR (2), ER (2)." in printed
     assert "points against fbank" in printed
     assert compare(out, "--baseline", "mel", "--tasks", "sid", "--draws", "500") == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -204,7 +204,7 @@ def test_the_smallest_fold_says_whether_there_is_enough_to_draw_from(data, tmp_p
     assert evaluate(data, tmp_path, tasks="er") == 0
     for fold, clips in {"er-fold1": 9, "er-fold2": 40}.items():
         predict(tmp_path / "out", fold, 5, clips)
-    assert "relied on: ER (9)." in note(compared(read_models(tmp_path / "out"), Settings(draws=100)))
+    assert "a reliable interval: ER (9)." in note(compared(read_models(tmp_path / "out"), Settings(draws=100)))
 
 
 def test_blocks_and_conditions(data, tmp_path, stand_in, capsys):
@@ -214,7 +214,7 @@ def test_blocks_and_conditions(data, tmp_path, stand_in, capsys):
         predict(out / model, "sid", 20)
     assert compare(out, "--blocks", "^(s[0-9]+)_") == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "SID 40 in 4 blocks" in printed and "for an interval that can be relied on: SID (4)." in printed
+    assert "SID 40 in 4 blocks" in printed and "for a reliable interval: SID (4)." in printed
     (tmp_path / "noisy.yaml").write_text("distortion: {non_additive: {pitch_cents: 100}}\n")
     assert main(["robustness", str(out), "--distortion", "noisy.yaml", "--device", "cpu"]) == 0
     assert compare(out, "--condition", "noisy") == 0
@@ -236,7 +236,7 @@ def test_several_folders(data, tmp_path, stand_in, capsys):
     table = (tmp_path / "table.md").read_text()
     assert all(f"| fbank ({folder}) |" in table for folder in folders)
     assert compare(folders[0], folders[0]) == 2
-    assert "a model is there twice" in capsys.readouterr().err
+    assert "a model's folder is given twice" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_several_folders(data, tmp_path, stand_in, capsys):
         # of an empty shell variable, all were taken
         (["--tasks", ""], "--tasks: unknown task ''; expected some of pr"),
         (["--tasks", "pr"], "--tasks: pr: fbank was not tested on it, but on sid"),
-        (["--condition", "noisy"], "runs/sid/distorted/noisy: no test under noisy; s3prl-ekd robustness makes it"),
+        (["--condition", "noisy"], "runs/sid/distorted/noisy: not tested under noisy; run s3prl-ekd robustness"),
         (["--blocks", "("], "--blocks (: not a regular expression"),
         (["--blocks", "s"], "--blocks s: expected a group"),
         (["--blocks", "^(q)"], "--blocks ^(q): finds nothing in the utterance u0"),
@@ -290,4 +290,4 @@ def test_what_cannot_be_compared(data, tmp_path, stand_in, capsys):
         del model["tasks"]["er"]["folds"]["fold2"]
         path.write_text(json.dumps(record))
     assert compare(out, "--tasks", "er") == 2
-    assert "er: fbank and mel were tested on other folds" in capsys.readouterr().err
+    assert "er: fbank and mel were tested on different folds" in capsys.readouterr().err

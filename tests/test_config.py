@@ -111,7 +111,7 @@ MODEL_MISTAKES = {
         "distortion.additive.weights.clean": float("nan")
     },
     "distortion: changes nothing; it has neither additive nor non_additive": {"distortion": {"setup": "same"}},
-    "optimizer: belongs into config_runner.yaml (-c)": {"optimizer.lr": 1.0},
+    "optimizer: belongs in config_runner.yaml (-c)": {"optimizer.lr": 1.0},
     "ekd.teachers[0].name: expected letters, digits and underscores, a letter first, found 'my-hubert'": {
         "ekd.teachers.0.name": "my-hubert"
     },
@@ -173,8 +173,8 @@ TEACHER_MISTAKES = {
     "folder; another upstream of s3prl's is 's3prl:fbank'": {"ekd.teachers.1.source": "fbank"},
     "ekd.teachers[1].name: 'train' is a word of torch's": {"ekd.teachers.1.name": "train"},
     "ekd.teachers[1].name: 'training' is a word of torch's": {"ekd.teachers.1.name": "training"},
-    "ekd.teachers[1].name: 'debiased': of a head with 'bias' in its name": {"ekd.teachers.1.name": "debiased"},
-    "ekd.residual_heads: a teacher is called 'hubert_minus_wavlm'": {
+    "ekd.teachers[1].name: 'debiased': s3prl would treat all weights of a head": {"ekd.teachers.1.name": "debiased"},
+    "ekd.residual_heads: the difference would have the name of a teacher, 'hubert_minus_wavlm'": {
         "ekd.teachers.1.name": "hubert_minus_wavlm", "ekd.residual_heads": [["hubert", "wavlm"]]
     },
     "ekd.mode: layerwise_average needs teachers of one width": {
@@ -262,8 +262,8 @@ def test_runner_mistakes_name_file_and_key() -> None:
         ("pretrain_expert.datarc.sets: expected 1 or more, found []", "pretrain_expert.datarc.sets", []),
         ("datarc: sets: 'a' is named twice", "pretrain_expert.datarc.sets", ["a", "a"]),
         ("datarc.seed: input should be greater than or equal to 0", "pretrain_expert.datarc.seed", -1),
-        ("ekd: belongs into config_model.yaml (-g), which -o does not reach", "ekd", {}),
-        ("downstream_expert: belongs into a task's configuration (run_downstream.py -c)", "downstream_expert", {}),
+        ("ekd: belongs in config_model.yaml (-g), which -o does not reach", "ekd", {}),
+        ("downstream_expert: belongs in a task's configuration (run_downstream.py -c)", "downstream_expert", {}),
         ("optimizer.lr: input should be a finite number", "optimizer.lr", float("inf")),
         ("optimizer.name: input should be 'AdamW_with_schedule', ", "optimizer.name", "Adamm"),
         ("optimizer: warmup: AdamW_with_schedule has warmup_proportion, betas, eps", "optimizer.warmup", 0.1),
@@ -293,7 +293,7 @@ def test_other_teachers_do_not_start_the_student_from_one_of_the_base(tmp_path: 
     file = tmp_path / "mine.yaml"
     values = {"base": "config_model.yaml", "ekd": {"teachers": [{"name": "wavlm", "source": "random:wavlm_base"}]}}
     file.write_text(yaml.safe_dump(values))
-    message = rf"^{file}: ekd.initialise_from: 'hubert', as config_model.yaml has it, is none of .*\(wavlm\)"
+    message = rf"^{file}: ekd.initialise_from: 'hubert', as set in config_model.yaml, is not among .*\(wavlm\)"
     with pytest.raises(EkdError, match=message):
         load_model_config(file)
     for start in ("wavlm", None, "embedded:tiny_hubert"):
@@ -313,8 +313,8 @@ def test_files_that_are_no_yaml(tmp_path: Path) -> None:
     for name, text, expected in (("a.yaml", "a: [", "line"), ("b.yaml", "- 1", "expected a mapping"),
                                  ("c.yaml", "base: nothing.yaml", "base: no file 'nothing.yaml'"),
                                  ("d.yaml", "base: d.yaml", "base: 'd.yaml' is this file, or one that starts from it"),
-                                 ("e.yaml", "ekd: {mode: a}\nekd: {}", "e.yaml: line 2 .*key 'ekd' stands there twice"),
-                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' stands there twice"),
+                                 ("e.yaml", "ekd: {mode: a}\nekd: {}", "e.yaml: line 2 .*key 'ekd' is given twice"),
+                                 ("f.yaml", "ekd: {mode: a, mode: b}", "key 'mode' is given twice"),
                                  ("g.yaml", "ekd: {mode: {{ MODE }}}", "g.yaml: line 1 is not valid YAML"),
                                  ("h.yaml", "ekd: {mode: 2023-02-31}", "h.yaml: cannot be read .day is")):  # fmt: skip
         (tmp_path / name).write_text(text)

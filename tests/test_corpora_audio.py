@@ -45,7 +45,7 @@ def test_audio_that_s3prl_would_read_wrongly_is_refused(
         error = capsys.readouterr().err
         assert f"{first}: {rate} Hz, {channels} channel" in error
         assert "; 2 of " in error
-        assert "(--manifest), which converts" in error
+        assert "(--manifest), prepare converts" in error
         assert error.count("\n") == 1
     assert not list((tmp_path / "none").iterdir())
     speech = librispeech / "train-clean-100" / "1" / "7" / "1-7-0000.flac"

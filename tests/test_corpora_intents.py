@@ -53,7 +53,7 @@ def test_two_clips_to_test_on_of_one_name_are_refused(tmp_path: Path, capsys: py
     (tmp_path / "FSC" / "wavs" / "other" / "test0.wav").rename(tmp_path / "FSC" / "wavs" / "other" / "a,b.wav")
     table.write_text(table.read_text().replace("wavs/other/test0.wav", '"wavs/other/a,b.wav"'))
     assert prepare("fluent_commands", tmp_path / "FSC", "--out", tmp_path / "data") == 2
-    assert f"{table}: 'a,b': a comma in a clip's name ends it in s3prl's predictions" in capsys.readouterr().err
+    assert f"{table}: 'a,b': s3prl's prediction file would cut this name at its comma" in capsys.readouterr().err
     assert prepare("fluent_commands", tmp_path, "--out", tmp_path / "data") == 2
     assert f"{tmp_path / 'data' / 'train_data.csv'}: no such table" in capsys.readouterr().err
 

@@ -44,7 +44,7 @@ def test_speech_trees_hold_what_the_manifest_says(manifests: Path, tmp_path: Pat
         assert len({key.split("-")[0] for key in names}) == 2
     assert [result.notes[0] for result in results] == ["24 files converted to 16 kHz mono FLAC"] * 2
     assert [result.notes[1] for result in results] == [
-        f"30 of 30 transcripts are spelled anew in A-Z and ' under {task}/LibriSpeech, first: 'A dog runs home' as "
+        f"30 of 30 transcripts are respelled in A-Z and ' under {task}/LibriSpeech, first: 'A dog runs home' as "
         "'A DOG RUNS HOME'"
         for task in ("asr", "pr")
     ]
@@ -243,7 +243,7 @@ def test_a_held_out_part_does_not_outlive_its_manifest(
     words = ["prepare", "--manifest", str(table), "--tasks", "pretrain", "--name", "talks", "--out", str(out)]
     assert main(words) == 0 and pretraining_sets(out) == (["talks"], ["talks-dev"])
     assert main([*words, "--held-out"]) == 0 and pretraining_sets(out) == ([], ["talks"])
-    assert "talks-dev: gone; talks has its " in capsys.readouterr().out
+    assert "talks-dev: removed, as its " in capsys.readouterr().out
     assert main(words) == 0 and pretraining_sets(out) == (["talks"], ["talks-dev"])
     whole = table.read_text()
     table.write_text(whole.replace("split", "part", 1))
@@ -264,6 +264,6 @@ def test_options_of_a_pretraining_set_need_one(
 ) -> None:
     words = ["prepare", "--manifest", str(manifests / "asr.tsv"), "--out", str(tmp_path / "data"), *options]
     assert main(words) == 2
-    assert f"{options[0]}: is about a pretraining set, and none is made here (sid)" in capsys.readouterr().err
+    assert f"{options[0]}: is for a pretraining set, but this call prepares only sid" in capsys.readouterr().err
     assert not (tmp_path / "data").exists()
     assert main([*words, "--tasks", "pretrain"]) == 0

@@ -58,9 +58,7 @@ def test_transcripts_in_lower_case_and_with_punctuation_are_spelled_anew(
     assert prepare("librispeech", librispeech, "--out", out, "--lexicon", lexicon, "--tasks", "pr,asr") == 0
     printed = capsys.readouterr().out
     for task in ("pr", "asr"):
-        note = (
-            f"{task}: 8 of 8 transcripts are spelled anew in A-Z and ' under {task}/LibriSpeech, first: 'Hello, world.'"
-        )
+        note = f"{task}: 8 of 8 transcripts are respelled in A-Z and ' under {task}/LibriSpeech, first: 'Hello, world.'"
         assert f"{note} as 'HELLO WORLD'" in printed
     assert "1-7-0001.flac: '99 hello, world.')" in caplog.text
     assert {file: file.read_bytes() for file in librispeech.rglob("*") if file.is_file()} == before

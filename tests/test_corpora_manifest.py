@@ -86,8 +86,8 @@ def test_tasks_follow_from_columns_and_speakers(
         ("path\tsplit\tspeaker\na\ttrain\ts\nb\ttest\ts\n", "sid", "no utterance in split dev"),
         ("path\tsplit\n\ttrain\n", "sid", "manifest.tsv:2: path is empty"),
         ("path\ttext\na.wav\tHELLO\tWORLD\n", "pretrain", "manifest.tsv:2: 'WORLD' is beyond the header's columns"),
-        ("path\tspeaker\tspeaker\na\ts\tt\n", "pretrain", "manifest.tsv:1: column 'speaker' is there twice"),
-        ("path\na.wav\0\n", "pretrain", "manifest.tsv:2: path 'a.wav.x00': no file can be called so"),
+        ("path\tspeaker\tspeaker\na\ts\tt\n", "pretrain", "manifest.tsv:1: column 'speaker' appears twice"),
+        ("path\na.wav\0\n", "pretrain", "manifest.tsv:2: path 'a.wav.x00': not a possible file name"),
         ("path\tkind\na.wav\tnoise\n", "pretrain", "list of noises"),
         (
             f"path\ttext\na.wav\t{'A' * 200_000}\n",

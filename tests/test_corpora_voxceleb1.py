@@ -34,7 +34,7 @@ def test_voxceleb1_split_file_is_checked_against_the_wavs(
     assert "gone" not in Path(data["meta_data"]).read_text()
     split.write_text("1 id10001/a/b.wav\n3 id10001/a/b.wav\n")
     assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2
-    assert f"{split}:2: id10001/a/b.wav is there twice, first in line 1" in capsys.readouterr().err
+    assert f"{split}:2: id10001/a/b.wav is listed twice, first in line 1" in capsys.readouterr().err
     for line in ("4 id10001/a/b.wav", "1 id10001/b.wav", "1 id11252/a/b.wav"):
         split.write_text(line + "\n")
         assert prepare("voxceleb1", root, "--split-file", split, "--out", out) == 2

@@ -189,7 +189,7 @@ def test_data_workers_that_the_system_kills_are_told_from_bugs(name: str, said: 
     gone.__cause__ = error
     for found in (error, gone):
         line = killed_workers(found)
-        assert line.startswith(f"DataLoader worker (pid 1) is killed by signal: {name}, as where") == said == bool(line)
+        assert line.startswith(f"DataLoader worker (pid 1) is killed by signal: {name}; the") == said == bool(line)
     assert not killed_workers(RuntimeError("Killed"))
 
 

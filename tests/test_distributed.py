@@ -149,7 +149,7 @@ def test_several_processes_that_nothing_joined_are_refused(monkeypatch: pytest.M
     "environ,device,words",
     [
         ({"WORLD_SIZE": "2", "RANK": "x"}, "cpu", "RANK=x: expected a whole number"),
-        ({"WORLD_SIZE": "2", "RANK": "1"}, "cpu", "no launcher to join.*MASTER_ADDR"),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, "cpu", "torchrun did not start this process.*MASTER_ADDR"),
         ({"WORLD_SIZE": "2", "LOCAL_RANK": "99"}, "cuda", "--nproc_per_node: this machine has"),
         ({"WORLD_SIZE": "2"}, "cuda:1", "--device cuda:1: each rank takes a GPU of its own"),
     ],

@@ -118,7 +118,7 @@ def batches(folder: Path) -> list[dict[str, int]]:
 def test_a_batch_that_does_not_fit_is_left_out(tmp_path: Path, accumulate: int, device: str) -> None:
     done = run(tmp_path, f"{1 + accumulate}:forward,{3 + 2 * accumulate}:backward", accumulate, device=device)
     assert done.returncode == 0, done.stderr[-3000:]
-    said = [line for line in done.stderr.splitlines() if "does not fit into the GPU's memory and is left out" in line]
+    said = [line for line in done.stderr.splitlines() if "does not fit into the GPU's memory and is skipped" in line]
     assert len(said) == 2 and "s of audio," in said[0] and "run fewer trainings on this GPU" in said[0]
     found = batches(tmp_path)
     # a step whose last batch fails begins anew: with two batches a step, five are tried for it
@@ -145,7 +145,7 @@ def test_an_evaluation_that_does_not_fit_loses_nothing(tmp_path: Path, device: s
     folder = tmp_path / "run"
     assert stopped.stderr.strip().splitlines()[-1] == (
         "error: out of GPU memory in the evaluation of dev after step 2; 4 clips at a time are too many: "
-        "-o config.downstream_expert.datarc.eval_batch_size=2 (docs/faq.md, Out of memory); then go on with -a, from "
+        "-o config.downstream_expert.datarc.eval_batch_size=2 (docs/faq.md, Out of memory); then resume with -a, from "
         f"{folder}/states-1.ckpt"
     )
     assert [path.name for path in folder.glob("*.ckpt")] == ["states-1.ckpt"] and len(batches(tmp_path)) == 2

@@ -71,7 +71,7 @@ def test_random_weights_of_any_shape(tmp_path: Path, seeds_of_gpus: list[int]) -
     assert not torch.allclose(one.layers[0].ffn_in.weight, trained.layers[0].ffn_in.weight)
     file = write_converted(random_encoder(TINY, 0), tmp_path / "hubert.pt")
     assert sources.describe(f"random:{file}").shape.width == TINY.width
-    with pytest.raises(EkdError, match="no random weights of it"):
+    with pytest.raises(EkdError, match="random weights are not available"):
         sources.describe("random:s3prl:fbank")
 
 

@@ -92,7 +92,7 @@ def test_each_run_has_the_environment_that_a_process_would_get(quick, tmp_path: 
     for device, words in (("cuda:1", "['a']"), ("cuda:0", "['b']")):
         said = start(server, tmp_path, words[2], ONLY_HERE=device, **gpu_environment(device))
         assert said == f"True {words} ['{device[-1]}', None, '{device}']"
-    with pytest.raises(EkdError, match="exit 3 of a native run"):
+    with pytest.raises(EkdError, match=r"run_downstream.py failed \(exit 3\)"):
         start(server, tmp_path, "fail", CUDA_VISIBLE_DEVICES="0")
 
 

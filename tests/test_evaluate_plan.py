@@ -203,7 +203,7 @@ def test_what_is_no_section_is_one_clear_line(data, tmp_path, name, text, shown)
         ("3", "expected a list of folds, as"),
         ('{"a": 1}', "expected a list of folds, as"),
         ('["fold1", 2]', "expected a list of folds, as"),
-        ('["fold1", "fold1"]', "fold1 is there twice"),
+        ('["fold1", "fold1"]', "fold1 is listed twice"),
         ('["../fold1"]', "'../fold1': expected a fold's name of letters and digits, as fold1"),  # runs would lie there
         ('["a,,config.b=print()"]', "'a,,config.b=print()': expected a fold's name"),  # s3prl evaluates values of -o
         ("[1", "cannot be read as a list of folds"),

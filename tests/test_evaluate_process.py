@@ -64,7 +64,7 @@ def test_jobs_side_by_side_are_stopped_at_the_same_time(tmp_path):
     assert time.monotonic() - begun < 3  # one after the other: 5
     for thread in threads:
         thread.join(10)
-    assert len(failed) == 5 and "exit 1 of a native run" in failed[0]
+    assert len(failed) == 5 and "run_downstream.py failed (exit 1)" in failed[0]
 
 
 def test_a_full_disk_names_the_log(tmp_path):

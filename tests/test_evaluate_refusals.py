@@ -26,7 +26,7 @@ def test_a_table_does_not_replace_one_models_scores(data, tmp_path, capfd, caplo
     before = files(tmp_path / "out")
     capfd.readouterr()
     assert evaluate(data, tmp_path, upstream=SEVERAL, tasks="pr") == 2
-    message = f"--out {tmp_path / 'out'}: holds the scores of one model (fbank), now of a table; choose another --out"
+    message = f"--out {tmp_path / 'out'}: holds the scores of one model (fbank), and this call makes a table; choose"
     assert message in " ".join(capfd.readouterr().err.split())
     assert files(tmp_path / "out") == before
     assert evaluate(data, tmp_path, "--overwrite", upstream=SEVERAL, tasks="pr") == 0

@@ -70,11 +70,11 @@ def test_a_checkpoint_that_was_cleared_away_is_said(data, tmp_path, stand_in, bo
 def test_batches_left_out_of_a_training_are_said(data, tmp_path, stand_in, board, caplog):
     [one] = plan(data, tmp_path, ["sid"])
     run_all([one], board)
-    assert "left out" not in caplog.text
+    assert "skipped" not in caplog.text
     (one.expdir.parent / "full").touch()
     [other] = plan(data, tmp_path, ["asr"])
     run_all([other], board)
-    assert "2 batches did not fit into the GPU's memory and were left out of training" in caplog.text
+    assert "2 batches did not fit into the GPU's memory and were skipped in training" in caplog.text
 
 
 def test_a_failure_names_the_log_and_then_continues(data, tmp_path, stand_in, board):
@@ -114,7 +114,7 @@ def test_what_is_done_is_kept_when_the_rest_does_not_get_done(
     assert list(record["tasks"]) == ["pr"] and record["tasks"]["pr"]["per"] == pytest.approx(100 / 3)
     said = " ".join(capsys.readouterr().out.split())
     assert "scores.json holds the tasks that are done" in said
-    assert ("the same command goes on" in said) == interrupted
+    assert ("run the same command again to resume" in said) == interrupted
     monkeypatch.setattr(schedule, "do_train", do_train)
     assert evaluate(data, tmp_path, *words, tasks="pr,er,asr") == 0
     assert list(json.loads((tmp_path / "out" / "scores.json").read_text())["tasks"]) == ["pr", "er", "asr"]

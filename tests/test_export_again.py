@@ -185,8 +185,8 @@ def test_a_card_of_other_weights_is_not_made_poorer(checkpoint: Path, tmp_path: 
     capfd.readouterr()
     assert export_hf(other, out) == 2
     told = capfd.readouterr().err
-    assert f"--out {out}: holds other weights, and its README.md says more of them" in told
-    assert "give --licence, --training-data, or name another folder" in told
+    assert f"--out {out}: holds other weights, and its README.md has details that this call" in told
+    assert "add --licence, --training-data, or name another folder" in told
     assert {file: file.read_bytes() for file in out.iterdir()} == before
     assert export_hf(other, out, "--training-data", "other corpus", "--licence", "mit") == 0
     card = (out / "README.md").read_text()

@@ -90,10 +90,10 @@ def test_what_lies_at_out(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureF
     assert f"{out}: replaced; the earlier one held pr, er, asr, ks, ic too" in caplog.text
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("holiday.jpg", "mine")
-    with pytest.raises(EkdError, match=r"--out .*predict.zip: is there, and no earlier submission"):
+    with pytest.raises(EkdError, match=r"--out .*predict.zip: exists and is not an earlier submission"):
         export_public(runs, out)
     out.write_text("mine")
-    with pytest.raises(EkdError, match="is there, and no zip file"):
+    with pytest.raises(EkdError, match="exists and is not a zip file"):
         export_public(runs, out)
     assert out.read_text() == "mine"
 

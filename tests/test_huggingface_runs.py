@@ -67,7 +67,7 @@ def test_a_run_keeps_the_commit_that_it_began_with(hugging_hub: Hub, lab: Path, 
     going_on = [word.replace("run", "again") if word == "run" else word for word in words]
     done = run(tmp_path, *going_on, "-a", "-o", "config.runner.total_steps=8")
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "not read: -c " in done.stderr and "hub.yaml" not in done.stderr  # -g names the same repositories
+    assert "ignored: -c " in done.stderr and "hub.yaml" not in done.stderr  # -g names the same repositories
     local = tmp_path / "local.yaml"  # the same run with the folder itself as its teacher
     values["ekd"]["teachers"][0]["source"], values["ekd"]["initialise_from"] = str(folder), str(tmp_path / "start")
     local.write_text(yaml.safe_dump(values))

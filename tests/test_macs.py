@@ -167,7 +167,7 @@ def test_the_leaderboards_fbank(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_upstream_that_stays_s3prls_is_one_line(source: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["macs", source]) == 2
     message = capfd.readouterr().err
-    assert f"macs: '{source}': the arithmetic" in message and "hub names" in message and message.count("\n") == 1
+    assert f"macs: '{source}': s3prl's own experts" in message and "hub name" in message and message.count("\n") == 1
 
 
 def test_heads_of_what_has_none_to_choose(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

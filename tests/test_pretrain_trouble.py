@@ -57,7 +57,7 @@ def test_a_data_worker_that_the_system_kills_is_one_line(lab: Path, tmp_path: Pa
     words[-1] += ",,config.pretrain_expert.datarc.num_workers=2"
     _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:worker"), status=2)
     last = err.strip().splitlines()[-1]
-    assert re.match(r"error: DataLoader worker \(pid \d+\) is killed by signal: Killed, as where .*num_workers", last)
+    assert re.match(r"error: DataLoader worker \(pid \d+\) is killed by signal: Killed; the system .*num_workers", last)
     assert "Traceback" not in err and (tmp_path / "x" / "states-4.ckpt").is_file()
     steps = trouble_lab.lines(tmp_path / "steps.jsonl", "step")
     assert [line["step"] for line in steps if line["changed"]] == [1, 2, 3, 4, 5]  # none is cut in the middle

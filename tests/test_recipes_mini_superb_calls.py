@@ -115,6 +115,6 @@ def test_a_signal_stops_the_commands(signalled: dict[int, tuple[Path, int]], num
     """The real process: its command, in a session of its own, hears of it."""
     folder, status = signalled[number]
     how = "interrupted" if number == signal.SIGINT else "stopped by SIGTERM"
-    assert f"{how}; the same command goes on" in (folder / "err").read_text()
+    assert f"{how}; run the same command again to resume" in (folder / "err").read_text()
     assert status == 128 + number
     assert all("KeyboardInterrupt" in text for text in logs(folder))

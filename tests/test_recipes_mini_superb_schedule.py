@@ -243,7 +243,7 @@ def test_a_row_that_fails_stops_no_other(
 def test_an_interrupted_command_stops_all(fake: FakeCalls, capsys: pytest.CaptureFixture[str]) -> None:
     fake.broken, fake.raised = {"distil hubert 1"}, KeyboardInterrupt()
     assert fake.main("--parallel", "2", "--only", "hubert", "wavlm", "robust_hubert", "config_model") == 130
-    assert "interrupted; the same command goes on" in capsys.readouterr().err
+    assert "interrupted; run the same command again to resume" in capsys.readouterr().err
     assert not [event for event in fake.log if event[3] != "1"]
 
 

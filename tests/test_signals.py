@@ -252,7 +252,7 @@ def test_a_command_whose_data_worker_the_system_kills(
 
     monkeypatch.setattr("s3prl_ekd.macs.command.run", run)
     assert main(["macs", "x"]) == 2
-    assert capsys.readouterr().err.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed, as where ")
+    assert capsys.readouterr().err.startswith("error: DataLoader worker (pid 1) is killed by signal: Killed; the ")
 
 
 @pytest.mark.parametrize("stopped", [True, False])

@@ -19,7 +19,7 @@ def test_each_is_named_once_and_no_more_than_a_handful() -> None:
     assert said == [f"[ekd] left out: {number}.wav: broken" for number in range(NAMED)]
     for number in range(1_000):
         skipped.tell([f"other/{number}.wav: broken"])
-    assert said[NAMED:] == [f"[ekd] left out: more than these {NAMED}, which are not named"]
+    assert said[NAMED:] == [f"[ekd] left out: more than these {NAMED}; the others are not named"]
 
 
 def test_training_names_a_file_once_and_its_count_stands_behind_the_loss(

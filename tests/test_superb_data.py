@@ -34,7 +34,7 @@ def shims() -> None:
 
 DAMAGE = [
     ("speech_commands", "test/bed/a.wav", "x", "test/bed: expected folders of the test set's classes, yes, no"),
-    ("speech_commands", "test/yes/b c.wav", "x", "test/yes/b c.wav: a blank in a clip's name ends it in s3prl's pred"),
+    ("speech_commands", "test/yes/b c.wav", "x", "test/yes/b c.wav: s3prl's prediction file would cut this name at"),
     ("fluent_commands", "data/valid_data.csv", "path,action\nx.wav,fly\n", "line 2: no object and location"),
     (
         "fluent_commands",

@@ -188,7 +188,7 @@ def test_each_file_of_a_damaged_cache_is_looked_at(tmp_path: Path, name: str) ->
     whole = (tmp_path / name).read_bytes()
     for length in sorted({0, 1, len(whole) // 2, len(whole) - 1}):
         (tmp_path / name).write_bytes(whole[:length])
-        with pytest.raises(EkdError, match=f"^{KEY}: {tmp_path}: damaged .*; delete it to fill it anew"):
+        with pytest.raises(EkdError, match=f"^{KEY}: {tmp_path}: damaged .*; delete it, and it will be filled again"):
             TargetCache(CacheFolder(tmp_path, KEY), layout(), PATHS)
 
 
@@ -243,7 +243,7 @@ def test_audio_that_was_replaced_since_is_refused_and_what_has_no_targets_yet_ma
         "files like it: 2); put back what was there, or name another folder"
     )
     folder.rename(tmp_path / VALIDATION)  # with the corpus's own targets in another folder, which are worth keeping
-    with pytest.raises(EkdError, match="or delete this folder of held-out speech alone to fill it anew"):
+    with pytest.raises(EkdError, match=r"or delete only this folder \(of held-out speech\)"):
         TargetCache(CacheFolder(tmp_path / VALIDATION, KEY), layout(), paths, held_out=True)
     with pytest.raises(EkdError, match="or name another folder"):  # a corpus's own, of that name
         TargetCache(CacheFolder(tmp_path / VALIDATION, KEY), layout(), paths)

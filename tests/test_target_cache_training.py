@@ -199,7 +199,7 @@ def test_a_cache_of_other_targets_is_refused_and_says_what_differs(lab: Path, tm
 
 def test_what_contradicts_a_cache_is_refused(lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for setup in ("same", "independent"):
-        with pytest.raises(EkdError, match=rf"cached.yaml: ekd.cache_targets: under distortion.setup: {setup} "):
+        with pytest.raises(EkdError, match=rf"cached.yaml: ekd.cache_targets: with distortion.setup: {setup} "):
             make_expert(lab, tmp_path / "cache", sections={"distortion": {"setup": setup, "additive": {}}})
     (tmp_path / "file").write_text("")
     with pytest.raises(EkdError, match=r"cached.yaml: ekd.cache_targets: .*/file/cache: cannot be made"):

@@ -145,7 +145,10 @@ def test_the_command_reads_its_configuration_as_the_run_does(
     words = ["targets", "-g", str(plain), "-c", str(runner), "--device", "cpu", "-o"]
     for wrong, expected in (
         ("config.pretrain_expert.datarc.train_batch_sise=2", f"{runner}: pretrain_expert.datarc.train_batch_sise: "),
-        ("config.pretrain_expert.datarc.sets.x=2", "-o 'config.pretrain_expert.datarc.sets.x=2': a key is none"),
+        (
+            "config.pretrain_expert.datarc.sets.x=2",
+            "-o 'config.pretrain_expert.datarc.sets.x=2': the configuration has no",
+        ),
         ("config.runner.fp16=[false]", "-o 'config.runner.fp16=[false]': s3prl reads values as Python"),
     ):
         capsys.readouterr()

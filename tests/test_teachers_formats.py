@@ -247,10 +247,10 @@ def test_files_that_are_easily_confused(tmp_path: Path) -> None:
     folder = write_transformers(encoder, tmp_path / "folder")
     weights = load_file(folder / "model.safetensors")
 
-    with pytest.raises(EkdError, match=f"named by its folder: {folder}"):
+    with pytest.raises(EkdError, match=f"give its folder instead: {folder}"):
         sources.describe(str(folder / "model.safetensors"))
     torch.save({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, folder / "pytorch_model.bin")
-    with pytest.raises(EkdError, match=f"named by its folder: {folder}"):
+    with pytest.raises(EkdError, match=f"give its folder instead: {folder}"):
         sources.describe(str(folder / "pytorch_model.bin"))
 
     # shards in safetensors beside an older .bin: transformers reads the shards

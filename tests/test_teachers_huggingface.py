@@ -127,7 +127,8 @@ def test_what_is_in_the_cache_needs_no_hub(hugging_hub: Hub, tmp_path: Path, mon
             weights(source)
         assert str(error.value) == (
             f"source: {source!r}: the Hugging Face Hub cannot be reached, and {missing} is not in its cache here; "
-            f"elsewhere `hf download {source.removeprefix('hf:')} --local-dir DIR`, and give what is there instead"
+            f"on another machine run `hf download {source.removeprefix('hf:')} --local-dir DIR`, copy DIR here, and "
+            "give DIR or the file in it instead"
         )
     with pytest.raises(EkdError, match="`hf download me/never --revision v1 --local-dir DIR`"):  # not the newest
         sources.describe("hf:me/never@v1")
@@ -159,9 +160,9 @@ MISTAKES = {
     "hf:me/model@v9": "the model has no revision 'v9'",
     "hf:me/private": "no such model, or a private one (`hf auth login`)",
     "hf:me/gated": "its owner's terms are to be accepted first, on its page; then `hf auth login`",
-    "hf:me/code": "'hf:me/code' has no config.json, so it is no transformers model; what may be meant: hf:me/code/a.pt",
-    "hf:me/code/b.pt": "'hf:me/code/b.pt': the model has no such file; what may be meant: hf:me/code/a.pt",
-    "hf:me/code/b.pt@main": "the model has no such file; what may be meant: hf:me/code/a.pt@main",
+    "hf:me/code": "'hf:me/code' has no config.json, so it is no transformers model; perhaps you mean: hf:me/code/a.pt",
+    "hf:me/code/b.pt": "'hf:me/code/b.pt': the model has no such file; perhaps you mean: hf:me/code/a.pt",
+    "hf:me/code/b.pt@main": "the model has no such file; perhaps you mean: hf:me/code/a.pt@main",
     "hf:me/code/a.pt": "hf/hub/models--me--code/snapshots/",  # the file, and what is wrong in it
     "hf:me/empty": "'hf:me/empty' has no weights (model.safetensors, model.safetensors.index.json, pytorch_model.bin, ",
     "hf:me/cut": "'hf:me/cut' has no model-2.safetensors, though model.safetensors.index.json names it",

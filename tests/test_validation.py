@@ -126,7 +126,7 @@ def test_held_out_speech_of_another_run_costs_no_other_targets(
     with pytest.raises(EkdError) as error:
         make_expert(lab, cache, fewer)
     assert f"{cache / 'validation'} holds the targets of another run: the data" in str(error.value)
-    assert str(error.value).endswith("; delete this folder of held-out speech alone to fill it anew")
+    assert str(error.value).endswith("; delete only this folder (of held-out speech), and it will be filled again")
     shutil.rmtree(cache / "validation")
     make_expert(lab, cache, fewer)
 

@@ -175,7 +175,7 @@ def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, st
             raise EkdError(f"-o {item!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
         section = fields[0] if first == "config" and fields else first
         if elsewhere and section in elsewhere:
-            raise EkdError(f"-o {item!r}: {section} belongs into {elsewhere[section]}")
+            raise EkdError(f"-o {item!r}: {section} belongs in {elsewhere[section]}")
         if first not in ("args", "config") or not fields:
             raise EkdError(f"-o {item!r}: the key must start with config. or args.")
         if first == "args":
@@ -186,9 +186,9 @@ def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, st
 def _check_argument(item: str, name: str, args: Namespace) -> None:
     """Arguments of one's own are for an expert to read; only one that looks like a known one is taken for a slip."""
     if name in ("expdir", "expname"):  # which folder it is, is decided before -o is applied
-        raise EkdError(f"-o {item!r}: the folder is named by -n or -p")
+        raise EkdError(f"-o {item!r}: has no effect; name the folder with -n or -p")
     if name in _BEFORE_OVERRIDE:
-        raise EkdError(f"-o {item!r}: is read before -o is; give {_BEFORE_OVERRIDE[name]}")
+        raise EkdError(f"-o {item!r}: has no effect, as it is read before -o; give {_BEFORE_OVERRIDE[name]} instead")
     hint = "" if name in args else did_you_mean(name, vars(args), cutoff=0.8)
     if hint or "." in name:
         raise EkdError(f"-o {item!r}: there is no argument {name!r}{hint}")
@@ -206,7 +206,7 @@ def checked_override(override: Callable[..., None], quiet: bool = False) -> Call
             with redirect_stderr(io.StringIO()) if quiet else nullcontext():
                 override(text, args, config)
         except (TypeError, AttributeError) as error:
-            raise EkdError(f"-o {text!r}: a key is none of this configuration ({error})") from error
+            raise EkdError(f"-o {text!r}: the configuration has no such key ({error})") from error
 
     return checked
 
@@ -237,8 +237,8 @@ def check_override_value(where: str, text: str) -> None:
         return
     if not isinstance(meant, str):
         raise EkdError(
-            f"{where}: s3prl reads values as Python, and this would stay a string; write True, False and None so, and "
-            "put words in quotes: [False], ['dev', 'test']"
+            f"{where}: s3prl reads values as Python and would take this one as a string; write True, False and None "
+            "with a capital letter, and put words in quotes: [False], ['dev', 'test']"
         )
 
 

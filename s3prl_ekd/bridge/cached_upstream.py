@@ -88,7 +88,7 @@ class CachedUpstream(nn.Module):
                 "another folder"
             )
         self._files = files
-        log.info("[ekd] hidden states are kept in %s; clips are encoded alone", files.folder)
+        log.info("[ekd] hidden states are stored in %s; clips are encoded one by one", files.folder)
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples a frame, as the upstream says."""

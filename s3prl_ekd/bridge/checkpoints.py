@@ -177,8 +177,8 @@ def check_unused(folder: str | Path) -> None:
     found = sorted(path.name for path in Path(folder).glob(STATES))
     if found:
         raise EkdError(
-            f"{folder}: holds {found[-1]} of an earlier run; go on with it (-a), name another folder (-n, -p), or "
-            "move it away"
+            f"{folder}: holds {found[-1]} of an earlier run; resume that run (-a), name another folder (-n, -p), "
+            "or move the old one away"
         )
 
 
@@ -195,8 +195,8 @@ def check_last(path: Path, check: Callable[[Path], dict[str, Any]]) -> None:
     later = int(check(last).get("Step") or 0)
     if later > step:
         raise EkdError(
-            f"-e {path}: is of step {step}, and {last.name} of step {later} beside it would be taken for its "
-            "continuation; move what is later away first, or copy this one into a folder of its own"
+            f"-e {path}: is of step {step}, but its folder also holds {last.name} of step {later}, which would be "
+            "taken as the newest; move the later checkpoints away first, or copy this one into a folder of its own"
         )
 
 
@@ -213,6 +213,6 @@ def check_folder(path: Path, expdir: str, flag: str) -> None:
     """
     if Path(expdir).resolve() != path.parent.resolve():
         raise EkdError(
-            f"{flag}: {expdir} is not the folder of {path}, where the run goes on; leave {flag} out, or copy the "
-            "checkpoint"
+            f"{flag}: {expdir} is not the folder of {path}, where a resumed run continues; omit {flag}, or copy the "
+            "checkpoint there first"
         )

@@ -74,10 +74,10 @@ def distorted_audio(
     if trains:
         raise EkdError(f"{key}: is for a test (-m evaluate); heads are trained on the clips as they are")
     if has_mixtures(task):
-        raise EkdError(f"{key}: {task} masks and scores the mixture as it is, whatever the upstream hears")
+        raise EkdError(f"{key}: not possible for {task}: s3prl masks and scores the undistorted mixture")
     if beside:
         raise EkdError(
-            f"{key}: give -p another DIR for the predictions; beside the checkpoint are those on clean audio"
+            f"{key}: give -p another DIR for the predictions; the checkpoint's folder is for those on clean audio"
         )
     if not isinstance(file, str) or not expanded(file).is_file():
         raise EkdError(f"{key}: {file!r}: expected a YAML file with a section distortion")

@@ -74,7 +74,7 @@ def check_same(args: Namespace, explicit: set[str], checkpoint: Path) -> None:
             continue
         was = "without it" if before is None or before is False else f"with {flag} {before}"
         what = flag if given is True else f"{flag} {given}"
-        raise EkdError(f"{what}: {checkpoint} was made {was}; name another experiment (-n)")
+        raise EkdError(f"{what}: {checkpoint} was trained {was}; name another experiment (-n)")
 
 
 def _same_file(name: str, given: str, before: str | None) -> bool:

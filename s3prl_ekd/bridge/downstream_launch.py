@@ -53,7 +53,7 @@ class DownstreamLaunch(ScriptLaunch):
     results = "result/downstream"
     checkpoint_keys = ("Args", "Config", "Featurizer", "Downstream")
     runner_name = "s3prl's downstream runner"
-    empty_folder_hint = " (a best checkpoint is to be named itself)"
+    empty_folder_hint = " (to use a *-best.ckpt, name the file itself)"
 
     def __init__(self, current: Run) -> None:
         super().__init__(current)
@@ -129,7 +129,9 @@ class DownstreamLaunch(ScriptLaunch):
             raise EkdError("-d TASK is missing: ctc (PR), voxceleb1 (SID), emotion (ER), asr, or another task of s3prl")
         downstream_arguments.check_task(args.downstream, self.s3prl)
         if args.mode == "inference" and self.is_ours and args.downstream != "asr":
-            raise EkdError(f"-m inference: s3prl's {args.downstream} has none, only asr of these tasks (-t FILE.wav)")
+            raise EkdError(
+                f"-m inference: s3prl's {args.downstream} has no such mode, of these tasks only asr (-t FILE.wav)"
+            )
         if args.downstream in UNTRAINED:
             if self.trains:
                 raise EkdError(f"-m train -d {args.downstream}: nothing is trained; use -m evaluate -t dev -l LAYER")

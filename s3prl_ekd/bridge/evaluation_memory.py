@@ -62,7 +62,7 @@ class EvaluationMemory:
             return
         if not Path(path).exists():  # else the step before was saved as it was
             self._save({**state, "Step": state["Step"] - 1}, path)
-        raise EkdError(f"{self._stopped}; then go on with -a, from {path}")
+        raise EkdError(f"{self._stopped}; then resume with -a, from {path}")
 
 
 def message(split: str, config: Mapping[str, Any], step: int = 0) -> str:

@@ -68,7 +68,7 @@ class SkipBatch:
                 f"out of GPU memory at step {step}: {LIMIT} batches in a row do not fit; {self._advice}"
             ) from None
         log.warning(
-            "step %d: a batch%s does not fit into the GPU's memory and is left out; %s", step, size, self._advice
+            "step %d: a batch%s does not fit into the GPU's memory and is skipped; %s", step, size, self._advice
         )
 
 

@@ -138,14 +138,14 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]
     """
     if bool(before.get("scheduler")) != bool(now.get("scheduler")):
         raise EkdError(
-            "-o config.scheduler: a run that goes on has a scheduler where it began with one, and only there"
+            "-o config.scheduler: a resumed run keeps what it was started with; a scheduler cannot be added or removed"
         )
     old, new = before.get("optimizer") or {}, now.get("optimizer") or {}
     found = {key: value for key, value in new.items() if old.get(key) != value}
     for key in found:
         if key not in CHANGEABLE:
             raise EkdError(
-                f"-o config.optimizer.{key}: a run that goes on keeps its optimizer; {', '.join(CHANGEABLE)} can change"
+                f"-o config.optimizer.{key}: a resumed run keeps its optimizer; only {', '.join(CHANGEABLE)} can change"
             )
     return found
 
@@ -163,7 +163,7 @@ def apply_changes(state: Mapping[str, Any], changed: Mapping[str, Any]) -> None:
             elif key in group:
                 group[key] = value
             else:
-                raise EkdError(f"-o config.optimizer.{key}: this run's optimizer has none")
+                raise EkdError(f"-o config.optimizer.{key}: this run's optimizer has no such key")
     if "lr" in changed and "Scheduler" in state:
         rates = state["Scheduler"]["base_lrs"]
         state["Scheduler"]["base_lrs"] = [changed["lr"]] * len(rates)

@@ -137,8 +137,8 @@ def check_epochs(config: Mapping[str, Any], batches: int, source: str) -> None:
     scheduled = config["optimizer"]["name"].endswith("_with_schedule") or config.get("scheduler")
     if scheduled and steps != rules["total_steps"]:
         log.warning(
-            "%s: the learning rate's schedule is for runner.total_steps: %d, and not for %s: "
-            "-o config.runner.total_steps=%d makes it so", source, rules["total_steps"], epochs, steps,
+            "%s: the learning-rate schedule is for runner.total_steps: %d, not for %s; to match them, add "
+            "-o config.runner.total_steps=%d", source, rules["total_steps"], epochs, steps,
         )  # fmt: skip
 
 
@@ -246,6 +246,6 @@ def warn_of_other_batches(before: Mapping[str, Any], config: Mapping[str, Any]) 
     for key in BATCH_KEYS:
         if key in old and old[key] != new[key]:
             log.warning(
-                "datarc.%s: was %s, is %s: this makes other batches; of the epoch that was begun, some utterances "
-                "come twice and some not at all", key, old[key], new[key],
+                "datarc.%s: was %s, now %s: this changes the batches; in the current epoch some utterances come twice, "
+                "others not at all", key, old[key], new[key],
             )  # fmt: skip

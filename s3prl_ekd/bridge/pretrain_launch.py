@@ -229,7 +229,7 @@ class PretrainLaunch(ScriptLaunch):
         if gone:
             key, file = next(iter(gone.items()))
             raise EkdError(
-                f"{path}: {key}: no such file or folder: {file}; name the place where it lies now in a file for -g"
+                f"{path}: {key}: no such file or folder: {file}; if it has moved, give -g a file with the new place"
             )
 
     def _make_importable(self, task: str) -> None:

@@ -65,7 +65,9 @@ class World:
         try:
             self.store, _, _ = next(dist.rendezvous("env://", timeout=PATIENCE))
         except (ValueError, RuntimeError) as error:
-            raise EkdError(f"WORLD_SIZE is {self.size}, but there is no launcher to join: {error}") from error
+            raise EkdError(
+                f"WORLD_SIZE is {self.size}, but torchrun did not start this process, or is out of reach: {error}"
+            ) from error
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         self.store = dist.PrefixStore(f"s3prl_ekd/{attempt}", self.store)
 

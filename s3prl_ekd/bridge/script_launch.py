@@ -304,7 +304,7 @@ class ScriptLaunch(ABC):
             return
         differences = self._differences(self._read_runner(checkpoint))
         if differences:
-            said = "%s: its own configuration is used, which -o can change; not read: %s"
+            said = "%s: the configuration stored in it is used (-o can change it); ignored: %s"
             log.info(said, checkpoint, ", ".join(differences))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:

@@ -128,8 +128,8 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
         every = f"save_step ({rules.save_step}) and eval_step ({rules.eval_step}), so that no checkpoint would be left"
         if begin:
             raise EkdError(
-                f"{source}: runner.total_steps: {rules.total_steps}: -i counts on from its step {begin}, and none up "
-                f"to there is one of {every}; give more steps"
+                f"{source}: runner.total_steps: {rules.total_steps}: -i counts on from its step {begin}, and the run "
+                f"ends before the next {every}; give more steps"
             )
         raise EkdError(f"{source}: runner.total_steps: {rules.total_steps} are fewer than {every}; give smaller ones")
     if splits is None:
@@ -203,7 +203,9 @@ def check_kinds(config: dict[str, Any], known: dict[str, Any], task: str, source
         if key == "downstream_expert.metric":
             odd = [name for name in value if not inspect.isroutine(_of_expert(task, name))]
             if odd or not value:
-                raise EkdError(f"{source}: {key}: {(odd or [value])[0]!r}: expected metrics of s3prl's, as per")
+                raise EkdError(
+                    f"{source}: {key}: {(odd or [value])[0]!r}: expected names of s3prl's metrics, such as per"
+                )
         if key.endswith("model.select") or key.endswith("modelrc.select"):
             found = _of_expert(task, value)
             if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -104,7 +104,7 @@ class _Followed:
         if was == now:
             tqdm.write(f"[ekd] {place['drawn']} of the epoch's {now} batches were trained on already")
         else:
-            tqdm.write(f"[ekd] the epoch had {was} batches and has {now} now: it begins anew, some clips come twice")
+            tqdm.write(f"[ekd] the epoch had {was} batches and has {now} now: it starts again, some clips come twice")
             self._from = None
 
     def __len__(self) -> int:

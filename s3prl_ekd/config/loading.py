@@ -129,7 +129,7 @@ def _check_start(path: Path, base: Path, before: Mapping[str, Any], values: Mapp
     start, names = old.get("initialise_from"), _names(new["teachers"])
     if start in _names(old.get("teachers")) and start not in names:
         raise EkdError(
-            f"{path}: ekd.initialise_from: {start!r}, as {base.name} has it, is none of the teachers here "
+            f"{path}: ekd.initialise_from: {start!r}, as set in {base.name}, is not among the teachers here "
             f"({', '.join(names)}); name one of them, or null for random weights"
         )
 

@@ -152,7 +152,7 @@ class ModelConfig(Checked):
         setup = "clean_teacher" if self.distortion is None else self.distortion.setup
         if self.ekd.cache_targets is not None and setup != "clean_teacher":
             raise ValueError(
-                f"ekd.cache_targets: under distortion.setup: {setup} teachers hear other audio in every epoch, so "
-                "nothing can be kept; use setup: clean_teacher, or null here"
+                f"ekd.cache_targets: with distortion.setup: {setup} teachers hear different audio in every epoch, so "
+                "their targets cannot be stored; use setup: clean_teacher, or null here"
             )
         return self

@@ -133,7 +133,7 @@ def _prepare(args: argparse.Namespace) -> list[Prepared]:
         if given and not any("pretrain" in served for *_, served in claims):
             chosen = ", ".join(task for *_, served in claims for task in served)
             raise EkdError(
-                f"{flag}: is about a pretraining set, and none is made here ({chosen}); add --tasks pretrain"
+                f"{flag}: is for a pretraining set, but this call prepares only {chosen}; add --tasks pretrain"
             )
     results = []
     for rows, tasks_of in plans:

@@ -29,7 +29,7 @@ def prepare_fluent_commands(root: Path, out: Path) -> Prepared:
         if count > 1:
             raise EkdError(f"{table}: {count} clips are called {name}, and s3prl's predictions go by that name")
         if "," in name:
-            raise EkdError(f"{table}: {name!r}: a comma in a clip's name ends it in s3prl's predictions")
+            raise EkdError(f"{table}: {name!r}: s3prl's prediction file would cut this name at its comma")
     lines = [line for part in tables.values() for line in part]
     samples = ready_lengths([root / line["path"] for line in lines])
     notes = [intent_note([tuple(line[slot] for slot in SLOTS) for line in lines])]

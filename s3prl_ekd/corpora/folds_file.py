@@ -30,5 +30,5 @@ def read_folds(file: Path) -> list[str]:
         raise EkdError(f"{file}: {odd!r}: expected a fold's name of letters and digits, as fold1")
     repeated = next((fold for fold in folds if folds.count(fold) > 1), None)
     if repeated is not None:
-        raise EkdError(f"{file}: {repeated} is there twice")
+        raise EkdError(f"{file}: {repeated} is listed twice")
     return folds

@@ -65,7 +65,7 @@ def test_clips(root: Path) -> list[Path]:
         if file.parent.name not in CLASSES:
             raise EkdError(f"{file.parent}: expected folders of the test set's classes, {', '.join(CLASSES)}")
         if len(file.name.split()) > 1:
-            raise EkdError(f"{file}: a blank in a clip's name ends it in s3prl's predictions; rename it")
+            raise EkdError(f"{file}: s3prl's prediction file would cut this name at its blank; rename the clip")
     if not clips:
         raise EkdError(f"{root}: holds no FOLDER/*.wav")
     return clips

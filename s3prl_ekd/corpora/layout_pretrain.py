@@ -126,7 +126,7 @@ def _earlier(folder: Path, new: Sets, derived: Collection[str], notes: list[str]
         name, entries = table.stem, [(root / path, n) for path, n in read_lengths(table)]
         files = {file for file, _ in entries}
         if name in derived and name not in new and files <= ours:
-            notes.append(f"{name}: gone; {', '.join(new)} has its {len(entries)} files now")
+            notes.append(f"{name}: removed, as its {len(entries)} files are in {', '.join(new)} now")
         elif name not in new:
             kept[name] = entries
         elif files != {file for file, _ in new[name]}:

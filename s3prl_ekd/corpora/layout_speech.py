@@ -236,7 +236,7 @@ def _summary(task: str, config: Path, spoken: Sequence[Utterance], converted: in
     if respelled:
         first = respelled[0]
         notes.append(
-            f"{len(respelled)} of {len(spoken)} transcripts are spelled anew in A-Z and ' under {config.stem}/{TREE}, "
+            f"{len(respelled)} of {len(spoken)} transcripts are respelled in A-Z and ' under {config.stem}/{TREE}, "
             f"first: {first.clip.row.text!r} as {first.text!r}"
         )
     parts = {split: [item.clip for item in spoken if item.clip.row.split == split] for split in SPLITS}

@@ -89,7 +89,9 @@ def _prepare_speech(root: Path, out: Path, tasks: Sequence[str], lexicons: Seque
     left_out = f"{speech.upper_case} files left out: they end in .FLAC, and s3prl's PR and ASR look for .flac"
     common = [left_out] if speech.upper_case else []
     if speech.blank_lines:
-        common.append("blank lines in transcripts, at which s3prl's ASR ends: laid out anew, with links to the audio")
+        common.append(
+            "blank lines in transcripts would stop s3prl's ASR: written without them, with links to the audio"
+        )
     clips = _clips(root, speech)
     if speech.blank_lines or not all(re.fullmatch("[A-Z' ]*[A-Z'][A-Z' ]*", clip.row.text) for clip in clips):
         prepared = prepare_speech(Manifest(root, (), tuple(clip.row for clip in clips)), clips, out, tasks, lexicons)

@@ -97,7 +97,7 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
                 raise EkdError(f"{file}:1: no column 'path' in the header; expected tab-separated column names")
             double = next((name for name in columns if name in Row.__annotations__ and columns.count(name) > 1), None)
             if double is not None:
-                raise EkdError(f"{file}:1: column {double!r} is there twice")
+                raise EkdError(f"{file}:1: column {double!r} appears twice")
             if "kind" in columns and "speaker" not in columns:
                 raise EkdError(f"{file}:1: a list of noises (column 'kind'), not of speech")
             bases = [Path(root)] if root else [file.resolve().parent, file.resolve().parent.parent]
@@ -126,7 +126,7 @@ def _row(file: Path, number: int, cells: Mapping[str, Any], bases: list[Path]) -
     if not path:
         raise EkdError(f"{file}:{number}: path is empty")
     if "\0" in path:
-        raise EkdError(f"{file}:{number}: path {path!r}: no file can be called so")
+        raise EkdError(f"{file}:{number}: path {path!r}: not a possible file name")
     audio = expanded(path)
     if not audio.is_absolute():
         # A missing file is reported under the first base, next to the line it stands in.

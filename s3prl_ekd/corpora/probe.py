@@ -90,7 +90,7 @@ def ready_lengths(files: Sequence[Path]) -> list[int]:
         file, info = other[0]
         raise EkdError(
             f"{file}: {info.rate} Hz, {info.channels} channel{'s' * (info.channels > 1)}; {len(other)} of {len(files)} "
-            "files are not 16 kHz mono, and s3prl reads a corpus as it is; give a manifest (--manifest), which converts"
+            "files are not 16 kHz mono, which s3prl needs; with a manifest (--manifest), prepare converts the audio"
         )
     return [info.samples for info in good]
 

@@ -43,7 +43,7 @@ def read_split_file(file: Path) -> list[tuple[int, str]]:
         if not FIRST_ID <= int(speaker[2:]) < FIRST_ID + MAX_SPEAKERS:
             raise EkdError(f"{file}:{number}: speaker {speaker}; s3prl's labels cover id10001 to id11251")
         if path in seen:
-            raise EkdError(f"{file}:{number}: {path} is there twice, first in line {seen[path]}")
+            raise EkdError(f"{file}:{number}: {path} is listed twice, first in line {seen[path]}")
         seen[path] = number
         entries.append((int(part), path))
     if not entries:

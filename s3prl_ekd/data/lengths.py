@@ -71,8 +71,8 @@ def read_lengths(
     table = table[table.length >= MIN_SAMPLES]
     if table.empty:
         raise EkdError(
-            f"{keys}.{key}: {found} utterances in {', '.join(names)}, none left: under 0.25 s, or by max_timestep "
-            f"({config.max_timestep})"
+            f"{keys}.{key}: all {found} utterances of {', '.join(names)} are left out: under 0.25 s, or excluded by "
+            f"max_timestep ({config.max_timestep})"
         )
     if len(table) < found:
         logger.info("[data] %d of %d utterances left out (max_timestep, or under 0.25 s)", found - len(table), found)

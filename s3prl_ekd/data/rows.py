@@ -66,8 +66,8 @@ def batch_memory(shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> 
         storage = torch.UntypedStorage._new_shared(size)
     except RuntimeError as error:
         raise EkdError(
-            f"pretrain_expert.datarc.num_workers: no shared memory for {size / MIB:.1f} MiB of a batch{_left()}; fewer "
-            "workers need less, 0 none, or make it larger (docker run --shm-size=4g)"
+            f"pretrain_expert.datarc.num_workers: no shared memory for {size / MIB:.1f} MiB of a batch{_left()}; use "
+            "fewer workers (0 needs none), or make it larger (docker run --shm-size=4g)"
         ) from error
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]  # as documented
 

@@ -34,7 +34,7 @@ class SkippedAudio:
                 continue
             if len(self._told) == NAMED:
                 self._ended = True
-                self._say(f"[ekd] {self._what}: more than these {NAMED}, which are not named")
+                self._say(f"[ekd] {self._what}: more than these {NAMED}; the others are not named")
                 continue
             self._told.add(reason)
             self._say(f"[ekd] {self._what}: {reason}")

@@ -81,12 +81,12 @@ class TargetCache:
             self.sizes = np.frombuffer((folder / SIZES).read_bytes(), dtype=np.int64).copy()
             size = (folder / TARGETS).stat().st_size
         except (OSError, ValueError, EOFError) as error:
-            raise place.wrong(f"damaged ({error}); delete it to fill it anew") from error
+            raise place.wrong(f"damaged ({error}); delete it, and it will be filled again") from error
         self.windows = Windows(*columns.T)
         sizes = row_sizes(self.windows, layout)
         self._offsets = np.cumsum(sizes) - sizes  # first byte of each row
         if len(self.state) != len(columns) or size != sizes.sum() or len(self.sizes) != len(paths):
-            raise place.wrong("damaged (files of the wrong size); delete it to fill it anew")
+            raise place.wrong("damaged (files of the wrong size); delete it, and it will be filled again")
         self._check_audio()
         self._pending: list[int] = []  # rows written, but not yet certain to be on the disk
         self._flushed = time.monotonic()
@@ -242,7 +242,7 @@ class TargetCache:
             while left:
                 done = os.preadv(file, [left], offset)
                 if not done:
-                    raise self.place.wrong("cut short; delete the folder to fill it anew", TARGETS)
+                    raise self.place.wrong("cut short; delete the folder, and it will be filled again", TARGETS)
                 offset, left = offset + done, left[done:]
 
     def _write(self, name: str, content: bytes | memoryview, offset: int) -> None:

@@ -70,7 +70,11 @@ def audio_size(path: str) -> int:
 
 def other_targets(held_out: bool) -> str:
     """What to do with a cache of other targets; of held-out speech, what is trained on has been found to fit before."""
-    return "delete this folder of held-out speech alone to fill it anew" if held_out else "name another folder"
+    return (
+        "delete only this folder (of held-out speech), and it will be filled again"
+        if held_out
+        else "name another folder"
+    )
 
 
 class CacheFolder:

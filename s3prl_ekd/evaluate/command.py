@@ -207,6 +207,6 @@ def _carry_out(
         except EkdError as another:  # must not hide why the runs ended
             log.warning("%s", another)
         if isinstance(error, KeyboardInterrupt):
-            console.print("[dim]the same command goes on[/]", highlight=False)
+            console.print("[dim]run the same command again to resume[/]", highlight=False)
         raise
     return write_records(plans, costs, results, args.preset, devices, args.out)

@@ -142,7 +142,7 @@ def _tested(
         folder = folder / FOLDER / condition
         result = read_result(folder)
         if result is None:
-            raise EkdError(f"{folder}: no test under {condition}; s3prl-ekd robustness makes it, --tasks leaves it out")
+            raise EkdError(f"{folder}: not tested under {condition}; run s3prl-ekd robustness, or choose other --tasks")
         found.append((fold, folder, result["digest"]))
     return found
 
@@ -166,7 +166,7 @@ def _outcomes(task: Task, label: str, tested: Sequence[tuple[str | None, Path, s
 def _check_same(task: Task, label: str, one: Outcomes, other_label: str, other: Outcomes) -> None:
     where = f"{task.name}: {label} and {other_label}"
     if one.keys() != other.keys():
-        raise EkdError(f"{where} were tested on other folds, so that their difference is not the models' alone")
+        raise EkdError(f"{where} were tested on different folds, so they cannot be compared")
     for fold in one:
         ours, theirs = ({(name, found.reference) for name, found in table[fold].items()} for table in (one, other))
         odd = sorted(name for name, _ in ours ^ theirs)

@@ -95,5 +95,5 @@ def _read(folder: Path) -> list[Model]:
 def _labelled(models: Sequence[Model]) -> list[Model]:
     """The models, those that share a label with their folders behind it."""
     if len({home.resolve() for home, _ in models}) < len(models):
-        raise EkdError("SCORES: a model is there twice; name each folder once")
+        raise EkdError("SCORES: a model's folder is given twice; name each once")
     return [*told_apart(models)]

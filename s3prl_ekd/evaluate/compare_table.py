@@ -24,14 +24,14 @@ def note(comparison: Comparison) -> str:
         for one in comparison.tasks
     )
     few = [f"{one.task.name.upper()} ({min(one.blocks)})" for one in comparison.tasks if min(one.blocks) < _FEW]
-    unsure = f" Too few to draw from for an interval that can be relied on: {', '.join(few)}." if few else ""
+    unsure = f" Too few utterances or blocks for a reliable interval: {', '.join(few)}." if few else ""
     audio = "" if settings.condition is None else f" Test audio: {settings.condition}."
     return (
         "Test scores in %, with 95 % intervals by paired bootstrap over the test utterances "
         f"({sizes}; {settings.draws:,} draws).{unsure}{audio} Δ: points against {comparison.baseline}, marked where "
-        "its interval does not hold zero; better: share of the draws in which the row is the better one. The intervals "
-        "hold the chance of the test set alone, not that of training (--seeds of evaluate), and each row is a test of "
-        "its own: of twenty models that differ in nothing, one is expected to show a difference."
+        "its interval does not contain zero; better: share of the draws in which the row is the better one. The "
+        "intervals cover only the chance in the choice of test utterances, not that of training (--seeds of evaluate), "
+        "and each row is a test of its own: of twenty models that do not differ, one is expected to show a difference."
     )
 
 

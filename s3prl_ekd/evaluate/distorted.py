@@ -90,7 +90,7 @@ def parse_conditions(texts: Sequence[str]) -> list[Condition]:
     names = [one.name for one in conditions]
     double = next((name for name in names if names.count(name) > 1), None)
     if double is not None:
-        raise EkdError(f"--distortion: {double} is there twice; give one another name (NAME=FILE)")
+        raise EkdError(f"--distortion: {double} is given twice; give one of them another name (NAME=FILE)")
     return conditions
 
 

@@ -270,5 +270,5 @@ def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[st
         raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")
     doubled = next((fold for fold in asked if asked.count(fold) > 1), None)
     if doubled is not None:
-        raise EkdError(f"--folds: {doubled} is there twice")
+        raise EkdError(f"--folds: {doubled} is listed twice")
     return asked or known

@@ -131,7 +131,7 @@ def run_logged(
         child.stdout.close()
     if status != 0:
         how = f"exit {status}" if status > 0 else signal.Signals(-status).name
-        raise EkdError(f"{how} of a native run, see {log}: {error_summary(lines)}")
+        raise EkdError(f"run_downstream.py failed ({how}), see {log}: {error_summary(lines)}")
     return "\n".join(lines), time.monotonic() - started
 
 

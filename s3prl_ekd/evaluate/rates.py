@@ -63,7 +63,7 @@ def check_rates(values: Sequence[Any], where: str) -> list[float]:
         if not 0 < rate < math.inf:
             raise EkdError(f"{where}: learning rate {str(value).strip()!r}: expected a positive number")
         if rate in rates:
-            raise EkdError(f"{where}: learning rate {rate:g} is there twice")
+            raise EkdError(f"{where}: learning rate {rate:g} is listed twice")
         rates.append(rate)
     return rates
 
@@ -82,5 +82,5 @@ def parse_seeds(text: str) -> list[int]:
     if max(seeds) >= 2**32:
         raise EkdError(f"--seeds {text}: {max(seeds)}: numpy's seeds are below 2**32")
     if len(set(seeds)) < len(seeds):
-        raise EkdError(f"--seeds {text}: a seed is there twice")
+        raise EkdError(f"--seeds {text}: a seed is listed twice")
     return seeds

@@ -43,7 +43,9 @@ def check_earlier_scores(plans: Sequence[ModelPlan], out: Path, preset: str) -> 
     table = plans[0].out != out.resolve()
     if table and (out / FILE_NAME).is_file() and not holds_table(out):
         [(_, single)] = read_models(out)
-        raise EkdError(f"--out {out}: holds the scores of one model ({single['label']}), now of a table; {_ADVICE}")
+        raise EkdError(
+            f"--out {out}: holds the scores of one model ({single['label']}), and this call makes a table; {_ADVICE}"
+        )
     for plan in plans:
         record = own_record(plan.out)
         if record is not None:
@@ -68,7 +70,7 @@ def tell_second_rows(plans: Sequence[ModelPlan], out: Path) -> None:
     for plan in plans:
         for row in rows:
             if other(row, made_by(plan.runs, ""), MODEL) is None:
-                log.warning("%s: the model of the row %s, which is measured again", plan.upstream.label, row["label"])
+                log.warning("%s: the same model as the row %s; evaluated again", plan.upstream.label, row["label"])
 
 
 def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> None:

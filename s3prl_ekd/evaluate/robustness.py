@@ -28,7 +28,7 @@ _NOTE = (
     "Test scores in %; the heads were trained on clean audio, and every model hears the same distorted clips. A "
     "condition is shown for a task once all its folds and seeds are tested."
 )
-_UNLIKE = "(2): another distortion than the first of that name, or other noise files, so that the rows do not compare."
+_UNLIKE = "(2): a different distortion from the first of that name, or other noise files; do not compare these rows."
 
 
 @dataclass(frozen=True)

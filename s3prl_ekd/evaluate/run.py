@@ -107,7 +107,7 @@ def _warn_of_batches_left_out(run: Run, output: str) -> None:
     count = output.count("[Runner] - CUDA out of memory")
     if count:
         log.warning(
-            "%s: %d batches did not fit into the GPU's memory and were left out of training (%s); run fewer side by "
+            "%s: %d batches did not fit into the GPU's memory and were skipped in training (%s); run fewer side by "
             "side (--jobs), or set a smaller batch size", run.key, count, run.expdir / LOGS["train"],
         )  # fmt: skip
 

@@ -117,7 +117,7 @@ def _read_both(task: Task, folder: Path, fold: str | None) -> tuple[dict[str, st
     references = read_predictions(folder / task.reference.format(fold=fold))
     if hypotheses.keys() != references.keys():
         odd = sorted(hypotheses.keys() ^ references.keys())
-        raise EkdError(f"{folder}: {task.hypothesis.format(fold=fold)} and its reference disagree on {odd[0]}")
+        raise EkdError(f"{folder}: {task.hypothesis.format(fold=fold)} and its reference differ: only one has {odd[0]}")
     return hypotheses, references
 
 

@@ -136,7 +136,7 @@ def _facts(out: Path, same: bool, part: Mapping[str, Any], given: Mapping[str, s
         missing = [_OPTIONS[name] for name, there in told.items() if there and name not in given]
         if missing:
             raise EkdError(
-                f"--out {out}: holds other weights, and its {CARD} says more of them than this call of its own; give "
+                f"--out {out}: holds other weights, and its {CARD} has details that this call does not give; add "
                 f"{', '.join(missing)}, or name another folder"
             )
         return cards.CardFacts(**given)

@@ -135,10 +135,10 @@ def _earlier(out: Path) -> set[str]:
         with zipfile.ZipFile(out) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError) as error:
-        raise EkdError(f"--out {out}: is there, and no zip file ({error}); name another") from error
+        raise EkdError(f"--out {out}: exists and is not a zip file ({error}); name another") from error
     folders = {name: place.partition("/")[0].partition("_")[0] for name, place in PLACES.items()}
     if not all(name.startswith("predict/") for name in names):
-        raise EkdError(f"--out {out}: is there, and no earlier submission (predict/...); name another")
+        raise EkdError(f"--out {out}: exists and is not an earlier submission (predict/...); name another")
     return {name for name, folder in folders.items() if any(one.startswith(f"predict/{folder}_") for one in names)}
 
 
@@ -176,8 +176,8 @@ def _listed(home: Path, listed: Mapping[str, Any], named: Sequence[Task] | None)
     for task in named or ():
         if task.name not in listed:
             raise EkdError(
-                f"{home / FILE_NAME}: {task.name} is not in it: a run of it there is another model's or outdated; "
-                "s3prl-ekd evaluate makes it anew"
+                f"{home / FILE_NAME}: {task.name} is not in it (any run of it there is outdated or another model's); "
+                "run s3prl-ekd evaluate again"
             )
     chosen = [task for task in TASKS.values() if task.name in listed] if named is None else list(named)
     if not chosen:

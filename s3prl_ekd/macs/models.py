@@ -78,8 +78,8 @@ def _known_cost(model: str, path: Path, heads: bool = False) -> Cost:
         return FBANK
     if not path.exists() and model.startswith(S3PRL):
         raise EkdError(
-            f"macs: {model!r}: the arithmetic of s3prl's own experts is not known; counted are hub names of the "
-            "wav2vec2 family, fbank, students, checkpoint files, transformers folders and submission folders"
+            f"macs: {model!r}: s3prl's own experts cannot be counted; give a hub name of the wav2vec2 family, fbank, a "
+            "student, a checkpoint file, a transformers folder or a submission folder"
         )
     return cost(sources.describe(str(path) if path.exists() else model, "macs").encoder_shape)
 

@@ -187,7 +187,7 @@ def commands(records: Records) -> str:
     for record in records:
         lines = [command for task in record["tasks"].values() for command in task["commands"]]
         # A line between them: each takes several on the page
-        blocks.append(fold(f"{record['label']}: {len(lines)} native commands", pre("\n\n".join(lines))))
+        blocks.append(fold(f"{record['label']}: {len(lines)} run_downstream.py commands", pre("\n\n".join(lines))))
     return section("Commands", _folded(blocks, "commands")) if blocks else ""
 
 

@@ -139,7 +139,9 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
         names = [target.name for target in target_sets]
         doubled = next((name for name in names if names.count(name) > 1), None)
         if doubled is not None:
-            raise EkdError(f"ekd.residual_heads: a teacher is called {doubled!r}, as the difference would be")
+            raise EkdError(
+                f"ekd.residual_heads: the difference would have the name of a teacher, {doubled!r}; rename that teacher"
+            )
         start = ekd.initialise_from if starts else None
         initialiser = None if start is None else found.get(start) or sources.describe(start, "ekd.initialise_from")
         if initialiser is not None:
@@ -154,8 +156,8 @@ def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, key:
         raise EkdError(f"{key}.name: {teacher.name!r} is a word of torch's; take another name")
     if "bias" in teacher.name:  # s3prl's optimizers go by the names of weights
         raise EkdError(
-            f"{key}.name: {teacher.name!r}: of a head with 'bias' in its name s3prl takes all weights for biases,"
-            " which do not decay; take another name"
+            f"{key}.name: {teacher.name!r}: s3prl would treat all weights of a head with 'bias' in its name as biases,"
+            " without weight decay; choose another name"
         )
     source = sources.describe(teacher.source, f"{key}.source")
     shape = source.shape

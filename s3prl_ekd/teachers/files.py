@@ -52,7 +52,7 @@ def read_teacher_file(path: Path, mmap: bool = False) -> dict[str, Any]:
     try:
         start = _start(path)
         if path.suffix == ".safetensors" or (path.suffix == ".bin" and (path.parent / "config.json").is_file()):
-            raise EkdError(f"{path}: weights of a transformers model, which is named by its folder: {path.parent}")
+            raise EkdError(f"{path}: the weight file of a transformers model; give its folder instead: {path.parent}")
         if not start.startswith(_GZIP):
             return read_checkpoint_with_shells(path, mmap)
         with tempfile.TemporaryDirectory() as folder:

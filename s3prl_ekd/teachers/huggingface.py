@@ -116,7 +116,8 @@ def _file(source: str, name: str, revision: str | None, where: str) -> Path | No
         at = f" --revision {wanted}" if wanted else ""
         raise _Unreachable(
             f"{where}: {source!r}: the Hugging Face Hub cannot be reached, and {name} is not in its cache here; "
-            f"elsewhere `hf download {model.repository}{at} --local-dir DIR`, and give what is there instead"
+            f"on another machine run `hf download {model.repository}{at} --local-dir DIR`, copy DIR here, and give DIR "
+            "or the file in it instead"
         ) from error
     except errors.EntryNotFoundError:
         return None
@@ -134,4 +135,4 @@ def _files(model: HubModel) -> str:
         return ""
     at = f"@{model.revision}" if model.revision else ""
     files = [f"{HF}{model.repository}/{file}{at}" for file in listed if file.endswith((".pt", ".pth", ".ckpt", ".gz"))]
-    return f"; what may be meant: {', '.join(files[:5])}" if files else ""
+    return f"; perhaps you mean: {', '.join(files[:5])}" if files else ""

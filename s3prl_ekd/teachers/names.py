@@ -45,7 +45,7 @@ def check_source(source: str, where: str = "source") -> None:
         return
     if name.startswith(S3PRL):
         if name != source:
-            raise EkdError(f"{where}: {source!r}: an s3prl expert's shape is its own; no random weights of it")
+            raise EkdError(f"{where}: {source!r}: random weights are not available for s3prl's own upstreams")
         upstream, checkpoint = split_upstream(name)
         check_upstream_name(upstream, f"{where}:")
         if upstream.endswith(("_local", "_custom")) and not checkpoint:

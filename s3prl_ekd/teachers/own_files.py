@@ -32,5 +32,5 @@ def check_same(plan: TeacherPlan, before: Mapping[str, str], now: Mapping[str, s
     for name, source in plan.sources.items():
         if name in before and name in now and before[name] != now[name]:
             raise EkdError(
-                f"{plan.where(name)}: {source.source}: other weights than those of {name} that the run began with"
+                f"{plan.where(name)}: {source.source}: not the weights of {name} that the run was started with"
             )

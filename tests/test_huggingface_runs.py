@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from console import command
 from export_student import student_record
 from hugging_hub import SHAPE, Hub, equal, weights, write_model
 from pretrain_lab import STUDENT, final_weights, new_run, run
@@ -237,18 +236,17 @@ def test_doctor_downloads_no_checkpoint_file(hugging_hub: Hub, tmp_path: Path) -
         assert found.state == "broken" and "expected hf:OWNER/NAME or hf:OWNER/NAME/FILE" in found.found
 
 
-@pytest.mark.slow
-def test_the_commands_take_a_model_of_the_hub(hugging_hub: Hub, tmp_path: Path) -> None:
-    commit = hugging_hub.publish("me/model", write_model(tmp_path / "model"))
-    counted = command("s3prl-ekd", "macs", "hf:me/model", "--json", cwd=tmp_path)
-    assert counted.returncode == 0 and "model.safetensors" not in hugging_hub.asked, counted.stderr[-2000:]
-    assert counted.stdout == command("s3prl-ekd", "macs", tmp_path / "model", "--json", cwd=tmp_path).stdout
-    shown = command("s3prl-ekd", "teachers", "hf:me/model", cwd=tmp_path)
-    assert shown.returncode == 0 and f"hf:me/model@{commit}" in shown.stdout, shown.stderr[-2000:]
-    wrong = command("s3prl-ekd", "teachers", "hf:me/none", cwd=tmp_path)
-    assert wrong.returncode == 2 and wrong.stderr.endswith(
-        "error: teachers: 'hf:me/none': no such model, or a private one (`hf auth login`)\n"
-    )
-    done = command("s3prl-ekd", "export", "hf", "--ckpt", "hf:me/model", "--out", "copy", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert equal(weights(str(tmp_path / "copy")), weights(str(tmp_path / "model")))
+def test_the_commands_take_a_model_of_the_hub(
+    hugging_hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, copy = write_model(tmp_path / "model"), tmp_path / "copy"
+    commit = hugging_hub.publish("me/model", folder)
+    assert main(["macs", "hf:me/model", "--json"]) == 0 and "model.safetensors" not in hugging_hub.asked
+    counted = capsys.readouterr().out
+    assert main(["macs", str(folder), "--json"]) == 0 and counted == capsys.readouterr().out
+    assert main(["teachers", "hf:me/model"]) == 0 and f"hf:me/model@{commit}" in capsys.readouterr().out
+    assert main(["teachers", "hf:me/none"]) == 2
+    said = "error: teachers: 'hf:me/none': no such model, or a private one (`hf auth login`)\n"
+    assert capsys.readouterr().err.endswith(said)
+    assert main(["export", "hf", "--ckpt", "hf:me/model", "--out", str(copy)]) == 0
+    assert equal(weights(str(copy)), weights(str(folder)))

@@ -89,7 +89,7 @@ def test_a_validation_of_nan_is_not_the_lowest(runs):
         ("{normalise: phi_s, fit_batches: 40}", 2, False),
     ],
 )
-def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumulate, told, capsys):
+def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumulate, told):
     run, other, _ = runs
     model = run.configs["config_model.yaml"].strip().removesuffix("}") + f", targets: {targets}}}"
     changed = {"config_model.yaml": model, "config_runner.yaml": f"runner: {{gradient_accumulate_steps: {accumulate}}}"}
@@ -98,11 +98,17 @@ def test_the_lowest_loss_on_another_scale_is_told_as_such(runs, targets, accumul
     assert (said in comparison.comparison([normalised, other])) == told
     last = replace(normalised, validation=run.validation[:1])  # is the lowest
     assert "another scale than its last" not in comparison.comparison([last, other])
-    for name, text in changed.items():
-        (run.folder / name).write_text(text)
-    words = [str(run.folder), str(other.folder), "--out", str(run.folder.parent / "r.html")]
-    assert main(["report", *words]) == 0
-    assert (f"lowest validation loss of {run.label} is on another scale" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("normalise", ["standardise", "null"])
+def test_the_terminal_says_of_the_lowest_loss_that_it_is_on_another_scale(runs, normalise, capsys):
+    run, other, _ = runs
+    model = run.configs["config_model.yaml"].strip().removesuffix("}") + f", targets: {{normalise: {normalise}}}}}"
+    (run.folder / "config_model.yaml").write_text(model)
+    (run.folder / "config_runner.yaml").write_text("runner: {gradient_accumulate_steps: 1}")
+    assert main(["report", str(run.folder), str(other.folder), "--out", str(run.folder.parent / "r.html")]) == 0
+    told = f"lowest validation loss of {run.label} is on another scale" in capsys.readouterr().out
+    assert told == (normalise == "standardise")
 
 
 def test_heads_are_compared_on_held_out_speech_where_all_have_it(runs):
@@ -189,7 +195,8 @@ def test_the_head_of_the_page_is_not_about_one_run_of_several(runs):
         return re.search("<div class=facts>(.*?)</header>", page(runs, [], "title"))[1]
 
     assert "pretraining steps" in facts(runs[:1])
-    assert "<b>3</b><span>pretraining runs</span>" in facts(runs) and "pretraining steps" not in facts(runs)
+    several = facts(runs)
+    assert "<b>3</b><span>pretraining runs</span>" in several and "pretraining steps" not in several
 
 
 @pytest.mark.parametrize("letters", [3, 60, 400])

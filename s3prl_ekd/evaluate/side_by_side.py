@@ -84,7 +84,9 @@ def work_off(
                     action, job = pending.popleft()
                     job = job.on(free.pop(0))
                     going[pool.submit(action, job)] = action, job
-                ended = [(future, *going.pop(future)) for future in wait(going, return_when=FIRST_COMPLETED).done]
+                # in slices: a signal that another thread was given does not wake this one, which is to obey it
+                found = wait(going, timeout=1.0, return_when=FIRST_COMPLETED).done
+                ended = [(future, *going.pop(future)) for future in found]
                 for future, action, job in ended:  # all that is done, before a failure among them is raised
                     free.append(job.device)
                     if future.exception() is None:

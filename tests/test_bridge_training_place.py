@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bridge_corpora import iemocap, librispeech, overrides, voxceleb
-from console import command
+from console import forked
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from s3prl_ekd.bridge import checkpoints
@@ -124,14 +124,14 @@ def test_a_stopped_run_ends_in_the_weights_of_one_that_was_not(tmp_path: Path, t
     more = "runner.eval_step=2,,config.runner.max_keep=9,,config." + MORE[task]
     options = f"{overrides(task, CORPORA[task](tmp_path / 'corpus'), steps=7)},,config.{more}"
     start = ("-m", "train", "-n", "x", "-u", "fbank", "-d", task, "--device", "cpu")
-    done = command("run_downstream.py", *start, "-o", options, cwd=tmp_path)
+    done = forked("run_downstream.py", *start, "-o", options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "result/downstream/x"
     whole = checkpoints.read(folder / "states-7.ckpt")
     for step in (4, 5, 6, 7):
         (folder / f"states-{step}.ckpt").unlink()
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-    done = command("run_downstream.py", *start, "-a", cwd=tmp_path)
+    done = forked("run_downstream.py", *start, "-a", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     again = checkpoints.read(folder / "states-7.ckpt")
     assert again["Epoch"] == whole["Epoch"] and again[KEY]["drawn"] == whole[KEY]["drawn"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from bridge_corpora import overrides, voxceleb
-from console import command
+from console import forked
 from export_student import write_student
 from torch import nn
 
@@ -213,19 +213,19 @@ def test_a_task_is_trained_and_tested_on_it(folder: Path, tmp_path: Path) -> Non
         ("heads", with_heads, "heads_averaged", TINY.width, 6),
     ):
         words = [*train, "-p", name, "-u", upstream, "-k", ckpt, "-s", selection]
-        done = command("run_downstream.py", *words, cwd=tmp_path)
+        done = forked("run_downstream.py", *words, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         head = checkpoints.read(tmp_path / name / "states-2.ckpt")
         assert head["Downstream"]["projector.weight"].shape[1] == width
         assert head["Featurizer"]["weights"].shape == (states,)
     words = [*train, "-p", "typo", "-u", several[0], "-k", several[1], "-s", "man"]
-    done = command("run_downstream.py", *words, cwd=tmp_path)
+    done = forked("run_downstream.py", *words, cwd=tmp_path)
     said = "error: -s man: the upstream has none of that name; it has hidden_states, last_hidden_state, paper, mean"
     assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == said
     assert not (tmp_path / "typo").exists()
     test = ["-m", "evaluate", "-e", tmp_path / "joined" / "states-2.ckpt", "--device", "cpu"]
-    assert command("run_downstream.py", *test, cwd=tmp_path).returncode == 0
+    assert forked("run_downstream.py", *test, cwd=tmp_path).returncode == 0
     write_student(tmp_path / "2.ckpt", seed=3)
-    done = command("run_downstream.py", *test, cwd=tmp_path)
+    done = forked("run_downstream.py", *test, cwd=tmp_path)
     assert done.returncode == 2
     assert f"error: -k {tmp_path / 'list.yaml'}: its weights have changed since " in done.stderr

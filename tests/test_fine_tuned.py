@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from bridge_corpora import overrides, voxceleb
-from console import command
+from console import forked
 from export_student import write_student
 
 from s3prl_ekd import EkdError, load_student, read_torch_file
@@ -21,7 +21,7 @@ def test_a_fine_tuned_student_is_a_student(tmp_path: Path) -> None:
     start = write_student(tmp_path / "start" / "states-10.ckpt")
     data = overrides("voxceleb1", voxceleb(tmp_path / "vox")) + ",,config.optimizer.lr=0.01"
     words = ["-m", "train", "-u", "ekd_student", "-d", "voxceleb1", "--device", "cpu", "-o", data]
-    done = command("run_downstream.py", *words, "-p", "tuned", "-f", "-k", start, cwd=tmp_path)
+    done = forked("run_downstream.py", *words, "-p", "tuned", "-f", "-k", start, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     tuned = tmp_path / "tuned" / "states-2.ckpt"
     before, after = load_student(start), load_student(tuned)
@@ -33,7 +33,7 @@ def test_a_fine_tuned_student_is_a_student(tmp_path: Path) -> None:
     )
     assert len(after.heads) == 0 and is_student(tuned) and after.part["config"] == before.part["config"]
 
-    done = command("run_downstream.py", *words, "-p", "again", "-k", tuned, cwd=tmp_path)
+    done = forked("run_downstream.py", *words, "-p", "again", "-k", tuned, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert main(["export", "hf", "--ckpt", str(tuned), "--out", str(tmp_path / "hf")]) == 0
     exported = load_student(tmp_path / "hf").encoder.state_dict()

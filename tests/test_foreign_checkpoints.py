@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
-from console import command
+from console import forked
 
 from s3prl_ekd.compat import guarded_eval
 from s3prl_ekd.compat.guarded_eval import look_up
@@ -30,12 +30,12 @@ def test_what_a_pretraining_checkpoint_was_told_by_o_is_not_evaluated(tmp_path: 
     args = Namespace(upstream="ekd", override=f"config.a={touching(mark)}", device="cpu", multi_gpu=False, seed=1)
     state = {"Optimizer": {}, "Step": 1, "Args": args, "Config": {"runner": {}}}
     torch.save(state, tmp_path / "states-1.ckpt")
-    done = command("run_pretrain.py", "-e", "states-1.ckpt", "--device", "cpu", cwd=tmp_path)
+    done = forked("run_pretrain.py", "-e", "states-1.ckpt", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 2 and "states-1.ckpt: runner.total_steps: required key is missing" in done.stderr
     assert not mark.exists()
     args.upstream = "no.such"
     torch.save(state | {"Config": {"runner": {}, "optimizer": {}, "pretrain_expert": {}}}, tmp_path / "states-1.ckpt")
-    done = command("run_pretrain.py", "-e", "states-1.ckpt", "--device", "cpu", cwd=tmp_path)
+    done = forked("run_pretrain.py", "-e", "states-1.ckpt", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 2 and "Traceback" not in done.stderr
 
 

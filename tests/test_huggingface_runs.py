@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from console import command
 from export_student import student_record
 from hugging_hub import SHAPE, Hub, equal, weights, write_model
 from pretrain_lab import STUDENT, final_weights, new_run, run
@@ -52,7 +53,8 @@ def test_a_run_keeps_the_commit_that_it_began_with(hugging_hub: Hub, lab: Path, 
     file = tmp_path / "hub.yaml"
     file.write_text(yaml.safe_dump(values))
     words = [str(file) if word.endswith("model.yaml") else word for word in new_run(lab, "run")]
-    done = run(tmp_path, *words, *FIRST)
+    # processes of their own: huggingface_hub reads the environment when it is imported
+    done = command("run_pretrain.py", *words, *FIRST, "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert f"teacher theirs: hf:me/model@{commit} (hubert, {TINY.layers} layers of {TINY.width})" in done.stderr
     kept = read_torch_file(newest_checkpoint(tmp_path / "run"))["Upstream_Config"]["ekd"]
@@ -64,7 +66,8 @@ def test_a_run_keeps_the_commit_that_it_began_with(hugging_hub: Hub, lab: Path, 
     hugging_hub.stop()
     shutil.copytree(tmp_path / "run", tmp_path / "again")
     going_on = [word.replace("run", "again") if word == "run" else word for word in words]
-    done = run(tmp_path, *going_on, "-a", "-o", "config.runner.total_steps=8")
+    more = ["-a", "-o", "config.runner.total_steps=8", "--device", "cpu"]
+    done = command("run_pretrain.py", *going_on, *more, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "ignored: -c " in done.stderr and "hub.yaml" not in done.stderr  # -g names the same repositories
     local = tmp_path / "local.yaml"  # the same run with the folder itself as its teacher

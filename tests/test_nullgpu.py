@@ -16,7 +16,7 @@ import pytest
 import trouble_lab
 import yaml
 from bridge_corpora import overrides, voxceleb
-from nullgpu.server import RUN_DOWNSTREAM, RUN_PRETRAIN, S3PRL_EKD, Done, Server
+from command_server import RUN_DOWNSTREAM, RUN_PRETRAIN, S3PRL_EKD, Done, Server
 from pretrain_lab import hold_out
 from target_cache_lab import write_model
 
@@ -28,13 +28,15 @@ pytestmark = [pytest.mark.skipif(bool(REASON), reason=REASON), pytest.mark.slow]
 TEACHERS = {"_add_layer_norm", "_first_conv_gelu"}
 LOSS = {"_terms", "_gradient"}
 ATTENTION = {"_gated_attention"}
+DRIVER = "triton.backends.nvidia.driver"
 IN_RANKS = "nullgpu.checks:pretrain_in_ranks"
 OURS = TEACHERS | LOSS | ATTENTION  # torch has Triton kernels of its own, from 2.15 on in a step too
 
 
 @pytest.fixture(scope="module")
 def gpu(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(nullgpu.build(tmp_path_factory.mktemp("library")), tmp_path_factory.mktemp("jobs"))
+    library, imported = nullgpu.build(tmp_path_factory.mktemp("library")), ("s3prl_ekd.model.triton_kernels", DRIVER)
+    server = Server(nullgpu.environment(library), tmp_path_factory.mktemp("jobs"), imported)
     yield server
     server.close()
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bridge_corpora import overrides, voxceleb
-from console import command
+from console import forked
 from export_student import write_student
 from torch import nn
 
@@ -77,20 +77,20 @@ def test_a_student_that_was_trained_again_gets_no_old_head(tmp_path: Path) -> No
     student = write_student(tmp_path / "student" / "states-10.ckpt")
     data = overrides("voxceleb1", voxceleb(tmp_path / "vox"))
     train = ["-m", "train", "-u", "ekd_student", "-d", "voxceleb1", "--device", "cpu", "-p", "head", "-a"]
-    done = command("run_downstream.py", *train, "-k", student, "-o", data, cwd=tmp_path)
+    done = forked("run_downstream.py", *train, "-k", student, "-o", data, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     head = tmp_path / "head" / "states-2.ckpt"
     assert len(checkpoints.read(head)[KEY]) == 64
 
     moved = shutil.move(student, tmp_path / "moved.ckpt")
     test = ["-m", "evaluate", "-e", head, "--device", "cpu"]
-    done = command("run_downstream.py", *test, "-k", moved, cwd=tmp_path)
+    done = forked("run_downstream.py", *test, "-k", moved, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
 
     write_student(student, seed=2)
     longer = [*train, "-o", f"{data},,config.runner.total_steps=4"]
     for words in (test, longer):
-        done = command("run_downstream.py", *words, cwd=tmp_path)
+        done = forked("run_downstream.py", *words, cwd=tmp_path)
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and last.startswith(f"error: -k {student}: its weights have changed since"), last
     assert [file.name for file in head.parent.glob("states-*")] == ["states-2.ckpt"]

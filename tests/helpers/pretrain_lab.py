@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 import torch
 import yaml
-from console import BIN, command, environment
+from console import BIN, environment, forked
 from export_student import SMALL
 
 from s3prl_ekd.teachers.stand_ins import write_stand_ins
@@ -108,7 +108,7 @@ def new_run(lab: Path, name: str) -> list[str]:
 
 def run(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run run_pretrain.py in ``cwd`` to its end."""
-    return command("run_pretrain.py", *arguments, "--device", "cpu", cwd=cwd)
+    return forked("run_pretrain.py", *arguments, "--device", "cpu", cwd=cwd)
 
 
 def start(cwd: Path, *arguments: str) -> subprocess.Popen[str]:

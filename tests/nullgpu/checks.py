@@ -1,4 +1,4 @@
-"""What tests of the null GPU look at from the inside; each function is a job of ``server.py``."""
+"""What tests of the null GPU look at from the inside; each function is a job of ``command_server.py``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""Runs commands of ours on the null GPU, each as a fork of one process that has imported all that they import.
+"""Runs commands of ours, each as a fork of one process that has imported all that they import.
 
 A command spends more time on importing torch and s3prl than on what a test asks of it. A request is one JSON line: a
 list of jobs that run side by side, each with the function that a command's script calls (``module:function``), its
 words, folder and environment; what it prints goes to ``stdout`` and ``stderr`` in a folder of its own.
+
+What a library reads of the environment when it is imported, it has read before a job: huggingface_hub, for one. A test
+of that, of how a command starts, or of signals to it, starts a process (console.py).
 """
 
 from __future__ import annotations
@@ -13,20 +16,18 @@ import os
 import subprocess
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3prl_ekd.compat.hub import register
-
-from . import environment
-
 RUN_PRETRAIN = "s3prl_ekd.bridge.launch:run_pretrain"
 RUN_DOWNSTREAM = "s3prl_ekd.bridge.launch:run_downstream"
 S3PRL_EKD = "s3prl_ekd.cli:command"
-IMPORTED = ("s3prl_ekd.bridge.pretrain_launch", "s3prl_ekd.bridge.downstream_launch", "s3prl_ekd.model.triton_kernels",
-            "s3prl_ekd.pretrain.ekd.pretrain_expert", "triton.backends.nvidia.driver", "tensorboardX")  # fmt: skip
+SCRIPTS = {RUN_PRETRAIN: "run_pretrain.py", RUN_DOWNSTREAM: "run_downstream.py", S3PRL_EKD: "s3prl-ekd"}
+"""Function -> the command whose script calls it."""
+IMPORTED = ("s3prl_ekd.bridge.pretrain_launch", "s3prl_ekd.bridge.downstream_launch",
+            "s3prl_ekd.pretrain.ekd.pretrain_expert", "tensorboardX")  # fmt: skip
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Done:
     out: str
     err: str
     log: list[tuple[str, str, int]]
-    """(what, detail, number) of each line that this job's GPU has logged, as README.md lists them."""
+    """(what, detail, number) of each line that this job's null GPU has logged, as nullgpu/README.md lists them."""
 
     def of(self, what: str) -> list[tuple[str, int]]:
         return [(detail, number) for kind, detail, number in self.log if kind == what]
@@ -54,17 +55,24 @@ class Done:
 
 
 class Server:
-    """The process to fork from."""
+    """The process to fork from.
 
-    def __init__(self, library: Path, folder: Path) -> None:
+    Args:
+        variables: its environment.
+        folder: for what jobs print.
+        imported: modules that it imports besides.
+    """
+
+    def __init__(self, variables: Mapping[str, str], folder: Path, imported: Sequence[str] = ()) -> None:
         self.folder, self.number = folder, 0
-        variables = environment(library) | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        variables |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no import starts the driver before a fork
-        words = [sys.executable, "-m", f"{__package__}.server"]
+        more = {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        more |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no import starts a GPU's driver before a fork
+        variables = {**variables, **more}
+        words = [sys.executable, __file__, *imported]
         self.process = subprocess.Popen(words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def run(self, function: str, *words: object, cwd: Path, **env: object) -> Done:
-        """Call a function as its script does, to its end; ``env``: NULLGPU_LOG is added."""
+        """Call a function as its script does, to its end; ``env`` is set in the process that is forked."""
         return self.run_all([(function, words, env)], cwd)[0]
 
     def run_all(self, jobs: list[tuple[str, tuple[object, ...], Mapping[str, object]]], cwd: Path) -> list[Done]:
@@ -96,12 +104,13 @@ def read(place: Path, status: int) -> Done:
 
 def carry_out(job: dict[str, Any]) -> int:
     """One job, in its fork; returns the exit status."""
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # requests come in there
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(job["place"], name), os.O_CREAT | os.O_WRONLY), descriptor)
     os.chdir(job["cwd"])
     os.environ.update(job["env"])
     module, _, function = job["function"].partition(":")
-    sys.argv = [function, *job["words"]]
+    sys.argv = [SCRIPTS.get(job["function"], function), *job["words"]]
     try:
         return getattr(importlib.import_module(module), function)() or 0
     except SystemExit as error:
@@ -122,7 +131,9 @@ def fork(job: dict[str, Any]) -> int:
 
 
 def main() -> None:
-    for module in IMPORTED:
+    from s3prl_ekd.compat.hub import register
+
+    for module in (*IMPORTED, *sys.argv[1:]):
         importlib.import_module(module)
     register()
     for line in sys.stdin:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from bridge_corpora import iemocap, librispeech, overrides, tera, voxceleb
-from console import BIN, check_mistakes, command, environment
+from console import BIN, check_mistakes, command, environment, forked
 
 from s3prl_ekd.bridge import checkpoints
 from s3prl_ekd.compat.modules import s3prl_folder
@@ -34,9 +34,9 @@ def package_files() -> set[Path]:
 
 @pytest.mark.parametrize("task", ["ctc", "voxceleb1", "emotion", "asr"])
 def test_train_then_evaluate(corpora: dict, tmp_path: Path, task: str) -> None:
-    before = package_files()
+    before, run = package_files(), command if task == "ctc" else forked
     train = ("-m", "train", "-n", "x [1]", "-u", "fbank", "-d", task, *CPU, "-o", overrides(task, corpora[task]))
-    done = command("run_downstream.py", *train, cwd=tmp_path)
+    done = run("run_downstream.py", *train, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     folder = tmp_path / "result" / "downstream" / "x [1]"
     assert [path.name for path in folder.glob("states-*")] == ["states-2.ckpt"]  # max_keep: 1
@@ -45,7 +45,7 @@ def test_train_then_evaluate(corpora: dict, tmp_path: Path, task: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     best = folder / "states-2.ckpt"
-    done = command("run_downstream.py", "-m", "evaluate", "-e", best, "-t", split, *CPU, cwd=elsewhere)
+    done = run("run_downstream.py", "-m", "evaluate", "-e", best, "-t", split, *CPU, cwd=elsewhere)
     assert done.returncode == 0, done.stderr[-2000:]
     hypotheses = {
         "ctc": "test-hyp.ark",
@@ -64,7 +64,7 @@ def test_cached_states_repeat_a_run_bit_for_bit(corpora: dict, tmp_path: Path) -
     weights = []
     for name in ("filling", "full"):
         train = ("-m", "train", "-n", name, "-u", "fbank", "-d", "emotion", *CPU, "-o", options)
-        done = command("run_downstream.py", *train, cwd=tmp_path)
+        done = forked("run_downstream.py", *train, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "[ekd] hidden states are stored in" in done.stderr and "clips are encoded one by one" in done.stderr
         folder = tmp_path / "result" / "downstream" / name
@@ -79,7 +79,7 @@ def test_cached_states_repeat_a_run_bit_for_bit(corpora: dict, tmp_path: Path) -
     assert before.items() <= kept.items()  # nothing was written a second time
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = command("run_downstream.py", "-m", "evaluate", "-e", folder / "states-6.ckpt", "-t", "test", *CPU,
+    done = forked("run_downstream.py", "-m", "evaluate", "-e", folder / "states-6.ckpt", "-t", "test", *CPU,
                    cwd=elsewhere)  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert not list(elsewhere.iterdir())
@@ -88,7 +88,7 @@ def test_cached_states_repeat_a_run_bit_for_bit(corpora: dict, tmp_path: Path) -
 def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora: dict, tmp_path: Path) -> None:
     train = ("-m", "train", "-n", "x", "-u", "fbank", "-d", "emotion", *CPU)
     options = overrides("emotion", corpora["emotion"])
-    done = command("run_downstream.py", *train, "-o", options, cwd=tmp_path)
+    done = forked("run_downstream.py", *train, "-o", options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     again = f"{options},,config.runner.total_steps=4,,config.optimizer.lr=0.5"
     base = " ".join(train)
@@ -100,12 +100,12 @@ def test_a_downstream_run_goes_on_at_another_rate_and_in_its_own_folder(corpora:
     }
     check_mistakes("downstream", mistakes, tmp_path)
     assert not (tmp_path / "elsewhere").exists()
-    done = command("run_downstream.py", *train, "-a", "-o", again, cwd=tmp_path)
+    done = forked("run_downstream.py", *train, "-a", "-o", again, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     state = checkpoints.read(tmp_path / "result/downstream/x/states-4.ckpt")
     assert [group["lr"] for group in state["Optimizer"]["param_groups"]] == [0.5]
     files = set((tmp_path / "result/downstream/x").iterdir())
-    done = command("run_downstream.py", *train, "-a", "--device", "cuda:99", cwd=tmp_path)
+    done = forked("run_downstream.py", *train, "-a", "--device", "cuda:99", cwd=tmp_path)
     assert done.returncode == 0 and "Load" not in done.stdout, done.stderr[-2000:]
     said = "result/downstream/x/states-4.ckpt: finished at step 4; nothing to do (more steps: -o config.runner.total"
     assert said in done.stderr and set((tmp_path / "result/downstream/x").iterdir()) == files

@@ -46,9 +46,9 @@ def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:
     """Killed at step 6 of 8, gone on from step 4: the same weights, the step at the learning rate that was due."""
     schedule = {"name": "linear_schedule_with_warmup", "num_warmup_steps": 2}
     config = configure(tmp_path, lab, optimizer={"name": "Adam", "lr": 1e-3}, scheduler=schedule)
-    trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "whole")))
-    trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "killed"), faults="6:kill"), -9)
-    trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "killed"), "-a"))
+    trouble_lab.run(tmp_path, *words(lab, config, "whole"))
+    trouble_lab.run(tmp_path, *words(lab, config, "killed"), faults="6:kill", status=-9)
+    trouble_lab.run(tmp_path, *words(lab, config, "killed"), "-a")
     whole, killed = (read_torch_file(newest_checkpoint(tmp_path / name)) for name in ("whole", "killed"))
     for part in ("encoder", "heads"):
         assert all(torch.equal(killed["EKD"][part][name], value) for name, value in whole["EKD"][part].items())
@@ -56,12 +56,10 @@ def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:
         rates = [line["lr"] for line in trouble_lab.lines(tmp_path / name / "metrics.jsonl", "lr")]
         assert rates == pytest.approx([1e-3 * part for part in (0, 1 / 2, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6)])
     # what is not the schedule's is refused, what is has an effect
-    out, err = trouble_lab.end(
-        trouble_lab.start(tmp_path, "-u", "ekd", "-e", "whole", "-o", "config.optimizer.name='AdamW'"), 2
-    )
+    out, err = trouble_lab.run(tmp_path, "-u", "ekd", "-e", "whole", "-o", "config.optimizer.name='AdamW'", status=2)
     assert "-o config.optimizer.name: a resumed run keeps its optimizer; only lr, betas" in err.splitlines()[-1]
     change = "config.optimizer.lr=0.01,,config.runner.total_steps=10,,config.pretrain_expert.datarc.seed=3"
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, "-u", "ekd", "-e", "whole", "-o", change))
+    _, err = trouble_lab.run(tmp_path, "-u", "ekd", "-e", "whole", "-o", change)
     after = read_torch_file(newest_checkpoint(tmp_path / "whole"))
     assert after["Scheduler"]["base_lrs"] == [0.01] and after["Config"]["optimizer"]["lr"] == 0.01
     assert "datarc.seed: was 0, now 3: this changes the batches" in err
@@ -90,7 +88,7 @@ def test_the_first_steps_may_be_none_and_the_runners_keys_have_defaults(lab: Pat
     """A gradient of NaN before any step was made, in a run whose configuration leaves out what has a default."""
     drop = ("train_batch_size", "n_epochs", "gradient_accumulate_steps", "num_workers")
     config = configure(tmp_path, lab, drop)
-    out, _ = trouble_lab.end(trouble_lab.start(tmp_path, *words(lab, config, "x", log_step=1), faults="1:nan"))
+    out, _ = trouble_lab.run(tmp_path, *words(lab, config, "x", log_step=1), faults="1:nan")
     assert "grad norm is NaN at global step 1" in out
     steps = trouble_lab.lines(tmp_path / "steps.jsonl", "step")
     assert [line["changed"] for line in steps] == [False] + [True] * 7
@@ -268,15 +266,15 @@ def test_a_run_goes_on_with_its_noise_and_its_cache_wherever_they_lie_now(lab: P
         write_clips(place, shortest=2_000, count=2)
     given = words(lab, config, "whole", total_steps=4, save_step=2)
     given[given.index("-g") + 1] = model()
-    trouble_lab.end(trouble_lab.start(tmp_path, *given))
+    trouble_lab.run(tmp_path, *given)
     given[given.index("whole")] = "run"
-    trouble_lab.end(trouble_lab.start(tmp_path, *given, faults="3:kill"), -9)
+    trouble_lab.run(tmp_path, *given, faults="3:kill", status=-9)
     gone, folder = folder, folder.rename(tmp_path / "new")
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"), 2)
+    _, err = trouble_lab.run(tmp_path, *given, "-a", status=2)
     key = f"distortion.additive.noise[0]: no such file or folder: {gone / 'noise'}"
     assert err.splitlines()[-1].endswith(f"{key}; if it has moved, give -g a file with the new place")
     model()
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"))
+    _, err = trouble_lab.run(tmp_path, *given, "-a")
     assert "ignored: -" not in err and not gone.exists()
     whole, weights = final_weights(tmp_path / "whole"), final_weights(tmp_path / "run")
     assert all(torch.equal(value, weights[name]) for name, value in whole.items())
@@ -302,17 +300,17 @@ def test_the_folder_names_the_place_where_a_teacher_lies_now(lab: Path, tmp_path
 
     given = words(lab, configure(tmp_path, lab), "run", total_steps=6, save_step=4)
     given[given.index("-g") + 1] = str(model(file))
-    trouble_lab.end(trouble_lab.start(tmp_path, *given, faults="5:kill"), -9)
+    trouble_lab.run(tmp_path, *given, faults="5:kill", status=-9)
     moved = file.rename(tmp_path / "moved.pt")
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"), 2)
+    _, err = trouble_lab.run(tmp_path, *given, "-a", status=2)
     gone = f"ekd.teachers[0].source: no such file or folder: s3prl:hubert_local:{file}"
     assert err.splitlines()[-1].endswith(f"{gone}; if it has moved, give -g a file with the new place")
     model(write_converted(random_encoder(encoder.shape, seed=1), tmp_path / "other.pt"))
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"), 2)
+    _, err = trouble_lab.run(tmp_path, *given, "-a", status=2)
     assert "other.pt: not the weights of theirs that the run was started with" in err.splitlines()[-1]
     assert source().endswith(f":{file}")
     model(moved)
-    trouble_lab.end(trouble_lab.start(tmp_path, *given, "-a"))
+    trouble_lab.run(tmp_path, *given, "-a")
     assert source() == f"s3prl:hubert_local:{moved}"
     kept = read_torch_file(newest_checkpoint(tmp_path / "run"))["Upstream_Config"]
     assert kept["ekd"]["teachers"][0]["source"] == source()

@@ -22,7 +22,7 @@ def test_a_batch_of_nan_is_no_step(lab: Path, tmp_path: Path, precision: str) ->
 
 def test_an_infinite_gradient_is_no_step(lab: Path, tmp_path: Path) -> None:
     words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
-    out, _ = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="3:inf"))
+    out, _ = trouble_lab.run(tmp_path, *words, faults="3:inf")
     assert "at global step 3" in out
     steps = trouble_lab.lines(tmp_path / "steps.jsonl", "step")
     assert [line["step"] for line in steps if not line["changed"]] == [3]
@@ -36,7 +36,7 @@ def test_a_batch_that_does_not_fit_is_left_out(lab: Path, tmp_path: Path, accumu
 
 def test_a_run_that_never_fits_ends(lab: Path, tmp_path: Path) -> None:
     words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="2:always"), status=2)
+    _, err = trouble_lab.run(tmp_path, *words, faults="2:always", status=2)
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: out of GPU memory at step 2: 10 batches in a row do not fit; set a smaller ")
     assert "batch_seconds" in last and "Traceback" not in err
@@ -45,7 +45,7 @@ def test_a_run_that_never_fits_ends(lab: Path, tmp_path: Path) -> None:
 
 def test_out_of_memory_beside_a_step_is_one_line(lab: Path, tmp_path: Path) -> None:
     words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:step"), status=2)
+    _, err = trouble_lab.run(tmp_path, *words, faults="5:step", status=2)
     last = err.strip().splitlines()[-1]
     advice = "make room on this GPU, or set a smaller batch (docs/faq.md"
     assert last.startswith(f"error: CUDA out of memory. Tried to allocate 20.00 GiB; {advice}")
@@ -55,7 +55,7 @@ def test_out_of_memory_beside_a_step_is_one_line(lab: Path, tmp_path: Path) -> N
 def test_a_data_worker_that_the_system_kills_is_one_line(lab: Path, tmp_path: Path) -> None:
     words = trouble_lab.arguments(lab, trouble_lab.configure(lab, tmp_path), "x", "cpu")
     words[-1] += ",,config.pretrain_expert.datarc.num_workers=2"
-    _, err = trouble_lab.end(trouble_lab.start(tmp_path, *words, faults="5:worker"), status=2)
+    _, err = trouble_lab.run(tmp_path, *words, faults="5:worker", status=2)
     last = err.strip().splitlines()[-1]
     assert re.match(r"error: DataLoader worker \(pid \d+\) is killed by signal: Killed; the system .*num_workers", last)
     assert "Traceback" not in err and (tmp_path / "x" / "states-4.ckpt").is_file()

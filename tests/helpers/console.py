@@ -41,9 +41,13 @@ def command(name: str, *args: object, cwd: Path, **env: str) -> subprocess.Compl
 
 def forked(name: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """As :func:`command`, but for the seconds of its imports: a fork of a process that has made them."""
-    function = next(function for function, script in SCRIPTS.items() if script == name)
+    return called(next(function for function, script in SCRIPTS.items() if script == name), *args, cwd=cwd, **env)
+
+
+def called(function: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """As :func:`forked`, of any function (``module:function``), which finds the words in ``sys.argv``."""
     done = _server().run(function, *args, cwd=cwd, **environment(**env))
-    return subprocess.CompletedProcess([name, *map(str, args)], done.status, done.out, done.err)
+    return subprocess.CompletedProcess([function, *map(str, args)], done.status, done.out, done.err)
 
 
 @cache

@@ -22,7 +22,7 @@ def check_nan(lab: Path, folder: Path, device: str, precision: str) -> None:
     words = trouble_lab.arguments(
         lab, trouble_lab.configure(lab, folder, precision), "x", device, fp16=precision == "fp16"
     )
-    out, _ = trouble_lab.end(trouble_lab.start(folder, *words, faults="3:nan"))
+    out, _ = trouble_lab.run(folder, *words, faults="3:nan")
     assert "grad norm is NaN at global step 3" in out
     steps = {line["step"]: line for line in trouble_lab.lines(folder / "steps.jsonl", "step")}
     assert list(steps) == list(range(1, 9)) and all(line["finite"] for line in steps.values())
@@ -42,9 +42,7 @@ def check_out_of_memory(lab: Path, folder: Path, device: str, precision: str, ac
     words = trouble_lab.arguments(
         lab, model, "x", device, fp16=precision == "fp16", gradient_accumulate_steps=accumulate
     )
-    out, err = trouble_lab.end(
-        trouble_lab.start(folder, *words, faults=f"3:forward:{accumulate},5:backward:{accumulate}")
-    )
+    out, err = trouble_lab.run(folder, *words, faults=f"3:forward:{accumulate},5:backward:{accumulate}")
     for step in (3, 5):
         assert f"CUDA out of memory at step {step}\n" in out
         (line,) = (line for line in err.splitlines() if f"step {step}: a batch of " in line)
@@ -84,9 +82,9 @@ def check_continued(lab: Path, folder: Path, device: str, precision: str = "bf16
     whole = trouble_lab.start(folder, *arguments("whole"))
     killed = arguments("killed")
     killed[-1] += ",,config.pretrain_expert.datarc.num_workers=0"  # workers outlive their killed process by seconds
-    trouble_lab.end(trouble_lab.start(folder, *killed, faults="5:kill"), status=-9)
+    trouble_lab.run(folder, *killed, faults="5:kill", status=-9)
     assert sorted(trouble_lab.losses(folder / "killed")) == [1, 2, 3, 4]
-    trouble_lab.end(trouble_lab.start(folder, *killed, "-a"))
+    trouble_lab.run(folder, *killed, "-a")
     trouble_lab.end(whole)
     found, expected = (trouble_lab.losses(folder / name) for name in ("killed", "whole"))
     assert list(found) == list(range(1, 9)) and found == pytest.approx(expected, rel=0, abs=1e-3)

@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 import yaml
+from console import called, forked
 
 LIMIT = 3 * 2**30  # bytes that a run may take of a GPU: it fills up quickly, and others have room
 TRITONS = "Triton Error [CUDA]: out of memory"
@@ -71,6 +72,18 @@ def start(cwd: Path, *words: str, faults: str = "") -> subprocess.Popen[str]:
         [sys.executable, *command, *words], cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )  # fmt: skip
+
+
+def run(cwd: Path, *words: str, faults: str = "", status: int = 0) -> tuple[str, str]:
+    """:func:`start` and :func:`end` in one; on a CPU without the seconds of a command's imports."""
+    if any(word.startswith("cuda") for word in words):
+        return end(start(cwd, *words, faults=faults), status)
+    if faults:
+        done = called("trouble_lab:main", cwd / "steps.jsonl", faults, *words, cwd=cwd)
+    else:
+        done = forked("run_pretrain.py", *words, cwd=cwd)
+    assert done.returncode == status, done.stderr[-3000:]
+    return done.stdout, done.stderr
 
 
 def end(run: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:

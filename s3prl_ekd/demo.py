@@ -138,7 +138,8 @@ class Demo:
         self.say(command)
         with Board(self.console) as board, board.phase("pretrain", "train") as watch:
             # Threads that spin while they wait make a busy machine several times slower; an idle one loses nothing.
-            run_logged(own_command(command), folder / "pretrain.log", watch, {"OMP_WAIT_POLICY": "PASSIVE"})
+            passive = {"OMP_WAIT_POLICY": "PASSIVE"}
+            run_logged(own_command(command), folder / "pretrain.log", watch, passive, name=command[0])
         for name, file in (("loss", METRICS), ("validation loss", VALIDATION)):
             first, *_, last = read_metrics(folder / file)
             told = f"{name} {first['loss']:.3f} at step {first['step']}, {last['loss']:.3f} at step {last['step']}"

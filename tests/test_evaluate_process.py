@@ -38,7 +38,7 @@ def test_progress_is_read_from_bars_and_prints(tmp_path):
 def test_our_own_error_line_is_the_message(tmp_path):
     code = "import sys; print('noise'); sys.stderr.write('error: config_model.yaml: ekd.mode: bad\\n'); sys.exit(2)"
     with pytest.raises(EkdError, match=r"x\.log: config_model\.yaml: ekd\.mode: bad$"):
-        process.run_logged([sys.executable, "-c", code], tmp_path / "x.log")
+        process.run_logged([sys.executable, "-c", code], tmp_path / "x.log", name="run_pretrain.py")
 
 
 def test_jobs_side_by_side_are_stopped_at_the_same_time(tmp_path):

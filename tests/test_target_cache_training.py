@@ -262,6 +262,20 @@ def test_teachers_are_loaded_once_for_all_that_was_mended(
     assert ((tmp_path / "cache/targets.bin").read_bytes() == stored) != writable
 
 
+def test_teachers_that_another_cache_asks_for_leave_a_full_one_unlocked(
+    lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of held-out speech, say: both begin with one loaded ensemble."""
+    expert = make_expert(lab, tmp_path / "cache")
+    train(expert, batches(expert, 1))
+    expert.cache._lock.close()
+    monkeypatch.setattr(CacheFolder, "lock", lambda self: pytest.fail("a lock was asked for"))
+    expert = make_expert(lab, tmp_path / "cache")
+    expert.teachers.teachers = expert.teachers.load()
+    train(expert, batches(expert, 1))
+    assert expert.teachers.teachers is None
+
+
 def test_a_batch_without_a_readable_clip_does_not_hold_the_cache_back(lab: Path, tmp_path: Path) -> None:
     content = (lab / "5.flac").read_bytes()
     try:

@@ -55,7 +55,7 @@ def test_one_other_weight_is_refused(model: nn.ModuleDict) -> None:
     other, checkpoint = with_another_weight(model), saved(model, arguments(past_exp=None))
     assert set(checkpoint) == {"Step", KEY}
     UpstreamWeights(torch.save).compare(model, arguments(), checkpoint)
-    said = f"^-k {TEACHER}: its weights have changed since x/states-2.ckpt was trained on them; put the old ones"
+    said = f"^-k {TEACHER}: these are not the weights that x/states-2.ckpt was trained on; give those, or train"
     with pytest.raises(EkdError, match=said):
         UpstreamWeights(torch.save).compare(other, arguments(), checkpoint)
 
@@ -92,5 +92,5 @@ def test_a_student_that_was_trained_again_gets_no_old_head(tmp_path: Path) -> No
     for words in (test, longer):
         done = forked("run_downstream.py", *words, cwd=tmp_path)
         last = done.stderr.strip().splitlines()[-1]
-        assert done.returncode == 2 and last.startswith(f"error: -k {student}: its weights have changed since"), last
+        assert done.returncode == 2 and last.startswith(f"error: -k {student}: these are not the weights that"), last
     assert [file.name for file in head.parent.glob("states-*")] == ["states-2.ckpt"]

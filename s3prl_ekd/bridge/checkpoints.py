@@ -214,5 +214,5 @@ def check_folder(path: Path, expdir: str, flag: str) -> None:
     if Path(expdir).resolve() != path.parent.resolve():
         raise EkdError(
             f"{flag}: {expdir} is not the folder of {path}, where a resumed run continues; omit {flag}, or copy the "
-            "checkpoint there first"
+            "checkpoint there and give the copy to -e"
         )

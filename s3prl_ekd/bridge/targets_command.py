@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     values = read_yaml(Path(args.config))
     if args.override is not None and args.override.lower() != "none":
         _override(args, values)
+        arguments.hide_gpu(args.device or "")  # args.device is a key, too
     config = load_model_config(args.upstream_config)
     if config.ekd.cache_targets is None:
         raise EkdError(f"{args.upstream_config}: ekd.cache_targets: null; name the folder that is to be filled")

@@ -62,8 +62,8 @@ class UpstreamWeights:
         if args.past_exp and before is not None and before != self._digest:  # with -i a head may change its upstream
             what = f"-k {args.upstream_ckpt}" if args.upstream_ckpt else f"-g {args.upstream_model_config}"
             raise EkdError(
-                f"{what}: its weights have changed since {args.init_ckpt} was trained on them; put the old ones "
-                "back, or train a head on the new ones (-n)"
+                f"{what}: these are not the weights that {args.init_ckpt} was trained on; give those, or train a head "
+                "on these (-n)"
             )
 
     def save(self, state: Any, path: str) -> None:

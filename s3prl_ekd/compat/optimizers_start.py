@@ -25,7 +25,7 @@ def start_without_dynamo() -> None:
             setattr(method.__wrapped__, _HIDDEN, _hidden(method))
     for kind in vars(torch.optim).values():
         step: Any = vars(kind).get("step") if isinstance(kind, type) else None
-        if _is_of(step, "torch.optim.optimizer") and step.__code__.co_name == "_use_grad":
+        if _is_of(step, "torch.optim.optimizer") and "torch._dynamo" in step.__code__.co_names:
             kind.step = _step(step)
 
 

@@ -94,12 +94,14 @@ def run_logged(
     environment: dict[str, str] | None = None,
     children: Children | None = None,
     program: int = 1,
+    name: str = "run_downstream.py",
 ) -> tuple[str, float]:
     """Run ``command``; its output (bars left out) is appended to ``log``. Returns (output, seconds).
 
     Args:
         children: starts it, and stops it with all others; None for a command alone.
-        program: how many of the first words call ``run_downstream.py``.
+        program: how many of the first words call the program.
+        name: of the program, for the message.
 
     Raises:
         EkdError: the command cannot start or fails; one line that names the log file.
@@ -131,7 +133,7 @@ def run_logged(
         child.stdout.close()
     if status != 0:
         how = f"exit {status}" if status > 0 else signal.Signals(-status).name
-        raise EkdError(f"run_downstream.py failed ({how}), see {log}: {error_summary(lines)}")
+        raise EkdError(f"{name} failed ({how}), see {log}: {error_summary(lines)}")
     return "\n".join(lines), time.monotonic() - started
 
 

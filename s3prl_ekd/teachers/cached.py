@@ -68,7 +68,10 @@ class CachedTeachers(nn.Module):
 
     def release(self) -> None:
         """Drop the teachers where the cache has, or can take, every target that will be asked for."""
-        if self.teachers is not None and self.cache.complete and self.cache.stores and self.cache.writable():
+        again = self._epoch is not None  # what they were loaded for can be asked for again where it is not stored
+        if self.teachers is None or not self.cache.complete or not self.cache.stores:
+            return
+        if not again or self.cache.writable():
             logger.info("[ekd] the target cache %s is complete: it needs no teachers any more", self.cache.place.path)
             self.teachers = None
 

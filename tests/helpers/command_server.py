@@ -13,6 +13,8 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import traceback
@@ -28,6 +30,9 @@ SCRIPTS = {RUN_PRETRAIN: "run_pretrain.py", RUN_DOWNSTREAM: "run_downstream.py",
 """Function -> the command whose script calls it."""
 IMPORTED = ("s3prl_ekd.bridge.pretrain_launch", "s3prl_ekd.bridge.downstream_launch",
             "s3prl_ekd.pretrain.ekd.pretrain_expert", "tensorboardX")  # fmt: skip
+
+LIMIT = 300.0
+"""Seconds for a request."""
 
 
 @dataclass
@@ -69,14 +74,17 @@ class Server:
         more |= {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}  # no import starts a GPU's driver before a fork
         variables = {**variables, **more}
         words = [sys.executable, __file__, *imported]
-        self.process = subprocess.Popen(words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.process = subprocess.Popen(words, env=variables, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        start_new_session=True)  # fmt: skip
 
     def run(self, function: str, *words: object, cwd: Path, **env: object) -> Done:
         """Call a function as its script does, to its end; ``env`` is set in the process that is forked."""
         return self.run_all([(function, words, env)], cwd)[0]
 
-    def run_all(self, jobs: list[tuple[str, tuple[object, ...], Mapping[str, object]]], cwd: Path) -> list[Done]:
-        """Jobs side by side."""
+    def run_all(
+        self, jobs: list[tuple[str, tuple[object, ...], Mapping[str, object]]], cwd: Path, whole: bool = False
+    ) -> list[Done]:
+        """Jobs side by side; ``whole``: their environment is all that they get of one."""
         requests: list[dict[str, Any]] = []
         for function, words, env in jobs:
             self.number += 1
@@ -84,11 +92,17 @@ class Server:
             place.mkdir()
             variables = {name: str(value) for name, value in env.items()} | {"NULLGPU_LOG": str(place / "log")}
             requests.append({"function": function, "words": [str(word) for word in words], "cwd": str(cwd),
-                             "place": str(place), "env": variables})  # fmt: skip
+                             "whole": whole, "place": str(place), "env": variables})  # fmt: skip
         assert self.process.stdin and self.process.stdout
-        self.process.stdin.write(json.dumps(requests) + "\n")
-        self.process.stdin.flush()
-        statuses = json.loads(self.process.stdout.readline())
+        try:
+            self.process.stdin.write(json.dumps(requests) + "\n")
+            self.process.stdin.flush()
+            if not select.select([self.process.stdout], [], [], LIMIT)[0]:
+                raise TimeoutError(f"{requests} took more than {LIMIT} s")
+            statuses = json.loads(self.process.stdout.readline())
+        except BaseException:  # the answer that is still due must not be the next job's
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
         return [read(Path(request["place"]), status) for request, status in zip(requests, statuses, strict=True)]
 
     def close(self) -> None:
@@ -108,6 +122,8 @@ def carry_out(job: dict[str, Any]) -> int:
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(job["place"], name), os.O_CREAT | os.O_WRONLY), descriptor)
     os.chdir(job["cwd"])
+    if job["whole"]:
+        os.environ.clear()
     os.environ.update(job["env"])
     module, _, function = job["function"].partition(":")
     sys.argv = [SCRIPTS.get(job["function"], function), *job["words"]]

@@ -46,7 +46,11 @@ def forked(name: str, *args: object, cwd: Path, **env: str) -> subprocess.Comple
 
 def called(function: str, *args: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """As :func:`forked`, of any function (``module:function``), which finds the words in ``sys.argv``."""
-    done = _server().run(function, *args, cwd=cwd, **environment(**env))
+    try:
+        (done,) = _server().run_all([(function, args, environment(**env))], cwd, whole=True)
+    except BaseException:
+        _server.cache_clear()
+        raise
     return subprocess.CompletedProcess([function, *map(str, args)], done.status, done.out, done.err)
 
 
@@ -54,7 +58,9 @@ def called(function: str, *args: object, cwd: Path, **env: str) -> subprocess.Co
 def _server() -> Server:
     """One for all tests of this process."""
     folder = TemporaryDirectory(prefix="commands-")
-    server = Server(environment(), Path(folder.name))
+    # a test's own Hub, which huggingface_hub would keep
+    variables = {name: value for name, value in environment().items() if not name.startswith("HF_")}
+    server = Server(variables, Path(folder.name))
     atexit.register(folder.cleanup)
     atexit.register(server.close)  # before that
     return server

@@ -173,7 +173,9 @@ def test_a_run_that_goes_on_from_a_file_is_continued_from_its_folder(launch: Any
     assert launch(*words).current.argv == ["--past_exp", "result/some/x", "--device", "cpu:0", "-a"]
     assert launch("--expname", "x", "--auto").current.argv == ["--expname", "x", "--auto"]
     torch.save({"Args": Namespace(), "Config": {}, "Step": 2}, "result/some/x/states-2.ckpt")
-    with pytest.raises(EkdError, match="states-1.ckpt: is of step 1, and states-2.ckpt of step 2 beside it"):
+    with pytest.raises(
+        EkdError, match="states-1.ckpt: is of step 1, but its folder also holds states-2.ckpt of step 2,"
+    ):
         launch(*words)
 
 

@@ -56,7 +56,7 @@ def test_trainings_that_end_together_are_tested_once(data, tmp_path, stand_in, m
     """Both rates of a search are done in one look: its pick is tested by one thread, not by two in one folder."""
     from s3prl_ekd.evaluate import side_by_side
 
-    monkeypatch.setattr(side_by_side, "wait", lambda futures, return_when: wait(futures))
+    monkeypatch.setattr(side_by_side, "wait", lambda futures, timeout, return_when: wait(futures))
     assert evaluate(data, tmp_path, "--lr", "0.01,0.1", "--jobs", "2") == 0
     assert calls(tmp_path / "out", "tests.txt") == ["sid-lr0.01"]
 

@@ -31,14 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fill the cache that the configuration names, from where an earlier call or run left it."""
-    arguments.hide_gpu(args.device or "")  # else batches would be put into its pinned memory
     arguments.check_override(args.override, args, ELSEWHERE)
     args.upstream_config = str(pretrain_configs.find("-g", args.upstream_config))
     args.config = str(pretrain_configs.find("-c", args.config))
     values = read_yaml(Path(args.config))
     if args.override is not None and args.override.lower() != "none":
         _override(args, values)
-        arguments.hide_gpu(args.device or "")  # args.device is a key, too
+    arguments.hide_gpu(args.device or "")  # else batches would be put into its pinned memory; -o may have named it
     config = load_model_config(args.upstream_config)
     if config.ekd.cache_targets is None:
         raise EkdError(f"{args.upstream_config}: ekd.cache_targets: null; name the folder that is to be filled")

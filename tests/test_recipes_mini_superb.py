@@ -122,7 +122,7 @@ def test_mistakes_in_the_file_are_named(tmp_path: Path) -> None:
     for changes, told in (
         ({"preset": "smal"}, "--preset: no preset 'smal'"),
         ({"override": ["pr:lr"]}, "--override 'pr:lr': expected TASK:"),
-        ({"seeds": [1, 1]}, "a seed is listed twice"),
+        ({"seeds": [1, 1]}, "1 is listed twice"),
         ({"lr": {"prr": [0.1]}}, "unknown task 'prr'"),
         ({"lr": {"pr": [0.0]}}, "learning rate '0.0': expected a positive number"),
     ):

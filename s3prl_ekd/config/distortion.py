@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from s3prl_ekd.checked import Checked
+from s3prl_ekd.spelling import repeated
 
 
 class AdditiveConfig(Checked):
@@ -57,8 +58,9 @@ class NonAdditiveConfig(Checked):
 
 
 def _check_distinct(sources: list[str]) -> None:
-    if len(set(sources)) != len(sources):
-        raise ValueError(f"a source is listed twice: {sources}")
+    doubled = repeated(sources)
+    if doubled is not None:
+        raise ValueError(f"a source is listed twice: {doubled}")
 
 
 class DistortionConfig(Checked):

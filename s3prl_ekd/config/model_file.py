@@ -11,6 +11,7 @@ from s3prl_ekd.checked import Checked
 from s3prl_ekd.config.distillation import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
 from s3prl_ekd.config.distortion import DistortionConfig
 from s3prl_ekd.shape import BASE_CONV
+from s3prl_ekd.spelling import repeated
 
 MIN_SAMPLES = 4_000
 """Shortest clip of pretraining: 0.25 s, 12 frames. A shorter one would cut its whole batch down to it."""
@@ -86,10 +87,9 @@ class EkdConfig(Checked):
 
     @model_validator(mode="after")
     def _names(self) -> EkdConfig:
-        names = [teacher.name for teacher in self.teachers]
-        doubled = sorted({name for name in names if names.count(name) > 1})
-        if doubled:
-            raise ValueError(f"two teachers are called {doubled[0]!r}")
+        doubled = repeated([teacher.name for teacher in self.teachers])
+        if doubled is not None:
+            raise ValueError(f"two teachers are called {doubled!r}")
         if self.initialise_from is None and self.initialise_layers != "first":
             raise ValueError("initialise_layers: has no effect while initialise_from is null")
         return self

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from s3prl_ekd.checked import Checked, check_values
 from s3prl_ekd.config.model_file import ModelConfig
-from s3prl_ekd.spelling import did_you_mean
+from s3prl_ekd.spelling import did_you_mean, repeated
 
 
 class DataConfig(Checked):
@@ -39,9 +39,9 @@ class DataConfig(Checked):
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:
         for key, names in (("sets", self.sets), ("valid_sets", self.valid_sets)):
-            doubled = sorted({name for name in names if names.count(name) > 1})
-            if doubled:
-                raise ValueError(f"{key}: {doubled[0]!r} is named twice; its utterances would count twice")
+            doubled = repeated(names)
+            if doubled is not None:
+                raise ValueError(f"{key}: {doubled!r} is named twice; its utterances would count twice")
         trained = sorted(set(self.sets) & set(self.valid_sets))
         if trained:
             raise ValueError(f"valid_sets: {trained[0]!r} is in sets too, so it is trained on; take it out of one")

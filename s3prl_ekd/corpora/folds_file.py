@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import repeated
 
 
 def read_folds(file: Path) -> list[str]:
@@ -28,7 +29,7 @@ def read_folds(file: Path) -> list[str]:
     odd = next((fold for fold in folds if re.fullmatch(r"\w+", fold, re.ASCII) is None), None)
     if odd is not None:
         raise EkdError(f"{file}: {odd!r}: expected a fold's name of letters and digits, as fold1")
-    repeated = next((fold for fold in folds if folds.count(fold) > 1), None)
-    if repeated is not None:
-        raise EkdError(f"{file}: {repeated} is listed twice")
+    doubled = repeated(folds)
+    if doubled is not None:
+        raise EkdError(f"{file}: {doubled} is listed twice")
     return folds

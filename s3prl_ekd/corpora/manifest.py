@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import repeated
 from s3prl_ekd.user_paths import expanded
 
 REQUIRED = {
@@ -95,7 +96,7 @@ def read_manifest(file: str | Path, root: str | Path | None = None) -> Manifest:
             reader.fieldnames = list(columns)
             if "path" not in columns:
                 raise EkdError(f"{file}:1: no column 'path' in the header; expected tab-separated column names")
-            double = next((name for name in columns if name in Row.__annotations__ and columns.count(name) > 1), None)
+            double = repeated([name for name in columns if name in Row.__annotations__])
             if double is not None:
                 raise EkdError(f"{file}:1: column {double!r} appears twice")
             if "kind" in columns and "speaker" not in columns:

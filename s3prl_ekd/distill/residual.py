@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import repeated
 
 
 def residual_name(pair: Sequence[str]) -> str:
@@ -43,7 +44,7 @@ def plan_residuals(pairs: Sequence[Sequence[str]], teachers: Sequence[TeacherLay
         labels = tuple(str(x) if x == y else f"{x}-{y}" for x, y in paired)
         sources = tuple(((a.name, x), (b.name, y)) for x, y in paired)
         sets.append(TargetSet(residual_name(pair), labels, a.width, sources, "difference"))
-    doubled = {t.name for t in sets if [s.name for s in sets].count(t.name) > 1}
-    if doubled:
-        raise EkdError(f"ekd.residual_heads: {sorted(doubled)[0]} is listed twice")
+    doubled = repeated([target.name for target in sets])
+    if doubled is not None:
+        raise EkdError(f"ekd.residual_heads: {doubled} is listed twice")
     return sets

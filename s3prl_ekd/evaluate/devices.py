@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from s3prl_ekd.device import find_device
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.spelling import repeated
 
 
 def add_running_arguments(parser: argparse.ArgumentParser, what: str) -> None:
@@ -52,8 +53,9 @@ def parse_devices(text: str) -> list[str]:
             raise EkdError(f"--devices: unknown device {device!r}; expected cpu, cuda, or some of cuda:0,cuda:1,...")
     if not devices:
         raise EkdError("--devices: expected cpu, cuda, or some of cuda:0,cuda:1,...")
-    if len(set(devices)) < len(devices):
-        raise EkdError(f"--devices {text}: a device is named twice; --jobs N puts several runs on each")
+    doubled = repeated(devices)
+    if doubled is not None:
+        raise EkdError(f"--devices {text}: {doubled} is named twice; --jobs N puts several runs on each")
     return devices
 
 

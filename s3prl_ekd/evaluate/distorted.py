@@ -26,6 +26,7 @@ from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import LOGS, scored
 from s3prl_ekd.evaluate.tasks import Task
+from s3prl_ekd.spelling import repeated
 from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import empty_folder
 
@@ -87,8 +88,7 @@ def parse_conditions(texts: Sequence[str]) -> list[Condition]:
         EkdError: one that is wrong (:func:`parse_condition`), or a name that is there twice.
     """
     conditions = [parse_condition(text) for text in texts]
-    names = [one.name for one in conditions]
-    double = next((name for name in names if names.count(name) > 1), None)
+    double = repeated([one.name for one in conditions])
     if double is not None:
         raise EkdError(f"--distortion: {double} is given twice; give one of them another name (NAME=FILE)")
     return conditions

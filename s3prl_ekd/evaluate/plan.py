@@ -26,6 +26,7 @@ from s3prl_ekd.evaluate.presets import Overrides, apply_overrides
 from s3prl_ekd.evaluate.rates import LR_KEY
 from s3prl_ekd.evaluate.tasks import Task
 from s3prl_ekd.own_scripts import own_command
+from s3prl_ekd.spelling import repeated
 
 FOLD_KEY = "config.downstream_expert.datarc.test_fold"
 CACHE_KEY = "config.runner.cache_states"
@@ -268,7 +269,7 @@ def _task_folds(task: Task, data: Path, wanted: list[str] | None) -> Iterable[st
     unknown = [fold for fold in asked if fold not in known]
     if unknown:
         raise EkdError(f"--folds: no fold {unknown[0]!r} in {listing}; expected some of {','.join(known)}")
-    doubled = next((fold for fold in asked if asked.count(fold) > 1), None)
+    doubled = repeated(asked)
     if doubled is not None:
         raise EkdError(f"--folds: {doubled} is listed twice")
     return asked or known

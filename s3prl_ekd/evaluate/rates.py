@@ -8,6 +8,7 @@ from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS, split_task
+from s3prl_ekd.spelling import repeated
 
 Grid = dict[str, list[float]]  # task -> learning rates; a task that is not there trains at its configuration's rate
 LR_KEY = "config.optimizer.lr"
@@ -81,6 +82,7 @@ def parse_seeds(text: str) -> list[int]:
         seeds.append(int(part))
     if max(seeds) >= 2**32:
         raise EkdError(f"--seeds {text}: {max(seeds)}: numpy's seeds are below 2**32")
-    if len(set(seeds)) < len(seeds):
-        raise EkdError(f"--seeds {text}: a seed is listed twice")
+    doubled = repeated(seeds)
+    if doubled is not None:
+        raise EkdError(f"--seeds {text}: {doubled} is listed twice")
     return seeds

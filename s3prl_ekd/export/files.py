@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from s3prl_ekd.errors import EkdError
@@ -45,11 +47,12 @@ Its name holds that kind's marker, so that another kind does not write beside it
 """
 
 
-def output_folder(folder: Path, marker: str) -> None:
-    """Make ``folder``; refuse one that holds other things than an earlier export, whose killed parts go.
+@contextmanager
+def export_folder(folder: Path, marker: str) -> Iterator[None]:
+    """Make ``folder`` for an export; refuse one that holds other things than an earlier export, whose killed parts go.
 
     Such an export is told by the file ``marker`` beside a card of ours, a first one that was interrupted by
-    :data:`UNFINISHED`, which stays until :func:`finish`.
+    :data:`UNFINISHED`, which goes only with an export that comes to its end.
 
     Raises:
         EkdError: a file of that name, a folder of somebody else's files, or one that cannot be made or written to.
@@ -69,11 +72,8 @@ def output_folder(folder: Path, marker: str) -> None:
     sweep(folder)
     if empty:
         unfinished.touch()
-
-
-def finish(folder: Path, marker: str) -> None:
-    """Say that the export into the :func:`output_folder` of ``marker`` is whole."""
-    (folder / UNFINISHED.format(marker)).unlink(missing_ok=True)
+    yield
+    unfinished.unlink(missing_ok=True)
 
 
 def write_license(folder: Path, licence: str = "mit") -> None:

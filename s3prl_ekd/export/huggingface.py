@@ -20,7 +20,7 @@ from s3prl_ekd.evaluate.inputs import model_digest
 from s3prl_ekd.evaluate.models import STUDENT, WITH_HEADS, choose
 from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
-from s3prl_ekd.export.files import CARD, finish, output_folder, write_license
+from s3prl_ekd.export.files import CARD, export_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
 from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
@@ -61,26 +61,25 @@ def export_huggingface(
     section = None if scores is None else _scores_section(scores, checkpoint)
     _check(encoder, checkpoint)
     encoder = _with_projection(encoder)
-    output_folder(out, MARKER)
-    given = {"licence": licence, "data": data, "scores": section}
-    same = _holds(out, encoder)
-    # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
-    settings = transformers_files(encoder.shape, attention_mask=True)
-    settings["config.json"] |= _training_settings(part)
-    files = {name: as_json(values) for name, values in settings.items()}
-    kept = _kept_files(out, files, same, known=part.get("config") is not None)
-    facts = _facts(out, same, part, {name: text for name, text in given.items() if text is not None})
-    if not same:
-        (out / CARD).unlink(missing_ok=True)  # of other weights: a kill from here on must not leave it beside these
-    for name, text in files.items():
-        if name not in kept:
-            write_whole(out / name, text)
-    write_transformers_weights(encoder, out, mask_vector=part.get("mask", {}).get("vector"))
-    if facts is not None:
-        card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
-        write_whole(out / CARD, card)
-        write_license(out, facts.licence)
-    finish(out, MARKER)
+    with export_folder(out, MARKER):
+        given = {"licence": licence, "data": data, "scores": section}
+        same = _holds(out, encoder)
+        # without its mask a batch's padding would reach the states of the shorter clips; no student has heard padding
+        settings = transformers_files(encoder.shape, attention_mask=True)
+        settings["config.json"] |= _training_settings(part)
+        files = {name: as_json(values) for name, values in settings.items()}
+        kept = _kept_files(out, files, same, known=part.get("config") is not None)
+        facts = _facts(out, same, part, {name: text for name, text in given.items() if text is not None})
+        if not same:
+            (out / CARD).unlink(missing_ok=True)  # of other weights: a kill from here on must not leave it beside these
+        for name, text in files.items():
+            if name not in kept:
+                write_whole(out / name, text)
+        write_transformers_weights(encoder, out, mask_vector=part.get("mask", {}).get("vector"))
+        if facts is not None:
+            card = cards.huggingface_card(part, encoder.shape, count_parameters(encoder), facts, files)
+            write_whole(out / CARD, card)
+            write_license(out, facts.licence)
     return out
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export import cards, superb_expert
-from s3prl_ekd.export.files import CARD, finish, output_folder, write_license
+from s3prl_ekd.export.files import CARD, export_folder, write_license
 from s3prl_ekd.export.isolated import TASKS
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student, same_weights
@@ -68,29 +68,28 @@ def export_superb(
         "task_states": chosen,
         "weights": {name: value.detach().cpu().clone() for name, value in weights.items()},
     }
-    output_folder(out, MARKER)
-    card, requirements, same = out / CARD, out / "requirements.txt", _holds(out, model)
-    edited = card.is_file() and cards.is_edited(card.read_text("utf-8", "replace"))
-    if edited and not same:
-        raise EkdError(f"{card}: was edited, or another version wrote it, for another model; name another folder")
-    if not same:
-        card.unlink(missing_ok=True)  # a kill from here on must not leave it beside this model
-    expert = Path(superb_expert.__file__)
-    if (out / "expert.py").is_file() and (out / "expert.py").read_bytes() != expert.read_bytes():
-        log.warning("%s: replaced; it was edited, or another version wrote it", out / "expert.py")
-    write_whole(out / "expert.py", expert.read_text(encoding="utf-8"))
-    with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
-        write_torch_file(model, stream)
-    if requirements.is_file() and requirements.read_text(errors="replace") != REQUIREMENTS:
-        log.info("%s: stays as it is: it was edited", requirements)
-    else:
-        write_whole(requirements, REQUIREMENTS)
-    if edited:
-        log.info("%s: stays as it is: the model is the same, and the file was edited", card)
-    else:
-        write_whole(card, cards.superb_card(part, shape, names, chosen))
-    write_license(out)
-    finish(out, MARKER)
+    with export_folder(out, MARKER):
+        card, requirements, same = out / CARD, out / "requirements.txt", _holds(out, model)
+        edited = card.is_file() and cards.is_edited(card.read_text("utf-8", "replace"))
+        if edited and not same:
+            raise EkdError(f"{card}: was edited, or another version wrote it, for another model; name another folder")
+        if not same:
+            card.unlink(missing_ok=True)  # a kill from here on must not leave it beside this model
+        expert = Path(superb_expert.__file__)
+        if (out / "expert.py").is_file() and (out / "expert.py").read_bytes() != expert.read_bytes():
+            log.warning("%s: replaced; it was edited, or another version wrote it", out / "expert.py")
+        write_whole(out / "expert.py", expert.read_text(encoding="utf-8"))
+        with whole_file(out / "model.pt") as partial, partial.open("wb") as stream:
+            write_torch_file(model, stream)
+        if requirements.is_file() and requirements.read_text(errors="replace") != REQUIREMENTS:
+            log.info("%s: stays as it is: it was edited", requirements)
+        else:
+            write_whole(requirements, REQUIREMENTS)
+        if edited:
+            log.info("%s: stays as it is: the model is the same, and the file was edited", card)
+        else:
+            write_whole(card, cards.superb_card(part, shape, names, chosen))
+        write_license(out)
     return out
 
 

@@ -23,6 +23,7 @@ from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import S3PRL
+from s3prl_ekd.spelling import repeated
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
 from s3prl_ekd.teachers.sources import TeacherSource
@@ -136,8 +137,7 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
         }
         layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in ekd.teachers]
         target_sets = plan_targets(ekd.mode, layers) + plan_residuals(ekd.residual_heads, layers)
-        names = [target.name for target in target_sets]
-        doubled = next((name for name in names if names.count(name) > 1), None)
+        doubled = repeated([target.name for target in target_sets])
         if doubled is not None:
             raise EkdError(
                 f"ekd.residual_heads: the difference would have the name of a teacher, {doubled!r}; rename that teacher"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 
 import pytest
@@ -46,6 +47,20 @@ def test_a_run_that_counts_on_from_another_one_leaves_a_checkpoint() -> None:
         said = f"x.yaml: runner.total_steps: {total}: -i counts on from its step {begin}, and the run ends before the "
         with pytest.raises(EkdError, match=f"^{re.escape(said)}next save_step.*; give more steps$"):
             taskkeys.check_runner(config, "x.yaml", begin=begin)
+
+
+def test_steps_that_no_checkpoint_will_hold_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    config = changed(task_config("sid"), {"runner.save_step": 30, "runner.eval_step": 50})
+    for total, kept in ((89, 60), (101, 100), (90, None), (100, None)):
+        config["runner"]["total_steps"] = total
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "s3prl_ekd"):
+            taskkeys.check_runner(config, "x.yaml")
+        said = (
+            f"x.yaml: runner.total_steps: {total} is no multiple of save_step (30) or eval_step (50), and s3prl saves "
+        )
+        expected = [] if kept is None else [f"{said}nothing at the end: no checkpoint will hold the steps after {kept}"]
+        assert caplog.messages == expected
 
 
 def test_a_best_checkpoint_of_a_split_that_there_is_not() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,6 +24,8 @@ from s3prl_ekd.shipped import shipped
 from s3prl_ekd.spelling import did_you_mean
 from s3prl_ekd.task_names import CONFIGS
 from s3prl_ekd.writable import absolute_folder
+
+log = logging.getLogger(__name__)
 
 
 class Runner(BaseModel):
@@ -109,7 +112,7 @@ def check_ours(config: dict[str, Any], task: str, source: str) -> None:
 
 
 def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | None = None, begin: int = 0) -> None:
-    """Check what training reads of ``runner``.
+    """Check what training reads of ``runner``, and tell of steps that no checkpoint will hold.
 
     Args:
         source: the config's file, for messages.
@@ -132,6 +135,13 @@ def check_runner(config: dict[str, Any], source: str, splits: Sequence[str] | No
                 f"ends before the next {every}; give more steps"
             )
         raise EkdError(f"{source}: runner.total_steps: {rules.total_steps} are fewer than {every}; give smaller ones")
+    if all(rules.total_steps % every for every in (rules.save_step, rules.eval_step)):
+        kept = max(rules.total_steps // every * every for every in (rules.save_step, rules.eval_step))
+        log.info(
+            "%s: runner.total_steps: %d is no multiple of save_step (%d) or eval_step (%d), and s3prl saves nothing at "
+            "the end: no checkpoint will hold the steps after %d",
+            source, rules.total_steps, rules.save_step, rules.eval_step, kept,
+        )  # fmt: skip
     if splits is None:
         return
     best = config["downstream_expert"].get("save_best_on", [])  # of PR; s3prl takes a name or several

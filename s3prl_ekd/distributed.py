@@ -71,21 +71,20 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def gather(self, value: Any) -> list[Any]:
-        """Every rank's ``value`` in the order of ranks, on rank 0; an empty list elsewhere. All ranks must call it."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.size if self.rank == 0 else None
-        dist.gather_object(value, values)
-        return values or []
+    def own_random_draws(self, seed: int, epoch: int, index: int) -> None:
+        """Dropout and masks of a batch must differ from rank to rank; rank 0 keeps the stream that one process has.
 
-    def own_random_stream(self) -> None:
-        """Dropout and masks must differ from rank to rank; rank 0 keeps the stream that one process would have."""
+        On the others they follow from the batch, so that rank 0 can save the whole state of a run, its peers gone.
+
+        Args:
+            seed: of the run.
+            epoch, index: of the batch.
+        """
         if self.rank > 0:
-            seed = torch.initial_seed() + self.rank
-            torch.manual_seed(seed)  # and every GPU's
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
+            (own,) = np.random.SeedSequence([seed, self.rank, epoch, index]).generate_state(1).tolist()
+            torch.manual_seed(own)  # and every GPU's
+            np.random.seed(own)
+            random.seed(own)
 
 
 class Share:

@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 from s3prl_ekd.data_workers import end_children, in_main_thread, killed_workers
 from s3prl_ekd.errors import UNWRITABLE, EkdError, is_out_of_memory, message, out_of_memory_line
-from s3prl_ekd.signals import Signals
+from s3prl_ekd.signals import HEARD, Signals
 
-STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)
+STOPPED = tuple(status for number in HEARD for status in (128 + number, -number))
 """Statuses of one of our commands, as ``subprocess`` gives them, that was asked to stop: no failure of its own."""
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as an exception that ends a command, wherever Python stands when they come.
+"""SIGINT, SIGTERM and SIGUSR1 as an exception that ends a command, wherever Python stands when they come.
 
 Python alone loses some: it drops what is raised while an object is deleted or a process is forked, as data loaders do
 at both ends of every epoch. And a signal to a whole process group, as torchrun's or a job scheduler's, ends the data
@@ -20,16 +20,19 @@ from typing import Any
 
 from s3prl_ekd import data_workers
 
+HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""What stops a command. SIGUSR1 is what job schedulers are commonly told to send ahead of a time limit."""
+
 _AGAIN = 0.05
 """Seconds after which a dropped exception is raised again."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM arrived. A KeyboardInterrupt, so that torch's worker loops end quietly on it."""
+    """One of :data:`HEARD` arrived. A KeyboardInterrupt, so that torch's worker loops end quietly on it."""
 
 
 class Signals:
-    """What this process hears of SIGINT and SIGTERM.
+    """What this process hears of the signals that stop it (:data:`HEARD`).
 
     Args:
         on_second: called with the number of a signal that comes after the first; without it, it is raised as the first.
@@ -46,7 +49,7 @@ class Signals:
 
     def listen(self) -> None:
         """From here on a signal raises :class:`Interrupted`. In the main thread only."""
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._before = {number: signal.signal(number, self._on_signal) for number in HEARD}
         self._hook, sys.unraisablehook = sys.unraisablehook, self._on_dropped
 
     def end(self) -> None:
@@ -68,16 +71,26 @@ class Signals:
             signal.signal(number, handler)
         sys.unraisablehook = self._hook
 
+    def delay(self) -> None:
+        """From here to :meth:`deliver` nothing is raised."""
+        self._delays += 1
+
+    def deliver(self) -> None:
+        """Raise what a signal would have raised since :meth:`delay`."""
+        self._delays -= 1
+        if self.number:
+            self._raise()
+
     @contextmanager
     def delayed(self) -> Iterator[None]:
         """Within the block nothing is raised; what a signal would have raised there, comes at its end."""
-        self._delays += 1
+        self.delay()
         try:
             yield
-        finally:
+        except BaseException:
             self._delays -= 1
-        if self.number:
-            self._raise()
+            raise
+        self.deliver()
 
     def awaited(self, seconds: float) -> bool:
         """Whether a signal has come, or comes within this time, after :meth:`end`."""

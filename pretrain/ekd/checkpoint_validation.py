@@ -51,7 +51,7 @@ class CheckpointValidation:
         self._seconds = 0.0
         self._due: tuple[int, str] | None = None  # step and folder of the checkpoint that is next
 
-    def on_train_begin(self, args: Namespace, logger: Any, resumed_at: int | None) -> None:
+    def on_train_begin(self, args: Namespace, logger: Any, resumed_at: int | None, regular: bool = True) -> None:
         """Measure the loss that a stopped run still owes its checkpoint; the next ones come after saving.
 
         A stop while validating costs no training then, and the best checkpoint can be kept. s3prl's stock runner, in a
@@ -61,6 +61,7 @@ class CheckpointValidation:
             args: the runner's.
             logger: its tensorboard writer.
             resumed_at: step of the checkpoint that the run goes on from.
+            regular: whether an uninterrupted run has this checkpoint too; that of a stop has no validation loss.
         """
         self.tensorboard = logger, f"{args.upstream}/train-"
         self._best = BestCheckpoint(Path(args.expdir))
@@ -69,7 +70,7 @@ class CheckpointValidation:
         owed = False
         if self.ranks.writes:
             self._best.resume(Path(args.past_exp), resumed_at)
-            owed = lacks_step(Path(args.expdir, VALIDATION), resumed_at)
+            owed = regular and lacks_step(Path(args.expdir, VALIDATION), resumed_at)
         if any(self.ranks.sums([float(owed)], self.device)):  # one file, not one a rank
             self._due = resumed_at, args.expdir
             self.on_saved(Path(args.past_exp))

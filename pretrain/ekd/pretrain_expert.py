@@ -106,9 +106,9 @@ class UpstreamPretrainExpert(nn.Module):
         self._read_data(data, checked)
         self._teacher_files = own_files(self.plan)
         self._make_models(self.plan)
-        self.ranks.own_random_stream()
+        self._seed = torch.initial_seed()  # the run's, which s3prl has set
         self.__dict__["parallel"] = self.model
-        self._last_batch = (0, -1)  # (epoch, index) of the newest batch trained on
+        self._step, self._last_batch = 0, (0, -1)  # (epoch, index) of the newest batch trained on
         self._skipped, self._skipped_audio = 0, SkippedAudio()
         self._logged = -1  # the newest step that was
         self._metrics = MetricsWriter(METRICS)
@@ -174,6 +174,7 @@ class UpstreamPretrainExpert(nn.Module):
         self, data: Batch, records: dict[str, Any], global_step: int, log_step: int, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """One batch: scalar loss, and the runner's records with what a log step shows."""
+        self._step = global_step
         self._note(data)
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
         share = self.ranks.share(data.clips, wave.device)
@@ -210,24 +211,45 @@ class UpstreamPretrainExpert(nn.Module):
             line = f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second"
             tqdm.write(line + (f", clips skipped so far: {skipped:,}" if skipped else ""))
 
+    def step_end(self) -> dict[str, Any]:
+        """What the next batch changes of a run's state, kept at the end of a step, for a run that ends in a later one.
+
+        Of this rank alone. ``step`` is the runner's number of the step.
+        """
+        return {
+            "step": self._step,
+            "last_batch": list(self._last_batch),
+            "skipped_files": self._skipped,
+            "objective": {name: value.clone() for name, value in self.objective.state_dict().items()},
+            "random": random_state(),
+        }
+
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
+        end = self.step_end()
+        end["skipped_files"] = int(self.ranks.sums([self._skipped], self.device)[0])
+        # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
+        all_states["Step"] += 1
+        self.add_state_of(all_states, end)
+        if self.checkpoint_validation is not None:
+            self.checkpoint_validation.before_saving(all_states["Step"], all_states["Args"].expdir)
+        return all_states
+
+    def add_state_of(self, all_states: dict[str, Any], end: Mapping[str, Any]) -> dict[str, Any]:
+        """:meth:`add_state_to_save` for the step that ended with :meth:`step_end`, by rank 0 alone."""
         all_states[CHECKPOINT_KEY] = student_state(self.model, self.config, self.plan.target_sets, self._own_objective)
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
             self.cache.flush()
         all_states["EKD_Resume"] = {
-            "last_batch": list(self._last_batch),
-            "skipped_files": int(self.ranks.sums([self._skipped], self.device)[0]),
+            "last_batch": end["last_batch"],
+            "skipped_files": end["skipped_files"],
             "teachers": self._teacher_files,
-            "objective": self.objective.state_dict(),  # running statistics of targets and gradients
-            "random": self.ranks.gather(random_state()),  # one a rank
+            "objective": end["objective"],  # running statistics of targets and gradients
+            "random": [end["random"]],  # of rank 0
+            "ranks": self.ranks.size,
             "scaler": scaler_state(),
         }
-        # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
-        all_states["Step"] += 1
-        if self.checkpoint_validation is not None:
-            self.checkpoint_validation.before_saving(all_states["Step"], all_states["Args"].expdir)
         return all_states
 
     def load_model(self, all_states: Mapping[str, Any]) -> None:
@@ -256,11 +278,11 @@ class UpstreamPretrainExpert(nn.Module):
         self._last_batch, self._skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
         self.batches.resume_after(epoch, index)
         self.objective.resume(resume.get("objective", {}))
-        before = len(resume["random"])
+        before = resume.get("ranks", self.ranks.size)
         if before != self.ranks.size and self.ranks.writes:
             logger.warning("[ekd] %d ranks go on where %d left off: dropout draws differ", self.ranks.size, before)
-        if self.ranks.rank < before:
-            set_random_state(resume["random"][self.ranks.rank])
+        if self.ranks.writes:
+            set_random_state(resume["random"][0])
         load_state_on_create(resume["scaler"])
 
     # ---------------------------------------------------------------------------------------------------- inside
@@ -272,6 +294,7 @@ class UpstreamPretrainExpert(nn.Module):
 
     def _note(self, data: Batch) -> None:
         self._last_batch = (data.epoch, data.index)
+        self.ranks.own_random_draws(self._seed, data.epoch, data.index)
         self._audio_seconds += data.seconds
         self._skipped += len(data.skipped)
         self._skipped_audio.tell(data.skipped)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from s3prl_ekd.bridge import arguments, kept_config, pretrain_configs, pretrain_runner, ranks
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
+from s3prl_ekd.bridge.stopped_training import StoppedTraining
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.compat.shims import apply_shims
@@ -111,7 +112,8 @@ class PretrainLaunch(ScriptLaunch):
             pretrain_runner.share_work(runner, self.world)
 
     def _runner_class(self, original: type) -> type:
-        return pretrain_runner.runner_class(original, self.world, self._begin)
+        self.stopped = StoppedTraining(self.current.signals, self.keeper)
+        return pretrain_runner.runner_class(original, self.world, self._begin, self.stopped)
 
     def _begin(self, runner: Any) -> None:
         """Called right before training, once the runner has built the task's expert."""
@@ -122,10 +124,18 @@ class PretrainLaunch(ScriptLaunch):
         if self.world.is_rank_zero and (self.before is None or self.followed):
             pretrain_configs.write_sources(Path(self.args.expdir, "config_model.yaml"), expert.config)
         pretrain_configs.check_epochs(self.config, len(expert.loader.dataset), self.source)
-        validation = expert.checkpoint_validation
+        module, validation = sys.modules["pretrain.runner"], expert.checkpoint_validation
         if validation is not None:
-            validation.on_train_begin(runner.args, runner.logger, None if self.before is None else self.step)
-            pretrain_runner.tell_of_saving(sys.modules["pretrain.runner"], validation.on_saved)
+            resumed_at = None if self.before is None else self.step
+            validation.on_train_begin(runner.args, runner.logger, resumed_at, self._is_regular(resumed_at))
+            pretrain_runner.tell_of_saving(module, validation.on_saved)
+        self.stopped.follow(runner, module)
+
+    def _is_regular(self, step: int | None) -> bool:
+        """Whether the checkpoint of ``step`` is one that an uninterrupted run has too: not that of a stop."""
+        rules = self.config["runner"]
+        is_last = Path(self.source).name.startswith("states-epoch-") or step == rules["total_steps"]
+        return step is not None and (is_last or step % rules["save_step"] == 0)
 
     def _no_step(self, grad_norm: Any) -> bool:
         """Whether a gradient must not be stepped on: the runner asks for NaN only, and clipping makes NaN of infinity.

@@ -12,21 +12,30 @@ from typing import Any
 
 from s3prl_ekd.bridge import optimizers
 from s3prl_ekd.bridge.ranks import World
+from s3prl_ekd.bridge.stopped_training import StoppedTraining
 from s3prl_ekd.errors import EkdError
 
 
-def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> type:
+def runner_class(original: type, world: World, begin: Callable[[Any], None], stopped: StoppedTraining) -> type:
     """s3prl's runner, which goes on at the right learning rate and downloads once.
 
     Args:
         original: ``pretrain.runner.Runner``.
         world: on each node of a launch one rank goes first in building the expert, which may download.
         begin: called with the runner before training.
+        stopped: saves the last step of a training that ends before its time.
     """
 
     class Runner(original):
+        def _get_optimizer(self, model_params: Any) -> Any:
+            optimizer = super()._get_optimizer(model_params)
+            stopped.follow_optimizer(optimizer)
+            return optimizer
+
         def _get_scheduler(self, optimizer: Any) -> Any:
-            return optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
+            scheduler = optimizers.go_on(super()._get_scheduler(optimizer), optimizer)
+            stopped.follow_scheduler(scheduler)
+            return scheduler
 
         def _get_upstream(self) -> Any:
             with world.local_rank_zero_first():
@@ -34,7 +43,12 @@ def runner_class(original: type, world: World, begin: Callable[[Any], None]) -> 
 
         def train(self) -> None:
             begin(self)
-            super().train()
+            try:
+                super().train()
+            except BaseException:
+                if world.is_rank_zero:
+                    stopped.save(self)
+                raise
 
     return Runner
 

@@ -11,6 +11,8 @@ A fault strikes the N-th batch of its step, the first without N (``always``: eve
   Triton, which loads a kernel, and of torch;
 - ``step``: the memory runs out beside the optimizer's step, where s3prl's runner expects no error;
 - ``kill``: SIGKILL;
+- ``stop``, ``stop-step``, ``stop-after``: SIGTERM in the forward pass, in the optimizer's step, right after it;
+- ``bug``: an error that nobody expects;
 - ``worker``: SIGKILL to a data worker, as by the system where memory runs out.
 
 LOG receives a line of JSON for each batch: ``batch`` (the step), ``graphs`` (earlier batches whose graph is alive) and
@@ -29,6 +31,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import FrameType, MethodType
 from typing import Any
 
 import torch
@@ -121,6 +124,28 @@ class _Root(torch.autograd.Function):
         return gradient, None, None
 
 
+def runners(name: str) -> Any:
+    """A local variable of the runner that calls us."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not {name, "pbar"} <= frame.f_locals.keys():
+        frame = frame.f_back
+    assert frame is not None
+    return frame.f_locals[name]
+
+
+def stop_in(optimizer: Any, method: str) -> None:
+    """SIGTERM at the end of a method, the next time that it is called."""
+    original = getattr(optimizer, method)
+
+    def stopped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        setattr(optimizer, method, original)
+        result = original(*args, **kwargs)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    setattr(optimizer, method, MethodType(stopped, optimizer))
+
+
 def main() -> int:
     """Run the command with the faults."""
     log, faults, *words = sys.argv[1:]
@@ -165,6 +190,12 @@ def main() -> int:
                     fault = None
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "bug":
+                raise ZeroDivisionError("a bug")
+            if fault == "stop":
+                os.kill(os.getpid(), signal.SIGTERM)
+            if fault in ("stop-step", "stop-after"):
+                stop_in(runners("optimizer"), "step" if fault == "stop-step" else "zero_grad")
             if fault == "worker":
                 multiprocessing.active_children()[0].kill()
             if fault == "nan":
@@ -198,7 +229,7 @@ def main() -> int:
         def on_before_zero_grad(self) -> None:
             after = self.weights()
             changed, finite = bool((after != self.before).any()), bool(after.isfinite().all())
-            total = sys._getframe(1).f_locals["all_loss"]  # the runner's, for tensorboard
+            total = runners("all_loss")  # for tensorboard
             self.write(step=self.step, changed=changed, finite=finite, loss=total)
             if self.faults.get(self.step, (None,))[0] == "step":
                 raise torch.OutOfMemoryError(MADE_UP)

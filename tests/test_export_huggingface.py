@@ -163,8 +163,22 @@ def test_the_card_of_a_pre_norm_folder_says_which_its_last_state_is(tmp_path: Pa
     torch.testing.assert_close(theirs, ours[TINY.layers], atol=1e-4, rtol=0)
 
 
+def test_a_student_that_never_saw_a_mask_is_tuned_without(checkpoint: Path, tmp_path: Path) -> None:
+    """By transformers' default, who fine-tunes it would have frames replaced by a vector of zeros."""
+    from transformers import AutoConfig, AutoModel
+
+    assert export_hf(checkpoint, tmp_path / "out") == 0
+    assert AutoConfig.from_pretrained(tmp_path / "out").apply_spec_augment is False
+    model = AutoModel.from_pretrained(tmp_path / "out").train()
+    assert not model.masked_spec_embed.any()
+    features = torch.randn(2, 400, model.config.hidden_size)
+    assert torch.equal(model._mask_hidden_states(features.clone()), features)
+    assert export_hf(tmp_path / "out", tmp_path / "again") == 0  # a folder keeps what it says
+    assert AutoConfig.from_pretrained(tmp_path / "again").apply_spec_augment is False
+
+
 def test_the_vector_of_a_student_that_was_trained_with_masks_is_its_own(checkpoint: Path, tmp_path: Path) -> None:
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     content = torch.load(checkpoint, weights_only=True)
     vector = torch.randn(content["EKD"]["shape"]["width"])
@@ -172,6 +186,7 @@ def test_the_vector_of_a_student_that_was_trained_with_masks_is_its_own(checkpoi
     torch.save(content, tmp_path / "states-10.ckpt")
     assert export_hf(tmp_path / "states-10.ckpt", tmp_path / "out") == 0
     assert torch.equal(AutoModel.from_pretrained(tmp_path / "out").masked_spec_embed, vector)
+    assert AutoConfig.from_pretrained(tmp_path / "out").apply_spec_augment is True
 
 
 def test_what_is_no_student(tmp_path: Path, checkpoint: Path) -> None:

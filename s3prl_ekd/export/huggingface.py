@@ -191,6 +191,7 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
 def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:
     """Dropout as the student was trained with, for those who fine-tune; never layer drop: there are few layers.
 
+    Nor masks, where the student has never seen one: transformers' default would replace frames by a vector of zeros.
     What began as a transformers folder has that one's settings, layer drop and masks too; what it does not name has
     transformers' default.
     """
@@ -203,6 +204,8 @@ def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:
         "final_dropout": 0.0,
         "layerdrop": 0.0,
     }
+    if not part.get("mask"):
+        settings["apply_spec_augment"] = False
     if "transformers" in part:
         there = part["transformers"]
         settings = {name: there[name] for name in (*settings, *_MASKS) if name in there}

@@ -21,7 +21,7 @@ from s3prl_ekd.config import ModelConfig, load_model_config
 from s3prl_ekd.config.model_file import Mode
 from s3prl_ekd.distill.targets import TargetSet
 from s3prl_ekd.errors import EkdError, naming, reading
-from s3prl_ekd.model.encoder import Encoder
+from s3prl_ekd.model.encoder import Dropout, Encoder
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.student import Student, student_shape
 from s3prl_ekd.random_state import seeded
@@ -59,9 +59,10 @@ class _Ekd(_Read):
 
 
 class _Student(_Read):
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, le=1)
+    attention_dropout: float = Field(default=0.0, ge=0, le=1)
+    activation_dropout: float = Field(default=0.0, ge=0, le=1)
+    feature_grad_mult: float = Field(default=1.0, ge=0)
 
 
 class _Config(_Read):
@@ -73,6 +74,15 @@ class _Heads(_Read):
     name: str
     labels: list[str]
     width: int = Field(ge=1)
+
+
+class _Folder(_Read):
+    """What a transformers folder's config.json says of the same; the defaults are transformers'."""
+
+    hidden_dropout: float = Field(default=0.1, ge=0, le=1)
+    attention_dropout: float = Field(default=0.1, ge=0, le=1)
+    activation_dropout: float = Field(default=0.1, ge=0, le=1)
+    feature_grad_mult: float = Field(default=1.0, ge=0)  # a key of ``export hf``'s; transformers has no such factor
 
 
 class _Part(_Read):
@@ -263,21 +273,46 @@ class LoadedStudent(NamedTuple):
     """The checkpoint's ``EKD`` part: configuration, shape, weights."""
 
 
-def load_student(path: str | Path) -> LoadedStudent:
+def load_student(path: str | Path, for_training: bool = False) -> LoadedStudent:
     """Load a checkpoint of ``run_pretrain.py -u ekd``, a folder's newest one, or a folder of ``s3prl-ekd export hf``.
+
+    Args:
+        path: of it.
+        for_training: give the encoder the dropout, and the factor on the gradient of its conv stack, that it was
+            trained with. They have no effect in eval mode.
 
     Raises:
         EkdError: unreadable, or the checkpoint of another model.
     """
     part = read_checkpoint(path)
+    dropout, feature_grad_mult = trained_with(part, path) if for_training else (Dropout(), 1.0)
     with reading(f"{path}: damaged student checkpoint"):
-        encoder = Encoder(EncoderShape.from_dict(part["shape"]))
+        encoder = Encoder(EncoderShape.from_dict(part["shape"]), dropout, feature_grad_mult)
         encoder.load_state_dict(part["encoder"])
         heads = nn.ModuleDict(
             {s["name"]: HeadSet(encoder.shape.width, len(s["labels"]), s["width"]) for s in part["head_sets"]}
         )
         heads.load_state_dict(part["heads"])
     return LoadedStudent(encoder.eval(), heads.eval(), part)
+
+
+def trained_with(part: Mapping[str, Any], path: str | Path) -> tuple[Dropout, float]:
+    """Of an ``EKD`` part: the dropout of its training, and ``feature_grad_mult``; none of both where it knows nothing.
+
+    Args:
+        part: as :func:`read_checkpoint` gives it.
+        path: what was read, for messages.
+
+    Raises:
+        EkdError: the config.json of a transformers folder has a dropout that is none.
+    """
+    if "transformers" in part:
+        there = {name: part["transformers"][name] for name in _Folder.model_fields if name in part["transformers"]}
+        folder = check_values(_Folder, there, f"{path}: {CONFIG}")
+        rates = folder.hidden_dropout, folder.attention_dropout, folder.activation_dropout
+        return Dropout(*rates), folder.feature_grad_mult
+    student = _Student(**((part.get("config") or {}).get("student", {})))
+    return Dropout(student.dropout, student.attention_dropout, student.activation_dropout), student.feature_grad_mult
 
 
 def untrained_student(config_file: str | Path) -> Encoder:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from export_student import SMALL, write_student
+from export_student import SMALL, export_hf, write_student
 
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import encode_clips
+from s3prl_ekd.model.student import Student
 from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkpoint, untrained_student
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.teachers.writers import write_transformers
@@ -29,6 +32,53 @@ def test_s3prls_contract(checkpoint: Path, training: bool) -> None:
         assert len({state.shape for state in states}) == 1 and states[0].dim() == 3
         assert abs(states[0].shape[1] - round(max(map(len, wavs)) / expert.get_downsample_rates("x"))) < 5
         assert result["paper"] is result["last_hidden_state"] is states[-1]
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "exported", "fine-tuned"])
+def test_in_train_mode_it_is_what_pretraining_trains(tmp_path: Path, source: str) -> None:
+    """Dropout and the conv stack's smaller gradient (``-f``), as s3prl's distiller has it; by eval mode not one bit."""
+    rates = {"dropout": 0.2, "attention_dropout": 0.3, "activation_dropout": 0.05, "feature_grad_mult": 0.25}
+    file = start = write_student(tmp_path / "states-10.ckpt", student=rates)
+    part = torch.load(file, weights_only=True)["EKD"]
+    reference = Student(load_model_config(part["config"]).student).encoder
+    reference.load_state_dict(part["encoder"])
+    if source != "checkpoint":
+        start = tmp_path / "exported"
+        assert export_hf(file, start) == 0
+    if source == "fine-tuned":
+        args = Namespace(upstream="ekd_student", upstream_ckpt=str(start))
+        weights = {f"encoder.{name}": value for name, value in part["encoder"].items()}
+        start = tmp_path / "tuned.ckpt"
+        torch.save({"Args": args, "Upstream": weights, "Downstream": {}}, start)
+    expert, wavs = UpstreamExpert(str(start)), [torch.randn(9_000), torch.randn(8_000)]
+
+    def gradients(encoder: torch.nn.Module, states: list[torch.Tensor]) -> list[torch.Tensor]:
+        states[-1].square().mean().backward()
+        return [parameter.grad for parameter in encoder.parameters()]
+
+    torch.manual_seed(3)
+    out = encode_clips(reference.train(), wavs, [1, 2])
+    expected = gradients(reference, [out.states[1], out.states[2]])
+    torch.manual_seed(3)
+    states = expert.train()(wavs)["hidden_states"]
+    assert torch.equal(states[1], out.states[1]) and torch.equal(states[2], out.states[2])
+    for ours, theirs in zip(gradients(expert.encoder, states), expected, strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        still = encode_clips(load_student(file).encoder, wavs, [1, 2])
+        states = expert.eval()(wavs)["hidden_states"]
+    assert torch.equal(states[1], still.states[1]) and torch.equal(states[2], still.states[2])
+
+
+def test_a_folder_that_names_no_dropout_has_transformers_own(tmp_path: Path) -> None:
+    folder = write_transformers(random_encoder(TINY.with_(layers=2), seed=0), tmp_path / "folder")
+    encoder = UpstreamExpert(str(folder)).encoder
+    layer = encoder.layers[0]
+    assert (encoder.hidden_dropout, layer.attention.dropout, layer.dropout.activation) == (0.1, 0.1, 0.1)
+    assert encoder.feature_grad_mult == 1.0
+    (folder / "config.json").write_text((folder / "config.json").read_text().replace("{", '{"hidden_dropout": 7,', 1))
+    with pytest.raises(EkdError, match=r"folder: config.json: hidden_dropout: input should be less than .* found 7$"):
+        UpstreamExpert(str(folder))
 
 
 def test_a_long_clip(checkpoint: Path) -> None:

@@ -203,6 +203,7 @@ def _training_settings(part: Mapping[str, Any]) -> dict[str, Any]:
         "feat_proj_dropout": 0.0,
         "final_dropout": 0.0,
         "layerdrop": 0.0,
+        "feature_grad_mult": student.get("feature_grad_mult", 1.0),  # for -u ekd_student -f; transformers leaves it be
     }
     if not part.get("mask"):
         settings["apply_spec_augment"] = False

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 class UpstreamExpert(nn.Module):
     """s3prl's upstream interface around a student.
 
+    In train mode (``-f``) it has the dropout that the student was trained with, and as much less gradient for its conv
+    stack; no masks.
+
     Args:
         ckpt: a ``states-N.ckpt`` of ``run_pretrain.py -u ekd``, or its experiment folder (newest checkpoint),
             or a transformers folder (``s3prl-ekd export hf``, a published DistilHuBERT), also ``hf:OWNER/NAME``. None
@@ -50,7 +53,7 @@ class UpstreamExpert(nn.Module):
         self.with_heads = with_heads
         self.differences: set[str] = set()  # head sets that predict no teacher's states
         if ckpt is not None:
-            self.encoder, loaded_heads, part = load_student(ckpt)
+            self.encoder, loaded_heads, part = load_student(ckpt, for_training=True)  # by -f
             if with_heads:
                 self._check_heads(ckpt, part)
             if heads or with_heads:

@@ -34,6 +34,8 @@ from s3prl_ekd.torch_file import newest, read_torch_file
 
 CHECKPOINT_KEY = "EKD"
 CHECKPOINT_FORMAT = 1
+START_KEY = "UpstreamStudent"
+"""In a downstream checkpoint of ``-f``, the :func:`start_of` the student that is tuned there."""
 # what every checkpoint's EKD part holds
 _SECTIONS = {"shape": dict, "encoder": dict, "heads": dict, "head_sets": list}
 
@@ -188,16 +190,25 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if part is None:
         keys = ", ".join(map(str, list(states)[:6]))
         raise EkdError(f"{file}: not a checkpoint of `run_pretrain.py -u ekd` (it holds {keys}, no {CHECKPOINT_KEY!r})")
+    return _checked(part, file, CHECKPOINT_KEY)
+
+
+def _checked(part: Any, file: Path, key: str) -> dict[str, Any]:
+    """An ``EKD`` part, or what stands for one under another ``key``, that can be one.
+
+    Raises:
+        EkdError: it cannot.
+    """
     if not isinstance(part, dict):
-        raise EkdError(f"{file}: {CHECKPOINT_KEY} is a {type(part).__name__}, expected a dictionary")
+        raise EkdError(f"{file}: {key} is a {type(part).__name__}, expected a dictionary")
     if part.get("format") != CHECKPOINT_FORMAT:
         raise EkdError(f"{file}: checkpoint format {part.get('format')!r}; this version reads {CHECKPOINT_FORMAT}")
-    for key, kind in _SECTIONS.items():
-        if not isinstance(part.get(key), kind):
-            what = f"is a {type(part[key]).__name__}" if key in part else "is missing"
-            raise EkdError(f"{file}: damaged student checkpoint: {CHECKPOINT_KEY}.{key} {what}")
+    for section, kind in _SECTIONS.items():
+        if not isinstance(part.get(section), kind):
+            what = f"is a {type(part[section]).__name__}" if section in part else "is missing"
+            raise EkdError(f"{file}: damaged student checkpoint: {key}.{section} {what}")
     read = {"config": part.get("config"), "head_sets": part["head_sets"]}
-    check_values(_Part, read, f"{file}: damaged student checkpoint", CHECKPOINT_KEY)
+    check_values(_Part, read, f"{file}: damaged student checkpoint", key)
     with reading(f"{file}: damaged student checkpoint"):
         EncoderShape.from_dict(part["shape"])
     return part
@@ -213,21 +224,30 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
     """The student that a downstream run began with, with the weights that it has there now; no heads.
 
     Raises:
-        EkdError: the run began with an untrained student, or its checkpoint is gone.
+        EkdError: the run began with an untrained student; or its file is of an earlier version, which did not hold what
+            it began with, and that checkpoint is gone.
     """
     start = getattr(states["Args"], "upstream_ckpt", None)
     if start is None:
         raise EkdError(f"{file}: a fine-tuned student that began untrained: no checkpoint says its shape")
-    if not (start.startswith(HF) or Path(start).exists()):
+    is_there = start.startswith(HF) or Path(start).exists()
+    if START_KEY not in states and not is_there:
         raise EkdError(f"{file}: a fine-tuned student; the checkpoint that it began with, {start}, is not there")
+    before = states[START_KEY] if START_KEY in states else read_checkpoint(start)
+    task = str(getattr(states["Args"], "downstream", None))
     weights = {
         name.removeprefix("encoder."): value
         for name, value in states["Upstream"].items()
         if name.startswith("encoder.")
     }
-    before, task = read_checkpoint(start), str(getattr(states["Args"], "downstream", None))
-    tasks = f"{before['fine_tuned']}, {task}" if "fine_tuned" in before else task
-    return before | {"encoder": weights, "heads": {}, "head_sets": [], "fine_tuned": tasks}
+    now: dict[str, Any] = {"encoder": weights, "heads": {}, "head_sets": []}
+    part = _checked({**before, **now} if isinstance(before, Mapping) else before, file, START_KEY)
+    return part | {"fine_tuned": f"{part['fine_tuned']}, {task}" if "fine_tuned" in part else task}
+
+
+def start_of(part: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`read_checkpoint` gives, less weights and heads: with its weights of now, a tuned student again."""
+    return {key: value for key, value in part.items() if key not in ("encoder", "heads", "head_sets")}
 
 
 def _read_transformers(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from export_student import write_student
 
 from s3prl_ekd import EkdError, load_student, read_torch_file
 from s3prl_ekd.cli import main
-from s3prl_ekd.student_checkpoint import is_student
+from s3prl_ekd.student_checkpoint import START_KEY, is_student
 
 pytestmark = pytest.mark.slow
 
@@ -43,8 +43,27 @@ def test_a_fine_tuned_student_is_a_student(tmp_path: Path) -> None:
     assert not is_student(frozen)
     with pytest.raises(EkdError, match="not a checkpoint of `run_pretrain.py -u ekd`"):
         load_student(frozen)
+    # all of the student is in the file; of an earlier version's, which held its weights alone, it is gone
     start.unlink()
-    with pytest.raises(
-        EkdError, match=f"{tuned}: a fine-tuned student; the checkpoint that it began with, {start}, is"
+    assert main(["export", "hf", "--ckpt", str(tuned), "--out", str(tmp_path / "later")]) == 0
+    for name in ("config.json", "README.md", "model.safetensors"):
+        assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "hf" / name).read_bytes()
+    done = forked("run_downstream.py", *words, "-p", "twice", "-f", "-k", tuned, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    twice = load_student(tmp_path / "twice" / "states-2.ckpt").part
+    assert twice["fine_tuned"] == "voxceleb1, voxceleb1" and twice["config"] == before.part["config"]
+    goes_on = ["-m", "train", "--device", "cpu", "-e", tuned, "-k", tuned, "-o", "config.runner.total_steps=3"]
+    done = forked("run_downstream.py", *goes_on, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert load_student(tmp_path / "tuned" / "states-3.ckpt").part["fine_tuned"] == "voxceleb1"
+
+    states = read_torch_file(tmp_path / "twice" / "states-2.ckpt")
+    for part, said in (
+        (None, "a fine-tuned student; the checkpoint that it began with, .*, is not there"),
+        ([1], "UpstreamStudent is a list, expected a dictionary"),
+        (states[START_KEY] | {"shape": 1}, "damaged student checkpoint: UpstreamStudent.shape is a int"),
     ):
-        load_student(tuned)
+        kept = {key: value for key, value in states.items() if key != START_KEY or part is not None}
+        torch.save(kept | ({} if part is None else {START_KEY: part}), tmp_path / "other.ckpt")
+        with pytest.raises(EkdError, match=f"{tmp_path}/other.ckpt: {said}"):
+            load_student(tmp_path / "other.ckpt")

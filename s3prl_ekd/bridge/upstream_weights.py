@@ -3,6 +3,9 @@
 s3prl's checkpoint of a head names its frozen upstream by a path. A student that was trained again in the same folder
 lies there too, or another one that the user says it has moved to: a head on it scores, without a word, something that
 nobody has trained.
+
+An upstream that is trained too (``-f``) has its weights in the checkpoint. There what else makes a student of them is
+noted: the checkpoint that it began with may be gone when it is wanted.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ and of heads whose predictions are states too."""
 
 
 class UpstreamWeights:
-    """The weights of one run's frozen upstream; of our own encoders, students' and teachers'.
+    """The weights of one run's upstream; of our own encoders, students' and teachers'.
 
     Others' are not compared: where a stack builds one with other names or with random parts that nothing reads, its
     digest would change though its states do not.
@@ -34,10 +37,10 @@ class UpstreamWeights:
 
     def __init__(self, save: Callable[..., None]) -> None:
         self._save = save
-        self._digest: str | None = None  # of an upstream that is compared
+        self._noted: dict[str, Any] = {}  # what the checkpoints get besides s3prl's own
 
     def compare(self, model: nn.Module, args: Namespace, state: Mapping[str, Any]) -> None:
-        """Note the weights of ``model``, the upstream; of a run that goes on, compare them with its checkpoint's.
+        """Note what ``model``, the upstream, is; of a run that goes on, compare its weights with its checkpoint's.
 
         Args:
             model: as s3prl's hub has built it.
@@ -49,17 +52,24 @@ class UpstreamWeights:
         """
         from s3prl_ekd.model.encoder import Encoder
         from s3prl_ekd.model.heads import HeadSet
+        from s3prl_ekd.student_checkpoint import START_KEY
         from s3prl_ekd.teachers.fingerprint import add_weights
 
+        if args.upstream_trainable:  # its weights are in the checkpoint itself
+            own = getattr(getattr(model, "module", model), "student_start", None)  # several processes wrap it
+            # a run that goes on keeps what it has: by now -k may name the tuned student, or another one lie there
+            kept = state.get(START_KEY) if args.past_exp else None
+            self._noted = {} if own is None else {START_KEY: kept or own}
+            return
         parts = [module for module in model.modules() if isinstance(module, (Encoder, HeadSet))]
-        if not parts or args.upstream_trainable:  # a trained one is in the checkpoint itself
+        if not parts:
             return
         digest = hashlib.sha256()
         for part in parts:
             add_weights(digest, part)
-        self._digest = digest.hexdigest()
-        before = state.get(KEY)
-        if args.past_exp and before is not None and before != self._digest:  # with -i a head may change its upstream
+        before, now = state.get(KEY), digest.hexdigest()
+        self._noted = {KEY: now}
+        if args.past_exp and before is not None and before != now:  # with -i a head may change its upstream
             what = f"-k {args.upstream_ckpt}" if args.upstream_ckpt else f"-g {args.upstream_model_config}"
             raise EkdError(
                 f"{what}: these are not the weights that {args.init_ckpt} was trained on; give those, or train a head "
@@ -67,5 +77,5 @@ class UpstreamWeights:
             )
 
     def save(self, state: Any, path: str) -> None:
-        """``torch.save``, with the digest in the checkpoint."""
-        self._save(state if self._digest is None else {**state, KEY: self._digest}, path)
+        """``torch.save``, with the digest, or a trained student's own, in the checkpoint."""
+        self._save({**state, **self._noted} if self._noted else state, path)

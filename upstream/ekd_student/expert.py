@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from s3prl_ekd.distill.residual import residual_name
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.clips import encode_clips
-from s3prl_ekd.student_checkpoint import load_student, untrained_student
+from s3prl_ekd.student_checkpoint import load_student, start_of, untrained_student
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +52,10 @@ class UpstreamExpert(nn.Module):
         self.head_labels: list[str] = []
         self.with_heads = with_heads
         self.differences: set[str] = set()  # head sets that predict no teacher's states
+        self.student_start: dict[str, Any] | None = None  # what a checkpoint of -f keeps of the student's own
         if ckpt is not None:
             self.encoder, loaded_heads, part = load_student(ckpt, for_training=True)  # by -f
+            self.student_start = start_of(part)
             if with_heads:
                 self._check_heads(ckpt, part)
             if heads or with_heads:

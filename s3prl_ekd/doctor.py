@@ -13,7 +13,7 @@ import shlex
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rich.markup import escape
 from rich.table import Table
@@ -27,6 +27,9 @@ from s3prl_ekd.errors import EkdError, one_line
 from s3prl_ekd.installed import Finding, software
 from s3prl_ekd.task_names import DOWNSTREAM, PAPER_TASKS
 from s3prl_ekd.teachers.names import check_source
+
+if TYPE_CHECKING:
+    from s3prl_ekd.teachers.sources import TeacherSource
 
 GIB = 2**30
 PIPED_WIDTH = 2_000  # columns; a table only takes as many as it needs
@@ -127,7 +130,7 @@ def teachers(file: Path) -> list[Finding]:
     """
     from s3prl_ekd.config import load_model_config
     from s3prl_ekd.teachers import sources
-    from s3prl_ekd.teachers.build import check_model, check_without_teachers
+    from s3prl_ekd.teachers.build import check_model, check_without_teachers, describe_start
 
     config = load_model_config(file)
     rows = [Finding("config", "ok", f"{config.ekd.mode}, {config.student.layers}-layer student")]
@@ -135,7 +138,7 @@ def teachers(file: Path) -> list[Finding]:
         rows.append(_teacher(teacher.name, teacher.source, teacher.layers, f"ekd.teachers[{index}].source"))
     start = config.ekd.initialise_from
     if start is not None and start not in {teacher.name for teacher in config.ekd.teachers}:
-        rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from"))
+        rows.append(_teacher("initialise_from", start, [], "ekd.initialise_from", describe_start))
     known = not any(row.state == "broken" for row in rows)  # a broken teacher's row says why
     named = [start or "", *(teacher.source for teacher in config.ekd.teachers)]
     known = known and not any(sources.is_known_by_loading(source) for source in named)
@@ -149,10 +152,13 @@ def teachers(file: Path) -> list[Finding]:
     return rows
 
 
-def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
-    """``where``: the key of the source."""
+def _teacher(
+    name: str, source: str, layers: list[int], where: str, describe: Callable[[str, str], TeacherSource] | None = None
+) -> Finding:
+    """``where``: the key of the source; ``describe``: who says what it is, where it may be more than a teacher."""
     from s3prl_ekd.teachers import sources
 
+    describe = describe or sources.describe
     try:
         check_source(source, where)
         if sources.is_known_by_loading(source):
@@ -162,7 +168,7 @@ def _teacher(name: str, source: str, layers: list[int], where: str) -> Finding:
                 f"{source}: known only by loading it, so its layers are not checked",
                 f"s3prl-ekd teachers {shlex.quote(source)}",
             )
-        described = sources.describe(source, where)
+        described = describe(source, where)
     except EkdError as error:
         return Finding(name, "broken", str(error))
     shape = described.shape

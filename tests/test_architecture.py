@@ -10,6 +10,7 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parent.parent
 
 # From the ground up: a line may import from the lines above it, and within itself.
+# A student's checkpoint may be a transformers folder, as teachers are; and a student may start from either.
 # Names are those below s3prl_ekd.
 LAYERS = """
 errors version spelling source_names task_names kernels random_state shipped
@@ -19,8 +20,8 @@ own_scripts file_lock shape console
 compat config corpora environment
 distill
 data model
-teachers
-student_checkpoint ensemble_file macs
+teachers student_checkpoint
+ensemble_file macs
 bridge
 pretrain upstream
 evaluate

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from bridge_corpora import iemocap, librispeech, voxceleb
+from export_student import write_student
 from superb_corpora import intents, keywords
 
 from s3prl_ekd import doctor
 from s3prl_ekd.cli import main
+from s3prl_ekd.config import load_model_config
 from s3prl_ekd.corpora.speech_commands import NAMES
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.variants import packaged
@@ -241,6 +244,20 @@ def embedded_config(folder: Path, changes: dict) -> Path:
     file = folder / "model.yaml"
     file.write_text(yaml.safe_dump({"base": "embedded.yaml"} | changes | {"ekd": ekd}))
     return file
+
+
+def test_a_start_may_be_a_trained_student(tmp_path: Path) -> None:
+    like = load_model_config("embedded").student.model_dump(mode="json")
+    start = write_student(tmp_path / "run" / "states-10.ckpt", student=like)
+    for source in (start, start.parent):
+        rows = doctor.teachers(embedded_config(tmp_path, {"ekd": {"initialise_from": str(source)}}))
+        (row,) = [row for row in rows if row.what == "initialise_from"]
+        assert row.state == "ok" and row.found.startswith(f"{source}: student, 2 layers of 192, ")
+        assert all(row.state == "ok" for row in rows)
+    torch.save({"EKD": {"format": 2}}, start)
+    said = f"ekd.initialise_from: {start}: checkpoint format 2; this version reads 1"
+    rows = doctor.teachers(embedded_config(tmp_path, {"ekd": {"initialise_from": str(start.parent)}}))
+    assert [row.found for row in rows if row.state == "broken"] == [said]
 
 
 @pytest.mark.parametrize("name", REFUSED)

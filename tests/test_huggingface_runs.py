@@ -114,6 +114,11 @@ def test_a_configuration_without_a_revision_is_that_of_the_run_with_one() -> Non
         given.ekd.teachers[0].source = written
         pretrain_configs.keep_commits(given, kept)
         assert given.ekd.teachers[0].source == expected
+    kept["ekd"]["initialise_from"] = "/runs/one/states-5.ckpt"  # of a student's folder, its newest checkpoint then
+    for written, expected in (("/runs/one", "/runs/one/states-5.ckpt"), ("/runs/two", "/runs/two")):
+        given.ekd.initialise_from = written
+        pretrain_configs.keep_commits(given, kept)
+        assert given.ekd.initialise_from == expected
 
 
 @pytest.mark.parametrize("upstream", ["ekd_teacher", "ekd_student"])

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from distill_lab import TEACHERS
 from export_student import SMALL, export_hf, write_student
 from pretrain_lab import STUDENT, make_expert
@@ -20,8 +23,9 @@ from s3prl_ekd.model.encoder import Dropout, TransformerLayer, count_parameters
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
 from s3prl_ekd.model.student import Student, initialise_student, start_layers, student_shape
-from s3prl_ekd.student_checkpoint import load_student, student_state
+from s3prl_ekd.student_checkpoint import load_student, same_weights, student_state
 from s3prl_ekd.teachers import sources
+from s3prl_ekd.teachers.build import check_teachers, load_initialiser, pinned
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
 from s3prl_ekd.torch_file import read_torch_file
@@ -97,17 +101,62 @@ def test_a_student_starts_from_the_chosen_layers(lab: Path) -> None:
         make_expert(lab, initialise_layers=[7, 1])
 
 
-def test_a_student_that_starts_from_a_student_is_that_student(tmp_path: Path) -> None:
-    """docs/faq.md: a new run from a trained one. Of a teacher with a norm on its conv features the norm is left out."""
+@pytest.mark.parametrize("channels", [TINY.conv_layers[-1][0], TINY.width])
+def test_a_student_that_starts_from_a_student_is_that_student(tmp_path: Path, channels: int) -> None:
+    """docs/faq.md: a new run from a trained one. Of a teacher with a norm on its conv features the norm is left out.
+
+    One as wide as its conv channels has no projection, but its folder has one, the identity.
+    """
     trained, folder = tmp_path / "states-10.ckpt", tmp_path / "trained"
-    write_student(trained)
+    small = SMALL | {"conv_layers": [[channels, *layer[1:]] for layer in TINY.conv_layers]}
+    write_student(trained, student=small)
     assert export_hf(trained, folder) == 0
-    started = Student(load_model_config(packaged("config_model.yaml")).student.model_copy(update=SMALL)).encoder
-    initialise_student(started, sources.load(sources.describe(str(folder))))
+    values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
+    values["student"] |= small
     expected = load_student(trained).encoder.state_dict()
-    assert [name for name, value in started.state_dict().items() if not torch.equal(value, expected[name])] == []
+    for start in (folder, trained, tmp_path):
+        values["ekd"] |= {
+            "teachers": [{"name": "a", "source": "embedded:tiny_hubert", "layers": [2]}],
+            "initialise_from": str(start),
+        }
+        plan, started = check_teachers(load_model_config(values)), Student(load_model_config(values).student).encoder
+        before = torch.get_rng_state()
+        initialise_student(started, load_initialiser(plan, {}).encoder)
+        assert torch.equal(before, torch.get_rng_state())
+        assert [name for name, value in started.state_dict().items() if not torch.equal(value, expected[name])] == []
+        pinned_start = pinned(plan).ekd.initialise_from
+        assert pinned_start == str(folder if start == folder else trained)
+    if channels == TINY.width:
+        encoder = sources.load(sources.describe(str(folder)))
+        with torch.no_grad():
+            encoder.projection.weight[0, 1] = 0.5
+        with pytest.raises(EkdError, match=r"its projection changes the conv features, and .* \(96\) has none"):
+            initialise_student(started, encoder)
+        return
     initialise_student(started, random_encoder(TINY.with_(layers=2), seed=5))
     assert torch.equal(started.norm.weight, expected["norm.weight"])
+
+
+def test_a_student_takes_the_heads_that_both_have(lab: Path, tmp_path: Path, caplog) -> None:
+    first = make_expert(lab)
+    with torch.no_grad():
+        for parameter in first.model.parameters():
+            parameter.add_(0.01)
+    state = first.add_state_to_save({"Step": 3, "Args": Namespace(expdir=str(tmp_path))})
+    torch.save(state, tmp_path / "states-3.ckpt")
+    teachers = [dict(teacher) for teacher in yaml.safe_load((lab / "model.yaml").read_text())["ekd"]["teachers"]]
+    teachers[1] |= {"layers": [2, 3, 6]}  # the same sizes, but other targets
+    teachers[2] |= {"name": "other"}
+    caplog.set_level(logging.INFO)
+    changes = {"teachers": teachers}
+    plain = make_expert(lab, **changes, initialise_from=None).model
+    again = make_expert(lab, **changes, initialise_from=str(tmp_path)).model
+    kept, changed, renamed = (teacher["name"] for teacher in teachers)
+    assert f"[ekd] heads from there: {kept}; fresh: {changed}, {renamed}" in caplog.text
+    for name, source in ((kept, first.model), (changed, plain), (renamed, plain)):
+        assert same_weights(again.heads[name].state_dict(), source.heads[name].state_dict()), name
+    assert same_weights(again.encoder.state_dict(), first.model.encoder.state_dict())
+    assert not same_weights(plain.heads[kept].state_dict(), again.heads[kept].state_dict())
 
 
 def test_each_dropout_is_where_its_name_says() -> None:

@@ -33,7 +33,7 @@ from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.metrics_file import METRICS, MetricsWriter
 from s3prl_ekd.model.encoder import count_parameters
-from s3prl_ekd.model.student import Student, initialise_student
+from s3prl_ekd.model.student import Student, initialise_heads, initialise_student
 from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation, add_heads
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
@@ -143,10 +143,15 @@ class UpstreamPretrainExpert(nn.Module):
         caches = [cache for cache in (self.cache, self.valid_cache) if cache is not None]
         encoders = {} if caches and all(cache.complete for cache in caches) else load_teachers(plan)
         drop_upstreams()  # a full cache asks for their shape and weights alone
-        initialiser = load_initialiser(plan, encoders)
-        if initialiser is not None:
-            copied = initialise_student(self.model.encoder, initialiser, self.config.ekd.initialise_layers)
+        start = load_initialiser(plan, encoders)
+        if start is not None:
+            copied = initialise_student(self.model.encoder, start.encoder, self.config.ekd.initialise_layers)
             logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
+        if start is not None and start.heads:
+            heads = {target.name: self.model.heads[target.name] for target in plan.target_sets}
+            taken = initialise_heads(heads, plan.target_sets, start.heads, start.labels)
+            fresh = [name for name in heads if name not in taken]
+            logger.info("[ekd] heads from there: %s; fresh: %s", ", ".join(taken) or "none", ", ".join(fresh) or "none")
         frozen = freeze(plan, encoders)
 
         def behind(cache: TargetCache | None) -> FrozenTeachers | CachedTeachers:

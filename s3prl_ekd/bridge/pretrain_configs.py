@@ -172,7 +172,10 @@ def follow_files(kept: Mapping[str, Any], given: ModelConfig) -> dict[str, Any]:
 
 
 def keep_commits(given: ModelConfig, kept: Mapping[str, Any]) -> None:
-    """Give the models of the Hugging Face Hub that ``given`` names without a revision the commits that a run keeps."""
+    """Give the models of the Hugging Face Hub that ``given`` names without a revision the commits that a run keeps.
+
+    A student's folder that the run began with gets the checkpoint that was its newest then.
+    """
     names = [teacher["source"] for teacher in kept["ekd"]["teachers"]] + [kept["ekd"]["initialise_from"] or ""]
 
     def kept_form(source: str) -> str:
@@ -180,8 +183,11 @@ def keep_commits(given: ModelConfig, kept: Mapping[str, Any]) -> None:
 
     for teacher in given.ekd.teachers:
         teacher.source = kept_form(teacher.source)
-    if given.ekd.initialise_from is not None:
-        given.ekd.initialise_from = kept_form(given.ekd.initialise_from)
+    start = given.ekd.initialise_from
+    if start is not None:
+        began = Path(names[-1])
+        newest_then = began.match("states-*.ckpt") and began.parent == Path(start).resolve()
+        given.ekd.initialise_from = names[-1] if newest_then else kept_form(start)
 
 
 def write_sources(file: Path, config: ModelConfig) -> None:

@@ -57,7 +57,9 @@ class EkdConfig(Checked):
     """One to N frozen teachers."""
     initialise_from: str | None = None
     """The model from which the student's conv stack, projection, positional convolution and first layers are copied:
-    the name of a teacher, or any other source (hub name, file, folder, hf:OWNER/NAME); null: random weights."""
+    the name of a teacher, or any other source (hub name, file, folder, hf:OWNER/NAME); or a trained student, by its
+    states-N.ckpt or experiment folder (the newest checkpoint), whose heads are copied too where the new student has a
+    head set of the same name, layers and width; null: random weights."""
     cosine_weight: float = Field(default=1.0, ge=0)
     """Weight (lambda) of the term -log sigmoid(cos), added to L1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -5,9 +5,10 @@ Its checkpoint is in ``student_checkpoint.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from s3prl_ekd.config import StudentConfig
@@ -89,14 +90,22 @@ def initialise_student(
     A teacher's norm on conv features has no counterpart in the student; where there is one, the norm before layer 1
     keeps its own start, as in s3prl's distiller. Of an encoder without, a student itself, that norm is copied too.
 
+    A student as wide as its conv channels has no projection. Its transformers folder has one, since HubertModel must:
+    the identity, which is left out.
+
     Returns:
         names of the parts copied, for the log.
 
     Raises:
-        EkdError: shapes differ, or the teacher's attention is WavLM's.
+        EkdError: shapes differ, the teacher's attention is WavLM's, or it has a projection that the student lacks.
     """
     ours, theirs = student.shape, teacher.shape
     check_start(ours, theirs)
+    if student.projection is None and teacher.projection is not None and not _is_identity(teacher.projection):
+        raise EkdError(
+            f"ekd.initialise_from: its projection changes the conv features, and a student as wide as its convolutions "
+            f"({ours.width}) has none, so weights cannot be copied; use null for random weights"
+        )
     chosen = start_layers(choice, ours.layers, theirs.layers)
     parts: list[tuple[str, nn.Module | None, nn.Module | None]] = [
         ("conv stack", student.frontend, teacher.frontend),
@@ -113,6 +122,34 @@ def initialise_student(
     return copied
 
 
+def initialise_heads(
+    heads: Mapping[str, nn.Module],
+    targets: Sequence[TargetSet],
+    trained: Mapping[str, nn.Module],
+    labels: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Copy those of a trained student's heads that predict what the new student's are to: name, layers and width agree.
+
+    Args:
+        heads: the new student's, by target set.
+        targets: what they predict.
+        trained: the other one's.
+        labels: the layers that these predict, as :attr:`TargetSet.labels`.
+
+    Returns:
+        names of the head sets copied.
+    """
+    copied = []
+    for target in targets:
+        if target.name not in trained or tuple(labels[target.name]) != target.labels:
+            continue
+        ours, theirs = heads[target.name].state_dict(), trained[target.name].state_dict()
+        if all(value.shape == theirs[name].shape for name, value in ours.items()):
+            heads[target.name].load_state_dict(theirs)
+            copied.append(target.name)
+    return copied
+
+
 def check_start(student: EncoderShape, teacher: EncoderShape) -> None:
     """Raise EkdError where a student of one shape cannot take up weights of a teacher of another."""
     if teacher.attention != "plain":
@@ -121,6 +158,8 @@ def check_start(student: EncoderShape, teacher: EncoderShape) -> None:
         )
     for field in START_FIELDS:
         ours, theirs = getattr(student, field), getattr(teacher, field)
+        if field == "square_projection" and theirs and not teacher.feature_norm:
+            continue  # perhaps an exported student's, the identity: its weights will tell
         if ours != theirs:
             raise EkdError(
                 f"ekd.initialise_from: {field} is {ours} in the student, {theirs} in the teacher, so weights cannot be "
@@ -147,6 +186,11 @@ def start_layers(choice: Literal["first", "spread"] | Sequence[int], count: int,
         expected = f"expected {count} layers (the student's) from 1 to {depth}"
         raise EkdError(f"ekd.initialise_layers: {list(choice)}: {expected}")
     return list(choice)
+
+
+def _is_identity(projection: nn.Linear) -> bool:
+    identity = torch.eye(*projection.weight.shape, dtype=projection.weight.dtype, device=projection.weight.device)
+    return torch.equal(projection.weight, identity) and not projection.bias.any()
 
 
 def _renamed(ours: int, theirs: int) -> str:

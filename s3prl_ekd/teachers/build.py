@@ -7,8 +7,11 @@ ensemble.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -24,8 +27,11 @@ from s3prl_ekd.model.student import check_start, start_layers, student_shape
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import S3PRL
 from s3prl_ekd.spelling import repeated
+from s3prl_ekd.student_checkpoint import is_student, load_student, newest_checkpoint, read_checkpoint
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.ensemble import FrozenTeachers, TeacherEncoder
+from s3prl_ekd.teachers.files import CONFIG
+from s3prl_ekd.teachers.names import model_path
 from s3prl_ekd.teachers.sources import TeacherSource
 
 logger = logging.getLogger(__name__)
@@ -46,7 +52,7 @@ class TeacherPlan:
     layers: list[TeacherLayers]
     """What the targets need to know of each teacher."""
     initialiser: TeacherSource | None
-    """Where the student's first weights come from; one of ``sources`` or another one."""
+    """Where the student's first weights come from; one of ``sources``, another one, or a trained student."""
 
     def where(self, name: str) -> str:
         """File and key of a teacher's source, for messages."""
@@ -143,11 +149,30 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
                 f"ekd.residual_heads: the difference would have the name of a teacher, {doubled!r}; rename that teacher"
             )
         start = ekd.initialise_from if starts else None
-        initialiser = None if start is None else found.get(start) or sources.describe(start, "ekd.initialise_from")
+        initialiser = None if start is None else found.get(start) or describe_start(start)
         if initialiser is not None:
             check_start(student, initialiser.encoder_shape)
             start_layers(ekd.initialise_layers, student.layers, initialiser.shape.layers)
     return TeacherPlan(config, file, found, target_sets, layers, initialiser)
+
+
+def describe_start(source: str, where: str = "ekd.initialise_from") -> TeacherSource:
+    """What a student may start from: a teacher's source, or a student's checkpoint (an experiment folder's newest).
+
+    Raises:
+        EkdError: as of :func:`sources.describe`, or of :func:`read_checkpoint`.
+    """
+    path = model_path(source)
+    if path is not None and path.is_dir():
+        ours = not (path / CONFIG).is_file() and any(path.glob("states-*.ckpt"))
+    else:
+        ours = path is not None and is_student(path)
+    if path is None or not ours:
+        return sources.describe(source, where)
+    with naming(where):
+        file = newest_checkpoint(path).resolve()  # a run keeps which one it was
+        shape = EncoderShape.from_dict(read_checkpoint(file)["shape"])
+    return TeacherSource(str(file), "student", "student", shape, file)
 
 
 def _check_teacher(teacher: TeacherConfig, tap: str, student: EncoderShape, key: str) -> TeacherSource:
@@ -227,17 +252,36 @@ def load_teacher(source: str | Path, where: str = "teacher") -> Encoder:
     return encoder.eval().requires_grad_(False)
 
 
-def load_initialiser(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Encoder | None:
-    """The encoder that starts the student: a teacher already loaded, or one loaded for this alone."""
+class Start(NamedTuple):
+    """What a student takes its first weights from."""
+
+    encoder: Encoder
+    heads: Mapping[str, nn.Module]
+    """By target set; of a trained student's checkpoint only."""
+    labels: Mapping[str, Sequence[str]]
+    """The layers that each of them predicts."""
+
+
+def load_initialiser(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Start | None:
+    """What starts the student: a teacher already loaded, or one loaded for this alone, or a trained student."""
     if plan.initialiser is None:
         return None
-    start = plan.config.ekd.initialise_from
-    encoder = encoders[start] if start in encoders else _load(plan.initialiser, f"{plan.file}: ekd.initialise_from")
+    start, where = plan.config.ekd.initialise_from, f"{plan.file}: ekd.initialise_from"
+    if plan.initialiser.kind == "student":
+        with naming(where), _own_draws():
+            student = load_student(plan.initialiser.source)
+        labels = {one["name"]: one["labels"] for one in student.part["head_sets"]}
+        return Start(student.encoder, dict(student.heads.items()), labels)
+    encoder = encoders[start] if start in encoders else _load(plan.initialiser, where)
     assert isinstance(encoder, Encoder)  # else check_teachers would have refused it
-    return encoder
+    return Start(encoder, {}, {})
 
 
 def _load(source: TeacherSource, where: str) -> TeacherEncoder:
-    """Encoders draw random weights before they load theirs: the run's own draws must not depend on what is loaded."""
-    with torch.random.fork_rng(devices=[]):
+    with _own_draws():
         return sources.load(source, where)
+
+
+def _own_draws() -> AbstractContextManager[None]:
+    """Encoders draw random weights before they load theirs: the run's own draws must not depend on what is loaded."""
+    return torch.random.fork_rng(devices=[])

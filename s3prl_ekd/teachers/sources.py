@@ -42,7 +42,10 @@ class TeacherSource:
 
     source: str
     """As the user wrote it."""
-    kind: Literal["embedded", "hub", "huggingface", "converted", "fairseq", "transformers", "random", "s3prl"]
+    kind: Literal[
+        "embedded", "hub", "huggingface", "converted", "fairseq", "transformers", "random", "s3prl", "student"
+    ]
+    """student: a checkpoint of ours, from which a student may start (build.py); no teacher."""
     family: str
     """hubert, wavlm, wav2vec2, ...: for messages and model cards."""
     shape: EncoderShape | UpstreamShape

@@ -65,6 +65,35 @@ def test_a_scheduler_goes_on_where_it_was(lab: Path, tmp_path: Path) -> None:
     assert "datarc.seed: was 0, now 3: this changes the batches" in err
 
 
+@pytest.mark.slow
+def test_a_seed_that_the_command_gives_is_that_of_batches_and_distortions(lab: Path, tmp_path: Path) -> None:
+    """It is kept with the run, which goes on with it; a seed of the configuration or of -o counts more."""
+    (lab / "noisy.yaml").write_text(f"base: {lab}/model.yaml\ndistortion: {{additive: {{}}}}\n")
+
+    def train(name: str, *more: str, steps: int = 3, data: str = "", status: int = 0) -> tuple[dict, str]:
+        given = trouble_lab.arguments(lab, lab / "noisy.yaml", name, "cpu", total_steps=steps, save_step=2)
+        _, err = trouble_lab.run(tmp_path, *given[:-1], given[-1] + data, *more, status=status)
+        return read_torch_file(newest_checkpoint(tmp_path / name)), err
+
+    def seeds(state: dict) -> tuple[int, int]:
+        return state["Config"]["pretrain_expert"]["datarc"]["seed"], state["Upstream_Config"]["distortion"]["seed"]
+
+    assert seeds(train("none")[0]) == (0, 0)
+    assert seeds(train("by_o", data=",,args.seed=6")[0]) == (6, 6)
+    state, err = train("named", "--seed", "5", data=",,config.pretrain_expert.datarc.seed=3")
+    assert seeds(state) == (3, 5) and "--seed 5: batches and crops keep pretrain_expert.datarc.seed: 3" in err
+    assert seeds(train("given", "--seed", "5")[0]) == (5, 5)
+    files = [read_yaml(tmp_path / "given" / name) for name in ("config_runner.yaml", "config_model.yaml")]
+    assert (files[0]["pretrain_expert"]["datarc"]["seed"], files[1]["distortion"]["seed"]) == (5, 5)
+    assert read_yaml(tmp_path / "none/config_model.yaml")["distortion"].keys() == {"additive"}  # as the file
+
+    state, err = train("given", "--seed", "5", "-a", steps=5)
+    assert (state["Step"], *seeds(state)) == (5, 5, 5) and "ignored" not in err
+    state, err = train("given", "--seed", "7", "-a", steps=6)
+    assert (state["Step"], state["Args"].seed, *seeds(state)) == (6, 5, 5, 5)
+    assert "ignored: --seed 7 (was 5)" in err and "differs" not in err
+
+
 def test_another_rate_reaches_groups_and_schedule() -> None:
     schedule = type("Schedule", (), {"warmup": 0.1})()
     state = {"Optimizer": {"param_groups": [{"lr": 1.0, "schedule": schedule}]}, "Scheduler": {"base_lrs": [1.0]}}

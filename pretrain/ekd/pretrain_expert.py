@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from s3prl_ekd.bridge.optimizers import current_rate
+from s3prl_ekd.bridge.pretrain_configs import seed_distortion
 from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import load_state_on_create, scaler_state
 from s3prl_ekd.config import DataConfig, check_data_config, load_model_config
@@ -75,6 +76,8 @@ class UpstreamPretrainExpert(nn.Module):
 
     objective_class: type[Objective] = Objective
     """The launcher's to change: a user's own (docs/extending.md)."""
+    seed: int | None = None
+    """The launcher's to change: of ``--seed`` where a new run's command gives it, for a distortion without its own."""
     parallel: nn.Module
     valid_teachers: FrozenTeachers | CachedTeachers
 
@@ -94,6 +97,8 @@ class UpstreamPretrainExpert(nn.Module):
         data = check_data_config(datarc)
         file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
         goes_on = isinstance(upstream_config, Mapping)  # load_model will bring the student's weights
+        if not goes_on:
+            seed_distortion(self.config, self.seed)
         checked = check_model(self.config, file, starts=not goes_on, objective=self.objective_class)
         self.plan, self.objective = checked.plan, checked.objective
         self.config = pinned(self.plan)

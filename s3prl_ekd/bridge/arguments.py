@@ -183,6 +183,11 @@ def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, st
         check_override_value(f"-o {item!r}", value)
 
 
+def override_keys(text: str | None) -> set[str]:
+    """What ``-o`` sets: ``config.a.b``, ``args.c``."""
+    return {item.partition("=")[0].strip() for item in (text or "").split(",,")}
+
+
 def _check_argument(item: str, name: str, args: Namespace) -> None:
     """Arguments of one's own are for an expert to read; only one that looks like a known one is taken for a slip."""
     if name in ("expdir", "expname"):  # which folder it is, is decided before -o is applied

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from s3prl_ekd.bridge.arguments import override_keys
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.spelling import listed
 from s3prl_ekd.user_paths import expanded
@@ -29,7 +30,7 @@ def difference(
         given, kept = read()
     except EkdError:
         return [option]
-    said = {item.partition("=")[0].strip().removeprefix("config.") for item in (override or "").split(",,")}
+    said = {key.removeprefix("config.") for key in override_keys(override)}
     keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
     return [f"{option} (differs in {listed(keys)})"] if keys else []
 

@@ -67,15 +67,24 @@ def write_model_as_run(source: Path, file: Path) -> None:
     write_as_run(load_model_config(source).model_dump(mode="json", exclude_unset=True), file)
 
 
-def check_ours(config: dict[str, Any], source: str) -> None:
+def check_ours(config: dict[str, Any], source: str, seed: int | None = None) -> None:
     """Check the runner configuration of one of this package's tasks; fill in defaults, make paths absolute in place.
 
     The runner reads the dictionary and has no defaults of its own. The data behind the paths are the expert's to check.
+
+    Args:
+        config: as s3prl has read it, ``-o`` merged in.
+        source: its file, for messages.
+        seed: what the command line gives as ``--seed``; the batches' where the configuration names none.
 
     Raises:
         EkdError: a key is unknown or missing, or its value is not possible.
     """
     checked = check_runner_config(config, source)
+    if seed is not None:
+        kept = config["pretrain_expert"]["datarc"].setdefault("seed", seed)
+        if kept != seed:
+            log.info("%s: --seed %d: batches and crops keep pretrain_expert.datarc.seed: %d", source, seed, kept)
     for section, values in (
         (config["runner"], checked.runner),
         (config["pretrain_expert"]["datarc"], checked.pretrain_expert.datarc),
@@ -190,10 +199,28 @@ def keep_commits(given: ModelConfig, kept: Mapping[str, Any]) -> None:
         given.ekd.initialise_from = names[-1] if newest_then else kept_form(start)
 
 
-def write_sources(file: Path, config: ModelConfig) -> None:
-    """Set, in the config_model.yaml of the experiment's folder, where the run has found its teachers, noise and cache.
+def seed_distortion(config: ModelConfig, seed: int | None) -> None:
+    """Give the distortion the seed of ``--seed``, where the command has one and the file names none."""
+    distortion = config.distortion
+    if distortion is None or seed is None:
+        return
+    if "seed" not in distortion.model_fields_set:
+        distortion.seed = seed
+    elif distortion.seed != seed:
+        log.info("[distortion] --seed %d: distortions keep distortion.seed: %d", seed, distortion.seed)
 
-    A file may have moved, and a model of the Hugging Face Hub has got the commit that it is known by from now on.
+
+def keep_seed(given: ModelConfig, kept: Mapping[str, Any]) -> None:
+    """Give the distortion of ``given`` the seed that a run keeps, where its file names none."""
+    if given.distortion is not None and "seed" not in given.distortion.model_fields_set:
+        given.distortion.seed = (kept.get("distortion") or {}).get("seed", given.distortion.seed)
+
+
+def write_found(file: Path, config: ModelConfig) -> None:
+    """Set, in the config_model.yaml of the experiment's folder, what only the run has found out.
+
+    Where its teachers, noise and cache lie: a file may have moved, and a model of the Hugging Face Hub has got the
+    commit that it is known by from now on. And the distortion's seed, which ``--seed`` may have given.
     """
     if not file.is_file():
         return
@@ -204,6 +231,10 @@ def write_sources(file: Path, config: ModelConfig) -> None:
         teacher["source"] = sources[teacher["name"]]
     if "initialise_from" in found["ekd"]:
         found["ekd"]["initialise_from"] = config.ekd.initialise_from
+    if config.distortion is not None:
+        seed, default = config.distortion.seed, type(config.distortion)().seed
+        if found["distortion"].get("seed", default) != seed:
+            found["distortion"]["seed"] = seed
     if found != kept:
         write_as_run(found, file)
 

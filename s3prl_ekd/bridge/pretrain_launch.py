@@ -69,6 +69,12 @@ class PretrainLaunch(ScriptLaunch):
         """Whether the task is one of this package."""
         return self.args.upstream in self.our_tasks
 
+    @property
+    def seed(self) -> int | None:
+        """What a new run's command line gives as ``--seed``; None where it gives none, or a checkpoint's counts."""
+        given = "seed" in self.explicit or "args.seed" in arguments.override_keys(self.args.override)
+        return self.args.seed if given and self.before is None else None
+
     def main(self) -> None:
         """As every script; an expert gets one section of the configuration, so that it cannot name the file."""
         try:
@@ -122,7 +128,7 @@ class PretrainLaunch(ScriptLaunch):
         expert = runner.upstream
         # the expert has checked that files which have moved are the same ones
         if self.world.is_rank_zero and (self.before is None or self.followed):
-            pretrain_configs.write_sources(Path(self.args.expdir, "config_model.yaml"), expert.config)
+            pretrain_configs.write_found(Path(self.args.expdir, "config_model.yaml"), expert.config)
         pretrain_configs.check_epochs(self.config, len(expert.loader.dataset), self.source)
         module, validation = sys.modules["pretrain.runner"], expert.checkpoint_validation
         if validation is not None:
@@ -181,7 +187,9 @@ class PretrainLaunch(ScriptLaunch):
         return str(pretrain_configs.find("-c", args.config, args.upstream))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
-        said = super()._differences(state)
+        said, seed = super()._differences(state), getattr(state["Args"], "seed", None)
+        if "seed" in self.explicit and self.args.seed != seed:
+            said.append(f"--seed {self.args.seed} (was {seed})")
         if "upstream_config" not in self.explicit:
             return said
 
@@ -192,6 +200,7 @@ class PretrainLaunch(ScriptLaunch):
                 return read_yaml(file), kept if isinstance(kept, dict) else {}
             given = load_model_config(file)
             pretrain_configs.keep_commits(given, state["Upstream_Config"])
+            pretrain_configs.keep_seed(given, state["Upstream_Config"])
             # of -g, only where files lie is read
             return given.model_dump(mode="json"), pretrain_configs.follow_files(state["Upstream_Config"], given)
 
@@ -252,7 +261,7 @@ class PretrainLaunch(ScriptLaunch):
             sys.modules[f"pretrain.{task}"] = importlib.import_module(name)
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
-            self._set_objective(sys.modules[f"pretrain.{task}.pretrain_expert"].UpstreamPretrainExpert)
+            self._prepare(sys.modules[f"pretrain.{task}.pretrain_expert"].UpstreamPretrainExpert)
         elif self.objective is not None:
             raise EkdError(f"-u {task}: run_pretrain(objective=...) is for -u ekd")
         elif task not in self.tasks:  # the parser has not seen what a checkpoint names
@@ -264,10 +273,11 @@ class PretrainLaunch(ScriptLaunch):
             importlib.import_module(f"pretrain.{task}.pretrain_expert")
             guard_s3prl()
 
-    def _set_objective(self, expert: Any) -> None:
+    def _prepare(self, expert: Any) -> None:
+        """Give the expert's class what s3prl's runner has no argument for."""
         from s3prl_ekd.distill.objective import Objective
 
-        expert.objective_class = self.objective or Objective
+        expert.seed, expert.objective_class = self.seed, self.objective or Objective
         if self.objective is not None:
             log.info("[ekd] loss: %s of %s", self.objective.__name__, sys.argv[0])
 
@@ -295,7 +305,7 @@ class PretrainLaunch(ScriptLaunch):
 
     def _check_config(self, config: dict[str, Any]) -> None:
         if self.is_ours:
-            pretrain_configs.check_ours(config, self.source)
+            pretrain_configs.check_ours(config, self.source, self.seed)
         else:
             pretrain_configs.check_theirs(config, self.source)
 

@@ -300,7 +300,7 @@ class ScriptLaunch(ABC):
 
     def _note_kept(self, checkpoint: Path) -> None:
         """Of a run that goes on, say where what ``-c`` names differs from the configuration that it goes on with."""
-        if not self.explicit & {"config", "upstream_config"}:
+        if not self.explicit & {"config", "upstream_config", "seed"}:
             return
         differences = self._differences(self._read_runner(checkpoint))
         if differences:

@@ -34,7 +34,8 @@ class DataConfig(Checked):
     valid_minutes: float | None = Field(default=30.0, gt=0)
     """Minutes of held-out speech used at most, spread over the CSVs; null uses all of it."""
     seed: int = Field(default=0, ge=0)
-    """Seed of batch order and crops; the order depends on (seed, epoch) alone, not on workers."""
+    """Seed of batch order and crops, those of held-out speech too; the order depends on (seed, epoch) alone, not on
+    workers. Where the key is absent, `--seed` sets it if it is given."""
 
     @model_validator(mode="after")
     def _distinct(self) -> DataConfig:

@@ -16,7 +16,7 @@ LAYERS = """
 errors version spelling source_names task_names kernels random_state shipped
 data_workers signals user_paths whole_file writable
 file_digest ending checked config_files variants audio device distributed torch_file metrics_file
-own_scripts file_lock shape console
+own_scripts file_lock shape console crops
 compat config corpora environment
 distill
 data model

@@ -132,3 +132,15 @@ def test_a_data_folder_in_the_corpus_is_no_part_of_it(tmp_path: Path, capsys: py
     assert "speech 3 " in said and "3 files left out: an earlier call put them there for other tasks" in said
     assert prepare("audio", speech / "data" / "ks", "--out", tmp_path / "other") == 0  # but where it is asked for
     assert "ks 3 " in capsys.readouterr().out
+
+
+def test_recordings_of_which_pretraining_would_hear_little_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seconds in (("short", 20), ("long", 100)):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "a.wav", np.zeros(seconds * 16_000), 16_000)
+        assert prepare("audio", tmp_path / name, "--name", name, "--out", tmp_path / "data") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    rest = "one crop of 15.6 s (task.sequence_length) of each clip; cut its files into clips of about 16 s"
+    assert said.count("an epoch hears") == 1 and f"long: an epoch hears 16 % of it, {rest}" in said

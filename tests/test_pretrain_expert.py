@@ -87,6 +87,32 @@ def test_the_student_starts_from_the_named_teacher(lab: Path) -> None:
     assert not torch.equal(scratch.projection.weight, source["post_extract_proj.weight"])
 
 
+def test_a_run_over_long_clips_says_how_much_an_epoch_hears(
+    lab: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """12 clips of 0.50 to 0.71 s: whole, in crops of 0.25 s, and in windows of 0.25 s, which a cache has all of."""
+    from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert
+
+    datarc = yaml.safe_load((lab / "runner.yaml").read_text())["pretrain_expert"]["datarc"]
+    file = tmp_path / "model.yaml"
+    said = []
+    for keys in (
+        "",
+        "task: {sequence_length: 4000}",
+        f"task: {{sequence_length: 4000}}\nekd: {{cache_targets: {tmp_path}/c}}",
+    ):
+        file.write_text(f"base: {lab}/model.yaml\n{keys}\n")
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            UpstreamPretrainExpert(datarc, str(file), device="cpu")
+        said.append([line for line in caplog.messages if "12 utterances" in line or "hears" in line])
+    assert said[0] == ["[ekd] 12 utterances, 0.0 h; 3 batches an epoch"]
+    heard = "of which an epoch hears 0.00083 h: one crop of 0.2 s of each longer clip; 3 batches an epoch"
+    little = "one crop of 0.2 s (task.sequence_length) of each clip; cut its files into clips of about 0.25 s"
+    assert said[1] == [f"[ekd] 12 utterances, 0.0 h, {heard}", f"[data] train: an epoch hears 41 % of it, {little}"]
+    assert len(said[2]) == 1 and "hears" not in said[2][0]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_precisions_agree(lab: Path, precision: str) -> None:
     exact = make_expert(lab).eval()

@@ -24,8 +24,9 @@ from s3prl_ekd.bridge.pretrain_configs import seed_distortion
 from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import load_state_on_create, scaler_state
 from s3prl_ekd.config import DataConfig, check_data_config, load_model_config
+from s3prl_ekd.crops import heard_in_words
 from s3prl_ekd.data.batches import Batch, make_loader
-from s3prl_ekd.data.lengths import read_held_out, read_lengths
+from s3prl_ekd.data.lengths import read_held_out, read_lengths, tell_of_crops
 from s3prl_ekd.data.shards import ShardedPlan
 from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
@@ -134,13 +135,17 @@ class UpstreamPretrainExpert(nn.Module):
         longest, distorter = self.config.task.sequence_length, checked.distorter
         select = partial(ShardedPlan, ranks=self.ranks) if self.ranks.size > 1 else None
         self.loader, self.batches = make_loader(table, data, longest, distorter, self.cache, select)
-        logger.info(
-            "[ekd] %d utterances, %.1f h, %d batches an epoch", len(table.paths), table.hours, len(self.batches)
-        )
+        # a cache has windows of all of it
+        heard = heard_in_words(table.samples, longest) if self.cache is None else ""
+        utterances, batches = len(table.paths), len(self.batches)
+        logger.info("[ekd] %d utterances, %.1f h%s; %d batches an epoch", utterances, table.hours, heard, batches)
+        if heard and self.ranks.writes:  # all ranks know it
+            tell_of_crops(table, longest)
         self.validation: Validation | None = None
         if held_out is not None:
             self.validation = Validation(held_out, data, longest, distorter, self.valid_cache, self.ranks)
-            logger.info("[ekd] validation: %d utterances, %.2f h", len(held_out.paths), held_out.hours)
+            heard = heard_in_words(held_out.samples, longest, "each checkpoint") if self.valid_cache is None else ""
+            logger.info("[ekd] validation: %d utterances, %.2f h%s", len(held_out.paths), held_out.hours, heard)
 
     def _make_models(self, plan: TeacherPlan) -> None:
         """The student and its teachers, which are not loaded where every target is in a cache."""

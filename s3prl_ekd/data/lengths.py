@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from s3prl_ekd.audio import SAMPLE_RATE
 from s3prl_ekd.config import MIN_SAMPLES, DataConfig
+from s3prl_ekd.crops import little_heard
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.user_paths import expanded
 
@@ -33,6 +34,8 @@ class LengthTable:
     """Audio files, each a full path."""
     samples: np.ndarray
     """int64 (n,) length of each at 16 kHz."""
+    sets: list[str] = field(default_factory=list)
+    """Name of the length CSV that each is of."""
 
     @property
     def hours(self) -> float:
@@ -61,7 +64,7 @@ def read_lengths(
     if not root.is_dir():
         raise EkdError(f"{keys}.libri_root: no folder {root}")
     names: list[str] = getattr(config, key)
-    tables = [read_table(folder / f"{name}.csv", f"{keys}.{key}") for name in names]
+    tables = [read_table(folder / f"{name}.csv", f"{keys}.{key}").assign(name=name) for name in names]
     table = pandas.concat(tables, ignore_index=True)
     found = len(table)
     if config.max_timestep > 0:
@@ -80,7 +83,7 @@ def read_lengths(
     for index in np.linspace(0, len(paths) - 1, min(_CHECKED_FILES, len(paths))).astype(int):
         if not Path(paths[index]).is_file():
             raise EkdError(f"{keys}.libri_root: no file {paths[index]}, though the CSVs of {folder} name it")
-    return LengthTable(paths, table.length.to_numpy(np.int64))
+    return LengthTable(paths, table.length.to_numpy(np.int64), table["name"].tolist())
 
 
 def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_runner.yaml") -> LengthTable | None:
@@ -106,7 +109,17 @@ def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_ru
     if config.valid_minutes is None or minutes <= config.valid_minutes:
         return held_out
     chosen = np.linspace(0, count - 1, max(1, int(count * config.valid_minutes / minutes))).astype(int)
-    return LengthTable([held_out.paths[row] for row in chosen], held_out.samples[chosen])
+    paths, sets = ([column[row] for row in chosen] for column in (held_out.paths, held_out.sets))
+    return LengthTable(paths, held_out.samples[chosen], sets)
+
+
+def tell_of_crops(table: LengthTable, longest: int) -> None:
+    """Warn of each set of which an epoch hears little, one crop of at most ``longest`` samples of each clip."""
+    for name in dict.fromkeys(table.sets):
+        samples = [n for n, its_set in zip(table.samples.tolist(), table.sets, strict=True) if its_set == name]
+        said = little_heard(name, samples, longest)
+        if said is not None:
+            logger.warning("[data] %s", said)
 
 
 def read_table(file: Path, key: str) -> DataFrame:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import REPO
 from console import code, command
 from pretrain_lab import hold_out, new_run
@@ -53,11 +54,17 @@ def test_a_loss_whose_parameters_nothing_would_train_is_refused() -> None:
         check_model(config, objective=Tempered)
 
 
-@pytest.fixture
-def script(tmp_path: Path) -> str:
-    """``my_run.py`` of the page, its 50,000 batches made 8."""
+def block(title: str) -> str:
+    """The page's script of that title."""
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    (text,) = (block for block in blocks if block.startswith('"""my_run.py'))
+    (text,) = (block for block in blocks if block.startswith(f'"""{title}'))
+    return text
+
+
+@pytest.fixture
+def script() -> str:
+    """``my_run.py`` of the page, its 50,000 batches made 8."""
+    text = block("my_run.py")
     assert text.count("50_000") == 1
     return text.replace("50_000", "8")
 
@@ -96,3 +103,29 @@ def test_the_script_of_an_objective_of_ones_own(lab: Path, tmp_path: Path, scrip
     lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert shares(lines[5], "hubert") < shares(lines[4], "hubert") < of_first[3]
+
+
+@pytest.mark.slow
+def test_the_script_of_a_teacher_of_ones_own(lab: Path, tmp_path: Path) -> None:
+    script, weights = block("my_teacher.py"), tmp_path / "mine.pt"
+    done = code(f"{script}\n", "-h", cwd=tmp_path)
+    assert done.returncode == 0 and "--upstream_config" in done.stdout, done.stderr[-2000:]
+    saving = (
+        f"{script.partition('if __name__')[0]}torch.manual_seed(0)\ntorch.save(Mine().state_dict(), {str(weights)!r})"
+    )
+    assert code(saving, cwd=tmp_path).returncode == 0
+    model = yaml.safe_load((lab / "model.yaml").read_text())
+    model["ekd"]["teachers"][1:] = [{"name": "mine", "source": f"s3prl:mine:{weights}", "layers": [1, 2]}]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(model))
+
+    arguments = [*new_run(lab, "mine"), "-g", "mine.yaml", "--device", "cpu"]
+    keys = "config.runner.save_step=2,,config.runner.log_step=1,,config.runner.total_steps"
+    done = code(script, *arguments, "-o", f"{keys}=3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    done = code(script, *arguments, "-a", "-o", f"{keys}=4", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert {head for head in lines[0]["heads"] if head.startswith("mine.")} == {"mine.1", "mine.2"}
+    plain = command("run_pretrain.py", *arguments, "-a", "-o", f"{keys}=5", cwd=tmp_path)
+    assert plain.returncode == 2 and "s3prl's hub has no such upstream" in plain.stderr

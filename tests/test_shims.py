@@ -10,6 +10,7 @@ import sys
 from argparse import Namespace
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -306,6 +307,25 @@ def test_register_adds_the_student_to_the_hub() -> None:
     check_upstream_name("vq_apc_url", "-u")  # imported under another name there: the text leaves that open
     with pytest.raises(EkdError, match="-u fbnk: s3prl's hub has no such upstream; did you mean fbank"):
         check_upstream_name("fbnk", "-u")
+
+
+def test_an_upstream_that_a_script_has_put_into_the_hub_is_one(
+    hub: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one of s3prl's files has its name; a hub that nobody has imported is not imported for it."""
+    from s3prl_ekd.bridge.downstream_launch import DownstreamLaunch
+    from s3prl_ekd.bridge.interrupts import Run
+    from s3prl_ekd.compat.hub import check_upstream_name
+    from s3prl_ekd.teachers.names import check_source
+
+    monkeypatch.setattr(hub, "mine", lambda ckpt=None: None, raising=False)
+    check_upstream_name("mine", "-u")
+    check_source("s3prl:mine:x.pt")
+    assert hasattr(DownstreamLaunch(Run([]))._parser_needs()["hub"], "mine")  # the choices of -u
+    monkeypatch.delitem(sys.modules, "s3prl.hub")
+    with pytest.raises(EkdError, match="-u mine: s3prl's hub has no such upstream"):
+        check_upstream_name("mine", "-u")
+    assert "s3prl.hub" not in sys.modules
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def find_upstream(name: str) -> Callable[..., Any] | None:
 
 
 def check_upstream_name(name: str, flag: str) -> None:
-    """See that the hub has an upstream of this name; its files are read first, and it is imported only in doubt.
+    """See that the hub has an upstream of this name; it is imported only where its files leave that open.
 
     Raises:
         EkdError: it has not; with the names that are near.
@@ -100,12 +100,15 @@ def check_upstream_name(name: str, flag: str) -> None:
 def upstream_names(files: Sequence[str] | None = None) -> set[str]:
     """The hub's upstreams as far as its files define them by ``def``, and ours; nothing is imported.
 
+    Where the hub was imported already, also what it has got since: a script may have put upstreams of its own there.
+
     Args:
         files: the text of the hub's files, where it was read already.
     """
     texts = _hubconf_texts() if files is None else files
     found = {name for text in texts for name in re.findall(r"^def ([a-zA-Z]\w*)\(", text, re.MULTILINE)}
-    return found.union(*UPSTREAMS.values())
+    hub = sys.modules.get("s3prl.hub")
+    return found.union(() if hub is None else hub.options(), *UPSTREAMS.values())
 
 
 def _hubconf_texts() -> list[str]:

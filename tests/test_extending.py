@@ -8,17 +8,21 @@ import importlib
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from conftest import REPO
 from console import code, command
-from pretrain_lab import hold_out, new_run
+from distill_lab import CLIPS, TEACHERS, ekd, heads, hidden_state, states
+from pretrain_lab import hold_out, new_run, run
 from torch import nn
 
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.objective import Objective
+from s3prl_ekd.distill.targets import plan_targets
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.build import check_model
 from s3prl_ekd.torch_file import read_torch_file
@@ -103,6 +107,64 @@ def test_the_script_of_an_objective_of_ones_own(lab: Path, tmp_path: Path, scrip
     lines = [json.loads(line) for line in (tmp_path / "mine/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert shares(lines[5], "hubert") < shares(lines[4], "hubert") < of_first[3]
+
+
+@pytest.mark.parametrize("dropping", [None, {"probability": 0.0}, {"probability": 1.0}])
+def test_a_loss_per_frame_of_ones_own_takes_the_place_of_ours(dropping: dict | None) -> None:
+    """The page's class, its table's terms, and the log values, with and without teacher dropping."""
+    names: dict[str, Any] = {"__name__": "my_loss"}
+    exec(block("my_loss.py"), names)
+
+    class Squares(Objective):
+        def frame_losses(self, prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            squares = (prediction - target).square().mean(-1)
+            return squares, torch.zeros_like(squares)
+
+    class Contrast(Objective):
+        def frame_losses(self, prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            s = F.normalize(prediction, dim=-1) @ F.normalize(target, dim=-1).mT / 0.1
+            loss = s.logsumexp(-1) - s.diagonal(dim1=-2, dim2=-1)
+            return loss, torch.zeros_like(loss)
+
+    def smooth(p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return F.smooth_l1_loss(p, t) - F.logsigmoid(F.cosine_similarity(p, t, dim=-1)).mean()
+
+    def contrast(p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        scores = F.cosine_similarity(p.unsqueeze(2), t.unsqueeze(1), dim=-1) / 0.1  # (B, T, T)
+        return F.cross_entropy(scores.flatten(0, 1), torch.arange(p.shape[1]).repeat(len(p)))
+
+    config, hidden = ekd(teacher_dropping=dropping), hidden_state()
+    for kind, reference in ((names["SmoothL1"], smooth), (Squares, F.mse_loss), (Contrast, contrast)):
+        subject = kind(config, plan_targets("multi_head", TEACHERS), TEACHERS).train()
+        predictions = heads(hidden, subject.target_sets)
+        found = []
+        for target_set in subject.target_sets:
+            pairs = zip(
+                predictions[target_set.name].flatten(0, 1), target_set.gather(states()).flatten(0, 1), strict=True
+            )
+            found.append(torch.stack([reference(p[None], t[None]) for p, t in pairs]).reshape(CLIPS, -1))
+        expected = torch.stack(found)  # (teachers, clips, heads)
+        worst_alone = dropping is not None and dropping["probability"] == 1.0
+        by_clip = expected.mean(2).max(0).values if worst_alone else expected
+        loss, logged = subject(predictions, hidden, states(), log=True)
+        assert loss.item() == pytest.approx(by_clip.mean().item(), rel=1e-5)
+        totals = [values["l1"] + values["cosine"] for values in logged.values()]
+        assert totals == pytest.approx(expected.mean(1).flatten().tolist(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_script_of_a_loss_per_frame_trains(lab: Path, tmp_path: Path) -> None:
+    keys = "config.runner.save_step=2,,config.runner.log_step=1,,config.runner.total_steps=3"
+    done = code(block("my_loss.py"), *new_run(lab, "mine"), "--device", "cpu", "-o", keys, cwd=tmp_path)
+    assert done.returncode == 0 and "[ekd] loss: SmoothL1 of " in done.stderr, done.stderr[-2000:]
+    plain = run(tmp_path, *new_run(lab, "plain"), "-o", keys)
+    assert plain.returncode == 0, plain.stderr[-2000:]
+    first, ours = (
+        json.loads((tmp_path / name / "metrics.jsonl").read_text().splitlines()[0]) for name in ("mine", "plain")
+    )
+    for head, values in first["heads"].items():  # the same batch and weights
+        assert values["cosine"] == pytest.approx(ours["heads"][head]["cosine"], rel=1e-4)
+        assert values["l1"] < ours["heads"][head]["l1"]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from s3prl_ekd.config import EkdConfig
-from s3prl_ekd.distill.losses import clip_losses, head_losses, mean_over_heads
+from s3prl_ekd.distill.losses import HeadLosses, frame_losses, head_losses, mean_over_heads
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, align_frames, plan_targets
 from s3prl_ekd.errors import EkdError
@@ -144,7 +144,7 @@ def test_the_fused_terms_equal_the_plain_ones() -> None:
 
     def ours_by_frame(prediction: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Every frame as a clip of its own."""
-        losses = clip_losses(*(x.reshape(-1, 1, 1, x.shape[-1]) for x in (prediction, target)))
+        losses = HeadLosses.of_clips(*frame_losses(*(x.reshape(-1, 1, 1, x.shape[-1]) for x in (prediction, target))))
         return losses.l1.view(prediction.shape[:-1]), losses.cosine.view(prediction.shape[:-1])
 
     generator = torch.Generator().manual_seed(0)

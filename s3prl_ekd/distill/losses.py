@@ -29,6 +29,16 @@ class HeadLosses:
     cosine: Tensor
     """(n,) mean of -log sigmoid(cos(prediction, target))."""
 
+    @classmethod
+    def of_heads(cls, l1: Tensor, cosine: Tensor) -> HeadLosses:
+        """The means over clips and frames of what :func:`frame_losses` gives, (B, n, T) each."""
+        return cls(l1.mean((0, 2)), cosine.mean((0, 2)))
+
+    @classmethod
+    def of_clips(cls, l1: Tensor, cosine: Tensor) -> HeadLosses:
+        """The same two terms for each clip by itself: (B, n) instead of (n,)."""
+        return cls(l1.mean(2), cosine.mean(2))
+
     def total(self, cosine_weight: float) -> Tensor:
         """(n,) what each head adds: l1 + cosine_weight * cosine."""
         return self.l1 + cosine_weight * self.cosine
@@ -42,18 +52,11 @@ def head_losses(prediction: Tensor, target: Tensor) -> HeadLosses:
     Args:
         prediction, target: (B, n, T, W), every frame of them speech.
     """
-    l1, cosine = _frame_losses(prediction, target)
-    return HeadLosses(l1.mean((0, 2)), cosine.mean((0, 2)))
+    return HeadLosses.of_heads(*frame_losses(prediction, target))
 
 
-def clip_losses(prediction: Tensor, target: Tensor) -> HeadLosses:
-    """The same two terms for each clip by itself: (B, n) instead of (n,)."""
-    l1, cosine = _frame_losses(prediction, target)
-    return HeadLosses(l1.mean(2), cosine.mean(2))
-
-
-def _frame_losses(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, n, T) of each term, in fp32."""
+def frame_losses(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """The two terms of every frame, in fp32: (B, n, T) each, from (B, n, T, W)."""
     terms = fused_terms(prediction, target) or l1_and_cosine
     l1, cosine = terms(prediction, target, _EPS)
     return l1, -F.logsigmoid(cosine)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s3prl_ekd.config import EkdConfig
 from s3prl_ekd.distill.balance import Balancer, gradient_norms
 from s3prl_ekd.distill.dropping import clip_factors, keep_worst
-from s3prl_ekd.distill.losses import HeadLosses, clip_losses, head_losses, mean_over_heads
+from s3prl_ekd.distill.losses import HeadLosses, frame_losses, mean_over_heads
 from s3prl_ekd.distill.normalise import Normaliser
 from s3prl_ekd.distill.targets import TargetSet, TeacherLayers, TeacherStates, align_frames
 from s3prl_ekd.distributed import Share
@@ -93,11 +93,12 @@ class Objective(nn.Module):
         for target_set in self.target_sets:
             name = target_set.name
             prediction, target = align_frames(predictions[name], target_set.gather(states))
+            terms = self.frame_losses(prediction, target)
             if dropping is not None:
-                clips[name] = clip_losses(prediction, target)
+                clips[name] = HeadLosses.of_clips(*terms)
                 raw[name] = HeadLosses(clips[name].l1.mean(0), clips[name].cosine.mean(0))
             else:
-                raw[name] = head_losses(prediction, target)
+                raw[name] = HeadLosses.of_heads(*terms)
             if log:
                 norms.append(target.float().abs().mean((0, 2, 3)))
         kept = raw if dropping is None else self._drop(clips, dropping.probability)
@@ -113,6 +114,23 @@ class Objective(nn.Module):
         # the paper's mean in its own order of summation, so that it stays what it is to the last bit
         loss = mean_over_heads(raw, self.cosine_weight) if self.unweighted else (shares * torch.cat(totals)).sum()
         return loss, self._log_values(raw, torch.cat(norms), gradients, share) if log else None
+
+    def frame_losses(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the loss for each frame; a script's own class may have others (docs/extending.md).
+
+        ``forward`` averages them over frames and clips; under ``teacher_dropping``, over the frames of each clip first,
+        to find the teacher that is predicted worst. L_i is the first plus lambda times the second, and the log values
+        are the two under the names l1 and cosine, whatever they are.
+
+        Args:
+            prediction: (B, n, T, W) of one head set, in the dtype of the student's arithmetic.
+            target: (B, n, T, W), normalised, as many frames; of no gradient.
+
+        Returns:
+            (B, n, T) of each term in fp32, of every frame (not summed up): here |p - t| averaged over the channels, and
+            -log sigmoid(cos(p, t)). What has one value a clip may be (B, n, 1).
+        """
+        return frame_losses(prediction, target)
 
     def resume(self, state: Mapping[str, Any]) -> None:
         """Take over the running statistics of a checkpoint.

@@ -95,18 +95,21 @@ def small_student(config: ModelConfig, teacher: EncoderShape) -> dict[str, Any]:
     }
 
 
-def summary(lines: Sequence[dict[str, Any]], cosine_weight: float) -> dict[str, Any]:
+def summary(lines: Sequence[dict[str, Any]], cosine_weight: float, l1_weight: float = 1.0) -> dict[str, Any]:
     """First and last losses of a run's metrics.jsonl (one line a step), of all heads and of each.
 
     Args:
         lines: at least 2 * ENDS steps.
-        cosine_weight: of the configuration: a head's loss is l1 + cosine_weight * cosine.
+        cosine_weight, l1_weight: of the configuration: a head's loss is l1_weight * l1 + cosine_weight * cosine.
     """
     ends = lines[:ENDS], lines[-ENDS:]
     first, last = (statistics.fmean(line["loss"] for line in part) for part in ends)
     heads = {}
     for head in lines[0]["heads"]:
-        losses = [statistics.fmean(_loss(line["heads"][head], cosine_weight) for line in part) for part in ends]
+        rows = [[line["heads"][head] for line in part] for part in ends]
+        losses = [
+            statistics.fmean(l1_weight * row["l1"] + cosine_weight * row["cosine"] for row in part) for part in rows
+        ]
         heads[head] = {"first": losses[0], "last": losses[1]}
     return {
         "steps": len(lines),
@@ -118,10 +121,6 @@ def summary(lines: Sequence[dict[str, Any]], cosine_weight: float) -> dict[str, 
         "data_wait": statistics.median(line["data_wait"] for line in lines[SETTLED:]),
         "skipped_files": lines[-1]["skipped_files"],
     }
-
-
-def _loss(head: dict[str, float], cosine_weight: float) -> float:
-    return head["l1"] + cosine_weight * head["cosine"]
 
 
 class Bench:
@@ -157,7 +156,7 @@ class Bench:
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         if [line["step"] for line in lines] != list(range(1, int(self.settings["steps"]) + 1)):
             raise EkdError(f"{folder}/metrics.jsonl: not one line for each of {self.settings['steps']} steps")
-        result = summary(lines, checked.ekd.cosine_weight) | {
+        result = summary(lines, checked.ekd.cosine_weight, checked.ekd.l1_weight) | {
             "audio_seconds_per_processor_second": used,
             "load_average": common.machine("cpu")["load_average"],  # at the end of the run
         }

@@ -56,6 +56,7 @@ class _Ekd(_Read):
     teachers: list[_Teacher]
     mode: Mode
     cosine_weight: float
+    l1_weight: float = 1.0
     initialise_from: str | None
     residual_heads: list[list[str]] = []
 

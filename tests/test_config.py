@@ -115,6 +115,8 @@ MODEL_MISTAKES = {
     "ekd.teachers[0].name: expected letters, digits and underscores, a letter first, found 'my-hubert'": {
         "ekd.teachers.0.name": "my-hubert"
     },
+    "ekd: l1_weight: with cosine_weight it is 0 too": {"ekd.l1_weight": 0.0, "ekd.cosine_weight": 0.0},
+    "ekd.l1_weight: input should be greater than or equal to 0": {"ekd.l1_weight": -1.0},
     "ekd.cosine_weight: '1e-1' is text to YAML; write 1.0e-1": {"ekd.cosine_weight": "1e-1"},
 }  # fmt: skip
 

@@ -65,8 +65,8 @@ def test_a_step_waits_for_the_device_on_log_steps_only(lab: Path, monkeypatch: p
 def test_the_test_above_notices(lab: Path, monkeypatch: pytest.MonkeyPatch, read: str) -> None:
     """A value read in the loss, whichever way, stops the step on the meta device."""
 
-    def nosy(losses: dict[str, HeadLosses], cosine_weight: float) -> torch.Tensor:
-        loss = mean_over_heads(losses, cosine_weight)
+    def nosy(losses: dict[str, HeadLosses], *weights: float) -> torch.Tensor:
+        loss = mean_over_heads(losses, *weights)
         getattr(loss, read)()
         return loss
 

@@ -73,6 +73,24 @@ def test_weights_make_a_weighted_mean_over_heads() -> None:
     assert values["c.1"]["gradient_share"] == 0.0
 
 
+@pytest.mark.parametrize("dropping", [None, {"probability": 0.0}])
+@pytest.mark.parametrize(("l1_weight", "cosine_weight"), [(0.0, 1.0), (2.0, 0.5), (3.0, 0.0)])
+def test_each_term_has_its_weight(l1_weight: float, cosine_weight: float, dropping: dict | None) -> None:
+    hidden = hidden_state()
+    subject = objective(l1_weight=l1_weight, cosine_weight=cosine_weight, teacher_dropping=dropping)
+    predictions = heads(hidden, subject.target_sets)
+    pairs = [(predictions[t.name], t.gather(states())) for t in subject.target_sets]
+    expected = torch.stack([
+        l1_weight * F.l1_loss(p, t) - cosine_weight * F.logsigmoid(F.cosine_similarity(p, t, dim=-1)).mean()
+        for p, t in pairs
+    ]).mean()  # fmt: skip
+    loss, logged = subject(predictions, hidden, states(), log=True)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    plain = objective()(predictions, hidden, states(), log=True)[1]
+    for name, values in plain.items():  # what is logged has no weight
+        assert [logged[name][key] for key in ("l1", "cosine")] == pytest.approx([values["l1"], values["cosine"]])
+
+
 def one_layer(**changes: object) -> Objective:
     """Three teachers of one layer each, so that a set's gradient is one head's."""
     teachers = [TeacherLayers(name, (1,), WIDTH) for name in "abc"]

@@ -58,7 +58,16 @@ def test_students_differ_from_their_variants_in_size_and_sources_alone(experimen
         assert all(t.layers == [2, 4, 6] for t in ours.ekd.teachers)
         assert all(t.source == experiment.teachers[s.source] for t, s in zip(ours.ekd.teachers, theirs.ekd.teachers,
                                                                              strict=True))  # fmt: skip
-        same = {"mode", "cosine_weight", "targets", "teacher_dropping", "balance", "weights", "residual_heads"}
+        same = {
+            "mode",
+            "cosine_weight",
+            "l1_weight",
+            "targets",
+            "teacher_dropping",
+            "balance",
+            "weights",
+            "residual_heads",
+        }
         assert ours.ekd.model_dump(include=same) == theirs.ekd.model_dump(include=same)
 
 

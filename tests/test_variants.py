@@ -65,6 +65,7 @@ def test_first_and_last_losses_are_means_of_ten_steps() -> None:
     assert result["heads"]["b.4"]["first"] == pytest.approx(1.0 + 2.0 * 0.055)
     assert result["heads_fallen"] == 1 and result["skipped_files"] == 1
     assert result["audio_seconds_per_second"] == 30.5  # of steps 21 to 40
+    assert variants.summary(lines, 2.0, l1_weight=3.0)["heads"]["b.4"]["first"] == pytest.approx(3.0 + 2.0 * 0.055)
     result["audio_seconds_per_processor_second"] = None  # a system without /proc
     assert (
         variants.markdown({"average": result})

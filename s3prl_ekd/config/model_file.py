@@ -63,6 +63,8 @@ class EkdConfig(Checked):
     head set of the same name, layers and width; null: random weights."""
     cosine_weight: float = Field(default=1.0, ge=0)
     """Weight (lambda) of the term -log sigmoid(cos), added to L1."""
+    l1_weight: float = Field(default=1.0, ge=0)
+    """Weight of L1; 0 leaves the cosine term alone. Beyond the paper, where it is 1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the student; auto: bf16 autocast on a GPU that has bf16, otherwise fp32. ``runner.fp16: true``
     takes precedence (fp16 autocast with loss scaling)."""
@@ -95,6 +97,10 @@ class EkdConfig(Checked):
             raise ValueError(f"two teachers are called {doubled!r}")
         if self.initialise_from is None and self.initialise_layers != "first":
             raise ValueError("initialise_layers: has no effect while initialise_from is null")
+        if not self.l1_weight and not self.cosine_weight:
+            raise ValueError(
+                "l1_weight: with cosine_weight it is 0 too, so there is no loss; one of them must be above 0"
+            )
         return self
 
 

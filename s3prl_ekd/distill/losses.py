@@ -39,9 +39,9 @@ class HeadLosses:
         """The same two terms for each clip by itself: (B, n) instead of (n,)."""
         return cls(l1.mean(2), cosine.mean(2))
 
-    def total(self, cosine_weight: float) -> Tensor:
-        """(n,) what each head adds: l1 + cosine_weight * cosine."""
-        return self.l1 + cosine_weight * self.cosine
+    def total(self, cosine_weight: float, l1_weight: float = 1.0) -> Tensor:
+        """(n,) what each head adds: l1_weight * l1 + cosine_weight * cosine; a weight of 1 changes no bit."""
+        return l1_weight * self.l1 + cosine_weight * self.cosine
 
 
 def head_losses(prediction: Tensor, target: Tensor) -> HeadLosses:
@@ -129,6 +129,6 @@ def _widened(target: Tensor, prediction: Tensor, kind: torch.dtype) -> Tensor:
     return target.to(kind) if prediction.dtype == target.dtype else target
 
 
-def mean_over_heads(losses: dict[str, HeadLosses], cosine_weight: float) -> Tensor:
+def mean_over_heads(losses: dict[str, HeadLosses], cosine_weight: float, l1_weight: float = 1.0) -> Tensor:
     """Scalar: the unweighted mean over all heads of all sets."""
-    return torch.cat([loss.total(cosine_weight) for loss in losses.values()]).mean()
+    return torch.cat([loss.total(cosine_weight, l1_weight) for loss in losses.values()]).mean()

@@ -27,9 +27,10 @@ from s3prl_ekd.errors import EkdError, naming
 class Objective(nn.Module):
     """The distillation loss with its options.
 
-    ``loss = sum_i factor_i * w_i / sum_j(w_j) * L_i`` over the heads i of all sets, L_i = l1 + lambda * cosine, w_i the
-    weight of head i's set (``ekd.weights``), factor_i 1 unless balanced (``ekd.balance``). Under ``teacher_dropping``
-    each clip's part of L_i is scaled by 0, or by what makes up for the sets that this clip dropped.
+    ``loss = sum_i factor_i * w_i / sum_j(w_j) * L_i`` over the heads i of all sets, L_i = mu * l1 + lambda * cosine
+    (``ekd.l1_weight``, ``ekd.cosine_weight``), w_i the weight of head i's set (``ekd.weights``), factor_i 1 unless
+    balanced (``ekd.balance``). Under ``teacher_dropping`` each clip's part of L_i is scaled by 0, or by what makes up
+    for the sets that this clip dropped.
 
     Args:
         config: the ``ekd`` section.
@@ -56,7 +57,7 @@ class Objective(nn.Module):
             self.normaliser = Normaliser(config.targets, teachers)
         self.target_sets = list(target_sets)
         self.heads = [f"{target.name}.{label}" for target in target_sets for label in target.labels]
-        self.cosine_weight = config.cosine_weight
+        self.term_weights = config.cosine_weight, config.l1_weight
         weights = [config.weights.get(t.name, 1.0) for t in target_sets for _ in t.labels]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)  # (heads of all sets,)
         self.dropping = config.teacher_dropping
@@ -102,7 +103,7 @@ class Objective(nn.Module):
             if log:
                 norms.append(target.float().abs().mean((0, 2, 3)))
         kept = raw if dropping is None else self._drop(clips, dropping.probability)
-        totals = [part.total(self.cosine_weight) for part in kept.values()]
+        totals = [part.total(*self.term_weights) for part in kept.values()]
         shares = self.weights / self.weights.sum()
         gradients = None
         if (log or self.balancer is not None) and totals[0].requires_grad:
@@ -112,15 +113,15 @@ class Objective(nn.Module):
             factors = self.balancer(gradients)
             shares, gradients = shares * factors, gradients * factors
         # the paper's mean in its own order of summation, so that it stays what it is to the last bit
-        loss = mean_over_heads(raw, self.cosine_weight) if self.unweighted else (shares * torch.cat(totals)).sum()
+        loss = mean_over_heads(raw, *self.term_weights) if self.unweighted else (shares * torch.cat(totals)).sum()
         return loss, self._log_values(raw, torch.cat(norms), gradients, share) if log else None
 
     def frame_losses(self, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The two terms of the loss for each frame; a script's own class may have others (docs/extending.md).
 
         ``forward`` averages them over frames and clips; under ``teacher_dropping``, over the frames of each clip first,
-        to find the teacher that is predicted worst. L_i is the first plus lambda times the second, and the log values
-        are the two under the names l1 and cosine, whatever they are.
+        to find the teacher that is predicted worst. L_i is mu times the first plus lambda times the second, and the log
+        values are the two under the names l1 and cosine, whatever they are.
 
         Args:
             prediction: (B, n, T, W) of one head set, in the dtype of the student's arithmetic.
@@ -148,7 +149,7 @@ class Objective(nn.Module):
 
     def _drop(self, clips: Mapping[str, HeadLosses], probability: float) -> dict[str, HeadLosses]:
         """Losses per head (n,) of what is left after teacher dropping, from losses per clip (B, n)."""
-        by_set = torch.stack([part.total(self.cosine_weight).mean(1) for part in clips.values()]).detach()  # (S, B)
+        by_set = torch.stack([part.total(*self.term_weights).mean(1) for part in clips.values()]).detach()  # (S, B)
         weights = torch.stack([part.sum() for part in self.weights.split([len(t.labels) for t in self.target_sets])])
         # a set without weight is never trained, so it would be the worst for ever, and its clips would teach nothing
         by_set = by_set.masked_fill(weights.unsqueeze(1) == 0, -torch.inf)

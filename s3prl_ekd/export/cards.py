@@ -28,7 +28,7 @@ _MODES = {
 }
 # keys of ``ekd`` that have lines of their own, or no part in what is learned
 _NO_OPTIONS = {
-    "teachers", "mode", "cosine_weight", "initialise_from",
+    "teachers", "mode", "cosine_weight", "l1_weight", "initialise_from",
     "precision", "teacher_precision", "cache_targets", "cache_precision",
 }  # fmt: skip
 _OTHER_OPTIONS = {"student.mask": None, "distortion.setup": None}
@@ -232,7 +232,10 @@ def _loss(part: Mapping[str, Any]) -> str:
     own = part.get("objective")
     if own is not None:
         return f"{_plain(str(own))}, of the author's own (docs/extending.md of s3prl-ekd)"
-    return f"L1 + {part['config']['ekd']['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads"
+    ekd = part["config"]["ekd"]
+    weight = ekd.get("l1_weight", 1.0)
+    first = "L1" if weight == 1 else f"{weight:g} * L1"
+    return f"{first} + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads"
 
 
 def _options(config: Mapping[str, Any]) -> list[str]:

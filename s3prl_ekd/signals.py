@@ -23,6 +23,9 @@ from s3prl_ekd import data_workers
 HEARD = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """What stops a command. SIGUSR1 is what job schedulers are commonly told to send ahead of a time limit."""
 
+_ONE_STOP = 1.0
+"""Seconds within which signals are one: a process group's is passed on by the launcher that is in it, as torchrun."""
+
 _AGAIN = 0.05
 """Seconds after which a dropped exception is raised again."""
 
@@ -35,14 +38,15 @@ class Signals:
     """What this process hears of the signals that stop it (:data:`HEARD`).
 
     Args:
-        on_second: called with the number of a signal that comes after the first; without it, it is raised as the first.
+        on_second: called with the number of a signal that comes some time after the first (:data:`_ONE_STOP`; one that
+            comes before says nothing new). Without it, every one is raised as the first.
     """
 
     def __init__(self, on_second: Callable[[int], None] | None = None) -> None:
         self.number = 0
         """Of the signal that arrived; 0: none."""
         self._on_second, self._process, self._is_ending = on_second, os.getpid(), False
-        self._delays = 0
+        self._delays, self._came = 0, 0.0  # when the first came
         self._before: dict[int, Any] = {}
         self._hook = sys.unraisablehook
         self._held: BaseException | None = None
@@ -108,8 +112,10 @@ class Signals:
         if os.getpid() != self._process:  # a forked worker
             raise KeyboardInterrupt
         if self.number and self._on_second is not None:
+            if time.monotonic() - self._came < _ONE_STOP:
+                return
             self._on_second(number)
-        self.number = number
+        self.number, self._came = number, time.monotonic()
         data_workers.forget()
         data_workers.end_children(grace=0)  # else a loader, on its way out, waits 5 s for each that is deaf
         self._raise()

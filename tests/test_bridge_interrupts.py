@@ -145,6 +145,7 @@ def test_a_run_that_ends_well_says_nothing(capsys: pytest.CaptureFixture[str]) -
 def test_a_second_signal_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     left: list[int] = []
     monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr("s3prl_ekd.signals._ONE_STOP", 0.0)
     one = interrupts.Run([])
 
     def body() -> None:

@@ -64,13 +64,18 @@ def test_a_signal_is_raised(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before and sys.unraisablehook == hook
 
 
-def test_the_second_one_can_be_another_matter() -> None:
+def test_the_second_one_can_be_another_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one that comes together with the first, as where a launcher passes on what the whole group has got."""
     seconds: list[int] = []
     signals = Signals(on_second=seconds.append)
     signals.listen()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with pytest.raises(Interrupted):
-            os.kill(os.getpid(), number)
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert (signals.number, seconds) == (signal.SIGINT, [])
+    monkeypatch.setattr("s3prl_ekd.signals._ONE_STOP", 0.0)
+    with pytest.raises(Interrupted):
+        os.kill(os.getpid(), signal.SIGTERM)
     assert seconds == [signal.SIGTERM]
 
 

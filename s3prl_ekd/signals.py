@@ -59,7 +59,13 @@ class Signals:
     def end(self) -> None:
         """From here on nothing is raised from outside: it would come between an error and its message."""
         self._is_ending = True
+        self.forget_dropped()
         data_workers.forget()
+
+    @staticmethod
+    def forget_dropped() -> None:
+        """Raise again nothing that Python has dropped: the alarm would end a process whose handlers are gone."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
     def hold(self, error: BaseException) -> None:
         """Keep alive what a signal has interrupted, as long as this object.
@@ -71,6 +77,7 @@ class Signals:
     def restore(self) -> None:
         """Give the process back what it heard before :meth:`listen`."""
         self._is_ending = True
+        self.forget_dropped()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         sys.unraisablehook = self._hook

@@ -16,7 +16,7 @@ from validation_lab import HELD_OUT, save
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.config import DataConfig, check_data_config
-from s3prl_ekd.data.lengths import read_held_out, read_lengths
+from s3prl_ekd.data.lengths import _spread, read_held_out, read_lengths
 from s3prl_ekd.distributed import Ranks
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.pretrain.ekd.validation import Validation
@@ -226,6 +226,21 @@ def test_no_more_is_used_than_asked_for(lab: Path) -> None:
         part = read_held_out(checked, read_lengths(checked))
         assert part.paths == [whole.paths[row] for row in rows]
         assert part.samples.tolist() == [int(whole.samples[row]) for row in rows]
+
+
+def test_a_long_recording_does_not_push_out_all_else() -> None:
+    """Minutes are bounded, whatever the lengths: 99 clips of 6 s and one of half an hour; recordings alone."""
+    minute = 60 * 16_000
+    for long in (0, 50, 99):
+        samples = np.full(100, minute // 10)
+        samples[long] = 30 * minute
+        for most in (1, 5, 9):
+            rows = _spread(samples, most * minute)
+            assert long not in rows and len(rows) == 10 * most and len(set(rows.tolist())) == len(rows)
+    mixed = np.random.default_rng(0).integers(2 * 16_000, 30 * 16_000, 1_000)
+    for most in (5, 30, 100):
+        assert 0.9 * most < mixed[_spread(mixed, most * minute)].sum() / minute <= most
+    assert _spread(np.full(3, 20 * minute), 30 * minute).tolist() == [0]
 
 
 def test_without_held_out_speech_there_is_none(lab: Path, tmp_path: Path) -> None:

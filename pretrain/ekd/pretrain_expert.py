@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -235,7 +236,7 @@ class UpstreamPretrainExpert(nn.Module):
             "step": self._step,
             "last_batch": list(self._last_batch),
             "skipped_files": self._skipped,
-            "objective": {name: value.clone() for name, value in self.objective.state_dict().items()},
+            "objective": {name: deepcopy(value) for name, value in self.objective.state_dict().items()},
             "random": random_state(),
         }
 

@@ -2,8 +2,8 @@
 
 python -m recipes.mini_superb.mfcc --speech $SPEECH
 
-Logistic regression on the mean and the standard deviation over time of librosa's 20 MFCCs. --speech DIR holds sid and
-er, each with a manifest.tsv.
+Logistic regression on the mean and the standard deviation over time of librosa's MFCCs, 20 or --coefficients N of
+them. --speech DIR holds sid and er, each with a manifest.tsv.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from s3prl_ekd.console import Console
 from s3prl_ekd.corpora.manifest import Row, read_manifest
 
 
-def accuracy(train: Sequence[Row], test: Sequence[Row], label: str) -> float:
+def accuracy(train: Sequence[Row], test: Sequence[Row], label: str, coefficients: int) -> float:
     """Share of ``test`` whose ``label``, a column of the manifest, is recognised after training on ``train``."""
     classifier = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
-    classifier.fit(*_examples(train, label))
-    return float(classifier.score(*_examples(test, label)))
+    classifier.fit(*_examples(train, label, coefficients))
+    return float(classifier.score(*_examples(test, label, coefficients)))
 
 
-def _examples(rows: Sequence[Row], label: str) -> tuple[np.ndarray, list[str]]:
-    return np.stack([_statistics(row.audio) for row in rows]), [str(getattr(row, label)) for row in rows]
+def _examples(rows: Sequence[Row], label: str, coefficients: int) -> tuple[np.ndarray, list[str]]:
+    return np.stack([_statistics(row.audio, coefficients) for row in rows]), [str(getattr(row, label)) for row in rows]
 
 
-def _statistics(audio: Path) -> np.ndarray:
-    mfcc = librosa.feature.mfcc(y=read_audio(audio), sr=SAMPLE_RATE)  # (20, T)
+def _statistics(audio: Path, coefficients: int) -> np.ndarray:
+    mfcc = librosa.feature.mfcc(y=read_audio(audio), sr=SAMPLE_RATE, n_mfcc=coefficients)  # (coefficients, T)
     return np.concatenate([mfcc.mean(1), mfcc.std(1)])
 
 
@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print both accuracies; returns the exit status."""
     parser = argparse.ArgumentParser(prog="recipes.mini_superb.mfcc", description=__doc__.splitlines()[0])
     parser.add_argument("--speech", type=Path, required=True, help="folder of sid and er")
+    parser.add_argument("--coefficients", type=int, default=20, metavar="N", help="MFCCs (20)")
     return carry_out(run, parser.parse_args(argv), None)
 
 
@@ -53,12 +54,11 @@ def run(args: argparse.Namespace) -> None:
     console = Console()
     sid = read_manifest(args.speech / "sid" / "manifest.tsv").rows
     train, test = ([row for row in sid if row.split == split] for split in ("train", "test"))
-    console.out(f"SID {100 * accuracy(train, test, 'speaker'):.1f}")
+    console.out(f"SID {100 * accuracy(train, test, 'speaker', args.coefficients):.1f}")
     er = read_manifest(args.speech / "er" / "manifest.tsv").rows
-    scores = [
-        accuracy([row for row in er if row.fold != fold], [row for row in er if row.fold == fold], "emotion")
-        for fold in sorted({row.fold for row in er})
-    ]
+    folds = [[[row for row in er if (row.fold == fold) == tested] for tested in (False, True)]
+             for fold in sorted({row.fold for row in er})]  # fmt: skip
+    scores = [accuracy(others, fold, "emotion", args.coefficients) for others, fold in folds]
     console.out(f"ER {100 * np.mean(scores):.1f}")
 
 

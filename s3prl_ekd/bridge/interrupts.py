@@ -38,6 +38,7 @@ class Run:
         self.signals.listen()
         try:
             body()
+            self.signals.forget_dropped()
             return 0
         except BaseException as error:
             self.signals.end()

@@ -69,7 +69,7 @@ class DistortionConfig(Checked):
     setup: Literal["clean_teacher", "independent", "same"] = "clean_teacher"
     """Teachers hear clean and the student distorted clips; each hears its own distortion; both hear the same."""
     seed: int = Field(default=0, ge=0)
-    """Seed of the draws, which depend on (seed, epoch, utterance) alone. Where the key is absent, `--seed` of
+    """Seed of the draws, which depend on (seed, epoch, clip) alone. Where the key is absent, `--seed` of
     run_pretrain.py sets it if it is given."""
     additive: AdditiveConfig | None = None
     """First distortion; absent is always clean."""

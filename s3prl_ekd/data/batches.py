@@ -111,7 +111,8 @@ class CropDataset(Dataset[Batch]):
             student_wave = teacher_wave = wave
             if self.distorter is not None:
                 try:
-                    student_wave, teacher_wave = self.distorter.hear(wave, spec.epoch, item)
+                    window = start if spec.windows else 0
+                    student_wave, teacher_wave = self.distorter.hear(wave, spec.epoch, item, window)
                 except AudioError as error:
                     skipped.append(f"a clip's distortion: {error}")  # the same for all clips that draw the file
             kept.append(position)

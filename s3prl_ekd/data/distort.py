@@ -1,7 +1,7 @@
 """Which distortion each clip gets, and what teacher and student hear.
 
 The recipe of the same authors' robust students (arXiv 2210.07978): one additive distortion, then one non-additive one,
-each drawn from its own list with its own clean share. A draw is a function of (seed, epoch, utterance) alone: not of
+each drawn from its own list with its own clean share. A draw is a function of (seed, epoch, clip) alone: not of
 workers, nor of the other utterances of the batch, nor of how long the crop is. How a distortion sounds is in noise.py,
 filters.py and pitch.py; which files there are, in sources.py.
 """
@@ -86,15 +86,17 @@ class Distorter:
         pools = [*self.noises.values(), *([self.rooms] if self.rooms else [])]
         return [Path(file) for pool in pools for file in pool.files]
 
-    def draw(self, epoch: int, item: int, role: int = STUDENT) -> Draw:
-        """The distortion of an utterance.
+    def draw(self, epoch: int, item: int, role: int = STUDENT, window: int = 0) -> Draw:
+        """The distortion of an utterance, or of one of its windows under a target cache.
 
         Args:
             epoch: pass over the data.
             item: row of the length table.
             role: STUDENT, or TEACHER for the second draw of ``setup: independent``.
+            window: the sample that the window begins at; 0 where an epoch hears one crop of each utterance.
         """
-        rng = np.random.default_rng([self.config.seed, epoch, item, role])
+        later = [window] if window else []
+        rng = np.random.default_rng([self.config.seed, epoch, item, role, *later])
         (low, high), cents = self._first.snr, self._second.pitch_cents
         first, second, noise_file, noise_start, room, band_size, band_start = rng.random(7).tolist()
         top = hertz_to_mel(SAMPLE_RATE / 2)
@@ -138,18 +140,20 @@ class Distorter:
             wave = reject_band(wave, *draw.band)
         return wave
 
-    def hear(self, wave: np.ndarray, epoch: int, item: int) -> tuple[np.ndarray, np.ndarray]:
+    def hear(self, wave: np.ndarray, epoch: int, item: int, window: int = 0) -> tuple[np.ndarray, np.ndarray]:
         """What student and teacher hear of a clip: two (samples,) arrays, one and the same for ``setup: same``.
+
+        The numbers are those of :meth:`draw`.
 
         Raises:
             AudioError: a noise or room response cannot be read.
         """
-        student = self.apply(wave, self.draw(epoch, item))
+        student = self.apply(wave, self.draw(epoch, item, window=window))
         if self.config.setup == "clean_teacher":
             return student, wave
         if self.config.setup == "same":
             return student, student
-        return student, self.apply(wave, self.draw(epoch, item, TEACHER))
+        return student, self.apply(wave, self.draw(epoch, item, TEACHER, window))
 
 
 def _pool(sources: list[str], kind: Kind, key: str, first: int = 0) -> AudioPool:

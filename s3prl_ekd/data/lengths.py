@@ -87,7 +87,9 @@ def read_lengths(
 
 
 def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_runner.yaml") -> LengthTable | None:
-    """:func:`read_lengths` of ``config.valid_sets``, ``valid_minutes`` of it at most; None where nothing is held out.
+    """:func:`read_lengths` of ``config.valid_sets``; None where nothing is held out.
+
+    Of more than ``valid_minutes`` utterances at equal distances, together no longer than that, but one at least.
 
     Args:
         config, file: as there.
@@ -105,12 +107,27 @@ def read_held_out(config: DataConfig, table: LengthTable, file: str = "config_ru
             f"{file}: pretrain_expert.datarc.valid_sets: {len(trained)} utterances are in sets too, and so "
             f"trained on; the first: {trained[0]}"
         )
-    minutes, count = 60 * held_out.hours, len(held_out.paths)
-    if config.valid_minutes is None or minutes <= config.valid_minutes:
+    if config.valid_minutes is None or 60 * held_out.hours <= config.valid_minutes:
         return held_out
-    chosen = np.linspace(0, count - 1, max(1, int(count * config.valid_minutes / minutes))).astype(int)
+    chosen = _spread(held_out.samples, int(60 * config.valid_minutes * SAMPLE_RATE))
     paths, sets = ([column[row] for row in chosen] for column in (held_out.paths, held_out.sets))
     return LengthTable(paths, held_out.samples[chosen], sets)
+
+
+def _spread(samples: np.ndarray, most: int) -> np.ndarray:
+    """Rows at equal distances that have at most so many samples together, or a single row.
+
+    None that has more than a tenth of them alone, if there are others: a long recording would push out all else.
+    """
+    rows = np.flatnonzero(samples <= most / 10)
+    if not len(rows):
+        rows = np.arange(len(samples))
+    count = max(1, min(len(rows), int(most / samples[rows].mean())))
+    while True:
+        chosen = rows[np.linspace(0, len(rows) - 1, count).astype(int)]
+        if count == 1 or samples[chosen].sum() <= most:
+            return chosen
+        count -= 1
 
 
 def tell_of_crops(table: LengthTable, longest: int) -> None:

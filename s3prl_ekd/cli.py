@@ -52,7 +52,7 @@ def main(argv: list[str], signals: Signals | None = None) -> int:
         signals: what is kept of an interrupted command lives as long.
 
     Returns:
-        The exit status: 0 done, 2 the user's mistake in one line, 130 after SIGINT, 143 after SIGTERM.
+        The exit status: 0 done, 2 the user's mistake in one line, 130 after SIGINT, 138 SIGUSR1, 143 SIGTERM.
     """
     signals = signals or Signals()
     logging.basicConfig(format="%(message)s")  # warnings of all, and what we say

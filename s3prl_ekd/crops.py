@@ -43,7 +43,7 @@ def little_heard(name: str, samples: Iterable[int], longest: int) -> str | None:
     seconds = longest / SAMPLE_RATE
     return (
         f"{name}: an epoch hears {100 * heard / total:.2g} % of it, one crop of {seconds:.1f} s "
-        f"(task.sequence_length) of each clip; cut its files into clips of about {seconds:.2g} s"
+        f"(task.sequence_length) of each clip; cut its files into clips of about {seconds:.3g} s"
     )
 
 

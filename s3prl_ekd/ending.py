@@ -28,7 +28,7 @@ def carry_out(act: Callable[[], int | None], signals: Signals, advice: str = "")
         advice: said after a signal.
 
     Returns:
-        The exit status: 0 done, 2 the user's mistake, 130 after SIGINT, 143 after SIGTERM.
+        The exit status: 0 done, 2 the user's mistake, 130 after SIGINT, 138 SIGUSR1, 143 SIGTERM.
     """
     if in_main_thread():
         signals.listen()

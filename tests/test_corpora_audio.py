@@ -142,5 +142,5 @@ def test_recordings_of_which_pretraining_would_hear_little_are_said(
         soundfile.write(tmp_path / name / "a.wav", np.zeros(seconds * 16_000), 16_000)
         assert prepare("audio", tmp_path / name, "--name", name, "--out", tmp_path / "data") == 0
     said = " ".join(capsys.readouterr().out.split())
-    rest = "one crop of 15.6 s (task.sequence_length) of each clip; cut its files into clips of about 16 s"
+    rest = "one crop of 15.6 s (task.sequence_length) of each clip; cut its files into clips of about 15.6 s"
     assert said.count("an epoch hears") == 1 and f"long: an epoch hears 16 % of it, {rest}" in said

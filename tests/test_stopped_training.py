@@ -134,20 +134,20 @@ def training(
     return stopped, signals, runner, optimizer
 
 
-@pytest.mark.parametrize("failing", [EkdError("x: full"), OSError("x: full"), RuntimeError("x: full")])
+@pytest.mark.parametrize("failing", [EkdError("x: full"), OSError("x: full"), ValueError("x: full")])
 def test_what_cannot_be_saved_is_said(caplog: pytest.LogCaptureFixture, tmp_path: Path, failing: Exception) -> None:
     stopped, _, runner, _ = training(Keeper(failing), tmp_path)
     stopped.save(runner)
     assert caplog.messages == ["[ekd] the steps since the last checkpoint are lost: x: full"]
 
 
-def test_a_step_whose_weights_are_half_changed_is_not_saved(tmp_path: Path) -> None:
+def test_a_step_whose_weights_are_half_changed_is_not_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The optimizer has failed: what there is belongs to no step."""
     keeper = Keeper()
     stopped, _, runner, optimizer = training(keeper, tmp_path)
     optimizer.step()
     stopped.save(runner)
-    assert keeper.written == []
+    assert keeper.written == [] and "are lost: the end came while weights changed" in caplog.text
     runner.upstream.on_before_zero_grad()
     stopped.save(runner)
     assert keeper.written == [(3, "states-3.ckpt")]
@@ -168,6 +168,20 @@ def test_a_signal_waits_until_the_step_is_whole_and_logged(
         with pytest.raises(Interrupted):
             (runner.upstream.log_records if log_step == 3 else runner.upstream.on_before_zero_grad)()
         assert signals.number == number
+    finally:
+        signals.restore()
+
+
+def test_a_task_of_s3prls_own_hears_every_signal() -> None:
+    """Nothing follows its steps, so nothing would end a wait."""
+    signals = Signals()
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
+    StoppedTraining(signals, Keeper()).follow_optimizer(optimizer)
+    signals.listen()
+    try:
+        optimizer.step()
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
     finally:
         signals.restore()
 

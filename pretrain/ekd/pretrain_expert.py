@@ -294,7 +294,7 @@ class UpstreamPretrainExpert(nn.Module):
         self._last_batch, self._skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
         self.batches.resume_after(epoch, index)
         self.objective.resume(resume.get("objective", {}))
-        before = resume.get("ranks", self.ranks.size)
+        before = resume.get("ranks", len(resume["random"]))  # earlier versions kept the state of each rank
         if before != self.ranks.size and self.ranks.writes:
             logger.warning("[ekd] %d ranks go on where %d left off: dropout draws differ", self.ranks.size, before)
         if self.ranks.writes:

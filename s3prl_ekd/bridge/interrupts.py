@@ -3,7 +3,7 @@
 Any other exception is a bug and keeps its traceback, but what a library makes of a signal. Of the ranks of a
 distributed run only one speaks: the first to fail, or rank 0 on a signal; a rank whose peer has died waits for the
 launcher's signal.
-Statuses: 0 done, 1 a bug or a lost peer, 2 a user's error, 130 SIGINT, 143 SIGTERM.
+Statuses: 0 done, 1 a bug or a lost peer, 2 a user's error, 130 SIGINT, 138 SIGUSR1, 143 SIGTERM.
 """
 
 from __future__ import annotations

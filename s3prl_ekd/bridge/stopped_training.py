@@ -16,7 +16,7 @@ from types import MethodType
 from typing import Any
 
 from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
-from s3prl_ekd.errors import EkdError, one_line
+from s3prl_ekd.errors import one_line
 from s3prl_ekd.signals import Signals
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ class StoppedTraining:
         self._scheduler: Any = None
         self._changing = False  # weights: between the begin of optimizer.step and the end of the step
         self._waiting = False  # signals
+        self._follows = False  # the steps of a task of ours
         # of the last whole step: UpstreamPretrainExpert.step_end, and how far the scheduler was
         self._end: tuple[dict[str, Any], int] | None = None
         self._saved = 0  # the step that the runner has written last, or tried to
@@ -46,8 +47,9 @@ class StoppedTraining:
 
         @wraps(step)
         def hold_and_step(_: Any, *args: Any, **kwargs: Any) -> Any:
-            self._changing = True
-            self._wait()
+            if self._follows:  # a task of s3prl's own has nobody who ends the wait
+                self._wait()
+                self._changing = True
             return step(*args, **kwargs)
 
         optimizer.step = MethodType(hold_and_step, optimizer)  # torch's schedulers ask for a method
@@ -79,13 +81,17 @@ class StoppedTraining:
             save(state, path)
 
         expert.on_before_zero_grad, expert.log_records, module.torch.save = keep_end, log_and_listen, note_and_save
+        self._follows = True
 
     def save(self, runner: Any) -> None:
         """Write the last whole step, if there is one and the runner has not; called where an error has ended it.
 
         What cannot be saved is said, and changes nothing about that error. A second signal ends the process at once.
         """
-        if self._end is None or self._changing:
+        if self._end is None:
+            return
+        if self._changing:
+            log.warning("[ekd] the steps since the last checkpoint are lost: the end came while weights changed")
             return
         (end, rates), step = self._end, self._end[0]["step"]
         if step == self._saved:
@@ -97,7 +103,7 @@ class StoppedTraining:
                 self._scheduler.step()  # the last that the runner does for a step
             self._make_room(path.parent, runner.config["runner"]["max_keep"])
             self._keeper.save(self._state(runner, end), path)
-        except (EkdError, RuntimeError, OSError) as failed:  # a full disk, or a GPU that answers no more
+        except Exception as failed:  # a full disk, a GPU that answers no more: what has ended the run is to be told
             log.warning("[ekd] the steps since the last checkpoint are lost: %s", one_line(failed, 200))
         else:
             log.info("[ekd] saved step %d before the end: %s", step, path)

@@ -6,17 +6,20 @@ clips into windows instead (``data/windows.py``).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from s3prl_ekd.audio import SAMPLE_RATE
 
-SEQUENCE_LENGTH = 250_000
-"""The recipe's ``task.sequence_length``: 15.6 s."""
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 LITTLE = 0.5
 """A set of which an epoch hears less than this share is worth a warning."""
 
 
-def heard_in_words(samples: Iterable[int], longest: int, by: str = "an epoch") -> str:
+def heard_in_words(samples: ArrayLike, longest: int, by: str = "an epoch") -> str:
     """``", of which an epoch hears 0.1 h: ..."``, to follow a number of hours; empty where no clip is cropped.
 
     Args:
@@ -30,7 +33,7 @@ def heard_in_words(samples: Iterable[int], longest: int, by: str = "an epoch") -
     return f", of which {by} hears {_hours(heard)} h: one crop of {longest / SAMPLE_RATE:.1f} s of each longer clip"
 
 
-def little_heard(name: str, samples: Iterable[int], longest: int) -> str | None:
+def little_heard(name: str, samples: ArrayLike, longest: int) -> str | None:
     """What to say of a set whose clips are so long that an epoch hears less than half of it; None of any other.
 
     Args:
@@ -47,9 +50,10 @@ def little_heard(name: str, samples: Iterable[int], longest: int) -> str | None:
     )
 
 
-def _total_and_heard(samples: Iterable[int], longest: int) -> tuple[int, int]:
-    lengths = list(map(int, samples))
-    return sum(lengths), sum(min(one, longest) for one in lengths) if longest > 0 else sum(lengths)
+def _total_and_heard(samples: ArrayLike, longest: int) -> tuple[int, int]:
+    lengths = np.asarray(samples, np.int64)
+    heard = np.minimum(lengths, longest) if longest > 0 else lengths
+    return int(lengths.sum()), int(heard.sum())
 
 
 def _hours(samples: int) -> str:

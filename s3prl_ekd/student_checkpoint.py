@@ -231,8 +231,7 @@ def _read_fine_tuned(file: Path, states: Mapping[str, Any]) -> dict[str, Any]:
     start = getattr(states["Args"], "upstream_ckpt", None)
     if start is None:
         raise EkdError(f"{file}: a fine-tuned student that began untrained: no checkpoint says its shape")
-    is_there = start.startswith(HF) or Path(start).exists()
-    if START_KEY not in states and not is_there:
+    if START_KEY not in states and not (start.startswith(HF) or Path(start).exists()):
         raise EkdError(f"{file}: a fine-tuned student; the checkpoint that it began with, {start}, is not there")
     before = states[START_KEY] if START_KEY in states else read_checkpoint(start)
     task = str(getattr(states["Args"], "downstream", None))

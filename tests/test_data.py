@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from s3prl_ekd.audio import AUDIO_SUFFIXES, AudioError, audio_below, audio_info, find_audio, read_audio
 from s3prl_ekd.config import DataConfig
-from s3prl_ekd.crops import heard_in_words, little_heard
 from s3prl_ekd.data import batches
 from s3prl_ekd.data.batches import Batch, CropDataset, make_loader
-from s3prl_ekd.data.lengths import LengthTable, read_lengths, tell_of_crops
+from s3prl_ekd.data.lengths import LengthTable, read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.rows import Rows
 from s3prl_ekd.errors import EkdError
@@ -339,27 +338,6 @@ def test_missing_tables_and_audio_are_named_before_training(tmp_path: Path) -> N
         assert "line 2" in message()
     (tmp_path / "train.csv").write_text(",file_path,length,label\n0,1.wav,16000,\n1,,16000,\n")
     assert "line 3: file_path or length is missing or no number" in message()
-
-
-def test_what_an_epoch_hears_of_long_clips_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    second = 16_000
-    assert heard_in_words([10 * second, 15 * second], 15 * second) == "" == heard_in_words([10**9], 0)
-    half_hours = [1800 * second] * 4
-    said = ", of which an epoch hears 0.017 h: one crop of 15.0 s of each longer clip"
-    assert heard_in_words(half_hours, 15 * second) == said
-    assert heard_in_words([*half_hours, *[10 * second] * 900], 15 * second).startswith(
-        ", of which an epoch hears 2.5 h: "
-    )
-    assert little_heard("x", [30 * second, 30 * second], 15 * second) is None is little_heard("x", [], 15 * second)
-    rest = "x: an epoch hears 0.83 % of it, one crop of 15.0 s (task.sequence_length) of each clip; cut its files into"
-    assert little_heard("x", half_hours, 15 * second) == f"{rest} clips of about 15 s"
-
-    config = write_corpus(tmp_path)
-    (tmp_path / "long.csv").write_text(f"file_path,length\n0.wav,{1800 * second}\n")  # only its header is asked for
-    table = read_lengths(config.model_copy(update={"sets": ["train", "long"]}))
-    tell_of_crops(table, 20_000)
-    (line,) = caplog.messages  # of the two sets, the one
-    assert line.startswith("[data] long: an epoch hears 0.069 % of it")
 
 
 def test_s3prls_length_filter(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from scipy.signal import correlate, fftconvolve
 from s3prl_ekd.audio import AUDIO_SUFFIXES, read_audio
 from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig, NonAdditiveConfig, load_model_config
 from s3prl_ekd.data.batches import Batch, CropDataset, make_loader
-from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter, Draw
+from s3prl_ekd.data.distort import STUDENT, TEACHER, Distorter
 from s3prl_ekd.data.filters import hertz_to_mel
-from s3prl_ekd.data.lengths import LengthTable, read_lengths
+from s3prl_ekd.data.lengths import read_lengths
 from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.teachers.stand_ins import write_stand_ins
@@ -120,24 +120,6 @@ def test_a_draw_depends_on_seed_epoch_utterance_and_role_alone(corpus: Path) -> 
     others = [other.draw(1, 7), distorter.draw(2, 7), distorter.draw(1, 8), distorter.draw(1, 7, TEACHER)]
     for draw in (*others, distorter.draw(1, 7, window=48_000)):
         assert draw != distorter.draw(1, 7, STUDENT)
-
-
-def test_the_windows_of_an_utterance_are_distorted_each_by_itself(corpus: Path) -> None:
-    """Under a target cache an epoch hears several of an utterance; without one, where its crop begins is no matter."""
-    heard: list[tuple[int, ...]] = []
-
-    class Ears(Distorter):
-        def draw(self, *place: int, window: int = 0) -> Draw:
-            heard.append((*place, window))
-            return super().draw(*place, window=window)
-
-    table = LengthTable([str(corpus / "5.wav")] * 2, np.array([5_000, 5_000]))
-    spec = BatchSpec(epoch=3, index=0, items=(0, 0, 1), starts=(0, 320, 640), samples=1_000)
-    whole = CropDataset(table, BatchPlan(table.samples, 2), Ears(recipe(corpus)))
-    first = whole[spec]
-    assert heard == [(3, 0, 0), (3, 0, 0), (3, 1, 0)]
-    whole[dataclasses.replace(spec, windows=(0, 1, 2))]
-    assert heard[3:] == [(3, 0, 0), (3, 0, 320), (3, 1, 640)] and first.clips == 3
 
 
 def test_the_drawn_snr_is_what_a_clip_gets(corpus: Path) -> None:

@@ -127,8 +127,8 @@ def training(
     runner = SimpleNamespace(upstream=upstream, args=SimpleNamespace(expdir=folder), config=config)
     signals = Signals()
     stopped = StoppedTraining(signals, keeper)
-    stopped.follow_optimizer(optimizer)
     stopped.follow(runner, SimpleNamespace(torch=SimpleNamespace(save=keeper.save)))
+    stopped.follow_optimizer(optimizer)
     optimizer.step()
     upstream.on_before_zero_grad()
     return stopped, signals, runner, optimizer

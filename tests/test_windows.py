@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 
-from s3prl_ekd.config import DataConfig
+from s3prl_ekd.config import AdditiveConfig, DataConfig, DistortionConfig
+from s3prl_ekd.data.batches import CropDataset
+from s3prl_ekd.data.distort import Distorter, Draw
+from s3prl_ekd.data.lengths import LengthTable
+from s3prl_ekd.data.plan import BatchPlan, BatchSpec
 from s3prl_ekd.data.windows import WindowPlan, Windows, cut_windows, windows_a_batch
 
 LONGEST = 100_000
@@ -92,3 +100,22 @@ def test_resuming_gives_the_batches_that_would_have_come() -> None:
         resumed = plan(windows)
         resumed.resume_after(whole[stop].epoch, whole[stop].index)
         assert [*resumed, *resumed][: len(whole) - stop - 1] == whole[stop + 1 :]
+
+
+def test_the_windows_of_an_utterance_are_distorted_each_by_itself(tmp_path: Path) -> None:
+    """Under a target cache an epoch hears several of an utterance; without one, where its crop begins is no matter."""
+    heard: list[tuple[int, ...]] = []
+
+    class Ears(Distorter):
+        def draw(self, *place: int, window: int = 0) -> Draw:
+            heard.append((*place, window))
+            return super().draw(*place, window=window)
+
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 5_000), 16_000)
+    table = LengthTable([str(tmp_path / "a.wav")] * 2, np.array([5_000, 5_000]))
+    spec = BatchSpec(epoch=3, index=0, items=(0, 0, 1), starts=(0, 320, 640), samples=1_000)
+    whole = CropDataset(table, BatchPlan(table.samples, 2), Ears(DistortionConfig(additive=AdditiveConfig())))
+    first = whole[spec]
+    assert heard == [(3, 0, 0), (3, 0, 0), (3, 1, 0)]
+    whole[dataclasses.replace(spec, windows=(0, 1, 2))]
+    assert heard[3:] == [(3, 0, 0), (3, 0, 320), (3, 1, 640)] and first.clips == 3

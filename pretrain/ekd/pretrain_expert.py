@@ -230,14 +230,15 @@ class UpstreamPretrainExpert(nn.Module):
     def step_end(self) -> dict[str, Any]:
         """What the next batch changes of a run's state, kept at the end of a step, for a run that ends in a later one.
 
-        Of this rank alone. ``step`` is the runner's number of the step.
+        Of this rank alone. ``step``: the runner's number of the step; ``objective``: running statistics of targets and
+        gradients; ``random``: in a list, since earlier versions kept the state of each rank.
         """
         return {
             "step": self._step,
             "last_batch": list(self._last_batch),
             "skipped_files": self._skipped,
             "objective": {name: deepcopy(value) for name, value in self.objective.state_dict().items()},
-            "random": random_state(),
+            "random": [random_state()],
         }
 
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
@@ -257,15 +258,9 @@ class UpstreamPretrainExpert(nn.Module):
         all_states["Upstream_Config"] = self.config.model_dump(mode="json")
         if self.cache is not None:
             self.cache.flush()
-        all_states["EKD_Resume"] = {
-            "last_batch": end["last_batch"],
-            "skipped_files": end["skipped_files"],
-            "teachers": self._teacher_files,
-            "objective": end["objective"],  # running statistics of targets and gradients
-            "random": [end["random"]],  # of rank 0
-            "ranks": self.ranks.size,
-            "scaler": scaler_state(),
-        }
+        all_states["EKD_Resume"] = {name: value for name, value in end.items() if name != "step"} | {
+            "teachers": self._teacher_files, "ranks": self.ranks.size, "scaler": scaler_state()
+        }  # fmt: skip
         return all_states
 
     def load_model(self, all_states: Mapping[str, Any]) -> None:

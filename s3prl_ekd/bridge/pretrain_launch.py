@@ -62,6 +62,7 @@ class PretrainLaunch(ScriptLaunch):
         self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
         self.model: str | None = None  # what -g says
+        self.stopped = StoppedTraining(current.signals, self.keeper)
         self.followed = False  # a file has moved to the place that -g names
 
     @property
@@ -118,7 +119,6 @@ class PretrainLaunch(ScriptLaunch):
             pretrain_runner.share_work(runner, self.world)
 
     def _runner_class(self, original: type) -> type:
-        self.stopped = StoppedTraining(self.current.signals, self.keeper)
         return pretrain_runner.runner_class(original, self.world, self._begin, self.stopped)
 
     def _begin(self, runner: Any) -> None:

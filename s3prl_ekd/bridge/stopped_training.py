@@ -42,14 +42,15 @@ class StoppedTraining:
         self._saved = 0  # the step that the runner has written last, or tried to
 
     def follow_optimizer(self, optimizer: Any) -> None:
-        """Let signals wait from the begin of each of its steps."""
+        """Let signals wait from the begin of each of its steps, in a run that is followed: who else ends the wait?"""
+        if not self._follows:
+            return
         self._optimizer, step = optimizer, optimizer.step
 
         @wraps(step)
         def hold_and_step(_: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._follows:  # a task of s3prl's own has nobody who ends the wait
-                self._wait()
-                self._changing = True
+            self._wait()
+            self._changing = True
             return step(*args, **kwargs)
 
         optimizer.step = MethodType(hold_and_step, optimizer)  # torch's schedulers ask for a method
@@ -59,7 +60,10 @@ class StoppedTraining:
         self._scheduler = scheduler
 
     def follow(self, runner: Any, module: Any) -> None:
-        """Keep the end of each step of a runner whose task is ours, and know what it saves by its ``module``."""
+        """Keep the end of each step of a runner whose task is ours, and know what it saves by its ``module``.
+
+        Before it makes its optimizer.
+        """
         expert, save = runner.upstream, module.torch.save
         before: Callable[[], None] = expert.on_before_zero_grad
         log_records: Callable[..., None] = expert.log_records

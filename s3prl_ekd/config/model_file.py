@@ -10,7 +10,6 @@ from pydantic import Field, field_validator, model_validator
 from s3prl_ekd.checked import Checked
 from s3prl_ekd.config.distillation import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
 from s3prl_ekd.config.distortion import DistortionConfig
-from s3prl_ekd.crops import SEQUENCE_LENGTH
 from s3prl_ekd.shape import BASE_CONV
 from s3prl_ekd.spelling import repeated
 
@@ -136,7 +135,7 @@ class StudentConfig(Checked):
 class TaskConfig(Checked):
     """What one training example is."""
 
-    sequence_length: int = Field(default=SEQUENCE_LENGTH, ge=0)
+    sequence_length: int = Field(default=250_000, ge=0)
     """Longest crop, in samples at 16 kHz (250,000 is 15.6 s), at least 4,000; 0 does not crop."""
 
     @model_validator(mode="after")

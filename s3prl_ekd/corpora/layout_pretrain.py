@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.audio import AudioInfo
+from s3prl_ekd.config.model_file import TaskConfig
 from s3prl_ekd.corpora.folders import Prepared, filled_config, fresh_folder
 from s3prl_ekd.corpora.length_csv import read_lengths, write_lengths
 from s3prl_ekd.corpora.probe import in_parallel, info_or_reason
-from s3prl_ekd.crops import SEQUENCE_LENGTH, little_heard
+from s3prl_ekd.crops import little_heard
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.whole_file import whole_file
 
@@ -74,7 +75,8 @@ def prepare_pretrain(
         write_pretrain_config(written, root, folder.absolute(), trained, valid)
     order = [*trained, *valid]
     lengths = [[samples for _, samples in measured[name]] for name in order]
-    long = [little_heard(name, of_set, SEQUENCE_LENGTH) for name, of_set in zip(order, lengths, strict=True)]
+    longest = TaskConfig().sequence_length  # the recipe's
+    long = [little_heard(name, of_set, longest) for name, of_set in zip(order, lengths, strict=True)]
     notes += [said for said in long if said is not None]
     if not trained:
         notes.append("no set to train on yet; another call with this --out adds one")

@@ -95,7 +95,7 @@ class Distorter:
             role: STUDENT, or TEACHER for the second draw of ``setup: independent``.
             window: the sample that the window begins at; 0 where an epoch hears one crop of each utterance.
         """
-        later = [window] if window else []
+        later = [window] if window else []  # none more for a crop: a zero at the end would be another draw
         rng = np.random.default_rng([self.config.seed, epoch, item, role, *later])
         (low, high), cents = self._first.snr, self._second.pitch_cents
         first, second, noise_file, noise_start, room, band_size, band_start = rng.random(7).tolist()

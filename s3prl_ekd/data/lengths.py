@@ -132,9 +132,9 @@ def _spread(samples: np.ndarray, most: int) -> np.ndarray:
 
 def tell_of_crops(table: LengthTable, longest: int) -> None:
     """Warn of each set of which an epoch hears little, one crop of at most ``longest`` samples of each clip."""
+    sets = np.array(table.sets)
     for name in dict.fromkeys(table.sets):
-        samples = [n for n, its_set in zip(table.samples.tolist(), table.sets, strict=True) if its_set == name]
-        said = little_heard(name, samples, longest)
+        said = little_heard(name, table.samples[sets == name], longest)
         if said is not None:
             logger.warning("[data] %s", said)
 

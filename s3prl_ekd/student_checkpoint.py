@@ -23,7 +23,7 @@ from s3prl_ekd.distill.targets import TargetSet
 from s3prl_ekd.errors import EkdError, naming, reading
 from s3prl_ekd.model.encoder import Dropout, Encoder
 from s3prl_ekd.model.heads import HeadSet
-from s3prl_ekd.model.student import Student, student_shape
+from s3prl_ekd.model.student import Student, heads_read, student_shape
 from s3prl_ekd.random_state import seeded
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import HF, split_hub_model
@@ -77,6 +77,7 @@ class _Heads(_Read):
     name: str
     labels: list[str]
     width: int = Field(ge=1)
+    reads: list[int] = []
 
 
 class _Folder(_Read):
@@ -107,9 +108,14 @@ def student_state(
         "shape": student.encoder.shape.to_dict(),
         "encoder": _on_cpu(student.encoder),
         "heads": _on_cpu(student.heads),
-        "head_sets": [{"name": t.name, "labels": list(t.labels), "width": t.width} for t in target_sets],
+        "head_sets": [_head_set(target) for target in target_sets],
         "mask": {} if student.mask is None else _on_cpu(student.mask),  # training only, so no part of the encoder
     }
+
+
+def _head_set(target: TargetSet) -> dict[str, Any]:
+    said = {"name": target.name, "labels": list(target.labels), "width": target.width}
+    return said | {"reads": list(target.reads)} if target.reads else said  # as before there was such a key
 
 
 def _on_cpu(module: nn.Module) -> dict[str, Tensor]:
@@ -309,11 +315,16 @@ def load_student(path: str | Path, for_training: bool = False) -> LoadedStudent:
     with reading(f"{path}: damaged student checkpoint"):
         encoder = Encoder(EncoderShape.from_dict(part["shape"]), dropout, feature_grad_mult)
         encoder.load_state_dict(part["encoder"])
-        heads = nn.ModuleDict(
-            {s["name"]: HeadSet(encoder.shape.width, len(s["labels"]), s["width"]) for s in part["head_sets"]}
-        )
+        heads = nn.ModuleDict({one["name"]: _heads(one, encoder.shape) for one in part["head_sets"]})
         heads.load_state_dict(part["heads"])
     return LoadedStudent(encoder.eval(), heads.eval(), part)
+
+
+def _heads(said: Mapping[str, Any], shape: EncoderShape) -> HeadSet:
+    reads = heads_read(said["labels"], said.get("reads", ()), shape)
+    if len(reads) != len(said["labels"]) or not all(0 <= number <= shape.layers for number in reads):
+        raise ValueError(f"head set {said['name']}: reads {list(reads)} of {shape.layers} layers")
+    return HeadSet(shape.width, said["width"], reads)
 
 
 def trained_with(part: Mapping[str, Any], path: str | Path) -> tuple[Dropout, float]:

@@ -32,18 +32,20 @@ from s3prl_ekd.variants import packaged
 def test_everything_off_is_the_papers_loss_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     subject, hidden = objective(), hidden_state()
     predictions = heads(hidden, subject.target_sets)
-    loss, values = subject(predictions, hidden, states())
+    loss, values = subject(predictions, [hidden] * len(subject.heads), states())
     expected = mean_over_heads({t.name: head_losses(predictions[t.name], t.gather(states()))
                                 for t in subject.target_sets}, 1.0)  # fmt: skip
     assert torch.equal(loss, expected) and values is None
-    logged, values = subject(predictions, hidden, states(), log=True)
+    logged, values = subject(predictions, [hidden] * len(subject.heads), states(), log=True)
     assert torch.equal(logged, expected) and len(values) == 6
     assert not subject.state_dict()
     monkeypatch.setattr("s3prl_ekd.distill.objective.gradient_norms", None)  # its passes are for log steps only
     for seed in range(20):  # a sum in another order is equal to the last bit now and then
         predictions = heads(hidden, subject.target_sets, seed)
         losses = {t.name: head_losses(predictions[t.name], t.gather(states())) for t in subject.target_sets}
-        assert torch.equal(subject(predictions, hidden, states())[0], mean_over_heads(losses, 1.0))
+        assert torch.equal(
+            subject(predictions, [hidden] * len(subject.heads), states())[0], mean_over_heads(losses, 1.0)
+        )
 
 
 def test_logging_leaves_the_gradients_bit_for_bit(lab: Path) -> None:
@@ -62,7 +64,7 @@ def test_logging_leaves_the_gradients_bit_for_bit(lab: Path) -> None:
 def test_weights_make_a_weighted_mean_over_heads() -> None:
     subject, hidden = objective(weights={"a": 3.0, "c": 0.0}), hidden_state()
     predictions = heads(hidden, subject.target_sets)
-    loss, values = subject(predictions, hidden, states(), log=True)
+    loss, values = subject(predictions, [hidden] * len(subject.heads), states(), log=True)
     total, weight = 0.0, 0.0
     for target_set, w in zip(subject.target_sets, (3.0, 1.0, 0.0), strict=True):
         for i in range(2):
@@ -84,9 +86,9 @@ def test_each_term_has_its_weight(l1_weight: float, cosine_weight: float, droppi
         l1_weight * F.l1_loss(p, t) - cosine_weight * F.logsigmoid(F.cosine_similarity(p, t, dim=-1)).mean()
         for p, t in pairs
     ]).mean()  # fmt: skip
-    loss, logged = subject(predictions, hidden, states(), log=True)
+    loss, logged = subject(predictions, [hidden] * len(subject.heads), states(), log=True)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    plain = objective()(predictions, hidden, states(), log=True)[1]
+    plain = objective()(predictions, [hidden] * len(subject.heads), states(), log=True)[1]
     for name, values in plain.items():  # what is logged has no weight
         assert [logged[name][key] for key in ("l1", "cosine")] == pytest.approx([values["l1"], values["cosine"]])
 
@@ -105,7 +107,7 @@ def path_norms(subject: Objective, log: bool = False) -> tuple[torch.Tensor, dic
         copied.retain_grad()
     predictions = {t.name: heads(copies[t.name], subject.target_sets)[t.name] for t in subject.target_sets}
     given = {name: {1: layers[1]} for name, layers in states().items()}
-    loss, values = subject(predictions, hidden, given, log=log)
+    loss, values = subject(predictions, [hidden] * len(subject.heads), given, log=log)
     for copied in copies.values():
         copied.grad = None  # what looking at the norms left in retained gradients
     loss.backward()
@@ -123,7 +125,7 @@ def test_balanced_gradients_have_the_asked_shares(scale: tuple[float, ...]) -> N
     subject = objective(balance={"decay": 0.0}, weights={"a": 2.0, "b": 1.0, "c": 1.0})
     hidden = hidden_state()
     predictions = heads(hidden, subject.target_sets)
-    _, values = subject(predictions, hidden, states(scale=scale), log=True)
+    _, values = subject(predictions, [hidden] * len(subject.heads), states(scale=scale), log=True)
     shares = {name: value["gradient_share"] for name, value in values.items()}
     expected = {"a": 0.25, "b": 0.125, "c": 0.125}
     assert shares == pytest.approx({f"{n}.{l}": s for n, s in expected.items() for l in (1, 2)}, rel=1e-4)
@@ -164,7 +166,7 @@ def test_gradient_norms_do_not_vanish_in_half_precision() -> None:
     hidden = torch.randn(2, 50, 64, dtype=torch.float16, requires_grad=True)
     exact = hidden.detach().float().requires_grad_()
     losses = [[torch.stack([(1e-5 * h.float()).square().mean(), h.float().abs().mean()])] for h in (hidden, exact)]
-    norms = [gradient_norms(l, h) for l, h in zip(losses, (hidden, exact), strict=True)]
+    norms = [gradient_norms(l, [h] * 2) for l, h in zip(losses, (hidden, exact), strict=True)]
     assert norms[0][1] == pytest.approx(float(norms[1][1]), rel=1e-2)
 
 
@@ -199,20 +201,24 @@ def test_the_loss_under_dropping(probability: float, reduce: str) -> None:
                      for i in range(CLIPS)]) for t in subject.target_sets
     ])  # fmt: skip
     expected = by_clip.mean() if reduce == "mean" else by_clip.max(0).values.mean()
-    loss, logged = subject(predictions, hidden, states(), log=True)
+    loss, logged = subject(predictions, [hidden] * len(subject.heads), states(), log=True)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    plain = objective(cosine_weight=0.5)(predictions, hidden, states(), log=True)[1]
+    plain = objective(cosine_weight=0.5)(predictions, [hidden] * len(subject.heads), states(), log=True)[1]
     for name, values in plain.items():
         assert [logged[name][key] for key in ("l1", "cosine")] == pytest.approx([values["l1"], values["cosine"]])
     subject.eval()  # nothing is dropped outside training
-    assert subject(predictions, hidden, states())[0].item() == pytest.approx(by_clip.mean().item(), rel=1e-5)
+    assert subject(predictions, [hidden] * len(subject.heads), states())[0].item() == pytest.approx(
+        by_clip.mean().item(), rel=1e-5
+    )
 
 
 def test_a_set_without_weight_is_nobodys_worst() -> None:
     """It is never trained, so it would be kept alone, and a clip that keeps it alone teaches nothing."""
     hidden = hidden_state()
     subject = objective(weights={"c": 0.0}, teacher_dropping={"probability": 1.0})
-    loss, _ = subject(heads(hidden, subject.target_sets), hidden, states())  # of c the largest targets
+    loss, _ = subject(
+        heads(hidden, subject.target_sets), [hidden] * len(subject.heads), states()
+    )  # of c the largest targets
     loss.backward()
     assert hidden.grad is not None and (hidden.grad.flatten(1).norm(dim=1) > 1e-3).all()
 
@@ -227,7 +233,9 @@ def test_the_worst_set_is_the_one_whose_heads_are_worst_on_average() -> None:
     }
     predictions = {t.name: torch.zeros(CLIPS, len(t.layers), 20, WIDTH) for t in teachers}
     expected = head_losses(predictions["b"], given["b"][1].unsqueeze(1)).total(1.0)
-    assert subject(predictions, hidden, given)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert subject(predictions, [hidden] * len(subject.heads), given)[0].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def every_option() -> Iterator[dict[str, object]]:

@@ -171,9 +171,9 @@ BROKEN = {
                     "        socket.create_connection(('127.0.0.1', 9))\n        saved", "may not use the network"),
     "a rate of 10 ms": ("return hop", "return hop // 2", "expected 3 x 370, at a downsample rate of 160"),
     "a float rate": ("return hop", "return float(hop)", "gives a float"),
-    "shapes": ("states.append(x)", "states.append(x[:, 1:])", "one shape"),
+    "shapes": ("states += outputs[1:]", "states += [x[:, 1:] for x in outputs[1:]]", "one shape"),
     "no kwargs": (", **kwargs", "", "model_config"),
-    "NaN": ("states.append(x)", "states.append(x * float('nan'))", "hold NaN or infinity"),
+    "NaN": ("states += outputs[1:]", "states += [x * float('nan') for x in outputs[1:]]", "hold NaN or infinity"),
     "layer drop": ("in self.layers:", "in list(self.layers)[int(self.training):]:", "in train mode"),
 }  # fmt: skip
 

@@ -146,7 +146,7 @@ def test_a_loss_per_frame_of_ones_own_takes_the_place_of_ours(dropping: dict | N
         expected = torch.stack(found)  # (teachers, clips, heads)
         worst_alone = dropping is not None and dropping["probability"] == 1.0
         by_clip = expected.mean(2).max(0).values if worst_alone else expected
-        loss, logged = subject(predictions, hidden, states(), log=True)
+        loss, logged = subject(predictions, [hidden] * len(subject.heads), states(), log=True)
         assert loss.item() == pytest.approx(by_clip.mean().item(), rel=1e-5)
         totals = [values["l1"] + values["cosine"] for values in logged.values()]
         assert totals == pytest.approx(expected.mean(1).flatten().tolist(), rel=1e-5)

@@ -24,7 +24,7 @@ def test_each_heads_values_are_its_own(mode: str) -> None:
         hidden = predictions["concat"]  # what the loss has a gradient at
     else:
         predictions = heads(hidden, subject.target_sets)
-    _, values = subject(predictions, hidden, given, log=True)
+    _, values = subject(predictions, [hidden] * len(subject.heads), given, log=True)
     assert list(values) == [f"{t.name}.{label}" for t in subject.target_sets for label in t.labels]
     for target_set in subject.target_sets:
         for i, label in enumerate(target_set.labels):

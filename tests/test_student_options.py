@@ -182,7 +182,7 @@ def test_each_dropout_is_where_its_name_says() -> None:
 
 def test_heads_start_as_torchs_linear_layers_do() -> None:
     torch.manual_seed(0)
-    heads, layer = HeadSet(64, 3, 96), nn.Linear(64, 3 * 96)
+    heads, layer = HeadSet(64, 96, [2, 2, 2]), nn.Linear(64, 3 * 96)
     for ours, theirs in ((heads.weight.data, layer.weight.data), (heads.bias.data, layer.bias.data)):
         assert ours.std() == pytest.approx(theirs.std().item(), rel=0.1) and ours.mean().abs() < 0.1 * ours.std()
         assert ours.abs().max() == pytest.approx(theirs.abs().max().item(), rel=0.02)

@@ -87,7 +87,7 @@ def test_from_teachers_to_logged_losses_every_state_is_where_it_should_be(mode: 
     everything = torch.zeros(1, requires_grad=True)  # what the gradients are asked at; none of them matters here
     predictions = {name: value + everything for name, value in predictions.items()}
     objective = Objective(config, sets, [TeacherLayers(n, l, 4) for n, l in layers.items()])
-    _, values = objective(predictions, everything, teachers(torch.zeros(2, 16_000)), log=True)
+    _, values = objective(predictions, [everything] * len(expected), teachers(torch.zeros(2, 16_000)), log=True)
     assert list(values) == list(expected)
     for name, value in expected.items():
         assert values[name]["l1"] == pytest.approx(0.0, abs=1e-4), name

@@ -160,7 +160,7 @@ class UpstreamPretrainExpert(nn.Module):
             logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
         if start is not None and start.heads:
             heads = {target.name: self.model.heads[target.name] for target in plan.target_sets}
-            taken = initialise_heads(heads, plan.target_sets, start.heads, start.labels)
+            taken = initialise_heads(heads, plan.target_sets, start.heads, start.head_sets)
             fresh = [name for name in heads if name not in taken]
             logger.info("[ekd] heads from there: %s; fresh: %s", ", ".join(taken) or "none", ", ".join(fresh) or "none")
         frozen = freeze(plan, encoders)
@@ -339,7 +339,7 @@ class UpstreamPretrainExpert(nn.Module):
         targets = teachers(heard, data) if isinstance(teachers, CachedTeachers) else teachers(heard)
         with self._student_autocast(wave.device):
             out, predictions = student(wave)
-        hidden = out.states[self.model.encoder.shape.layers]
+        hidden = [out.states[number] for number in self.model.reads]
         with torch.autocast(wave.device.type, enabled=False):  # the loss is fp32
             loss, heads = self.objective(predictions, hidden, targets, log, share)
             return loss if share is None else share.loss(loss), heads

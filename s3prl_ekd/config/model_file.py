@@ -72,6 +72,9 @@ class EkdConfig(Checked):
     initialise_layers: Literal["first", "spread"] | list[int] = "first"
     """Which layers of ``initialise_from`` are copied: the first ones, every k-th beginning with the first, or a list
     of layers counted from 1, one for each student layer."""
+    student_layers: list[int] | None = None
+    """Layer to layer: the student's hidden states that predict the teachers' ``layers``, by position, the last one
+    among them; null: its last state predicts all, as in the paper (docs/beyond.md)."""
     targets: TargetsConfig = TargetsConfig()
     """Beyond the paper, as are the keys from here to residual_heads (docs/beyond.md): scale of the targets, and which
     output of a layer is the target."""
@@ -100,6 +103,18 @@ class EkdConfig(Checked):
             raise ValueError(
                 "l1_weight: with cosine_weight it is 0 too, so there is no loss; one of them must be above 0"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _layer_to_layer(self) -> EkdConfig:
+        if self.student_layers is None:
+            return self
+        for teacher in self.teachers:
+            if len(teacher.layers) != len(self.student_layers):
+                layers = f"the layers {teacher.layers} of {teacher.name}"
+                raise ValueError(f"student_layers: {self.student_layers} for {layers}; expected one for each")
+        if self.balance is not None and len(set(self.student_layers)) > 1:
+            raise ValueError("balance: weighs gradients at one state of the student's; student_layers names several")
         return self
 
 
@@ -154,6 +169,16 @@ class ModelConfig(Checked):
     task: TaskConfig = TaskConfig()
     distortion: DistortionConfig | None = None
     """Absent: teachers and student hear the clips as they are."""
+
+    @model_validator(mode="after")
+    def _reads(self) -> ModelConfig:
+        reads, depth = self.ekd.student_layers, self.student.layers
+        if reads is not None and (min(reads) < 0 or max(reads) != depth):
+            raise ValueError(
+                f"ekd.student_layers: {reads} of a student of {depth} layers; expected numbers from 0 to {depth}, "
+                f"{depth} among them, since layers above the last one read would not be trained"
+            )
+        return self
 
     @model_validator(mode="after")
     def _cacheable(self) -> ModelConfig:

@@ -14,25 +14,25 @@ from torch import Tensor, nn
 _SCALE = 2.0**14
 
 
-def gradient_norms(losses: Sequence[Tensor], hidden: Tensor) -> Tensor:
-    """(n,) norms of ``d losses[i] / d hidden``: what each head's loss asks of the student.
+def gradient_norms(losses: Sequence[Tensor], hidden: Sequence[Tensor]) -> Tensor:
+    """(n,) norms of ``d losses[i] / d hidden[i]``: what each head's loss asks of the student.
 
     For each head one pass back through its own set, none through the student. The graph stays usable.
 
     Args:
         losses: one tensor a head set, (heads of the set,). Not joined: the gradient of one entry of a joined tensor
             would run back through every set, three times the work for three teachers.
-        hidden: (B, T, D), the student's last hidden state, which all heads read.
+        hidden: for each of the n heads, the student's hidden state that it reads, (B, T, D).
     """
     norms = []
-    for loss in (loss for of_set in losses for loss in of_set):
-        (gradient,) = torch.autograd.grad(loss * _SCALE, hidden, retain_graph=True)
+    for loss, state in zip((loss for of_set in losses for loss in of_set), hidden, strict=True):
+        (gradient,) = torch.autograd.grad(loss * _SCALE, state, retain_graph=True)
         norms.append(gradient.float().norm() / _SCALE)
     return torch.stack(norms).detach()
 
 
 class Balancer(nn.Module):
-    """Loss factors that turn weights into shares of the gradient at the student's last hidden state.
+    """Loss factors that turn weights into shares of the gradient at the student's hidden state that all heads read.
 
     ``factor_i = share_i * sum_j(E_j) / E_i``, where E_i is the running mean of the norm of head i's gradient and
     shares add to 1. Each head's gradient then has norm ``share_i * sum_j(E_j)`` whatever the scale of its loss, and the

@@ -67,7 +67,7 @@ class Objective(nn.Module):
     def forward(
         self,
         predictions: Mapping[str, Tensor],
-        hidden: Tensor,
+        hidden: Sequence[Tensor],
         states: TeacherStates,
         log: bool = False,
         share: Share | None = None,
@@ -76,7 +76,7 @@ class Objective(nn.Module):
 
         Args:
             predictions: head set -> (B, n, T, W).
-            hidden: (B, T, D) the student's last hidden state, which all heads read.
+            hidden: for each head of ``heads``, the student's hidden state that it reads, (B, T, D).
             states: teacher -> layer -> (B, T, W).
             log: also make log values, which waits for the device.
             share: all of the above is one rank's part of a global batch: statistics and log values are the global

@@ -43,6 +43,8 @@ class TargetSet:
     sources: tuple[tuple[tuple[str, int], ...], ...]
     """For each head the (teacher, layer) states that make its target."""
     combine: Literal["mean", "concat", "single", "difference"]
+    reads: tuple[int, ...] = ()
+    """For each head the student's hidden state that it reads; empty: all read the last one."""
 
     def gather(self, states: TeacherStates) -> Tensor:
         """Targets (B, n, T, width) of this set."""

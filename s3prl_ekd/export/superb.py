@@ -16,6 +16,7 @@ from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export import cards, superb_expert
 from s3prl_ekd.export.files import CARD, export_folder, write_license
 from s3prl_ekd.export.isolated import TASKS
+from s3prl_ekd.model.student import heads_read
 from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.student_checkpoint import load_student, same_weights
 from s3prl_ekd.torch_file import read_torch_file, write_torch_file
@@ -57,7 +58,7 @@ def export_superb(
                     f"--heads: head set {head_set['name']!r} predicts {head_set['width']} channels, but all hidden "
                     f"states of a submission must have the same {shape.width}"
                 )
-            head_sets.append([head_set["name"], len(head_set["labels"])])
+            head_sets.append([head_set["name"], list(heads_read(head_set["labels"], head_set.get("reads", ()), shape))])
             names += [f"prediction of {head_set['name']}.{label}" for label in head_set["labels"]]
         weights |= {f"heads.{name}": value for name, value in heads.state_dict().items()}
     chosen = _check_tasks(task_states or {}, len(names))

@@ -45,7 +45,7 @@ class UpstreamExpert(nn.Module):
         self.layers = nn.ModuleList(
             [TransformerLayer(width, shape["heads"], shape["ffn_width"]) for _ in range(shape["layers"])]
         )
-        self.heads = nn.ModuleDict({name: HeadSet(width, count) for name, count in saved["head_sets"]})
+        self.heads = nn.ModuleDict({name: HeadSet(width, reads) for name, reads in saved["head_sets"]})
         self.load_state_dict(saved["weights"])
 
     def get_downsample_rates(self, key: str) -> int:
@@ -83,11 +83,12 @@ class UpstreamExpert(nn.Module):
             features = features.masked_fill(~mask.unsqueeze(-1), 0.0)  # the positional convolution sees no padding
         states = [features]
         x = self.norm(features + self.position(features))
+        outputs = [x]  # the layers' own, after the input of the first
         for layer in self.layers:
-            x = layer(x, mask)
-            states.append(x)
+            outputs.append(layer(outputs[-1], mask))
+        states += outputs[1:]
         for heads in self.heads.values():
-            states += list(heads(x).unbind(1))
+            states += list(heads(outputs).unbind(1))
         result = {task: [states[index] for index in chosen] for task, chosen in self.task_states.items()}
         result["hidden_states"] = result.get(self.selection, states)
         return result
@@ -195,17 +196,24 @@ class SelfAttention(nn.Module):
 
 
 class HeadSet(nn.Module):
-    """The heads that predicted one teacher's layers in training: a shared Linear and GELU, then one Linear a layer."""
+    """The heads that predicted one teacher's layers in training: Linear, GELU and Linear from a state of the student.
 
-    def __init__(self, width: int, count: int):
+    Args:
+        width: D.
+        reads: for each head, which state it reads: 0 the input of the first layer, then each layer's output.
+    """
+
+    def __init__(self, width: int, reads):
         super().__init__()
-        self.count = count
+        self.reads, count = list(reads), len(reads)
         self.expand = nn.Linear(width, width * count)
         self.weight = nn.Parameter(torch.zeros(count, width, width))
         self.bias = nn.Parameter(torch.zeros(count, width))
 
-    def forward(self, x):
-        """x (B, T, D) -> (B, heads, T, D)."""
-        batch, frames, width = x.shape
-        hidden = F.gelu(self.expand(x)).view(batch, frames, self.count, width)
+    def forward(self, states):
+        """list of (B, T, D) -> (B, heads, T, D)."""
+        count, width = len(self.reads), self.weight.shape[1]
+        read = torch.stack([states[number] for number in self.reads], dim=2)  # (B, T, n, D)
+        expand = self.expand.weight.view(count, width, width)  # n times (out, in)
+        hidden = F.gelu(torch.einsum("btnd,nwd->btnw", read, expand) + self.expand.bias.view(count, width))
         return torch.einsum("btnd,ndw->bntw", hidden, self.weight) + self.bias[:, None]

@@ -108,6 +108,6 @@ def _own_cost(folder: Path) -> Cost | None:
         with reading("model.pt"):
             saved = read_torch_file(folder / "model.pt")
             shape = EncoderShape.from_dict(saved["shape"])
-            return cost(shape, [(count, shape.width) for _, count in saved["head_sets"]])
+            return cost(shape, [(len(reads), shape.width) for _, reads in saved["head_sets"]])
     except EkdError:
         return None  # somebody else's file; whether it can be read shows when their code is run

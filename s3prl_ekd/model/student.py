@@ -63,6 +63,9 @@ class Student(nn.Module):
     Args:
         config: the student's numbers.
         targets: the plan; empty for a student without heads.
+
+    Attributes:
+        reads: for each head of all sets, the number of the hidden state that it reads.
     """
 
     def __init__(self, config: StudentConfig, targets: Sequence[TargetSet] = ()) -> None:
@@ -70,14 +73,21 @@ class Student(nn.Module):
         shape = student_shape(config)
         dropout = Dropout(config.dropout, config.attention_dropout, config.activation_dropout)
         self.encoder = Encoder(shape, dropout, config.feature_grad_mult)
-        self.heads = nn.ModuleDict({t.name: HeadSet(shape.width, len(t.labels), t.width) for t in targets})
+        sets = {t.name: HeadSet(shape.width, t.width, heads_read(t.labels, t.reads, shape)) for t in targets}
+        self.heads = nn.ModuleDict(sets)
+        self.reads = tuple(number for heads in sets.values() for number in heads.reads)
         self.mask = SpanMask(shape.width, config.mask) if config.mask is not None else None
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, dict[str, Tensor]]:
         """wave (B, N), lengths (B,) or None -> the encoder's output, predictions (B, n, T, width) per head set."""
-        out = self.encoder(wave, lengths, states=[self.encoder.shape.layers], replace=self.mask)
-        last = out.states[self.encoder.shape.layers]
-        return out, {name: heads(last) for name, heads in self.heads.items()}
+        states = {self.encoder.shape.layers, *self.reads}
+        out = self.encoder(wave, lengths, states=states, replace=self.mask)
+        return out, {name: heads(out.states) for name, heads in self.heads.items()}
+
+
+def heads_read(labels: Sequence[str], reads: Sequence[int], shape: EncoderShape) -> tuple[int, ...]:
+    """For each head of a set, the number of the student's state that it reads: as the set says, else the last one."""
+    return tuple(reads) or (shape.layers,) * len(labels)
 
 
 def initialise_student(
@@ -126,22 +136,23 @@ def initialise_heads(
     heads: Mapping[str, nn.Module],
     targets: Sequence[TargetSet],
     trained: Mapping[str, nn.Module],
-    labels: Mapping[str, Sequence[str]],
+    head_sets: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """Copy those of a trained student's heads that predict what the new student's are to: name, layers and width agree.
+    """Copy those of a trained student's heads that predict what the new student's are to, from the same of its states.
 
     Args:
         heads: the new student's, by target set.
         targets: what they predict.
         trained: the other one's.
-        labels: the layers that these predict, as :attr:`TargetSet.labels`.
+        head_sets: what its checkpoint says of them: name, labels, width, reads.
 
     Returns:
         names of the head sets copied.
     """
     copied = []
+    said = {one["name"]: (tuple(one["labels"]), tuple(one.get("reads", ()))) for one in head_sets}
     for target in targets:
-        if target.name not in trained or tuple(labels[target.name]) != target.labels:
+        if said.get(target.name) != (target.labels, target.reads):
             continue
         ours, theirs = heads[target.name].state_dict(), trained[target.name].state_dict()
         if all(value.shape == theirs[name].shape for name, value in ours.items()):

@@ -9,9 +9,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -142,7 +142,8 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
             for index, teacher in enumerate(ekd.teachers)
         }
         layers = [TeacherLayers(t.name, tuple(t.layers), found[t.name].shape.width) for t in ekd.teachers]
-        target_sets = plan_targets(ekd.mode, layers) + plan_residuals(ekd.residual_heads, layers)
+        planned = plan_targets(ekd.mode, layers) + plan_residuals(ekd.residual_heads, layers)
+        target_sets = [replace(target, reads=tuple(ekd.student_layers or ())) for target in planned]
         doubled = repeated([target.name for target in target_sets])
         if doubled is not None:
             raise EkdError(
@@ -258,8 +259,8 @@ class Start(NamedTuple):
     encoder: Encoder
     heads: Mapping[str, nn.Module]
     """By target set; of a trained student's checkpoint only."""
-    labels: Mapping[str, Sequence[str]]
-    """The layers that each of them predicts."""
+    head_sets: Sequence[Mapping[str, Any]]
+    """What the checkpoint says of each of them: name, labels, width, reads."""
 
 
 def load_initialiser(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> Start | None:
@@ -270,11 +271,10 @@ def load_initialiser(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> 
     if plan.initialiser.kind == "student":
         with naming(where), _own_draws():
             student = load_student(plan.initialiser.source)
-        labels = {one["name"]: one["labels"] for one in student.part["head_sets"]}
-        return Start(student.encoder, dict(student.heads.items()), labels)
+        return Start(student.encoder, dict(student.heads.items()), student.part["head_sets"])
     encoder = encoders[start] if start in encoders else _load(plan.initialiser, where)
     assert isinstance(encoder, Encoder)  # else check_teachers would have refused it
-    return Start(encoder, {}, {})
+    return Start(encoder, {}, [])
 
 
 def _load(source: TeacherSource, where: str) -> TeacherEncoder:

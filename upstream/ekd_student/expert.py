@@ -99,11 +99,11 @@ class UpstreamExpert(nn.Module):
             with ``with_heads``: ``hidden_states`` go on with every head's prediction, and ``heads_averaged`` has, in
             place of these, the mean over the teachers' first heads, over their second ones, ... (the EKD authors').
         """
-        out = encode_clips(self.encoder, wavs, range(1, self.encoder.shape.layers + 1))
-        hidden_states = [out.features, *(out.states[layer] for layer in sorted(out.states))]
+        out = encode_clips(self.encoder, wavs)
+        hidden_states = [out.features, *(out.states[layer] for layer in range(1, self.encoder.shape.layers + 1))]
         result: dict[str, Any] = {"last_hidden_state": hidden_states[-1], "paper": hidden_states[-1]}
         if self.heads is not None:
-            sets = {name: heads(hidden_states[-1]).unbind(1) for name, heads in self.heads.items()}
+            sets = {name: heads(out.states).unbind(1) for name, heads in self.heads.items()}
             result["predictions"] = dict(zip(self.head_labels, chain(*sets.values()), strict=True))
             if self.with_heads:
                 alike = zip_longest(*(sets[name] for name in sets if name not in self.differences))

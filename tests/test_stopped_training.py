@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -54,6 +55,13 @@ def whole(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "x"
 
 
+@pytest.fixture(scope="module")
+def held_out(lab: Path) -> str:
+    """What ``-o`` says so that a run is validated."""
+    hold_out(lab)
+    return "config.pretrain_expert.datarc.valid_sets=['valid']"
+
+
 def names(expdir: Path) -> list[str]:
     return sorted(path.name for path in expdir.glob("*.ckpt"))
 
@@ -66,9 +74,10 @@ def names(expdir: Path) -> list[str]:
 def test_it_goes_on_bit_for_bit(lab: Path, tmp_path: Path, whole: Path, fault: str, step: int) -> None:
     run = words(lab, tmp_path, "x", max_keep=2)
     _, err = trouble_lab.run(tmp_path, *run, faults=fault, status=143)
-    assert f"[ekd] saved step {step} before the end: x/states-{step}.ckpt" in err
+    name = "states-epoch-5.ckpt" if step == 8 else f"states-{step}.ckpt"  # of the last step, as the runner's
+    assert f"[ekd] saved step {step} before the end: x/{name}" in err
     assert err.splitlines()[-1].startswith("stopped by SIGTERM; continue with: ")
-    assert names(tmp_path / "x") == ["states-4.ckpt", f"states-{step}.ckpt"]
+    assert names(tmp_path / "x") == ["states-4.ckpt", name]
     trouble_lab.run(tmp_path, *run, "-a")
     there, expected = (read_torch_file(newest_checkpoint(folder)) for folder in (tmp_path / "x", whole))
     for key in ("EKD", "EKD_Resume", "Scheduler", "Step"):
@@ -91,14 +100,29 @@ def test_any_end_leaves_it_and_none_is_written_twice(lab: Path, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_it_owes_no_validation(lab: Path, tmp_path: Path) -> None:
-    lab, held_out = hold_out(lab), "config.pretrain_expert.datarc.valid_sets=['valid']"
+def test_it_owes_no_validation(lab: Path, tmp_path: Path, held_out: str) -> None:
     for name, faults in (("whole", ""), ("cut", "6:stop")):
         *run, override = words(lab, tmp_path, name)
         trouble_lab.run(tmp_path, *run, f"{override},,{held_out}", faults=faults, status=143 if faults else 0)
     trouble_lab.run(tmp_path, *run, f"{override},,{held_out}", "-a")
     whole, cut = ((tmp_path / name / "validation.jsonl").read_text() for name in ("whole", "cut"))
     assert whole == cut and len(whole.splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_run_of_epochs_stopped_after_its_last_step_is_finished_but_for_the_validation(
+    lab: Path, tmp_path: Path, held_out: str
+) -> None:
+    """Nothing but the name of its last checkpoint tells a run of n_epochs that no step is left."""
+    *run, override = words(lab, tmp_path, "x", n_epochs=5)
+    run.append(f"{override},,{held_out}")
+    _, err = trouble_lab.run(tmp_path, *run, faults="7:stop-after", status=143)
+    assert "[ekd] saved step 7 before the end: x/states-epoch-5.ckpt" in err
+    trouble_lab.run(tmp_path, *run, "-a")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "x" / "validation.jsonl").read_text().splitlines()]
+    assert steps == [4, 7] and names(tmp_path / "x") == ["dev-best.ckpt", "states-4.ckpt", "states-epoch-5.ckpt"]
+    _, err = trouble_lab.run(tmp_path, *run, "-a")
+    assert "finished at step 7; nothing to do" in err
 
 
 class Keeper(AtomicCheckpoints):
@@ -121,9 +145,10 @@ def training(
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
     upstream = SimpleNamespace(
         on_before_zero_grad=lambda: None, log_records=lambda: None, step_end=lambda: {"step": 3},
-        add_state_of=lambda states, end: states,
+        add_state_of=lambda states, end: states, loader=SimpleNamespace(dataset=range(9)),
     )  # fmt: skip
-    config = {"runner": {"max_keep": 2, "log_step": log_step}}
+    config = {"runner": {"max_keep": 2, "log_step": log_step, "n_epochs": -1, "total_steps": 9,
+                         "gradient_accumulate_steps": 1}}  # fmt: skip
     runner = SimpleNamespace(upstream=upstream, args=SimpleNamespace(expdir=folder), config=config)
     signals = Signals()
     stopped = StoppedTraining(signals, keeper)

@@ -122,6 +122,19 @@ def check_theirs(config: Any, source: str) -> None:
             raise EkdError(f"{source}: pretrain_expert.datarc: {table}: no such table of lengths")
 
 
+def length(rules: Mapping[str, Any], batches: int) -> tuple[int, int]:
+    """Steps and epochs of a run, as the runner counts them when it begins.
+
+    Args:
+        rules: the section ``runner``.
+        batches: of an epoch.
+    """
+    epochs, together = rules["n_epochs"], rules["gradient_accumulate_steps"]
+    if epochs > 0:
+        return int(epochs * batches / together), epochs
+    return rules["total_steps"], int(rules["total_steps"] * together / batches)
+
+
 def check_epochs(config: Mapping[str, Any], batches: int, source: str) -> None:
     """Whether ``n_epochs`` are enough steps: the runner counts them when it begins, and asserts that they are.
 
@@ -138,7 +151,7 @@ def check_epochs(config: Mapping[str, Any], batches: int, source: str) -> None:
     rules = config["runner"]
     if rules["n_epochs"] <= 0:
         return
-    steps = int(rules["n_epochs"] * batches / rules["gradient_accumulate_steps"])
+    steps, _ = length(rules, batches)
     epochs = f"the {steps} steps of n_epochs: {rules['n_epochs']}"
     for key in ("log_step", "save_step"):
         if steps <= rules[key]:

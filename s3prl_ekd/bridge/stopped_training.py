@@ -16,6 +16,7 @@ from types import MethodType
 from typing import Any
 
 from s3prl_ekd.bridge.checkpoints import AtomicCheckpoints
+from s3prl_ekd.bridge.pretrain_configs import length
 from s3prl_ekd.errors import one_line
 from s3prl_ekd.signals import Signals
 
@@ -101,7 +102,7 @@ class StoppedTraining:
         if step == self._saved:
             return
         self._signals.end()
-        path = Path(runner.args.expdir, f"states-{step}.ckpt")
+        path = Path(runner.args.expdir, self._name(runner, step))
         try:
             if self._scheduler is not None and self._scheduler.last_epoch == rates:
                 self._scheduler.step()  # the last that the runner does for a step
@@ -121,6 +122,11 @@ class StoppedTraining:
         if self._waiting:
             self._waiting = False
             self._signals.deliver()
+
+    def _name(self, runner: Any, step: int) -> str:
+        """As the runner's: that of the last step says how many epochs they were, and with ``-a`` ends such a run."""
+        last, epochs = length(runner.config["runner"], len(runner.upstream.loader.dataset))
+        return f"states-epoch-{epochs}.ckpt" if step == last and epochs > 0 else f"states-{step}.ckpt"
 
     def _state(self, runner: Any, end: dict[str, Any]) -> dict[str, Any]:
         """As the runner makes it, one rank alone: its peers may be gone."""

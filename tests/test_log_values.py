@@ -41,13 +41,13 @@ def test_speed_wait_and_skipped_files(lab: Path, monkeypatch: pytest.MonkeyPatch
 
     A step's pass back comes after its log values, and counts in the next ones.
     """
-    from s3prl_ekd.pretrain.ekd import pretrain_expert
+    from s3prl_ekd.pretrain.ekd import step_log
 
     expert = make_expert(lab).train()
     now = [100.0]
-    monkeypatch.setattr(pretrain_expert.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(step_log.time, "perf_counter", lambda: now[0])
     logger = Logger(tmp_path)
-    expert._clock, expert.loader.waited = now[0], 4.0
+    expert.log._clock, expert.loader.waited = now[0], 4.0
     now[0] += 8.0
     for step, skipped in ((1, ["a.flac: broken", "b.flac: broken"]), (2, [])):
         batch = Batch(0.1 * torch.randn(2, 16_000), epoch=0, index=step, skipped=skipped)

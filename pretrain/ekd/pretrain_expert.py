@@ -8,7 +8,6 @@ predictions, targets -> loss
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from copy import deepcopy
@@ -18,9 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from s3prl_ekd.bridge.optimizers import current_rate
 from s3prl_ekd.bridge.pretrain_configs import seed_distortion
 from s3prl_ekd.bridge.ranks import TORCHRUN
 from s3prl_ekd.bridge.scaler import load_state_on_create, scaler_state
@@ -29,15 +26,14 @@ from s3prl_ekd.crops import heard_in_words
 from s3prl_ekd.data.batches import Batch, make_loader
 from s3prl_ekd.data.lengths import read_held_out, read_lengths, tell_of_crops
 from s3prl_ekd.data.shards import ShardedPlan
-from s3prl_ekd.data.skipped import SkippedAudio
 from s3prl_ekd.data.target_cache import TargetCache
 from s3prl_ekd.distill.objective import Objective
 from s3prl_ekd.distributed import Ranks, Share
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.metrics_file import METRICS, MetricsWriter
 from s3prl_ekd.model.encoder import count_parameters
 from s3prl_ekd.model.student import Student, initialise_heads, initialise_student
-from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation, add_heads
+from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation
+from s3prl_ekd.pretrain.ekd.step_log import StepLog
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
 from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
@@ -116,11 +112,8 @@ class UpstreamPretrainExpert(nn.Module):
         self._seed = torch.initial_seed()  # the run's, which s3prl has set
         self.__dict__["parallel"] = self.model
         self._step, self._last_batch = 0, (0, -1)  # (epoch, index) of the newest batch trained on
-        self._skipped, self._skipped_audio = 0, SkippedAudio()
-        self._logged = -1  # the newest step that was
-        self._metrics = MetricsWriter(METRICS)
+        self.log = StepLog(self.loader, self.ranks)
         self._silent = 0  # batches in a row of which nothing could be read
-        self._audio_seconds, self._clock = 0.0, time.perf_counter()
         self.checkpoint_validation: CheckpointValidation | None = None
         if self.validation is not None:
             modules = self.model, self.objective
@@ -190,20 +183,20 @@ class UpstreamPretrainExpert(nn.Module):
         self, data: Batch, records: dict[str, Any], global_step: int, log_step: int, **kwargs: Any
     ) -> tuple[Tensor, dict[str, Any]]:
         """One batch: scalar loss, and the runner's records with what a log step shows."""
-        self._step = global_step
-        self._note(data)
+        self._step, self._last_batch = global_step, (data.epoch, data.index)
+        self.ranks.own_random_draws(self._seed, data.epoch, data.index)
+        self.log.note(data)
         wave = data.wave.to(self.device, non_blocking=True)  # (B, N)
         share = self.ranks.share(data.clips, wave.device)
         nothing_read = data.is_placeholder if share is None else share.empty
         if nothing_read:
             return self._nothing_read(data, wave), records
         self._silent = 0
-        # a step of several batches (gradient_accumulate_steps) shows its first
-        log = global_step % log_step == 0 and global_step != self._logged
-        loss, heads = self._losses(data, wave, self.parallel, self.teachers, log, share)
+        due = self.log.is_due(global_step, log_step)
+        loss, heads = self._losses(data, wave, self.parallel, self.teachers, due, share)
         if heads is not None:
-            self._logged = global_step
-            records["ekd"] = self._log_values(loss, heads)
+            validating = 0.0 if self.checkpoint_validation is None else self.checkpoint_validation.take_seconds()
+            records["ekd"] = self.log.values(global_step, loss, heads, validating)
         return loss, records
 
     def on_before_zero_grad(self) -> None:
@@ -212,20 +205,12 @@ class UpstreamPretrainExpert(nn.Module):
     def log_records(
         self, records: Mapping[str, Any], logger: Any, prefix: str, global_step: int, **kwargs: Any
     ) -> None:
-        """Write the newest log values to tensorboard and as one line of ``metrics.jsonl`` in the experiment folder."""
+        """Write the newest log values."""
         if self.checkpoint_validation is not None:
             self.checkpoint_validation.tensorboard = logger, prefix
         values = records.get("ekd")
-        if not values:  # the runner also logs its very last step, which need not be a log step
-            return
-        if self.ranks.writes:
-            add_heads(logger, prefix, values["heads"], global_step)
-            for name in ("audio_seconds_per_second", "data_wait", "skipped_files"):
-                logger.add_scalar(f"{prefix}{name.replace('_', '-')}", values[name], global_step=global_step)
-            self._metrics.write(logger.logdir, global_step, values)
-            speed, skipped = values["audio_seconds_per_second"], values["skipped_files"]
-            line = f"[ekd] step {global_step}: loss {values['loss']:.4f}, {speed:,.0f} s of audio a second"
-            tqdm.write(line + (f", clips skipped so far: {skipped:,}" if skipped else ""))
+        if values and self.ranks.writes:  # the runner also logs its very last step, which need not be a log step
+            self.log.write(values, logger, prefix, global_step)
 
     def step_end(self) -> dict[str, Any]:
         """What the next batch changes of a run's state, kept at the end of a step, for a run that ends in a later one.
@@ -236,7 +221,7 @@ class UpstreamPretrainExpert(nn.Module):
         return {
             "step": self._step,
             "last_batch": list(self._last_batch),
-            "skipped_files": self._skipped,
+            "skipped_files": self.log.skipped,
             "objective": {name: deepcopy(value) for name, value in self.objective.state_dict().items()},
             "random": [random_state()],
         }
@@ -244,7 +229,7 @@ class UpstreamPretrainExpert(nn.Module):
     def add_state_to_save(self, all_states: dict[str, Any]) -> dict[str, Any]:
         """Add the student and all that makes a resumed run go on as if it had never stopped."""
         end = self.step_end()
-        end["skipped_files"] = int(self.ranks.sums([self._skipped], self.device)[0])
+        end["skipped_files"] = int(self.ranks.sums([self.log.skipped], self.device)[0])
         # The runner saves its progress bar, which is one behind the step just finished; resuming would repeat it.
         all_states["Step"] += 1
         self.add_state_of(all_states, end)
@@ -272,7 +257,7 @@ class UpstreamPretrainExpert(nn.Module):
         self.model.heads.load_state_dict(part["heads"])
         if self.model.mask is not None:
             self.model.mask.load_state_dict(part["mask"])
-        self._metrics.resumed_at = all_states["Step"]
+        self.log.metrics.resumed_at = all_states["Step"]
         if self.checkpoint_validation is not None:
             self.checkpoint_validation.lines.resumed_at = all_states["Step"]
         resume = all_states.get("EKD_Resume")
@@ -286,7 +271,7 @@ class UpstreamPretrainExpert(nn.Module):
                 f"the run began with the loss {began}, and this is {now}: go on by the command it began with"
             )
         epoch, index = resume["last_batch"]
-        self._last_batch, self._skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
+        self._last_batch, self.log.skipped = (epoch, index), resume["skipped_files"] if self.ranks.writes else 0
         self.batches.resume_after(epoch, index)
         self.objective.resume(resume.get("objective", {}))
         before = resume.get("ranks", len(resume["random"]))  # earlier versions kept the state of each rank
@@ -302,13 +287,6 @@ class UpstreamPretrainExpert(nn.Module):
     def _own_objective(self) -> str | None:
         """The class that a script brought; None is this package's."""
         return None if self.objective_class is Objective else self.objective_class.__name__
-
-    def _note(self, data: Batch) -> None:
-        self._last_batch = (data.epoch, data.index)
-        self.ranks.own_random_draws(self._seed, data.epoch, data.index)
-        self._audio_seconds += data.seconds
-        self._skipped += len(data.skipped)
-        self._skipped_audio.tell(data.skipped)
 
     def _nothing_read(self, data: Batch, silence: Tensor) -> Tensor:
         """A loss of zero that every weight has a part in, for a batch without a single clip.
@@ -367,23 +345,3 @@ class UpstreamPretrainExpert(nn.Module):
         if precision == "bf16" or automatic:
             return torch.autocast(device.type, torch.bfloat16)
         return nullcontext()
-
-    def _log_values(self, loss: Tensor, heads: dict[str, dict[str, float]]) -> dict[str, Any]:
-        """The heads' log values and the run's own since the last log step, over all ranks."""
-        # from here to here: whole steps, with their passes back (which begin after this, so log_records is too late)
-        now = time.perf_counter()
-        elapsed = now - self._clock
-        if self.checkpoint_validation is not None:
-            elapsed -= self.checkpoint_validation.take_seconds()
-        counts = [self._audio_seconds, self.loader.waited / self.ranks.size, self._skipped]
-        self._clock, self._audio_seconds, self.loader.waited = now, 0.0, 0.0
-        seconds, waited, skipped = self.ranks.sums(counts, loss.device)
-        rate = current_rate()
-        return {
-            "loss": float(loss.detach()),
-            **({} if rate is None else {"lr": rate}),
-            "audio_seconds_per_second": seconds / elapsed if elapsed else 0.0,
-            "data_wait": waited / elapsed if elapsed else 0.0,  # share of the time
-            "skipped_files": int(skipped),
-            "heads": heads,
-        }

@@ -107,13 +107,14 @@ def test_a_card_names_the_options_that_a_student_was_trained_with(checkpoint: Pa
 def test_a_card_does_not_say_the_papers_loss_of_a_student_that_was_trained_by_another(
     checkpoint: Path, tmp_path: Path
 ) -> None:
-    papers = "- loss: L1 + 1 * (-log sigmoid(cosine)), mean over heads"
+    papers = "- loss: L1 + (-log sigmoid(cosine)), mean over heads"
     assert papers in (export_superb(checkpoint, tmp_path / "plain") / "README.md").read_text()
     state = torch.load(checkpoint, weights_only=True)
-    state["EKD"]["config"]["ekd"]["l1_weight"] = 0.5
-    torch.save(state, tmp_path / "half.ckpt")
-    card = (export_superb(tmp_path / "half.ckpt", tmp_path / "half") / "README.md").read_text()
-    assert papers.replace("L1", "0.5 * L1") in card and "off by default" not in card
+    for weight, terms in ((0.5, "0.5 * L1 + (-log"), (0.0, "(-log")):
+        state["EKD"]["config"]["ekd"]["l1_weight"] = weight
+        torch.save(state, tmp_path / "other.ckpt")
+        card = (export_superb(tmp_path / "other.ckpt", tmp_path / f"{weight}") / "README.md").read_text()
+        assert papers.replace("L1 + (-log", terms) in card and "off by default" not in card
     state["EKD"]["objective"] = "Mine<b>"
     torch.save(state, tmp_path / "own.ckpt")
     card = (export_superb(tmp_path / "own.ckpt", tmp_path / "own") / "README.md").read_text()

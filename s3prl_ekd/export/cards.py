@@ -233,9 +233,9 @@ def _loss(part: Mapping[str, Any]) -> str:
     if own is not None:
         return f"{_plain(str(own))}, of the author's own (docs/extending.md of s3prl-ekd)"
     ekd = part["config"]["ekd"]
-    weight = ekd.get("l1_weight", 1.0)
-    first = "L1" if weight == 1 else f"{weight:g} * L1"
-    return f"{first} + {ekd['cosine_weight']:g} * (-log sigmoid(cosine)), mean over heads"
+    terms = ((ekd.get("l1_weight", 1.0), "L1"), (ekd["cosine_weight"], "(-log sigmoid(cosine))"))
+    named = (name if weight == 1 else f"{weight:g} * {name}" for weight, name in terms if weight)
+    return f"{' + '.join(named)}, mean over heads"
 
 
 def _options(config: Mapping[str, Any]) -> list[str]:

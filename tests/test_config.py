@@ -105,6 +105,15 @@ MODEL_MISTAKES = {
     "ekd: initialise_layers: has no effect while initialise_from is null": {
         "ekd.initialise_from": None, "ekd.initialise_layers": [1, 2]
     },
+    "ekd: initialise_parts: has no effect while initialise_from is null": {
+        "ekd.initialise_from": None, "ekd.initialise_parts": "conv_stack"
+    },
+    "ekd: initialise_layers: has no effect with initialise_parts: conv_stack": {
+        "ekd.initialise_layers": "spread", "ekd.initialise_parts": "conv_stack"
+    },
+    "student.feature_grad_mult: 0 would keep a conv stack of random weights": {
+        "ekd.initialise_from": None, "student.feature_grad_mult": 0.0
+    },
     "ekd.cosine_weight: input should be a finite number, found inf": {"ekd.cosine_weight": float("inf")},
     "ekd.weights.hubert: input should be a finite number": {"ekd.weights.hubert": float("nan")},
     "distortion.additive.weights.clean: input should be a finite number": {
@@ -183,7 +192,11 @@ TEACHER_MISTAKES = {
         "ekd.mode": "layerwise_average", "ekd.teachers.1.source": "hubert_large_ll60k"
     },
     "ekd.initialise_from: WavLM's gated attention": {"ekd.initialise_from": "wavlm"},
-    "ekd.initialise_from: width is 96 in the student, 768 in the teacher": NARROW,
+    "ekd.initialise_from: width is 96 in the student, 768 in the teacher, so weights cannot be copied; use null for "
+    "random weights, or initialise_parts: conv_stack": NARROW,
+    "ekd.initialise_from: conv_layers is ": {
+        "ekd.initialise_parts": "conv_stack", "student.conv_layers": [[64, *layer[1:]] for layer in BASE_CONV]
+    },
     "student: width 768 is not a multiple of heads 5": {"student.heads": 5},
     "student.conv_layers: 9 frames of a clip that has 12 in hubert_base; they may": last_kernel(8),
 }  # fmt: skip

@@ -18,7 +18,7 @@ import torch
 import yaml
 from console import BIN, command, environment
 from pretrain_lab import hold_out
-from ranks_lab import RANKS, Case, rank_main, train, write_lab, write_model
+from ranks_lab import RANKS, STILL, Case, rank_main, train, write_lab, write_model
 
 from s3prl_ekd.bridge import downstream_launch
 from s3prl_ekd.bridge.interrupts import Run
@@ -45,6 +45,7 @@ CASES = {
     "beyond": Case(BEYOND),
     "phi_s": Case({"targets": {"normalise": "phi_s"}}),  # still fitting: eigenvectors would amplify the rounding
     "unlike": Case({"targets": {"normalise": "phi_s", "fit_batches": 2}}, unlike=True),
+    "layers": Case({"student_layers": [0, 1]}, student=STILL | {"feature_grad_mult": 0}),
     "dropout": Case(student={}),
     "resumed": Case(BEYOND, student={}, resume_at=4),
     "unstopped": Case(BEYOND, student={}),
@@ -77,7 +78,7 @@ def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tol
             assert found[name] == value, name
 
 
-@pytest.mark.parametrize("name", ["paper", "thin", "lost", "average", "beyond", "phi_s"])
+@pytest.mark.parametrize("name", ["paper", "thin", "lost", "average", "beyond", "phi_s", "layers"])
 def test_two_ranks_follow_one_process(lab: Path, ranks: dict, tmp_path: Path, name: str) -> None:
     alone = train(lab, write_model(lab, tmp_path / "model.yaml", CASES[name]), CASES[name])
     assert abs(alone["losses"][-1] - alone["losses"][0]) > 1e-2

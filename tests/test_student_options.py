@@ -137,6 +137,40 @@ def test_a_student_that_starts_from_a_student_is_that_student(tmp_path: Path, ch
     assert torch.equal(started.norm.weight, expected["norm.weight"])
 
 
+def test_a_student_starts_from_the_conv_stack_alone(lab: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of any teacher that has its convolutions: of another width, or with WavLM's attention. Frozen, it stays so."""
+    caplog.set_level(logging.INFO)
+    narrow = {"width": 48, "ffn_width": 64, "heads": 2, "pos_conv_groups": 4, "feature_grad_mult": 0}
+    for name in ("hubert", "wavlm"):
+        expert = make_expert(lab, student=narrow, initialise_from=name, initialise_parts="conv_stack")
+        ours = expert.model.encoder
+        fresh = make_expert(lab, student=narrow | {"feature_grad_mult": 1}, initialise_from=None).model.encoder
+        assert f"[ekd] student starts from {name}: conv stack" in caplog.messages
+        theirs = expert.teachers.encoders[name].frontend.state_dict()
+        assert same_weights(ours.frontend.state_dict(), theirs)
+        assert not same_weights(fresh.frontend.state_dict(), theirs)
+        rest = [
+            (own, other) for own, other in zip(ours.parameters(), fresh.parameters(), strict=True) if own.requires_grad
+        ]
+        assert all(torch.equal(own, other) for own, other in rest)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.1])
+def test_a_frozen_conv_stack_stays_as_it_starts(lab: Path, factor: float) -> None:
+    expert = make_expert(lab, student={"feature_grad_mult": factor}).train()
+    before = {name: value.clone() for name, value in expert.model.encoder.state_dict().items()}
+    optimizer = torch.optim.AdamW(expert.model.parameters(), lr=1e-3)
+    for step, batch in enumerate(expert.loader, start=1):
+        loss, _ = expert(batch, records={}, global_step=step, log_step=1)
+        loss.backward()
+        optimizer.step()
+    changed = {
+        name for name, value in expert.model.encoder.state_dict().items() if not torch.equal(value, before[name])
+    }
+    frontend = {name for name in before if name.startswith("frontend.")}
+    assert frontend and changed == (set(before) if factor else set(before) - frontend)
+
+
 def test_a_student_takes_the_heads_that_both_have(lab: Path, tmp_path: Path, caplog) -> None:
     first = make_expert(lab)
     with torch.no_grad():

@@ -149,8 +149,9 @@ class UpstreamPretrainExpert(nn.Module):
         drop_upstreams()  # a full cache asks for their shape and weights alone
         start = load_initialiser(plan, encoders)
         if start is not None:
-            copied = initialise_student(self.model.encoder, start.encoder, self.config.ekd.initialise_layers)
-            logger.info("[ekd] student starts from %s: %s", self.config.ekd.initialise_from, ", ".join(copied))
+            ekd = self.config.ekd
+            copied = initialise_student(self.model.encoder, start.encoder, ekd.initialise_layers, ekd.initialise_parts)
+            logger.info("[ekd] student starts from %s: %s", ekd.initialise_from, ", ".join(copied))
         if start is not None and start.heads:
             heads = {target.name: self.model.heads[target.name] for target in plan.target_sets}
             taken = initialise_heads(heads, plan.target_sets, start.heads, start.head_sets)

@@ -72,6 +72,9 @@ class EkdConfig(Checked):
     initialise_layers: Literal["first", "spread"] | list[int] = "first"
     """Which layers of ``initialise_from`` are copied: the first ones, every k-th beginning with the first, or a list
     of layers counted from 1, one for each student layer."""
+    initialise_parts: Literal["all", "conv_stack"] = "all"
+    """all: as ``initialise_from`` says; conv_stack: the convolutions alone, of any teacher that has the student's, also
+    of another width and with WavLM's attention; the rest begins with random weights."""
     student_layers: list[int] | None = None
     """Layer to layer: the student's hidden states that predict the teachers' ``layers``, by position, the last one
     among them; null: its last state predicts all, as in the paper (docs/beyond.md)."""
@@ -99,6 +102,10 @@ class EkdConfig(Checked):
             raise ValueError(f"two teachers are called {doubled!r}")
         if self.initialise_from is None and self.initialise_layers != "first":
             raise ValueError("initialise_layers: has no effect while initialise_from is null")
+        if self.initialise_from is None and self.initialise_parts != "all":
+            raise ValueError("initialise_parts: has no effect while initialise_from is null")
+        if self.initialise_parts == "conv_stack" and self.initialise_layers != "first":
+            raise ValueError("initialise_layers: has no effect with initialise_parts: conv_stack")
         if not self.l1_weight and not self.cosine_weight:
             raise ValueError(
                 "l1_weight: with cosine_weight it is 0 too, so there is no loss; one of them must be above 0"
@@ -141,8 +148,9 @@ class StudentConfig(Checked):
     """On attention weights."""
     activation_dropout: float = Field(default=0.1, ge=0, lt=1)
     """After the GELU inside each feed-forward block."""
-    feature_grad_mult: float = Field(default=0.1, gt=0)
-    """Factor on the gradient that reaches the conv stack."""
+    feature_grad_mult: float = Field(default=0.1, ge=0)
+    """Factor on the gradient that reaches the conv stack; 0 keeps its weights as they start, and saves the pass back
+    through it."""
     mask: MaskConfig | None = None
     """Absent: the student sees every frame."""
 
@@ -169,6 +177,15 @@ class ModelConfig(Checked):
     task: TaskConfig = TaskConfig()
     distortion: DistortionConfig | None = None
     """Absent: teachers and student hear the clips as they are."""
+
+    @model_validator(mode="after")
+    def _frozen(self) -> ModelConfig:
+        if not self.student.feature_grad_mult and self.ekd.initialise_from is None:
+            raise ValueError(
+                "student.feature_grad_mult: 0 would keep a conv stack of random weights; name what it starts from "
+                "(ekd.initialise_from)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _reads(self) -> ModelConfig:

@@ -9,8 +9,10 @@ Shapes: B clips, N samples, T frames, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ class Encoder(nn.Module):
     Args:
         shape: the numbers.
         dropout: probabilities in training mode.
-        feature_grad_mult: factor on the gradient that reaches the conv stack (0.1 in DistilHuBERT).
+        feature_grad_mult: factor on the gradient that reaches the conv stack (0.1 in DistilHuBERT); 0 freezes it.
     """
 
     def __init__(self, shape: EncoderShape, dropout: Dropout | None = None, feature_grad_mult: float = 1.0) -> None:
@@ -62,7 +64,7 @@ class Encoder(nn.Module):
         self.feature_grad_mult = feature_grad_mult
         self.hidden_dropout = dropout.hidden
         channels = shape.conv_layers[-1][0]
-        self.frontend = ConvFrontEnd(shape)
+        self.frontend = ConvFrontEnd(shape).requires_grad_(feature_grad_mult > 0)
         self.feature_norm = nn.LayerNorm(channels) if shape.feature_norm else None
         self.projection = nn.Linear(channels, shape.width) if shape.projected else None
         self.position = PositionalConv(shape) if shape.pos_conv_depth == 1 else PositionalConvStack(shape)
@@ -95,7 +97,8 @@ class Encoder(nn.Module):
         if last > self.shape.layers or min(wanted, default=0) < 0:
             raise ValueError(f"states {sorted(wanted)} asked of an encoder with states 0..{self.shape.layers}")
         if conv_features is None:
-            conv_features = self.frontend(wave)
+            with nullcontext() if self.feature_grad_mult else torch.no_grad():
+                conv_features = self.frontend(wave)
         features = scale_gradient(conv_features, self.feature_grad_mult)  # (B, T, C)
         mask = None
         if lengths is not None:

@@ -22,6 +22,9 @@ from s3prl_ekd.shape import EncoderShape, conv_layers
 START_FIELDS = ("conv_layers", "conv_norm", "conv_bias", "square_projection", "width", "ffn_width", "heads", "pre_norm",
                 "pos_conv_kernel", "pos_conv_groups", "pos_conv_depth")  # fmt: skip
 """Fields of a shape that must agree where weights of one encoder start another."""
+CONV_FIELDS = ("conv_layers", "conv_norm", "conv_bias")
+"""Those of the conv stack, which can be all that is taken."""
+Parts = Literal["all", "conv_stack"]
 
 
 def student_shape(config: StudentConfig) -> EncoderShape:
@@ -91,11 +94,15 @@ def heads_read(labels: Sequence[str], reads: Sequence[int], shape: EncoderShape)
 
 
 def initialise_student(
-    student: Encoder, teacher: Encoder, choice: Literal["first", "spread"] | Sequence[int] = "first"
+    student: Encoder,
+    teacher: Encoder,
+    choice: Literal["first", "spread"] | Sequence[int] = "first",
+    parts: Parts = "all",
 ) -> list[str]:
     """Copy a teacher's conv stack, projection, positional convolution and first transformer layers (DistilHuBERT).
 
-    ``choice`` selects other layers than the first ones: see :func:`start_layers`.
+    ``choice`` selects other layers than the first ones: see :func:`start_layers`. ``parts`` may be the conv stack
+    alone.
 
     A teacher's norm on conv features has no counterpart in the student; where there is one, the norm before layer 1
     keeps its own start, as in s3prl's distiller. Of an encoder without, a student itself, that norm is copied too.
@@ -110,14 +117,17 @@ def initialise_student(
         EkdError: shapes differ, the teacher's attention is WavLM's, or it has a projection that the student lacks.
     """
     ours, theirs = student.shape, teacher.shape
-    check_start(ours, theirs)
+    check_start(ours, theirs, parts)
+    if parts == "conv_stack":
+        _copy(student.frontend, teacher.frontend)
+        return ["conv stack"]
     if student.projection is None and teacher.projection is not None and not _is_identity(teacher.projection):
         raise EkdError(
             f"ekd.initialise_from: its projection changes the conv features, and a student as wide as its convolutions "
             f"({ours.width}) has none, so weights cannot be copied; use null for random weights"
         )
     chosen = start_layers(choice, ours.layers, theirs.layers)
-    parts: list[tuple[str, nn.Module | None, nn.Module | None]] = [
+    pairs: list[tuple[str, nn.Module | None, nn.Module | None]] = [
         ("conv stack", student.frontend, teacher.frontend),
         ("projection", student.projection, teacher.projection),
         ("positional convolution", student.position, teacher.position),
@@ -125,11 +135,15 @@ def initialise_student(
         *((_renamed(i + 1, l), student.layers[i], teacher.layers[l - 1]) for i, l in enumerate(chosen)),
     ]
     copied = []
-    for name, target, source in parts:
+    for name, target, source in pairs:
         if target is not None and source is not None:
-            target.load_state_dict({key: value.float() for key, value in source.state_dict().items()})
+            _copy(target, source)
             copied.append(name)
     return copied
+
+
+def _copy(target: nn.Module, source: nn.Module) -> None:
+    target.load_state_dict({key: value.float() for key, value in source.state_dict().items()})
 
 
 def initialise_heads(
@@ -161,20 +175,22 @@ def initialise_heads(
     return copied
 
 
-def check_start(student: EncoderShape, teacher: EncoderShape) -> None:
+def check_start(student: EncoderShape, teacher: EncoderShape, parts: Parts = "all") -> None:
     """Raise EkdError where a student of one shape cannot take up weights of a teacher of another."""
-    if teacher.attention != "plain":
+    if teacher.attention != "plain" and parts == "all":
         raise EkdError(
-            "ekd.initialise_from: WavLM's gated attention has no place in the student; name a HuBERT teacher"
+            "ekd.initialise_from: WavLM's gated attention has no place in the student; name a HuBERT teacher, or add "
+            "initialise_parts: conv_stack"
         )
-    for field in START_FIELDS:
+    for field in START_FIELDS if parts == "all" else CONV_FIELDS:
         ours, theirs = getattr(student, field), getattr(teacher, field)
         if field == "square_projection" and theirs and not teacher.feature_norm:
             continue  # perhaps an exported student's, the identity: its weights will tell
         if ours != theirs:
+            other = "" if field in CONV_FIELDS else ", or initialise_parts: conv_stack"
             raise EkdError(
                 f"ekd.initialise_from: {field} is {ours} in the student, {theirs} in the teacher, so weights cannot be "
-                "copied; use null for random weights"
+                f"copied; use null for random weights{other}"
             )
 
 

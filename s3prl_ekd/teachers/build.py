@@ -152,8 +152,9 @@ def check_teachers(config: ModelConfig, file: str = FILE, starts: bool = True) -
         start = ekd.initialise_from if starts else None
         initialiser = None if start is None else found.get(start) or describe_start(start)
         if initialiser is not None:
-            check_start(student, initialiser.encoder_shape)
-            start_layers(ekd.initialise_layers, student.layers, initialiser.shape.layers)
+            check_start(student, initialiser.encoder_shape, ekd.initialise_parts)
+            if ekd.initialise_parts == "all":
+                start_layers(ekd.initialise_layers, student.layers, initialiser.shape.layers)
     return TeacherPlan(config, file, found, target_sets, layers, initialiser)
 
 
@@ -271,6 +272,8 @@ def load_initialiser(plan: TeacherPlan, encoders: dict[str, TeacherEncoder]) -> 
     if plan.initialiser.kind == "student":
         with naming(where), _own_draws():
             student = load_student(plan.initialiser.source)
+        if plan.config.ekd.initialise_parts == "conv_stack":
+            return Start(student.encoder, {}, [])
         return Start(student.encoder, dict(student.heads.items()), student.part["head_sets"])
     encoder = encoders[start] if start in encoders else _load(plan.initialiser, where)
     assert isinstance(encoder, Encoder)  # else check_teachers would have refused it

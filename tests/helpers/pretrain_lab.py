@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,8 +75,14 @@ def write_lab(folder: Path) -> Path:
     return folder
 
 
-def make_expert(lab: Path, batch_size: int = 4, held_out: bool = False, **changes: object) -> UpstreamPretrainExpert:
-    """The pretrain task in this process, with ``changes`` to the section ``ekd``; seed 0.
+def make_expert(
+    lab: Path,
+    batch_size: int = 4,
+    held_out: bool = False,
+    student: Mapping[str, object] | None = None,
+    **changes: object,
+) -> UpstreamPretrainExpert:
+    """The pretrain task in this process, with changes to the section ``student`` and ``changes`` to ``ekd``; seed 0.
 
     ``held_out``: validate on what :func:`hold_out` has written.
     """
@@ -85,6 +92,7 @@ def make_expert(lab: Path, batch_size: int = 4, held_out: bool = False, **change
     datarc |= {"num_workers": 0, "train_batch_size": batch_size, "valid_sets": ["valid"] if held_out else []}
     model = yaml.safe_load((lab / "model.yaml").read_text())
     model["ekd"] |= changes
+    model["student"] |= student or {}
     (lab / "changed.yaml").write_text(yaml.safe_dump(model))
     torch.manual_seed(0)
     return UpstreamPretrainExpert(datarc, str(lab / "changed.yaml"), device="cpu")

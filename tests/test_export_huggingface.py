@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from export_student import SMALL, export_hf, write_student
+from export_student import LARGE, SMALL, export_hf, write_student
 from hugging_hub import Hub
 
 from s3prl_ekd.cli import main
@@ -31,9 +31,15 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return folder
 
 
-def test_transformers_computes_the_same(checkpoint: Path, exported: Path) -> None:
+@pytest.mark.parametrize("norms", [{}, LARGE], ids=["as Base", "as Large"])
+def test_transformers_computes_the_same(
+    checkpoint: Path, exported: Path, tmp_path: Path, norms: dict[str, Any]
+) -> None:
     from transformers import AutoFeatureExtractor, AutoModel
 
+    if norms:
+        checkpoint, exported = write_student(tmp_path / "states-10.ckpt", student=norms), tmp_path / "large"
+        assert export_hf(checkpoint, exported) == 0
     model, report = AutoModel.from_pretrained(exported, output_loading_info=True)
     assert type(model).__name__ == "HubertModel"
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -43,7 +49,8 @@ def test_transformers_computes_the_same(checkpoint: Path, exported: Path) -> Non
     assert inputs["attention_mask"].sum(1).tolist() == list(SAMPLES)  # by itself
     encoder, _, _ = load_student(checkpoint)
     with torch.no_grad():
-        theirs = model.eval()(**inputs, output_hidden_states=True).hidden_states
+        out = model.eval()(**inputs, output_hidden_states=True)
+        theirs = (*out.hidden_states[:-1], out.last_hidden_state)  # after the norm that ends a pre-norm stack
         ours = encoder(inputs["input_values"], torch.tensor(SAMPLES))
         expert = UpstreamExpert(str(checkpoint)).eval()([torch.from_numpy(wav) for wav in wavs])["hidden_states"]
     assert len(theirs) == len(ours.states) == len(expert) == 3

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from export_student import write_student
+from export_student import LARGE, write_student
 from torch.nn.utils.rnn import pad_sequence
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.export import onnx_file
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
-from s3prl_ekd.teachers.writers import write_transformers
 from s3prl_ekd.upstream.ekd_student.expert import UpstreamExpert
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -21,8 +21,9 @@ pytest.importorskip("onnxscript")
 
 
 @pytest.mark.slow
-def test_dynamic_batch_and_length(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    checkpoint, file = write_student(tmp_path / "states-1.ckpt"), tmp_path / "student.onnx"
+@pytest.mark.parametrize("norms", [{}, LARGE], ids=["as Base", "as Large"])
+def test_dynamic_batch_and_length(tmp_path: Path, capfd: pytest.CaptureFixture[str], norms: dict[str, Any]) -> None:
+    checkpoint, file = write_student(tmp_path / "states-1.ckpt", student=norms), tmp_path / "student.onnx"
     assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(file)]) == 0
     assert len(capfd.readouterr().out.splitlines()) == 2
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -65,6 +66,8 @@ def test_mistakes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     checkpoint = write_student(tmp_path / "states-1.ckpt")
     assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(tmp_path / "student")]) == 2
     assert ".onnx" in capfd.readouterr().err
-    teacher = write_transformers(random_encoder(TINY.with_(normalize=True), 0), tmp_path / "teacher")
-    assert main(["export", "onnx", "--ckpt", str(teacher), "--out", str(tmp_path / "student.onnx")]) == 2
-    assert "teacher: normalize is True; export onnx needs False" in capfd.readouterr().err
+    state = torch.load(checkpoint, weights_only=True)
+    foreign = random_encoder(TINY.with_(attention="gated_relative"), 0)
+    torch.save({"EKD": state["EKD"] | {"shape": foreign.shape.to_dict(), "encoder": foreign.state_dict()}}, checkpoint)
+    assert main(["export", "onnx", "--ckpt", str(checkpoint), "--out", str(tmp_path / "student.onnx")]) == 2
+    assert "states-1.ckpt: attention is 'gated_relative'; export onnx needs 'plain'" in capfd.readouterr().err

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from export_student import write_student
+from export_student import LARGE, write_student
 
 from s3prl_ekd.cli import main
 from s3prl_ekd.errors import EkdError
@@ -30,10 +31,11 @@ def load(folder: Path, **arguments: object) -> torch.nn.Module:
 @pytest.mark.parametrize(
     "samples", [(32_000, 28_800, 59_200), (16_000,), (8_000, 8_000), (800, 16_000), (100,), (400, 399)]
 )
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("training", "norms"), [(False, {}), (True, {}), (False, LARGE)])
 def test_equal_to_the_training_time_student(
-    checkpoint: Path, tmp_path: Path, samples: tuple[int, ...], training: bool
+    tmp_path: Path, samples: tuple[int, ...], training: bool, norms: dict[str, Any]
 ) -> None:
+    checkpoint = write_student(tmp_path / "states-10.ckpt", student=norms)
     expert = load(export_superb(checkpoint, tmp_path / "out", keep_heads=True)).train(training)
     student = UpstreamExpert(str(checkpoint), heads=True).eval()  # the submission has no dropout in either mode
     wavs = [torch.randn(count) for count in samples]

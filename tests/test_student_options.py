@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from distill_lab import TEACHERS
-from export_student import SMALL, export_hf, write_student
+from export_student import LARGE, SMALL, export_hf, write_student
 from pretrain_lab import STUDENT, make_expert
 from torch import nn
 
@@ -19,6 +19,7 @@ from s3prl_ekd.config import MaskConfig, load_model_config
 from s3prl_ekd.distill.residual import plan_residuals
 from s3prl_ekd.distill.targets import TeacherLayers
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import encode_clips
 from s3prl_ekd.model.encoder import Dropout, TransformerLayer, count_parameters
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
@@ -28,8 +29,11 @@ from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.build import check_teachers, load_initialiser, pinned
 from s3prl_ekd.teachers.ensemble import FrozenTeachers
 from s3prl_ekd.teachers.stand_ins import TINY, random_encoder
+from s3prl_ekd.teachers.writers import write_transformers
 from s3prl_ekd.torch_file import read_torch_file
 from s3prl_ekd.variants import packaged
+
+RATES = ("dropout", "attention_dropout", "activation_dropout")
 
 
 def test_residual_heads_predict_the_difference_of_two_teachers() -> None:
@@ -135,6 +139,42 @@ def test_a_student_that_starts_from_a_student_is_that_student(tmp_path: Path, ch
         return
     initialise_student(started, random_encoder(TINY.with_(layers=2), seed=5))
     assert torch.equal(started.norm.weight, expected["norm.weight"])
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["HuBERT Large", "XLS-R"])
+def test_a_student_of_large_norms_starts_from_a_large_teacher(lab: Path, tmp_path: Path, bias: bool) -> None:
+    """Fed with loud clips off centre, which it hears normalised, a student of all layers has the teacher's own states.
+
+    But for the norm on the conv features, which no student has: here the teacher's is the identity on them.
+    """
+    teacher = random_encoder(TINY.with_(**LARGE | {"conv_bias": bias}, layers=3, feature_norm=False), seed=3)
+    folder = write_transformers(teacher, tmp_path / "large")
+    values = load_model_config(packaged("config_model.yaml")).model_dump(mode="json")
+    values["student"] |= STUDENT | LARGE | {"conv_bias": bias, "layers": 3, **dict.fromkeys(RATES, 0.0)}
+    values["ekd"] |= {"teachers": [{"name": "a", "source": "embedded:tiny_hubert", "layers": [2]}],
+                      "initialise_from": str(folder)}  # fmt: skip
+    config = load_model_config(values)
+    plan, student = check_teachers(config), Student(config.student).eval()
+    copied = initialise_student(student.encoder, load_initialiser(plan, {}).encoder)
+    assert copied[:4] == ["conv stack", "projection", "positional convolution", "last norm"] and len(copied) == 7
+    wave = 3 + 5 * torch.randn(2, 16_000)
+    with torch.no_grad():
+        out, _ = student(wave)
+        expected = FrozenTeachers({"a": teacher}, {"a": [3]})(wave)["a"][3]
+        served = encode_clips(student.encoder, list(wave))
+    torch.testing.assert_close(out.states[3], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(served.states[3], expected, atol=1e-4, rtol=1e-4)
+    values["student"] |= {"conv_bias": not bias}
+    with pytest.raises(EkdError, match=f"ekd.initialise_from: conv_bias is {not bias} in the student, {bias} in the"):
+        check_teachers(load_model_config(values))
+
+
+def test_a_student_of_large_norms_trains(lab: Path) -> None:
+    expert = make_expert(lab, student=LARGE, initialise_from=None)
+    loss, _ = expert(next(iter(expert.loader)), records={}, global_step=1, log_step=1)
+    loss.backward()
+    gradients = [parameter.grad for parameter in expert.model.parameters()]
+    assert all(gradient is not None and torch.isfinite(gradient).all() for gradient in gradients)
 
 
 def test_a_student_starts_from_the_conv_stack_alone(lab: Path, caplog: pytest.LogCaptureFixture) -> None:

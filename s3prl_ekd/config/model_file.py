@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from s3prl_ekd.checked import Checked
 from s3prl_ekd.config.distillation import BalanceConfig, DroppingConfig, MaskConfig, TargetsConfig
 from s3prl_ekd.config.distortion import DistortionConfig
-from s3prl_ekd.shape import BASE_CONV
+from s3prl_ekd.shape import BASE_CONV, ConvNorm
 from s3prl_ekd.spelling import repeated
 
 MIN_SAMPLES = 4_000
@@ -138,6 +138,15 @@ class StudentConfig(Checked):
     """Attention heads."""
     conv_layers: list[list[int]] = [list(layer) for layer in BASE_CONV]
     """[channels, kernel, stride] of each convolution, in samples of its input."""
+    conv_norm: ConvNorm = "group"
+    """group: GroupNorm after the first convolution only; layer: LayerNorm after each, as in HuBERT Large and XLS-R.
+    This key and the next three are for a student that starts from such a model (docs/beyond.md)."""
+    conv_bias: bool = False
+    """Whether the convolutions have a bias, as in XLS-R."""
+    pre_norm: bool = False
+    """Norms before attention and feed-forward, and one after the last layer, as in Large models; else after both."""
+    normalize: bool = False
+    """Whether the student hears each clip at zero mean and unit variance, as Large models do."""
     pos_conv_kernel: int = Field(default=128, ge=1)
     """Kernel of the positional convolution, in frames."""
     pos_conv_groups: int = Field(default=16, ge=1)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.superb_expert import ConvFrontEnd, PositionalConv, TransformerLayer
+from s3prl_ekd.model.clips import normalize_wave
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.student_checkpoint import load_student
@@ -34,18 +35,20 @@ class OnnxStudent(nn.Module):
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         shape = self.shape = encoder.shape
-        self.frontend = ConvFrontEnd(shape.conv_layers, shape.conv_bias)
+        self.frontend = ConvFrontEnd(shape.conv_layers, shape.conv_bias, shape.conv_norm)
         self.feature_norm = encoder.feature_norm
         self.projection = encoder.projection
         self.position = PositionalConv(shape.width, shape.pos_conv_kernel, shape.pos_conv_groups)
         self.norm = encoder.norm
         self.layers = nn.ModuleList(
-            TransformerLayer(shape.width, shape.heads, shape.ffn_width) for _ in range(shape.layers)
+            TransformerLayer(shape.width, shape.heads, shape.ffn_width, shape.pre_norm) for _ in range(shape.layers)
         )
         self.load_state_dict(encoder.state_dict())
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """waveform (B, N), lengths (B,) -> hidden states, each (B, T, D)."""
+        if self.shape.normalize:
+            waveform = normalize_wave(waveform, lengths, self.shape.normalize_eps)
         features = self.frontend(waveform)
         mask = frame_mask(lengths, waveform.shape[1], features.shape[1], self.shape)
         if self.feature_norm is not None:
@@ -54,10 +57,14 @@ class OnnxStudent(nn.Module):
             features = self.projection(features)
         features = features.masked_fill(~mask.unsqueeze(-1), 0.0)
         states = [features]
-        x = self.norm(features + self.position(features))
+        x = features + self.position(features)
+        if not self.shape.pre_norm:
+            x = self.norm(x)
         for layer in self.layers:
             x = layer(x, mask)
             states.append(x)
+        if self.shape.pre_norm:
+            states[-1] = self.norm(x)
         return tuple(states)
 
 
@@ -79,7 +86,7 @@ def export_onnx(checkpoint: Path, out: Path) -> tuple[Path, float]:
         raise EkdError(f"export onnx needs {', '.join(missing)}: pip install 's3prl-ekd[onnx]'")
     output_file(out, ".onnx")
     encoder, _, _ = load_student(checkpoint)
-    for field, value in {"conv_norm": "group", "pre_norm": False, "attention": "plain", "normalize": False}.items():
+    for field, value in {"attention": "plain", "pos_conv_depth": 1}.items():
         if getattr(encoder.shape, field) != value:
             raise EkdError(f"{checkpoint}: {field} is {getattr(encoder.shape, field)!r}; export onnx needs {value!r}")
     model = OnnxStudent(encoder).eval()
@@ -108,7 +115,9 @@ def compare(encoder: Encoder, file: Path) -> float:
         lengths = torch.tensor(samples)
         found = session.run(None, {"waveform": wave.numpy(), "lengths": lengths.numpy()})
         with torch.no_grad():
-            expected = encoder(wave, lengths)
+            shape = encoder.shape
+            heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
+            expected = encoder(heard, lengths)
         states = [expected.features, *(expected.states[layer + 1] for layer in range(encoder.shape.layers))]
         for one, other in zip(found, states, strict=True):
             worst = max(worst, float((torch.from_numpy(one) - other).abs().max() / other.abs().max()))

@@ -134,7 +134,7 @@ def _check_tasks(task_states: Mapping[str, Sequence[int]], count: int) -> dict[s
 
 
 def _check_shape(shape: EncoderShape, checkpoint: Path) -> None:
-    expected = {"conv_norm": "group", "pre_norm": False, "attention": "plain", "padding_rule": "conv"}
+    expected = {"attention": "plain", "padding_rule": "conv", "pos_conv_depth": 1}
     for field, value in expected.items():
         if getattr(shape, field) != value:
             raise EkdError(f"{checkpoint}: {field} is {getattr(shape, field)!r}; the SUPERB expert needs {value!r}")

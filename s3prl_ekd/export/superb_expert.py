@@ -36,14 +36,15 @@ class UpstreamExpert(nn.Module):
         self.selection = upstream_feature_selection
         self.task_states = {task: list(states) for task, states in saved["task_states"].items()}
         width, channels = shape["width"], self.conv_layers[-1][0]
-        self.frontend = ConvFrontEnd(self.conv_layers, shape["conv_bias"])
+        self.pre_norm = shape["pre_norm"]
+        self.frontend = ConvFrontEnd(self.conv_layers, shape["conv_bias"], shape["conv_norm"])
         self.feature_norm = nn.LayerNorm(channels) if shape["feature_norm"] else None
         projected = channels != width or shape["square_projection"]
         self.projection = nn.Linear(channels, width) if projected else None
         self.position = PositionalConv(width, shape["pos_conv_kernel"], shape["pos_conv_groups"])
         self.norm = nn.LayerNorm(width)
         self.layers = nn.ModuleList(
-            [TransformerLayer(width, shape["heads"], shape["ffn_width"]) for _ in range(shape["layers"])]
+            [TransformerLayer(width, shape["heads"], shape["ffn_width"], self.pre_norm) for _ in range(shape["layers"])]
         )
         self.heads = nn.ModuleDict({name: HeadSet(width, reads) for name, reads in saved["head_sets"]})
         self.load_state_dict(saved["weights"])
@@ -82,10 +83,12 @@ class UpstreamExpert(nn.Module):
             mask = self._frame_mask(lengths, features)  # (B, T)
             features = features.masked_fill(~mask.unsqueeze(-1), 0.0)  # the positional convolution sees no padding
         states = [features]
-        x = self.norm(features + self.position(features))
-        outputs = [x]  # the layers' own, after the input of the first
+        x = features + self.position(features)
+        outputs = [x if self.pre_norm else self.norm(x)]  # the input of the first layer, then each layer's output
         for layer in self.layers:
             outputs.append(layer(outputs[-1], mask))
+        if self.pre_norm:
+            outputs[-1] = self.norm(outputs[-1])
         states += outputs[1:]
         for heads in self.heads.values():
             states += list(heads(outputs).unbind(1))
@@ -112,10 +115,11 @@ class UpstreamExpert(nn.Module):
 
 
 class ConvFrontEnd(nn.Module):
-    """Strided convolutions with GELU; one GroupNorm, over time, after the first."""
+    """Strided convolutions with GELU; a GroupNorm, over time, after the first, or a LayerNorm after each ("layer")."""
 
-    def __init__(self, conv_layers, bias: bool):
+    def __init__(self, conv_layers, bias: bool, norm: str = "group"):
         super().__init__()
+        self.group_norm = norm == "group"
         channels = [1] + [width for width, _, _ in conv_layers]
         self.convs = nn.ModuleList(
             [
@@ -123,14 +127,18 @@ class ConvFrontEnd(nn.Module):
                 for index, (width, kernel, stride) in enumerate(conv_layers)
             ]
         )
-        self.norms = nn.ModuleList([nn.GroupNorm(channels[1], channels[1])])
+        after_first = nn.GroupNorm(channels[1], channels[1])
+        after_each = [nn.LayerNorm(width) for width in channels[1:]]
+        self.norms = nn.ModuleList([after_first] if self.group_norm else after_each)
 
     def forward(self, wave):
         """wave (B, N) -> (B, T, C)."""
         x = wave.unsqueeze(1)
         for index, conv in enumerate(self.convs):
             x = conv(x)
-            if index == 0:
+            if not self.group_norm:
+                x = self.norms[index](x.transpose(1, 2)).transpose(1, 2)
+            elif index == 0:
                 x = self.norms[0](x)
             x = F.gelu(x)
         return x.transpose(1, 2)
@@ -157,10 +165,11 @@ class PositionalConv(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and feed-forward, each with a residual and a LayerNorm after it."""
+    """Self-attention and feed-forward, each with a residual; a LayerNorm after each, or before each (pre_norm)."""
 
-    def __init__(self, width: int, heads: int, ffn_width: int):
+    def __init__(self, width: int, heads: int, ffn_width: int, pre_norm: bool = False):
         super().__init__()
+        self.pre_norm = pre_norm
         self.attention = SelfAttention(width, heads)
         self.attention_norm = nn.LayerNorm(width)
         self.ffn_in = nn.Linear(width, ffn_width)
@@ -169,8 +178,14 @@ class TransformerLayer(nn.Module):
 
     def forward(self, x, mask):
         """x (B, T, D), mask (B, T) or None -> (B, T, D)."""
+        if self.pre_norm:
+            x = x + self.attention(self.attention_norm(x), mask)
+            return x + self._feed_forward(self.ffn_norm(x))
         x = self.attention_norm(x + self.attention(x, mask))
-        return self.ffn_norm(x + self.ffn_out(F.gelu(self.ffn_in(x))))
+        return self.ffn_norm(x + self._feed_forward(x))
+
+    def _feed_forward(self, x):
+        return self.ffn_out(F.gelu(self.ffn_in(x)))
 
 
 class SelfAttention(nn.Module):

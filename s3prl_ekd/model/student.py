@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.distill.targets import TargetSet
 from s3prl_ekd.errors import EkdError
+from s3prl_ekd.model.clips import normalize_wave
 from s3prl_ekd.model.encoder import Dropout, Encoder, EncoderOutput
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
@@ -28,7 +29,7 @@ Parts = Literal["all", "conv_stack"]
 
 
 def student_shape(config: StudentConfig) -> EncoderShape:
-    """The encoder shape of a configured student: plain attention, post-norm, GroupNorm front end, no feature norm.
+    """The encoder shape of a configured student: plain attention, no norm on the conv features.
 
     Raises:
         EkdError: numbers that make no encoder.
@@ -36,25 +37,33 @@ def student_shape(config: StudentConfig) -> EncoderShape:
     try:
         return EncoderShape(
             conv_layers=conv_layers(config.conv_layers),
+            conv_norm=config.conv_norm,
+            conv_bias=config.conv_bias,
             feature_norm=False,
             width=config.width,
             layers=config.layers,
             ffn_width=config.ffn_width,
             heads=config.heads,
+            pre_norm=config.pre_norm,
             pos_conv_kernel=config.pos_conv_kernel,
             pos_conv_groups=config.pos_conv_groups,
+            normalize=config.normalize,
         )
     except ValueError as error:
         raise EkdError(f"student: {error}") from error
 
 
 def student_like(teacher: EncoderShape) -> dict[str, Any]:
-    """The ``student`` section with a teacher's widths, so that its weights can start the student; depth is apart."""
+    """The ``student`` section with a teacher's widths and norms, so that its weights can start it; depth is apart."""
     return {
         "width": teacher.width,
         "ffn_width": teacher.ffn_width,
         "heads": teacher.heads,
         "conv_layers": [list(layer) for layer in teacher.conv_layers],
+        "conv_norm": teacher.conv_norm,
+        "conv_bias": teacher.conv_bias,
+        "pre_norm": teacher.pre_norm,
+        "normalize": teacher.normalize,
         "pos_conv_kernel": teacher.pos_conv_kernel,
         "pos_conv_groups": teacher.pos_conv_groups,
     }
@@ -83,7 +92,10 @@ class Student(nn.Module):
 
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, dict[str, Tensor]]:
         """wave (B, N), lengths (B,) or None -> the encoder's output, predictions (B, n, T, width) per head set."""
-        states = {self.encoder.shape.layers, *self.reads}
+        shape = self.encoder.shape
+        if shape.normalize:
+            wave = normalize_wave(wave, lengths, shape.normalize_eps)
+        states = {shape.layers, *self.reads}
         out = self.encoder(wave, lengths, states=states, replace=self.mask)
         return out, {name: heads(out.states) for name, heads in self.heads.items()}
 
@@ -105,7 +117,8 @@ def initialise_student(
     alone.
 
     A teacher's norm on conv features has no counterpart in the student; where there is one, the norm before layer 1
-    keeps its own start, as in s3prl's distiller. Of an encoder without, a student itself, that norm is copied too.
+    (of a pre-norm student, after its last) keeps its own start, as in s3prl's distiller. Of an encoder without, a
+    student itself, that norm is copied too.
 
     A student as wide as its conv channels has no projection. Its transformers folder has one, since HubertModel must:
     the identity, which is left out.
@@ -127,11 +140,12 @@ def initialise_student(
             f"({ours.width}) has none, so weights cannot be copied; use null for random weights"
         )
     chosen = start_layers(choice, ours.layers, theirs.layers)
+    norm = "last norm" if ours.pre_norm else "norm before layer 1"
     pairs: list[tuple[str, nn.Module | None, nn.Module | None]] = [
         ("conv stack", student.frontend, teacher.frontend),
         ("projection", student.projection, teacher.projection),
         ("positional convolution", student.position, teacher.position),
-        ("norm before layer 1", student.norm, teacher.norm if teacher.feature_norm is None else None),
+        (norm, student.norm, teacher.norm if teacher.feature_norm is None else None),
         *((_renamed(i + 1, l), student.layers[i], teacher.layers[l - 1]) for i, l in enumerate(chosen)),
     ]
     copied = []

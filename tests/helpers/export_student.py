@@ -24,6 +24,9 @@ SMALL = {
     "pos_conv_kernel": TINY.pos_conv_kernel, "pos_conv_groups": TINY.pos_conv_groups,
 }  # fmt: skip
 
+LARGE = {"conv_norm": "layer", "conv_bias": True, "pre_norm": True, "normalize": True}
+"""The norms of a student of XLS-R's kind."""
+
 
 def write_student(
     file: Path,

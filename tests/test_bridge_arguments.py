@@ -92,8 +92,9 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("config.a", "expected KEY=VALUE"),
         ("config.a=b=c", "expected KEY=VALUE"),
-        ("runner.a=1", "the key must start with config. or args."),
-        ("config=1", "the key must start with config. or args."),
+        ("nothing.a=1", "the key must start with config., of_that. or args."),
+        ("config=1", "the key must start with config., of_that. or args."),
+        ("ekd=1", "the key must start with config., of_that. or args."),
         ("args.seeed=1", "there is no argument 'seeed'; did you mean seed?"),
         ("args.seed.x=1", "there is no argument 'seed.x'"),
         ("args.mine.x=1", "there is no argument 'mine.x'"),
@@ -101,16 +102,22 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("args.config='x.yaml'", "has no effect, as it is read before -o; give -c instead"),
         ("args.mode='evaluate'", "has no effect, as it is read before -o; give -m instead"),
         ("args.auto_resume=True", "has no effect, as it is read before -o; give -a instead"),
-        ("ekd.x=1", "ekd belongs in the other file"),
-        ("config.ekd.x=1", "ekd belongs in the other file"),
+        ("ekd.x=1", "write of_that.ekd.x=1"),
+        ("config.ekd.x = [1, 2]", "write of_that.ekd.x=[1, 2]"),
+        ("model.ekd.x=1", "write of_that.ekd.x=1"),
+        ("of_that.runner.x=1", "write config.runner.x=1"),
+        ("runner.x=1", "write config.runner.x=1"),
     ],
 )
 def test_overrides_that_s3prl_drops_or_crashes_on(text: str, expected: str) -> None:
     args = Namespace(seed=1, expdir=None)
     with pytest.raises(EkdError) as caught:
-        arguments.check_override(f"config.ok=1,,{text}", args, {"ekd": "the other file"})
+        arguments.check_override(f"config.ok=1,,{text}", args, {"runner": "config", "ekd": "of_that"})
     assert str(caught.value).startswith(f"-o {text!r}: {expected}")
     arguments.check_override("config.a.b=1,,args.c='x',,args.seed=2,,config.ekd.x=1", args)
+    arguments.check_override("config.runner.b=1,,of_that.ekd.c=2,,of_that.new=3", args, {"ekd": "of_that"})
+    with pytest.raises(EkdError, match="the key must start with config. or args.$"):
+        arguments.check_override("of_that.ekd.c=2", args)
 
 
 def test_an_empty_argument_is_a_mistake() -> None:

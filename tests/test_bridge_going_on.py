@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from s3prl_ekd.bridge import checkpoints, downstream_launch, kept_config, pretrain_launch
+from s3prl_ekd.bridge.given_model import GivenModel
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import Finished
 from s3prl_ekd.config import DataConfig, load_model_config
@@ -41,7 +42,8 @@ def test_what_a_run_that_goes_on_does_not_read_is_said_where_it_differs(
         launch.args.override = override
         Path("mine.yaml").write_text(yaml.safe_dump({key: given[key] | changes.get(key, {}) for key in given}))
         launch._note_kept(Path("x/states-4.ckpt"))
-        words = caplog.text.partition("x/states-4.ckpt: the configuration stored in it is used (-o can change it); ")[2]
+        stored = "x/states-4.ckpt: the configuration stored in it is used (-o config. can change that of -c); "
+        words = caplog.text.partition(stored)[2]
         return words.strip()
 
     changes = {"runner": {"total_steps": 9, "eval_step": 5}, "data": {"sets": ["a", "c"], "root": "elsewhere"}}
@@ -92,14 +94,15 @@ def test_the_model_that_pretraining_goes_on_with_is_the_checkpoints(
 ) -> None:
     caplog.set_level("INFO", logger="s3prl_ekd")
     launch = pretrain_launch.PretrainLaunch(Run([]))
-    launch.args = Namespace(config="c.yaml", upstream_config="average", override=None, upstream=None)
+    launch.args = Namespace(config="c.yaml", override=None, upstream=None)
+    launch.model = GivenModel("average")
     launch.explicit = {"upstream_config"}
     kept = load_model_config(find_model_config("average")).model_dump(mode="json")
     state = {"Args": Namespace(upstream="ekd"), "Config": {}, "Upstream_Config": kept}
     launch._read_runner = lambda path: state  # type: ignore[method-assign, assignment]
     launch._note_kept(Path("x/states-4.ckpt"))
     assert not caplog.records
-    launch.args.upstream_config = "concat"
+    launch.model = GivenModel("concat")
     launch._note_kept(Path("x/states-4.ckpt"))
     assert "ignored: -g concat (differs in ekd.mode)\n" in caplog.text
 

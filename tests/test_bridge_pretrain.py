@@ -15,6 +15,7 @@ from bridge_corpora import librispeech, tera
 from dotted import changed
 
 from s3prl_ekd.bridge import checkpoints, pretrain_configs, pretrain_launch
+from s3prl_ekd.bridge.given_model import GivenModel
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.config import load_model_config
 from s3prl_ekd.errors import EkdError
@@ -111,7 +112,7 @@ def test_a_teacher_that_has_moved_is_where_g_says(launch: pretrain_launch.Pretra
     state = {"Optimizer": {"param_groups": groups}, "Upstream_Config": kept}
 
     def load(task: str, model: str | None) -> str:
-        launch.args.upstream, launch.model = task, model
+        launch.args.upstream, launch.model = task, GivenModel(model)
         state["Args"] = Namespace(upstream=task)
         found = launch._load_state("x.ckpt")["Upstream_Config"]
         return found["ekd"]["teachers"][0]["source"]
@@ -136,7 +137,8 @@ class Schedule:
 
 def test_another_tasks_model_that_is_not_read_is_said(launch: pretrain_launch.PretrainLaunch) -> None:
     Path("g.yaml").write_text("transformer: {layers: 3}\naudio: {feat: mel}\n")
-    launch.args = Namespace(config="c.yaml", upstream_config="g.yaml", override=None)
+    launch.args = Namespace(config="c.yaml", override=None)
+    launch.model = GivenModel("g.yaml")
     launch.explicit = {"upstream_config"}
     for kept, said in (
         ({"transformer": {"layers": 3}, "audio": {"feat": "mel"}}, []),
@@ -145,6 +147,14 @@ def test_another_tasks_model_that_is_not_read_is_said(launch: pretrain_launch.Pr
     ):
         state = {"Args": Namespace(upstream="tera"), "Config": {}, "Upstream_Config": kept}
         assert launch._differences(state) == said
+
+
+def test_the_model_of_another_task_is_not_changed(launch: pretrain_launch.PretrainLaunch) -> None:
+    """Without -u, the checkpoint alone says whose run it is."""
+    launch.model = GivenModel.of(None, "upstream_config.transformer.layers=3")
+    launch._read_runner = lambda path: {"Args": Namespace(upstream="tera")}  # type: ignore[method-assign]
+    with pytest.raises(EkdError, match=r"^-o upstream_config\.: is for -u ekd; t.ckpt is of -u tera$"):
+        launch._note_kept(Path("t.ckpt"))
 
 
 def test_of_the_command_only_what_was_given_wins_over_the_checkpoint(launch: pretrain_launch.PretrainLaunch) -> None:

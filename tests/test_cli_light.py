@@ -70,7 +70,7 @@ def test_so_do_mistakes_in_arguments(tmp_path: Path) -> None:
         "targets -g average -c wrong.yaml": "ekd.cache_targets: null; name the folder",
         "targets -g model.yaml -c wrong.yaml": "wrong.yaml: runner: input should be",
         "targets -g model.yaml -c wrong.yaml -o runner=1": "-o 'runner=1': the key must start with config.",
-        "targets -g model.yaml -c wrong.yaml -o ekd.x=1": "-o 'ekd.x=1': ekd belongs in config_model.yaml (-g), ",
+        "targets -g model.yaml -c wrong.yaml -o ekd.x=1": "-o 'ekd.x=1': write upstream_config.ekd.x=1",
         "targets -c wrong.yaml": "required: -g",
         "merge a.ckpt --out x.ckpt": "merge: expected two checkpoints or more",
         "merge a.ckpt a.ckpt --weights 1 --out x.ckpt": "--weights: expected 2 numbers",

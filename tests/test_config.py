@@ -277,7 +277,7 @@ def test_runner_mistakes_name_file_and_key() -> None:
         ("pretrain_expert.datarc.sets: expected 1 or more, found []", "pretrain_expert.datarc.sets", []),
         ("datarc: sets: 'a' is named twice", "pretrain_expert.datarc.sets", ["a", "a"]),
         ("datarc.seed: input should be greater than or equal to 0", "pretrain_expert.datarc.seed", -1),
-        ("ekd: belongs in config_model.yaml (-g), which -o does not reach", "ekd", {}),
+        ("ekd: belongs in config_model.yaml (-g)", "ekd", {}),
         ("downstream_expert: belongs in a task's configuration (run_downstream.py -c)", "downstream_expert", {}),
         ("optimizer.lr: input should be a finite number", "optimizer.lr", float("inf")),
         ("optimizer.name: input should be 'AdamW_with_schedule', ", "optimizer.name", "Adamm"),

@@ -123,7 +123,7 @@ def test_the_command_ends_though_audio_cannot_be_read_and_parts_of_the_cache_kno
 def test_the_command_reads_its_configuration_as_the_run_does(
     lab: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """-o changes what -c says, and -g by way of ``args.``; the cache is the one that the run would have made."""
+    """-o changes what -c and -g say, and -g by way of ``args.``; the cache is the one that the run would have made."""
 
     def layout(folder: Path) -> dict[str, bytes]:
         return {name: (tmp_path / folder / name).read_bytes() for name in ("index.json", "windows.npy")}
@@ -143,7 +143,10 @@ def test_the_command_reads_its_configuration_as_the_run_does(
                  "-o", f"{override},,args.upstream_config={changed},,args.device=cpu"]) == 0  # fmt: skip
     assert layout(Path("changed")) == layout(Path("own")) != layout(Path("plain"))
     words = ["targets", "-g", str(plain), "-c", str(runner), "--device", "cpu", "-o"]
+    assert main([*words, f"{override},,upstream_config.ekd.cache_targets=third"]) == 0
+    assert layout(Path("third")) == layout(Path("own"))
     for wrong, expected in (
+        ("upstream_config.ekd.cache_targets=5", "-o upstream_config.ekd.cache_targets: input should be a valid string"),
         ("config.pretrain_expert.datarc.train_batch_sise=2", f"{runner}: pretrain_expert.datarc.train_batch_sise: "),
         (
             "config.pretrain_expert.datarc.sets.x=2",

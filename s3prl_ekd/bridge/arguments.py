@@ -62,15 +62,22 @@ def parse_ahead(script: Path, function: str, names: Mapping[str, Any]) -> tuple[
     Raises:
         NameError: the options need more than ``names``.
     """
-    tree = ast.parse(script.read_text(encoding="utf-8"), str(script))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function]
-    namespace = {**names, "argparse": ModuleProxy(argparse, ArgumentParser=_Parser)}
-    exec(compile(tree, str(script), "exec"), namespace)
+    parse = function_of(script, function, {**names, "argparse": ModuleProxy(argparse, ArgumentParser=_Parser)})
     try:
-        namespace[function]()
+        parse()
     except _Answer as answer:
         return answer.found
     raise EkdError(f"{script}: {function}() parses no arguments; this is not the script of s3prl 0.4")
+
+
+def function_of(script: Path, name: str, names: Mapping[str, Any]) -> Callable[..., Any]:
+    """One function of a file of s3prl's, without the rest of it; ``names``: what it needs of the file's namespace."""
+    tree = ast.parse(script.read_text(encoding="utf-8"), str(script))
+    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
+    namespace = dict(names)
+    exec(compile(tree, str(script), "exec"), namespace)
+    function: Callable[..., Any] = namespace[name]
+    return function
 
 
 def answering_argparse(args: Namespace) -> ModuleType:
@@ -155,29 +162,30 @@ def check_seed(seed: object) -> None:
         raise EkdError(f"--seed {seed}: expected a whole number from 0 to {2**32 - 1}")
 
 
-def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, str] | None = None) -> None:
+def check_override(text: str | None, args: Namespace, sections: Mapping[str, str] | None = None) -> None:
     """Check the form of ``-o "config.a.b=1,,args.c=2"``: s3prl itself drops or crashes on anything else.
 
     Args:
         text: what was given.
         args: the arguments that there are.
-        elsewhere: sections of other configuration files -> where they belong.
+        sections: those of the configuration files, where they are known -> what keys of theirs begin with.
 
     Raises:
         EkdError: an item that would have no effect, or end in a traceback.
     """
     if text is None or text.lower() == "none":
         return
+    sections = sections or {}
+    prefixes = list(dict.fromkeys(["config", *sections.values(), "args"]))
     for item in map(str.strip, text.split(",,")):
         key, equals, value = item.partition("=")
         first, *fields = key.strip().split(".")
         if not equals or item.count("=") > 1:
             raise EkdError(f"-o {item!r}: expected KEY=VALUE with a single '=', items separated by ',,'")
-        section = fields[0] if first == "config" and fields else first
-        if elsewhere and section in elsewhere:
-            raise EkdError(f"-o {item!r}: {section} belongs in {elsewhere[section]}")
-        if first not in ("args", "config") or not fields:
-            raise EkdError(f"-o {item!r}: the key must start with config. or args.")
+        _check_section(item, [first, *fields], sections)
+        if first not in prefixes or not fields:
+            begins = " or ".join(", ".join(f"{prefix}." for prefix in prefixes).rsplit(", ", 1))
+            raise EkdError(f"-o {item!r}: the key must start with {begins}")
         if first == "args":
             _check_argument(item, ".".join(fields), args)
         check_override_value(f"-o {item!r}", value)
@@ -186,6 +194,17 @@ def check_override(text: str | None, args: Namespace, elsewhere: Mapping[str, st
 def override_keys(text: str | None) -> set[str]:
     """What ``-o`` sets: ``config.a.b``, ``args.c``."""
     return {item.partition("=")[0].strip() for item in (text or "").split(",,")}
+
+
+def _check_section(item: str, words: list[str], sections: Mapping[str, str]) -> None:
+    """Of a key in a known section, with another prefix than that section's or none, say how it is written."""
+    bare = words[0] in sections and len(words) > 1
+    inside = words if bare else words[1:]
+    if words[0] == "args" or not inside or inside[0] not in sections:
+        return
+    right = [sections[inside[0]], *inside]
+    if right != words:
+        raise EkdError(f"-o {item!r}: write {'.'.join(right)}={item.partition('=')[2].strip()}")
 
 
 def _check_argument(item: str, name: str, args: Namespace) -> None:

@@ -31,18 +31,18 @@ def difference(
     except EkdError:
         return [option]
     said = {key.removeprefix("config.") for key in override_keys(override)}
-    keys = [key for key in _differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
+    keys = [key for key in differing(given, kept) if not any(f"{key}.".startswith(f"{one}.") for one in said)]
     return [f"{option} (differs in {listed(keys)})"] if keys else []
 
 
-def _differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:
+def differing(given: Any, kept: Any, key: str = "") -> Iterator[str]:
     """The keys of ``given`` that ``kept`` has otherwise; what is in ``kept`` alone was filled in for it."""
     if isinstance(given, Mapping) and isinstance(kept, Mapping):
         for name, value in given.items():
-            yield from _differing(value, kept.get(name), f"{key}.{name}".lstrip("."))
+            yield from differing(value, kept.get(name), f"{key}.{name}".lstrip("."))
     elif isinstance(given, list) and isinstance(kept, list) and len(given) == len(kept):
         for index, (one, other) in enumerate(zip(given, kept, strict=True)):
-            yield from _differing(one, other, f"{key}[{index}]")
+            yield from differing(one, other, f"{key}[{index}]")
     elif given != kept and not _same_path(given, kept):
         yield key
 

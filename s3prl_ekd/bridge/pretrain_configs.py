@@ -58,13 +58,14 @@ def write_as_run(config: Mapping[str, Any], file: Path) -> None:
     file.write_text(f"# as run: base and -o are merged in\n{text}", encoding="utf-8")
 
 
-def write_model_as_run(source: Path, file: Path) -> None:
-    """:func:`write_as_run` of a config_model.yaml: what it and its base set, paths made absolute.
+def write_model_as_run(source: Path, file: Path, changes: Mapping[str, Any]) -> None:
+    """:func:`write_as_run` of a config_model.yaml: what it, its base and ``changes`` set, paths made absolute.
 
     Raises:
         EkdError: as :func:`s3prl_ekd.config.load_model_config`.
     """
-    write_as_run(load_model_config(source).model_dump(mode="json", exclude_unset=True), file)
+    config = load_model_config(source, changes=changes)
+    write_as_run(config.model_dump(mode="json", exclude_unset=True), file)
 
 
 def check_ours(config: dict[str, Any], source: str, seed: int | None = None) -> None:

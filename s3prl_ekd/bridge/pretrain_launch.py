@@ -16,17 +16,20 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from s3prl_ekd.bridge import arguments, kept_config, pretrain_configs, pretrain_runner, ranks
+from s3prl_ekd.bridge import arguments, pretrain_configs, pretrain_runner, ranks
+from s3prl_ekd.bridge.given_model import GivenModel
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.script_launch import ScriptLaunch
 from s3prl_ekd.bridge.stopped_training import StoppedTraining
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.compat.shims import apply_shims
-from s3prl_ekd.config import ELSEWHERE, load_model_config
+from s3prl_ekd.config import MODEL, OVERRIDES, load_model_config
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
@@ -61,9 +64,9 @@ class PretrainLaunch(ScriptLaunch):
         self.tasks = _tasks(self.s3prl / "pretrain")
         self.our_tasks = _tasks(shipped("pretrain"))
         self.config: dict[str, Any] = {}
-        self.model: str | None = None  # what -g says
+        self.model = GivenModel()  # of the command
         self.stopped = StoppedTraining(current.signals, self.keeper)
-        self.followed = False  # a file has moved to the place that -g names
+        self.followed = False  # a file has moved to the place that the command names
 
     @property
     def is_ours(self) -> bool:
@@ -77,11 +80,13 @@ class PretrainLaunch(ScriptLaunch):
         return self.args.seed if given and self.before is None else None
 
     def main(self) -> None:
-        """As every script; an expert gets one section of the configuration, so that it cannot name the file."""
+        """As every script; an expert knows neither the runner's file, of which it gets one section, nor ``-o``."""
         try:
             super().main()
         except EkdError as error:
             named = re.sub(r"^config_runner\.yaml(?=:)", lambda _: self.source, str(error))
+            if self.model.changes:
+                named = self.model.named(named, self.source if self.args.past_exp else self.args.upstream_config)
             if named == str(error):
                 raise
             raise EkdError(named) from error
@@ -162,17 +167,17 @@ class PretrainLaunch(ScriptLaunch):
         if not self.is_ours:
             shutil.copyfile(source, target)
         elif Path(target).name == "config_model.yaml":  # the runner's is written when -o is merged in
-            pretrain_configs.write_model_as_run(Path(source), Path(target))
+            pretrain_configs.write_model_as_run(Path(source), Path(target), self.model.changes)
 
     # --------------------------------------------------------------------------------------------------- arguments
 
-    def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
-        return ELSEWHERE if args.upstream is None or args.upstream in self.our_tasks else {}
+    def _sections(self, args: Namespace) -> Mapping[str, str]:
+        return OVERRIDES if args.upstream is None or args.upstream in self.our_tasks else {}
 
     def _check_first(self, args: Namespace) -> None:
         if args.expname is None and args.expdir is not None:
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
-        self.model = args.upstream_config
+        self.model = GivenModel.of(args.upstream_config, args.override)
 
     def _check_new(self, args: Namespace) -> None:
         self._check_name(args)
@@ -186,25 +191,22 @@ class PretrainLaunch(ScriptLaunch):
     def _find_config(self, args: Namespace) -> str:
         return str(pretrain_configs.find("-c", args.config, args.upstream))
 
+    def _note_kept(self, checkpoint: Path) -> None:
+        if self.model.changes:
+            state = self._read_runner(checkpoint)
+            if state["Args"].upstream not in self.our_tasks:
+                raise EkdError(f"-o {MODEL}.: is for -u ekd; {checkpoint} is of -u {state['Args'].upstream}")
+            self.model.check_kept(state["Upstream_Config"], str(checkpoint))
+        super()._note_kept(checkpoint)
+
     def _differences(self, state: dict[str, Any]) -> list[str]:
         said, seed = super()._differences(state), getattr(state["Args"], "seed", None)
         if "seed" in self.explicit and self.args.seed != seed:
             said.append(f"--seed {self.args.seed} (was {seed})")
         if "upstream_config" not in self.explicit:
             return said
-
-        def read() -> tuple[dict[str, Any], dict[str, Any]]:
-            task, kept = state["Args"].upstream, state.get("Upstream_Config")
-            file = pretrain_configs.find("-g", self.args.upstream_config, task)
-            if task not in self.our_tasks:
-                return read_yaml(file), kept if isinstance(kept, dict) else {}
-            given = load_model_config(file)
-            pretrain_configs.keep_commits(given, state["Upstream_Config"])
-            pretrain_configs.keep_seed(given, state["Upstream_Config"])
-            # of -g, only where files lie is read
-            return given.model_dump(mode="json"), pretrain_configs.follow_files(state["Upstream_Config"], given)
-
-        return said + kept_config.difference(f"-g {self.args.upstream_config}", read)
+        task = state["Args"].upstream
+        return said + self.model.differences(task, state.get("Upstream_Config"), task in self.our_tasks)
 
     def _read_runner(self, path: str | Path) -> dict[str, Any]:
         state = super()._read_runner(path)
@@ -219,7 +221,7 @@ class PretrainLaunch(ScriptLaunch):
             setattr(saved, name, getattr(self.args, name))
 
     def _load_state(self, path: str, **kwargs: Any) -> dict[str, Any]:
-        """As for every runner, with another length of the schedule, and files at the places that ``-g`` names.
+        """As for every runner, with another length of the schedule, and files at the places that the command names.
 
         The optimizers' schedules hold the number of steps that they were made for, and come back from the checkpoint
         with it: a run made longer with ``-o config.runner.total_steps=N`` would go on at a learning rate of zero.
@@ -229,27 +231,14 @@ class PretrainLaunch(ScriptLaunch):
         """
         state = super()._load_state(path)
         if self.is_ours:
-            self._follow_files(path, state)
+            kept = state["Upstream_Config"]
+            state["Upstream_Config"] = self.model.follow(kept, path, state["Args"].upstream)
+            self.followed = state["Upstream_Config"] != kept
         for group in state["Optimizer"].get("param_groups", []):
             schedule = group.get("schedule")
             if getattr(schedule, "t_total", -1) > 0:
                 schedule.t_total = float(self.config["runner"]["total_steps"])
         return state
-
-    def _follow_files(self, path: str, state: dict[str, Any]) -> None:
-        kept = state["Upstream_Config"]
-        gone = pretrain_configs.gone_files(kept)
-        if gone and self.model is not None:
-            given = load_model_config(pretrain_configs.find("-g", self.model, state["Args"].upstream))
-            state["Upstream_Config"] = pretrain_configs.follow_files(kept, given)
-            self.followed = state["Upstream_Config"] != kept
-            gone = pretrain_configs.gone_files(state["Upstream_Config"])
-        gone.pop(pretrain_configs.CACHE, None)  # filled anew
-        if gone:
-            key, file = next(iter(gone.items()))
-            raise EkdError(
-                f"{path}: {key}: no such file or folder: {file}; if it has moved, give -g a file with the new place"
-            )
 
     def _make_importable(self, task: str) -> None:
         """Make ``pretrain.<task>.pretrain_expert`` importable, as the runner will ask for it."""
@@ -261,7 +250,7 @@ class PretrainLaunch(ScriptLaunch):
             sys.modules[f"pretrain.{task}"] = importlib.import_module(name)
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
-            self._prepare(sys.modules[f"pretrain.{task}.pretrain_expert"].UpstreamPretrainExpert)
+            self._prepare(sys.modules[f"pretrain.{task}.pretrain_expert"])
         elif self.objective is not None:
             raise EkdError(f"-u {task}: run_pretrain(objective=...) is for -u ekd")
         elif task not in self.tasks:  # the parser has not seen what a checkpoint names
@@ -273,10 +262,13 @@ class PretrainLaunch(ScriptLaunch):
             importlib.import_module(f"pretrain.{task}.pretrain_expert")
             guard_s3prl()
 
-    def _prepare(self, expert: Any) -> None:
-        """Give the expert's class what s3prl's runner has no argument for."""
+    def _prepare(self, module: ModuleType) -> None:
+        """Give the expert's class what s3prl's runner has no argument for; a new run's reads the model file with -o."""
         from s3prl_ekd.distill.objective import Objective
 
+        changes = self.model.changes if self.before is None else {}
+        module.load_model_config = partial(load_model_config, changes=changes)  # type: ignore[attr-defined]
+        expert = module.UpstreamPretrainExpert
         expert.seed, expert.objective_class = self.seed, self.objective or Objective
         if self.objective is not None:
             log.info("[ekd] loss: %s of %s", self.objective.__name__, sys.argv[0])

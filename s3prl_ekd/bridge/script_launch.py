@@ -211,7 +211,7 @@ class ScriptLaunch(ABC):
         arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
         arguments.expand_home(args)
-        arguments.check_override(args.override, args, self._elsewhere(args))
+        arguments.check_override(args.override, args, self._sections(args))
         if args.expdir is None and args.expname is not None:
             args.expdir = f"{self.results}/{args.expname}"
         self._check_first(args)
@@ -229,8 +229,8 @@ class ScriptLaunch(ABC):
         find_device(args.device)
         self._make_folder()
 
-    def _elsewhere(self, args: Namespace) -> Mapping[str, str]:
-        """Sections that ``-o`` does not reach, since they are of another file -> that file."""
+    def _sections(self, args: Namespace) -> Mapping[str, str]:
+        """Sections of the configuration files, where they are known -> what the keys of ``-o`` for them begin with."""
         return {}
 
     @abstractmethod
@@ -304,7 +304,7 @@ class ScriptLaunch(ABC):
             return
         differences = self._differences(self._read_runner(checkpoint))
         if differences:
-            said = "%s: the configuration stored in it is used (-o can change it); ignored: %s"
+            said = "%s: the configuration stored in it is used (-o config. can change that of -c); ignored: %s"
             log.info(said, checkpoint, ", ".join(differences))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:

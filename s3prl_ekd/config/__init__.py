@@ -17,11 +17,19 @@ from s3prl_ekd.config.model_file import (
     TeacherConfig,
     TeacherPrecision,
 )
-from s3prl_ekd.config.runner_file import ELSEWHERE, DataConfig, RunnerConfig, check_data_config, check_runner_config
+from s3prl_ekd.config.runner_file import (
+    MODEL,
+    OVERRIDES,
+    DataConfig,
+    RunnerConfig,
+    check_data_config,
+    check_runner_config,
+)
 
 __all__ = [
-    "ELSEWHERE",
     "MIN_SAMPLES",
+    "MODEL",
+    "OVERRIDES",
     "CachePrecision",
     "Mode",
     "TeacherPrecision",

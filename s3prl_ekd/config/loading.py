@@ -31,24 +31,30 @@ def load_model_config(
     Args:
         source: a string means what it means to ``-g``, a YAML file or a variant's name (``"embedded"``); a Path is a
             file; a dictionary is what a checkpoint holds (then ``file`` names it in messages).
-        changes: keys that replace those of a YAML file, as a file on top of it would.
+        changes: keys that replace those of the source, as a file on top of it would.
 
     Raises:
         EkdError: file and key, and what was expected.
     """
     if isinstance(source, Mapping):
-        return check_values(ModelConfig, dict(source), file, elsewhere=_ELSEWHERE)
-    path = find_model_config(source, "load_model_config:") if isinstance(source, str) else source
-    config = check_values(ModelConfig, _merge(_read_with_base(path), changes or {}), str(path), elsewhere=_ELSEWHERE)
+        values = dict(source)
+    else:
+        path = find_model_config(source, "load_model_config:") if isinstance(source, str) else source
+        values, file = _read_with_base(path), str(path)
+    if changes:
+        _check_start(file, Path(file).name, values, changes)
+    config = check_values(ModelConfig, _merge(values, changes or {}), file, elsewhere=_ELSEWHERE)
+    if isinstance(source, Mapping) and not changes:
+        return config  # its paths were made absolute when the run began
     for teacher in config.ekd.teachers:
         teacher.source = _absolute_model(teacher.source)
     if config.ekd.initialise_from not in (None, *(teacher.name for teacher in config.ekd.teachers)):
         config.ekd.initialise_from = _absolute_model(config.ekd.initialise_from)
     if config.distortion is not None:
-        _check_distorts(config.distortion, path)
+        _check_distorts(config.distortion, file)
         _make_sources_absolute(config.distortion)
     if config.ekd.cache_targets is not None:  # it need not exist yet
-        config.ekd.cache_targets = absolute_folder(config.ekd.cache_targets, f"{path}: ekd.cache_targets")
+        config.ekd.cache_targets = absolute_folder(config.ekd.cache_targets, f"{file}: ekd.cache_targets")
     return config
 
 
@@ -66,14 +72,14 @@ def load_distortion(path: Path) -> DistortionConfig:
         assert config is not None
     else:
         config = check_values(DistortionConfig, values["distortion"], str(path), prefix="distortion")
-        _check_distorts(config, path)
+        _check_distorts(config, str(path))
         _make_sources_absolute(config)
     return config
 
 
-def _check_distorts(distortion: DistortionConfig, path: Path) -> None:
+def _check_distorts(distortion: DistortionConfig, file: str) -> None:
     if distortion.additive is None and distortion.non_additive is None:
-        raise EkdError(f"{path}: distortion: changes nothing; it has neither additive nor non_additive")
+        raise EkdError(f"{file}: distortion: changes nothing; it has neither additive nor non_additive")
 
 
 def _absolute(source: str) -> str:
@@ -117,11 +123,11 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
             raise EkdError(f"{path}: base: {base!r} is this file, or one that starts from it")
         raise EkdError(f"{path}: base: no file {base!r} beside it or among the packaged configurations")
     before = _read_with_base(found, seen)
-    _check_start(path, found, before, values)
+    _check_start(str(path), found.name, before, values)
     return _merge(before, values)
 
 
-def _check_start(path: Path, base: Path, before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+def _check_start(file: str, base: str, before: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Refuse other teachers whose student would still start from one of ``base``'s: it would be downloaded for that."""
     old, new = before.get("ekd"), values.get("ekd")
     if not isinstance(old, dict) or not isinstance(new, dict) or "teachers" not in new or "initialise_from" in new:
@@ -129,7 +135,7 @@ def _check_start(path: Path, base: Path, before: Mapping[str, Any], values: Mapp
     start, names = old.get("initialise_from"), _names(new["teachers"])
     if start in _names(old.get("teachers")) and start not in names:
         raise EkdError(
-            f"{path}: ekd.initialise_from: {start!r}, as set in {base.name}, is not among the teachers here "
+            f"{file}: ekd.initialise_from: {start!r}, as set in {base}, is not among the teachers here "
             f"({', '.join(names)}); name one of them, or null for random weights"
         )
 

@@ -46,8 +46,11 @@ error: /home/me/my.yaml: ekd.teachers[1].layers: 14 > 12, the layers of wavlm_ba
 - **Search order.** `-g`: the folder in which the command is started, then the packaged variants. `-c`: that folder,
   then s3prl's folders, then this package. So an `average.yaml` of yours comes before the packaged one. The ending
   `.yaml` of a bare name may be left out.
-- **`-o`** overrides keys of the runner file, each with `config.` before it. Items are separated by `,,`:
-  `-o "config.runner.total_steps=1000,,config.optimizer.lr=1.0e-4"`. It cannot change the model file.
+- **`-o`** overrides keys. Those of the runner file begin with `config.`, as in s3prl, and those of the model file with
+  `upstream_config.`: the long names of `-c` and `-g`. Items are separated by `,,`:
+  `-o "config.runner.total_steps=1000,,upstream_config.ekd.mode=layerwise_average,,upstream_config.student.layers=3"`.
+  Values are Python (`None`, `False`, `[4, 8]`); what is no Python is text. Mappings are merged as with `base`. A list
+  is given as a whole (`upstream_config.ekd.teachers=[{...}, {...}]`).
 - **Numbers.** Write `2.0e-4`, not `2e-4`: YAML reads the latter as text, which is reported as an error.
 - **Check only.** `s3prl-ekd doctor -c RUNNER.yaml -g MODEL.yaml` shows what is missing, without training.
 - Downstream training uses s3prl's own configurations: [tasks.md](tasks.md).

@@ -84,7 +84,9 @@ class PretrainExpertSection(Checked):
     datarc: DataConfig
 
 
-ELSEWHERE = dict.fromkeys(ModelConfig.model_fields, "config_model.yaml (-g), which -o does not reach") | {
+MODEL = "upstream_config"
+"""What keys of the model file begin with in ``-o``: the long name of ``-g``, as s3prl's ``config`` is ``-c``'s."""
+ELSEWHERE = dict.fromkeys(ModelConfig.model_fields, "config_model.yaml (-g)") | {
     "downstream_expert": "a task's configuration (run_downstream.py -c)"
 }
 """Sections of other files -> where they belong."""
@@ -139,6 +141,10 @@ class RunnerConfig(Checked):
     pretrain_expert: PretrainExpertSection
     scheduler: dict[str, Any] | None = None
     """s3prl's optional learning-rate scheduler, for optimizers without one of their own."""
+
+
+OVERRIDES = dict.fromkeys(RunnerConfig.model_fields, "config") | dict.fromkeys(ModelConfig.model_fields, MODEL)
+"""Sections of both files -> what the keys of ``-o`` for them begin with."""
 
 
 def check_runner_config(values: Mapping[str, Any], file: str) -> RunnerConfig:

@@ -101,6 +101,8 @@ def test_cpu_hides_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ("args.expdir=/x", "has no effect; name the folder with -n or -p"),
         ("args.config='x.yaml'", "has no effect, as it is read before -o; give -c instead"),
         ("args.mode='evaluate'", "has no effect, as it is read before -o; give -m instead"),
+        ("args.upstream='tera'", "comes too late for much of the run; give -u instead"),
+        ("args.init_ckpt='x.ckpt'", "comes too late for much of the run; give -e instead"),
         ("args.auto_resume=True", "has no effect, as it is read before -o; give -a instead"),
         ("ekd.x=1", "write of_that.ekd.x=1"),
         ("config.ekd.x = [1, 2]", "write of_that.ekd.x=[1, 2]"),
@@ -116,6 +118,9 @@ def test_overrides_that_s3prl_drops_or_crashes_on(text: str, expected: str) -> N
     assert str(caught.value).startswith(f"-o {text!r}: {expected}")
     arguments.check_override("config.a.b=1,,args.c='x',,args.seed=2,,config.ekd.x=1", args)
     arguments.check_override("config.runner.b=1,,of_that.ekd.c=2,,of_that.new=3", args, {"ekd": "of_that"})
+    arguments.check_override(
+        "args.upstream='fbank',,args.init_ckpt=x", Namespace(downstream="ctc")
+    )  # are read after it
     with pytest.raises(EkdError, match="the key must start with config. or args.$"):
         arguments.check_override("of_that.ekd.c=2", args)
 

@@ -143,6 +143,22 @@ def test_another_name_is_another_upstream(
             downstream_arguments.check_same(args, {"upstream_ckpt"}, Path("states-8.ckpt"))
 
 
+def test_an_argument_by_o_is_as_its_option_where_a_run_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = Namespace(seed=5, upstream_layer_selection=None, verbose=False)
+    monkeypatch.setattr(checkpoints, "read", lambda path, mmap: {"Args": saved})
+    launch = downstream_launch.DownstreamLaunch(Run([]))
+    launch.args = Namespace(hub="torch", seed=1337, upstream_layer_selection=None, verbose=False)
+    for same in ({}, {"seed": 5}, {"verbose": True, "mine": 3}):
+        launch.overridden = same
+        launch._note_kept(Path("x.ckpt"))
+    for other, said in (({"seed": 7}, "--seed 7: x.ckpt was trained with --seed 5; name another"),
+                        ({"init_ckpt": "y.ckpt"}, "-o args.init_ckpt: the checkpoint is x.ckpt already; name another"),
+                        ({"upstream_layer_selection": 3}, "-l 3: x.ckpt was trained without it; name")):  # fmt: skip
+        launch.overridden = other
+        with pytest.raises(EkdError, match=f"^{said}"):
+            launch._note_kept(Path("x.ckpt"))
+
+
 @pytest.mark.parametrize("given", [set(), {"hub"}], ids=["default", "--hub torch"])
 @pytest.mark.parametrize("saved", [{"hub": "huggingface"}, {"hub": "torch", "from_hf_hub": True}])
 def test_code_from_a_repository_that_a_checkpoint_names_is_not_run_unasked(

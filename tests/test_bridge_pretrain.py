@@ -152,9 +152,28 @@ def test_another_tasks_model_that_is_not_read_is_said(launch: pretrain_launch.Pr
 def test_the_model_of_another_task_is_not_changed(launch: pretrain_launch.PretrainLaunch) -> None:
     """Without -u, the checkpoint alone says whose run it is."""
     launch.model = GivenModel.of(None, "upstream_config.transformer.layers=3")
-    launch._read_runner = lambda path: {"Args": Namespace(upstream="tera")}  # type: ignore[method-assign]
+    launch._read_runner = lambda path: {"Args": Namespace(upstream="tera", seed=1)}  # type: ignore[method-assign]
     with pytest.raises(EkdError, match=r"^-o upstream_config\.: is for -u ekd; t.ckpt is of -u tera$"):
         launch._note_kept(Path("t.ckpt"))
+
+
+def test_another_seed_by_o_is_refused_where_a_run_goes_on(launch: pretrain_launch.PretrainLaunch) -> None:
+    """It would be kept as the run's, whose batches and weights are of the one before."""
+    launch._read_runner = lambda path: {"Args": Namespace(upstream="ekd", seed=5)}  # type: ignore[method-assign]
+    for overridden in ({}, {"seed": 5}, {"device": "cpu", "mine": 3}):
+        launch.overridden = overridden
+        launch._note_kept(Path("x.ckpt"))
+    launch.overridden = {"seed": 7}
+    with pytest.raises(EkdError, match="^-o args.seed=7: x.ckpt was trained with 5, and a run that goes on keeps its"):
+        launch._note_kept(Path("x.ckpt"))
+
+
+def test_the_model_file_by_o_is_that_of_g(launch: pretrain_launch.PretrainLaunch) -> None:
+    launch.args, launch.overridden = Namespace(config="c.yaml", override=None), {"upstream_config": "concat"}
+    launch._check_first(Namespace(expname="x", expdir=None, upstream_config="average", override=None))
+    kept = load_model_config("average").model_dump(mode="json")
+    state = {"Args": Namespace(upstream="ekd"), "Config": {}, "Upstream_Config": kept}
+    assert launch._differences(state) == ["-g concat (differs in ekd.mode)"]
 
 
 def test_of_the_command_only_what_was_given_wins_over_the_checkpoint(launch: pretrain_launch.PretrainLaunch) -> None:

@@ -80,6 +80,9 @@ def test_a_seed_that_the_command_gives_is_that_of_batches_and_distortions(lab: P
 
     assert seeds(train("none")[0]) == (0, 0)
     assert seeds(train("by_o", data=",,args.seed=6")[0]) == (6, 6)
+    assert train("by_o", "-a", data=",,args.seed=6", steps=4)[0]["Args"].seed == 6
+    state, err = train("by_o", "-a", data=",,args.seed=7", steps=5, status=2)
+    assert state["Step"] == 4 and "-o args.seed=7: by_o/states-epoch-1.ckpt was trained with 6, and" in err
     state, err = train("named", "--seed", "5", data=",,config.pretrain_expert.datarc.seed=3")
     assert seeds(state) == (3, 5) and "--seed 5: batches and crops keep pretrain_expert.datarc.seed: 3" in err
     assert seeds(train("given", "--seed", "5")[0]) == (5, 5)

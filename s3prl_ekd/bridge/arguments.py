@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import yaml
@@ -26,6 +26,8 @@ from s3prl_ekd.user_paths import expanded
 
 _BEFORE_OVERRIDE = {"config": "-c", "past_exp": "-e", "auto_resume": "-a", "mode": "-m", "override": "one -o"}
 """Arguments that are read before ``-o`` is applied, and the option of each."""
+_HALF_BEFORE = {"upstream": "-u", "init_ckpt": "-e"}
+"""Those of pretraining that are read again after it: a run would be of two tasks, or go on from two checkpoints."""
 
 
 class _Answer(BaseException):
@@ -191,6 +193,33 @@ def check_override(text: str | None, args: Namespace, sections: Mapping[str, str
         check_override_value(f"-o {item!r}", value)
 
 
+def overridden(text: str | None, prefix: str, s3prl: Path) -> dict[str, Any]:
+    """What ``-o`` sets under ``args``, or another first word of its keys, nested, with the values that s3prl reads.
+
+    s3prl's own function reads them, under the one prefix that it nests; out of its file, which imports torch.
+
+    Args:
+        text: what was given, as :func:`check_override` lets it through.
+        prefix: the first word.
+        s3prl: its package folder.
+
+    Raises:
+        EkdError: a key goes on behind the value of another one.
+    """
+    items = [item for item in map(str.strip, (text or "").split(",,")) if item.startswith(f"{prefix}.")]
+    if not items:
+        return {}
+    # it prints each item, as it will when s3prl calls it
+    silent = {"sys": SimpleNamespace(stderr=None), "print": lambda *words, **kwargs: None}
+    override = function_of(s3prl / "utility/helper.py", "override", silent)
+    found: dict[str, Any] = {}
+    try:
+        override(",,".join(f"config{item.removeprefix(prefix)}" for item in items), Namespace(), found)
+    except (TypeError, AttributeError) as error:
+        raise EkdError(f"-o {text!r}: a key of {prefix} goes on behind the value of another ({error})") from error
+    return found
+
+
 def override_keys(text: str | None) -> set[str]:
     """What ``-o`` sets: ``config.a.b``, ``args.c``."""
     return {item.partition("=")[0].strip() for item in (text or "").split(",,")}
@@ -213,6 +242,8 @@ def _check_argument(item: str, name: str, args: Namespace) -> None:
         raise EkdError(f"-o {item!r}: has no effect; name the folder with -n or -p")
     if name in _BEFORE_OVERRIDE:
         raise EkdError(f"-o {item!r}: has no effect, as it is read before -o; give {_BEFORE_OVERRIDE[name]} instead")
+    if name in _HALF_BEFORE and "downstream" not in args:
+        raise EkdError(f"-o {item!r}: comes too late for much of the run; give {_HALF_BEFORE[name]} instead")
     hint = "" if name in args else did_you_mean(name, vars(args), cutoff=0.8)
     if hint or "." in name:
         raise EkdError(f"-o {item!r}: there is no argument {name!r}{hint}")

@@ -121,7 +121,10 @@ class DownstreamLaunch(ScriptLaunch):
             self.step = int(self._read_runner(args.init_ckpt).get("Step") or 0)
 
     def _note_kept(self, checkpoint: Path) -> None:
-        downstream_arguments.check_same(self.args, self.explicit, checkpoint)
+        if "init_ckpt" in self.overridden:
+            raise EkdError(f"-o args.init_ckpt: the checkpoint is {checkpoint} already; name another one with -e")
+        given = Namespace(**vars(self.args) | self.overridden)
+        downstream_arguments.check_same(given, self.explicit | self.overridden.keys(), checkpoint)
         super()._note_kept(checkpoint)
 
     def _check_new(self, args: Namespace) -> None:

@@ -8,11 +8,9 @@ names it reads the places of files that have moved; all else that differs is tol
 from __future__ import annotations
 
 import re
-from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from s3prl_ekd.bridge import arguments, kept_config, pretrain_configs
@@ -41,7 +39,10 @@ class GivenModel:
         Raises:
             EkdError: ``-o`` names an element of a list, or a key behind the value of another one.
         """
-        return cls(file, override, _changes(override))
+        for item in map(str.strip, (override or "").split(",,")):
+            if re.match(rf"{MODEL}\.[^=]*(\[|\.\d+[ .=])", item):
+                raise EkdError(f"-o {item!r}: -o reaches no element of a list; give the whole list, or a file with -g")
+        return cls(file, override, arguments.overridden(override, MODEL, s3prl_folder()))
 
     def load(self, file: str | Path) -> ModelConfig:
         """The model of ``file``, with ``-o``; raises as :func:`load_model_config`."""
@@ -126,25 +127,3 @@ class GivenModel:
                 "place"
             )
         return kept
-
-
-def _changes(override: str | None) -> dict[str, Any]:
-    """The keys of the model file that ``-o`` gives, with the values that s3prl reads there.
-
-    s3prl's own function reads them, under the one prefix that it knows; out of its file, which imports torch.
-    """
-    items = [item for item in map(str.strip, (override or "").split(",,")) if item.startswith(f"{MODEL}.")]
-    if not items:
-        return {}
-    for item in items:
-        if re.match(r"[^=]*(\[|\.\d+[ .=])", item):
-            raise EkdError(f"-o {item!r}: -o reaches no element of a list; give the whole list, or a file with -g")
-    # it prints each item, as it will when s3prl calls it
-    silent = {"sys": SimpleNamespace(stderr=None), "print": lambda *words, **kwargs: None}
-    apply = arguments.function_of(s3prl_folder() / "utility/helper.py", "override", silent)
-    found: dict[str, Any] = {}
-    try:
-        apply(",,".join(f"config{item.removeprefix(MODEL)}" for item in items), Namespace(), found)
-    except (TypeError, AttributeError) as error:
-        raise EkdError(f"-o {override!r}: a key of {MODEL} goes on behind the value of another ({error})") from error
-    return found

@@ -177,7 +177,11 @@ class PretrainLaunch(ScriptLaunch):
     def _check_first(self, args: Namespace) -> None:
         if args.expname is None and args.expdir is not None:
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
-        self.model = GivenModel.of(args.upstream_config, args.override)
+        model = args.upstream_config
+        if "upstream_config" in self.overridden:  # -g by another way
+            self.explicit.add("upstream_config")
+            model = str(self.overridden["upstream_config"])
+        self.model = GivenModel.of(model, args.override)
 
     def _check_new(self, args: Namespace) -> None:
         self._check_name(args)
@@ -192,12 +196,23 @@ class PretrainLaunch(ScriptLaunch):
         return str(pretrain_configs.find("-c", args.config, args.upstream))
 
     def _note_kept(self, checkpoint: Path) -> None:
-        if self.model.changes:
-            state = self._read_runner(checkpoint)
-            if state["Args"].upstream not in self.our_tasks:
-                raise EkdError(f"-o {MODEL}.: is for -u ekd; {checkpoint} is of -u {state['Args'].upstream}")
-            self.model.check_kept(state["Upstream_Config"], str(checkpoint))
+        if self.overridden or self.model.changes:
+            self._check_kept(self._read_runner(checkpoint), checkpoint)
         super()._note_kept(checkpoint)
+
+    def _check_kept(self, state: dict[str, Any], checkpoint: Path) -> None:
+        """Refuse another seed or model by ``-o``: s3prl would take some of it, and keep it with the run."""
+        saved: Namespace = state["Args"]
+        seed = self.overridden.get("seed", getattr(saved, "seed", None))
+        if seed != getattr(saved, "seed", None):
+            raise EkdError(
+                f"-o args.seed={seed}: {checkpoint} was trained with {saved.seed}, and a run that goes on keeps its "
+                "seed; name another experiment (-n)"
+            )
+        if self.model.changes:
+            if saved.upstream not in self.our_tasks:
+                raise EkdError(f"-o {MODEL}.: is for -u ekd; {checkpoint} is of -u {saved.upstream}")
+            self.model.check_kept(state["Upstream_Config"], str(checkpoint))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
         said, seed = super()._differences(state), getattr(state["Args"], "seed", None)

@@ -73,6 +73,7 @@ class ScriptLaunch(ABC):
         self.lock: BinaryIO | None = None  # of the folder that is trained in
         self.args = Namespace()
         self.explicit: set[str] = set()  # the arguments that the command line gave itself
+        self.overridden: dict[str, Any] = {}  # those that its -o gave (args.NAME)
         self.before: dict[str, Any] | None = None  # the config of the checkpoint to go on from, without -o
         self.changed: dict[str, Any] = {}  # what -o changes of its optimizer
         self.step = 0  # of that checkpoint, after which s3prl counts on; of what -i names too
@@ -208,10 +209,12 @@ class ScriptLaunch(ABC):
         self.args, self.explicit = args, explicit
         if not args.auto_resume:
             self.current.argv.append("-a")
-        arguments.hide_gpu(args.device)
         arguments.check_empty(args, explicit)
         arguments.expand_home(args)
         arguments.check_override(args.override, args, self._sections(args))
+        self.overridden = arguments.overridden(args.override, "args", self.s3prl)
+        args.device = str(self.overridden.get("device", args.device))
+        arguments.hide_gpu(args.device)
         if args.expdir is None and args.expname is not None:
             args.expdir = f"{self.results}/{args.expname}"
         self._check_first(args)

@@ -13,7 +13,7 @@ from bridge_corpora import overrides, voxceleb
 from console import check_mistakes
 from tensorboardX import SummaryWriter
 
-from s3prl_ekd.bridge import script_launch
+from s3prl_ekd.bridge import script_command
 from s3prl_ekd.bridge.experiment_folder import ExperimentFolder, lock_run
 from s3prl_ekd.bridge.interrupts import Run
 from s3prl_ekd.bridge.pretrain_launch import PretrainLaunch
@@ -105,7 +105,7 @@ def test_a_refused_run_leaves_what_the_other_one_wrote(tmp_path: Path, monkeypat
             (folder / name).write_text("theirs")
         raise EkdError("another run is training in this folder")
 
-    monkeypatch.setattr(script_launch, "lock_run", locked)
+    monkeypatch.setattr(script_command, "lock_run", locked)
     launch = PretrainLaunch(Run([]))
     launch.args = Namespace(expdir=str(tmp_path / "x"))
     monkeypatch.setattr(launch, "_parse", lambda: (launch.args, set()))

@@ -152,7 +152,7 @@ def test_another_tasks_model_that_is_not_read_is_said(launch: pretrain_launch.Pr
 def test_the_model_of_another_task_is_not_changed(launch: pretrain_launch.PretrainLaunch) -> None:
     """Without -u, the checkpoint alone says whose run it is."""
     launch.model = GivenModel.of(None, "upstream_config.transformer.layers=3")
-    launch._read_runner = lambda path: {"Args": Namespace(upstream="tera", seed=1)}  # type: ignore[method-assign]
+    launch._read_runner = lambda path: {"Args": Namespace(upstream="tera")}  # type: ignore[method-assign]
     with pytest.raises(EkdError, match=r"^-o upstream_config\.: is for -u ekd; t.ckpt is of -u tera$"):
         launch._note_kept(Path("t.ckpt"))
 
@@ -164,6 +164,8 @@ def test_another_seed_by_o_is_refused_where_a_run_goes_on(launch: pretrain_launc
         launch.overridden = overridden
         launch._note_kept(Path("x.ckpt"))
     launch.overridden = {"seed": 7}
+    saved = Namespace(upstream="tera", seed=5)
+    launch._check_kept({"Args": saved}, Path("t.ckpt"))  # of s3prl's own: what it draws from now on is the new seed's
     with pytest.raises(EkdError, match="^-o args.seed=7: x.ckpt was trained with 5, and a run that goes on keeps its"):
         launch._note_kept(Path("x.ckpt"))
 

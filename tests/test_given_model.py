@@ -142,7 +142,8 @@ def test_a_run_that_goes_on_keeps_its_model(tmp_path: Path, monkeypatch: pytest.
     moved.check_kept(kept, "s.ckpt")  # a new place
     assert moved.follow(kept, "s.ckpt", "ekd")["ekd"]["cache_targets"] == str(tmp_path / "moved")
     assert given("ekd.mode=layerwise_average").follow(kept, "s.ckpt", "ekd")["ekd"] == kept["ekd"]
-    (tmp_path / "gone").mkdir()
+    (tmp_path / "gone").symlink_to(tmp_path / "start")
+    given("ekd.mode=layerwise_average").check_kept(kept, "s.ckpt")  # it leads elsewhere by now
     with pytest.raises(EkdError, match="ekd.cache_targets: not as in s.ckpt"):
         moved.check_kept(kept, "s.ckpt")
 

@@ -58,12 +58,22 @@ class GivenModel:
         said = message.removeprefix(f"{file}: ")
         if not self.changes or said == message:
             return message
-        keys = [key.removeprefix(f"{MODEL}.") for key in arguments.override_keys(self.override)]
-        is_given = any(re.match(rf"{re.escape(key)}[.:[]", said) for key in keys)
-        section, unknown, _ = said.partition(": unknown key")  # perhaps one that -o made
-        if is_given or (unknown and any(key.startswith(f"{section}.") for key in keys)):
-            return f"-o {MODEL}.{said}"
-        return f"{file} (with -o): {said}"
+        key, _, reason = said.partition(": ")
+        inside = self._given_in(key) if reason.startswith("unknown key") else ()  # a section that -o made
+        return f"-o {MODEL}.{said}" if self._gives(key) or inside else f"{file} (with -o): {said}"
+
+    @property
+    def _keys(self) -> set[str]:
+        keys = arguments.override_keys(self.override)
+        return {key.removeprefix(f"{MODEL}.") for key in keys if key.startswith(f"{MODEL}.")}
+
+    def _gives(self, key: str) -> bool:
+        """Whether ``-o`` gives this key, or a section or list that it is in."""
+        return any(key == one or key.startswith((f"{one}.", f"{one}[")) for one in self._keys)
+
+    def _given_in(self, section: str) -> list[str]:
+        """The keys in a section that ``-o`` gives."""
+        return [key for key in self._keys if key.startswith(f"{section}.")]
 
     # ------------------------------------------------------------------------------------------- a run that goes on
 
@@ -76,7 +86,9 @@ class GivenModel:
         given = load_model_config(kept, checkpoint, self.changes)
         pretrain_configs.keep_commits(given, kept)
         followed = load_model_config(pretrain_configs.follow_files(kept, given), checkpoint)
-        keys = list(kept_config.differing(given.model_dump(mode="json"), followed.model_dump(mode="json")))
+        other = kept_config.differing(given.model_dump(mode="json"), followed.model_dump(mode="json"))
+        # a path of its own may lead elsewhere by now
+        keys = [key for key in other if self._gives(key) or self._given_in(key)]
         if keys:
             raise EkdError(
                 f"-o {MODEL}: {listed(keys)}: not as in {checkpoint}, and a run that goes on keeps its model; "

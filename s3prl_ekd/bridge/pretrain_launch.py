@@ -177,11 +177,10 @@ class PretrainLaunch(ScriptLaunch):
     def _check_first(self, args: Namespace) -> None:
         if args.expname is None and args.expdir is not None:
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
-        model = args.upstream_config
         if "upstream_config" in self.overridden:  # -g by another way
             self.explicit.add("upstream_config")
-            model = str(self.overridden["upstream_config"])
-        self.model = GivenModel.of(model, args.override)
+            args.upstream_config = str(self.overridden["upstream_config"])
+        self.model = GivenModel.of(args.upstream_config, args.override)
 
     def _check_new(self, args: Namespace) -> None:
         self._check_name(args)
@@ -203,15 +202,16 @@ class PretrainLaunch(ScriptLaunch):
     def _check_kept(self, state: dict[str, Any], checkpoint: Path) -> None:
         """Refuse another seed or model by ``-o``: s3prl would take some of it, and keep it with the run."""
         saved: Namespace = state["Args"]
-        seed = self.overridden.get("seed", getattr(saved, "seed", None))
-        if seed != getattr(saved, "seed", None):
+        if saved.upstream not in self.our_tasks:  # s3prl's own begin anew with the seed
+            if self.model.changes:
+                raise EkdError(f"-o {MODEL}.: is for -u ekd; {checkpoint} is of -u {saved.upstream}")
+            return
+        if (seed := self.overridden.get("seed", saved.seed)) != saved.seed:
             raise EkdError(
                 f"-o args.seed={seed}: {checkpoint} was trained with {saved.seed}, and a run that goes on keeps its "
                 "seed; name another experiment (-n)"
             )
         if self.model.changes:
-            if saved.upstream not in self.our_tasks:
-                raise EkdError(f"-o {MODEL}.: is for -u ekd; {checkpoint} is of -u {saved.upstream}")
             self.model.check_kept(state["Upstream_Config"], str(checkpoint))
 
     def _differences(self, state: dict[str, Any]) -> list[str]:
@@ -293,9 +293,8 @@ class PretrainLaunch(ScriptLaunch):
     def _checked(self, args: Namespace, config: dict[str, Any], *rest: Any) -> tuple[Any, ...]:
         self.args, self.config = args, config
         self.current.expdir = Path(args.expdir)
-        if self.is_ours and self.before is None:  # -o may name another file than s3prl has copied
+        if self.is_ours and self.before is None:  # by -o it is the name again
             args.upstream_config = str(pretrain_configs.find("-g", str(args.upstream_config), args.upstream))
-            self._copyfile(args.upstream_config, f"{args.expdir}/config_model.yaml")
         self._check_config(config)
         self._check_going_on(config)
         self._check_processes(args)

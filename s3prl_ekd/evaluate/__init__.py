@@ -6,7 +6,8 @@ Where to look, in the course of a call (``command.py``):
   model's plan, ``plan.py`` its runs down to the native commands (``dry_run.py`` prints them)
 - what is refused beside earlier scores: ``refusals.py``; what rows must share: ``conditions.py``
 - doing it: ``schedule.py`` says which run is next (the pick on dev: ``grid.py``), ``run.py`` trains or tests one,
-  ``process.py`` starts it (``fork_server.py``); ``side_by_side.py``, ``devices.py``: several at a time
+  ``process.py`` starts it (``fork_server.py``); ``side_by_side.py``, ``devices.py``: several at a time;
+  ``shard.py``: on several machines; ``folder_lock.py`` keeps calls out of each other's folders
 - whether a run is done: its ``run.json`` (``marker.py``), with digests of what it read (``inputs.py``)
 - its numbers: ``score.py``; merged over rates, folds and seeds: ``results.py``
 - ``scores.json``: ``records.py`` puts it together from this call's results, what earlier ones left

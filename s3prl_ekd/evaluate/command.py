@@ -34,6 +34,7 @@ from s3prl_ekd.evaluate.refusals import check_earlier_scores, tell_second_rows
 from s3prl_ekd.evaluate.run import check_marker
 from s3prl_ekd.evaluate.schedule import run_all
 from s3prl_ekd.evaluate.scores_file import FILE_NAME
+from s3prl_ekd.evaluate.shard import parse_shard
 from s3prl_ekd.evaluate.table import score_table
 from s3prl_ekd.evaluate.tasks import TASKS
 from s3prl_ekd.task_names import PAPER_TASKS
@@ -69,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the table shows mean and standard error of several (default: %(default)s)",
     )  # fmt: skip
     add_running_arguments(parser, "runs")
+    parser.add_argument(
+        "--shard", metavar="I/N",
+        help="do the I-th of N shares of the runs alone, beside the other shares on other machines (a job array: "
+        "--shard $SLURM_ARRAY_TASK_ID/8). The same call without --shard then writes the scores",
+    )  # fmt: skip
     parser.add_argument(
         "-o",
         "--override",
@@ -146,12 +152,17 @@ def run(args: argparse.Namespace) -> int:
         EkdError: what the user can correct; a run that failed.
     """
     devices = given_devices(args)
+    shard = None if args.shard is None else parse_shard(args.shard)
     plans = _checked_plans(args)
-    models = [plan.upstream for plan in plans]
-    check_names(models)
+    check_names([plan.upstream for plan in plans])
+    tell_second_rows(plans, args.out)
+    if shard is not None:
+        plans = shard.share(plans)
+        if not plans:
+            log.warning("--shard %s: nothing to do: the runs that may be apart are fewer than the shards", shard)
+            return 0
     devices = devices or [default_device()]  # asks torch, whose import takes longer than all the checks before
     jobs = args.jobs or len(devices)
-    tell_second_rows(plans, args.out)
     runs = [one for plan in plans for one in plan.runs]
     console = Console()
     if args.dry_run:
@@ -160,15 +171,20 @@ def run(args: argparse.Namespace) -> int:
     check_devices(devices)
     if runs[0].cache is not None:
         make_writable(runs[0].cache, f"--cache-states {runs[0].cache}")
-    costs = [upstream_cost(one) for one in models]
-    labels = ", ".join(one.label for one in models)
-    where = f"{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
+    labels = ", ".join(plan.upstream.label for plan in plans)
+    share = "" if shard is None else f"shard {shard}, "
+    where = f"{share}{len(runs)} runs of s3prl's runner on {', '.join(devices)} -> {args.out}"
     console.print(f"[bold]{escape(labels)}[/]: {escape(where)}", highlight=False, soft_wrap=True)
-    with locked_folders([args.out, *(plan.out for plan in plans)], "--out "):
+    costs = [upstream_cost(plan.upstream) for plan in plans] if shard is None else []
+    with locked_folders([args.out, *(plan.out for plan in plans)], "--out ", shared=shard is not None):
         plans = _checked_plans(args)  # again: a call that had the folder may have ended since
+        plans = plans if shard is None else shard.share(plans)
         records = _carry_out(args, plans, costs, devices, jobs, console)
-        if (args.out / robustness.FILE_NAME).is_file():
+        if shard is None and (args.out / robustness.FILE_NAME).is_file():
             robustness.write_robustness(args.out)  # without the tests of runs that this call did again
+    if shard is not None:
+        console.print(f"[dim]shard {shard} is done; the call without --shard writes the scores[/]", highlight=False)
+        return 0
     for table in [*grid_tables(records), score_table(records)]:
         console.print_table(table)
     console.print(f"[dim]{escape(str(args.out / FILE_NAME))}[/]", highlight=False, soft_wrap=True)
@@ -193,7 +209,15 @@ def _carry_out(
     jobs: int,
     console: Console,
 ) -> list[dict[str, Any]]:
-    """Do the runs and write the records, after an interruption or a failure those of the tasks that are done."""
+    """Do the runs and write the records, after an interruption or a failure those of the tasks that are done.
+
+    A shard writes none: it has a part of them alone, and others are at work in the same folders.
+    """
+
+    def write() -> list[dict[str, Any]]:
+        found = (plans, costs, results, args.preset, devices, args.out)
+        return write_records(*found) if args.shard is None else []
+
     runs = [one for plan in plans for one in plan.runs]
     results: Results = {}
     try:
@@ -201,7 +225,7 @@ def _carry_out(
             run_all(runs, board, jobs, args.overwrite, devices, results, args.keep_going)
     except (KeyboardInterrupt, EkdError) as error:
         try:
-            if write_records(plans, costs, results, args.preset, devices, args.out):
+            if write():
                 scores = escape(str(args.out / FILE_NAME))
                 console.print(f"[dim]{scores} holds the tasks that are done[/]", highlight=False, soft_wrap=True)
         except EkdError as another:  # must not hide why the runs ended
@@ -209,4 +233,4 @@ def _carry_out(
         if isinstance(error, KeyboardInterrupt):
             console.print("[dim]run the same command again to resume[/]", highlight=False)
         raise
-    return write_records(plans, costs, results, args.preset, devices, args.out)
+    return write()

@@ -16,6 +16,7 @@ from typing import Any
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.conditions import NOT_SET
 from s3prl_ekd.evaluate.devices import gpu_environment
+from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
 from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
@@ -50,7 +51,8 @@ def clear_other(run: Run) -> None:
     """Empty the folder of a run where an earlier one there is another."""
     marker = read_marker(run.expdir)
     if marker is not None and _unlike(run, marker) is not None:
-        empty_folder(run.expdir)
+        with locked_folder(run.expdir, str(run.expdir)):
+            empty_folder(run.expdir)
 
 
 def _unlike(run: Run, marker: Marker) -> str | None:

@@ -13,7 +13,8 @@ Where to look, in the course of a call (``command.py``):
 - ``scores.json``: ``records.py`` puts it together from this call's results, what earlier ones left
   (``kept_scores.py``) and what made them (``provenance.py``, ``cost.py``); its format and reading: ``scores_file.py``,
   what must stand in it: ``scores_format.py``
-- tables: ``table.py``, ``grid_table.py``; the sentences below: ``differences.py``
+- tables: ``table.py``, ``grid_table.py``, in them means over pretrainings: ``pretrainings.py``; the sentences below:
+  ``differences.py``
 - whether differences are the test set's chance: ``compare_command.py``, ``compare.py``, ``bootstrap.py``,
   ``compare_table.py``
 - the same on distorted audio: ``robustness_command.py``, ``distorted.py``, ``robustness.py``

@@ -111,8 +111,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     """Declare the options that name what is evaluated."""
     models = parser.add_argument_group(
         "models",
-        "each repeatable. With a LABEL, a model is a row of a table. One --ckpt and one --upstream without labels are "
-        "a single model: -u NAME -k PATH of run_downstream.py",
+        "each repeatable. With a LABEL, a model is a row of a table; below rows NAME@1, NAME@2, ... stands their mean. "
+        "One --ckpt and one --upstream without labels are a single model: -u NAME -k PATH of run_downstream.py",
     )
     models.add_argument(
         "-k", "--ckpt", action="append", dest="given", type=partial(_given, "ckpt"), metavar="[LABEL=]PATH",

@@ -23,6 +23,7 @@ from s3prl_ekd.evaluate.kept_scores import (
 )
 from s3prl_ekd.evaluate.marker import Results
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
+from s3prl_ekd.evaluate.pretrainings import means
 from s3prl_ekd.evaluate.provenance import machine, made_by, versions
 from s3prl_ekd.evaluate.results import chance, merge_seeds, search_record
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, own_record, write_scores
@@ -81,7 +82,9 @@ def write_records(
             (out / folder / name).unlink(missing_ok=True)
     rows = with_earlier_rows(rows, called)
     records = [record for _, record in rows]
-    write_scores({"models": [{"folder": folder, **record} for folder, record in rows]}, out)
+    found = means(records)
+    models = [{"folder": folder, **record} for folder, record in rows]
+    write_scores({"models": models, **({"means": found} if found else {})}, out)
     write_markdown(records, out)
     return records
 

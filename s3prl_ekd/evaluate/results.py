@@ -52,18 +52,10 @@ def search_record(search: Search, results: Results) -> dict[str, Any]:
 def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Merge a task's records at several seeds into one: means, their standard error, and every seed's own record."""
     parts = list(seeds.values())
-    ours = [key for key in parts[0]["rescored"] if key in (task.metric, "cer", "majority")]
-    rescored: dict[str, Any] = {key: fmean(part["rescored"][key] for part in parts) for key in ours}
-    rescored["agrees"] = all(part["rescored"]["agrees"] for part in parts)
-    errors = {task.metric: standard_error([part[task.metric] for part in parts])}
-    if "cer" in rescored:
-        errors["cer"] = standard_error([part["rescored"]["cer"] for part in parts])
     dev = [part["dev"] for part in parts if part["dev"] is not None]
     picked = {part["lr"] for part in parts}
     return {
-        task.metric: fmean(part[task.metric] for part in parts),
-        "standard_error": errors,
-        "rescored": rescored,
+        **mean_scores(task, parts),
         "dev": fmean(dev) if dev else None,
         "seconds": round(sum(part["seconds"] for part in parts), 1),
         "steps": parts[0]["steps"],
@@ -72,6 +64,19 @@ def merge_seeds(task: Task, seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "seeds": seeds,
         "commands": [command for part in parts for command in part["commands"]],
     }
+
+
+def mean_scores(task: Task, parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The means of a task's scores, ours (``rescored``) too, and of several their ``standard_error``."""
+    ours = [key for key in (task.metric, "cer", "majority") if all(key in part["rescored"] for part in parts)]
+    rescored: dict[str, Any] = {key: fmean(part["rescored"][key] for part in parts) for key in ours}
+    rescored["agrees"] = all(part["rescored"].get("agrees", True) for part in parts)
+    found: dict[str, Any] = {task.metric: fmean(part[task.metric] for part in parts), "rescored": rescored}
+    if len(parts) > 1:
+        found["standard_error"] = {task.metric: standard_error([part[task.metric] for part in parts])}
+        if "cer" in rescored:
+            found["standard_error"]["cer"] = standard_error([part["rescored"]["cer"] for part in parts])
+    return found
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -4,7 +4,8 @@ Percent everywhere. The number under a task's metric is the runner's; ``rescored
 ER's is the mean over its folds, as published ER scores are. With several learning rates a task holds its ``grid``: the
 dev score of each, and which was picked and so tested. With several seeds a task's numbers are means, ``standard_error``
 holds what the name says, and ``seeds`` a whole record for each. A table: one such file in each model's folder,
-and above them one with the list ``models``. What goes into a record is computed in ``results.py`` and ``records.py``.
+and above them one with the list ``models``, and ``means`` where rows are pretrainings of one recipe
+(``pretrainings.py``). What goes into a record is computed in ``results.py`` and ``records.py``.
 
 Below, a *part* is one seed's record of a task; with folds it holds one of each run, else it is its only run's.
 """

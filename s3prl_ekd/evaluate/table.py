@@ -2,7 +2,7 @@
 
 One row an upstream, one column a metric, percent; before them parameters and MACs where they are known. A cell is the
 runner's number, with several seeds their mean ± its standard error; the best of each column is marked when there is
-more than one row.
+more than one row. Rows of one recipe are followed by their mean (``pretrainings.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from s3prl_ekd.evaluate.differences import differences, first_of
+from s3prl_ekd.evaluate.pretrainings import NOTE, means, with_means
 from s3prl_ekd.evaluate.tasks import TASKS, is_error_rate, shown
 
 MISSING = "–"
@@ -53,10 +54,15 @@ class Column:
         """The standard error of :meth:`value` over seeds; ``None`` of one seed."""
         return record["tasks"].get(self.task, {}).get("standard_error", {}).get(self.metric)
 
+    def spread(self, record: dict[str, Any]) -> str:
+        """What is shown behind the value: its error, and of a mean that lacks some of its models how many it is of."""
+        error, count = self.error(record), record["tasks"].get(self.task, {}).get("pretrainings")
+        fewer = count is not None and count < len(record.get("models", ()))
+        return " ".join(([] if error is None else [f"± {error:.2f}"]) + ([f"(n = {count})"] if fewer else []))
+
     def cell(self, record: dict[str, Any]) -> str:
         """Value and error as they are shown."""
-        error = self.error(record)
-        return cell(self.value(record)) + ("" if error is None else f" ± {error:.2f}")
+        return f"{cell(self.value(record))} {self.spread(record)}".rstrip()
 
 
 OF_TASKS = tuple(Column(task.name, task.metric) for task in TASKS.values())
@@ -69,8 +75,11 @@ def columns_of(records: Sequence[dict[str, Any]]) -> list[Column]:
 
 
 def best_rows(records: Sequence[dict[str, Any]], column: Column) -> set[int]:
-    """Row numbers of the best value in a column; empty when there is nothing to compare with, or all are equal."""
-    values = {row: column.value(record) for row, record in enumerate(records)}
+    """Row numbers of the best value in a column; empty when there is nothing to compare with, or all are equal.
+
+    A mean of rows is none: it is never better than the best of them.
+    """
+    values = {row: column.value(record) for row, record in enumerate(records) if "models" not in record}
     known = {row: value for row, value in values.items() if value is not None}
     if len(set(known.values())) < 2:
         return set()
@@ -96,8 +105,9 @@ def costs(records: Sequence[dict[str, Any]]) -> list[tuple[str, list[str]]]:
 
 def score_table(records: Sequence[dict[str, Any]]) -> Table:
     """The rich table of one or several records."""
-    columns = columns_of(records)
     table = plain_table(caption=escape(footnote(records)))
+    records = with_means(records)
+    columns = columns_of(records)
     sizes = costs(records)
     for heading, _ in sizes:
         table.add_column(heading, justify="right", style="dim", no_wrap=True)
@@ -107,9 +117,9 @@ def score_table(records: Sequence[dict[str, Any]]) -> Table:
     for row, record in enumerate(records):
         cells = []
         for column in columns:
-            value, error = cell(column.value(record)), column.error(record)
+            value, spread = cell(column.value(record)), column.spread(record)
             marked = f"[bold green]{value}[/]" if row in best[column] else value
-            cells.append(marked if error is None else f"{marked}\n[dim]± {error:.2f}[/]")
+            cells.append(f"{marked}\n[dim]{spread}[/]" if spread else marked)
         table.add_row(escape(record["label"]), *(size[row] for _, size in sizes), *cells)
     return table
 
@@ -126,6 +136,8 @@ def plain_table(title: str = "", caption: str = "") -> Table:
 
 def score_markdown(records: Sequence[dict[str, Any]]) -> str:
     """The score table in Markdown, with the conditions of its numbers below."""
+    note = footnote(records)
+    records = with_means(records)
     columns = columns_of(records)
     best = {column: best_rows(records, column) for column in columns}
     sizes = costs(records)
@@ -133,7 +145,7 @@ def score_markdown(records: Sequence[dict[str, Any]]) -> str:
     for row, record in enumerate(records):
         cells = [f"**{column.cell(record)}**" if row in best[column] else column.cell(record) for column in columns]
         lines.append([verbatim(record["label"]), *(size[row] for _, size in sizes), *cells])
-    return f"{markdown_table(lines)}\n{verbatim(footnote(records))}\n"
+    return f"{markdown_table(lines)}\n{verbatim(note)}\n"
 
 
 def markdown_table(lines: Sequence[Sequence[str]], left: int = 1) -> str:
@@ -155,6 +167,8 @@ def footnote(records: Sequence[dict[str, Any]]) -> str:
     if counts:
         number = f"{counts.pop()} seeds" if len(counts) == 1 else "a model's seeds"
         parts.append(f"±: standard error of the mean over {number}.")
+    if means(records):
+        parts.append(NOTE)
     parts += differences(records)
     if costs(records):
         parts.append("Parameters, MACs: of the upstream, as the SUPERB challenge counts (MACs over its 32 utterances).")

@@ -19,6 +19,7 @@ from s3prl_ekd.evaluate.compare_table import note as comparison_note
 from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.distorted import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
+from s3prl_ekd.evaluate.pretrainings import with_means
 from s3prl_ekd.evaluate.provenance import versions
 from s3prl_ekd.evaluate.robustness import note as robustness_note
 from s3prl_ekd.evaluate.robustness import rows_of, table_lines
@@ -37,22 +38,29 @@ _OPEN_ROWS = 12  # more rows of a grid than this are folded away below its figur
 
 def scores(records: Records) -> str:
     """The score table: one row a model, the best of each column marked."""
-    columns = columns_of(records)
-    best = {column: best_rows(records, column) for column in columns}
-    sizes = costs(records)
+    rows = with_means(records)
+    columns = columns_of(rows)
+    best = {column: best_rows(rows, column) for column in columns}
+    sizes = costs(rows)
     head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in sizes)
     head += "".join(f"<th>{escape(column.heading)}</th>" for column in columns)
-    rows = []
-    for row, record in enumerate(records):
-        cells = "".join(f"<td class=size>{escape(size[row])}</td>" for _, size in sizes)
+    body = ""
+    for place, row in enumerate(rows):
+        cells = "".join(f"<td class=size>{escape(size[place])}</td>" for _, size in sizes)
         for column in columns:
-            error = column.error(record)
-            spread = "" if error is None else f"<small>± {error:.2f}</small>"
-            mark = " class=best" if row in best[column] else ""
-            cells += f"<td{mark}>{cell(column.value(record))}{spread}</td>"
-        detail = " · ".join([record["upstream"], f"preset {record['preset']}", _seeds(record)])
-        rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
-    return section("Scores", table("scores", head, "".join(rows)) + note(footnote(records)))
+            spread = column.spread(row)
+            small = f"<small>{spread}</small>" if spread else ""
+            mark = " class=best" if place in best[column] else ""
+            cells += f"<td{mark}>{cell(column.value(row))}{small}</td>"
+        body += f"<tr><th>{breakable(row['label'])}<small>{escape(_made(row))}</small></th>{cells}</tr>"
+    return section("Scores", table("scores", head, body) + note(footnote(records)))
+
+
+def _made(row: dict[str, Any]) -> str:
+    """How a row of the score table was made, below its label."""
+    if "models" in row:
+        return ", ".join(row["models"])
+    return " · ".join([row["upstream"], f"preset {row['preset']}", _seeds(row)])
 
 
 def differences(compared: Comparison) -> str:

@@ -1,0 +1,55 @@
+"""Means over pretrainings: rows ``NAME@SUFFIX`` of one table are one recipe, pretrained with several seeds.
+
+The rows stay as they are. A mean stands in the ``means`` of a table's ``scores.json``, and below the last of its rows
+where a table is shown. Each pretraining counts once, by its mean over the downstream seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s3prl_ekd.evaluate.results import mean_scores
+from s3prl_ekd.evaluate.tasks import TASKS
+
+NOTE = "NAME (mean of N): the mean of the rows NAME@..., with its standard error over these pretrainings."
+
+
+def recipe(label: str) -> str | None:
+    """NAME of the label ``NAME@SUFFIX``; None of another one, as ``OWNER/MODEL@REVISION`` of the Hugging Face Hub."""
+    name, _, suffix = label.rpartition("@")
+    return name if name.strip() and suffix.strip() and "/" not in label else None
+
+
+def means(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The mean of each recipe with two or more rows, as far as a table reads a record: label, models, cost, tasks.
+
+    A task's mean is of those rows that have it, ``pretrainings`` of them; one alone has no standard error.
+    """
+    rows: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        name = recipe(record["label"])
+        if name is not None:
+            rows.setdefault(name, []).append(record)
+    return [_mean(name, found) for name, found in rows.items() if len(found) > 1]
+
+
+def with_means(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The records, and each of their :func:`means` below the last of its rows."""
+    after = {mean["models"][-1]: mean for mean in means(records)}
+    return [row for record in records for row in (record, after.get(record["label"])) if row is not None]
+
+
+def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    tasks = {}
+    for task in TASKS.values():
+        found = [row["tasks"][task.name] for row in rows if task.name in row["tasks"]]
+        if found:
+            tasks[task.name] = {**mean_scores(task, found), "pretrainings": len(found)}
+    first = rows[0].get("cost")
+    return {
+        "label": f"{name} (mean of {len(rows)})",
+        "models": [row["label"] for row in rows],
+        "cost": first if all(row.get("cost") == first for row in rows) else None,
+        "tasks": tasks,
+    }

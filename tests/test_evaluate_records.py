@@ -21,7 +21,7 @@ from s3prl_ekd.evaluate.records import collect
 from s3prl_ekd.evaluate.results import chance
 from s3prl_ekd.evaluate.robustness import Row, robustness_markdown
 from s3prl_ekd.evaluate.schedule import run_all
-from s3prl_ekd.evaluate.scores_file import read_models, read_scores, write_scores
+from s3prl_ekd.evaluate.scores_file import read_models, read_scores, runs_of, write_scores
 from s3prl_ekd.evaluate.table import OF_TASKS, best_rows, footnote, score_markdown
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -43,6 +43,8 @@ def test_scores_resume_and_table(data, tmp_path, stand_in, board):
     assert tasks["er"]["n_utterances"] == 4
     assert (tasks["sid"]["chance"], tasks["er"]["chance"]) == (50.0, 50.0)
     assert all(task["rescored"]["agrees"] for task in tasks.values())
+    tested = [run for task in tasks.values() for run in runs_of(task).values()]
+    assert [run["layer_weights"] for run in tested] == [pytest.approx([1 / 3] * 3)] * 5  # what the stand-in has saved
     assert all("-m train" in task["commands"][0] for task in tasks.values())
     assert calls(tmp_path / "out") == ["asr", "er-fold1", "er-fold2", "pr", "sid"]
 

@@ -60,6 +60,21 @@ def test_layer_weights_are_softmaxed_and_averaged_over_folds(evaluation):
     assert weights["er"] == pytest.approx([(third + 4 * sixth) / 2, (third + sixth) / 2, (third + sixth) / 2])
 
 
+def test_layer_weights_of_the_record_count_before_those_of_a_checkpoint(evaluation):
+    """Which may be gone, or cleared away and made again; records of earlier versions do not hold them."""
+    record = json.loads((evaluation / "scores.json").read_text())
+    record["tasks"]["pr"]["layer_weights"] = [0.5, 0.3, 0.2]
+    record["tasks"]["er"]["folds"]["fold2"]["layer_weights"] = [1.0, 0.0, 0.0]
+    (evaluation / "scores.json").write_text(json.dumps(record))
+    (evaluation / "runs" / "pr" / "dev-best.ckpt").unlink()
+    weights = read_evaluation(evaluation).layer_weights
+    assert weights["pr"] == [0.5, 0.3, 0.2]
+    assert weights["er"] == pytest.approx([(1 + 1 / 3) / 2, 1 / 6, 1 / 6])
+    record["tasks"]["pr"]["layer_weights"] = []  # a single state
+    (evaluation / "scores.json").write_text(json.dumps(record))
+    assert "pr" not in read_evaluation(evaluation).layer_weights
+
+
 def test_a_run_folder_that_another_seed_has_now_counts_once(evaluation):
     """Seed 1's folder was removed, and a later call with seed 2 alone took its name; scores.json has both."""
     record = json.loads((evaluation / "scores.json").read_text())

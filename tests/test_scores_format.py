@@ -42,6 +42,12 @@ def record() -> dict[str, Any]:
         ("tasks.pr", 50.0, "tasks.pr: input should be a valid dictionary, found 50.0"),
         ("tasks.pr.per", GONE, "tasks.pr.per: expected a number"),
         ("tasks.pr.seeds", {"one": {}}, "tasks.pr.seeds.one.rescored: required key is missing"),
+        ("tasks.pr.seeds.1.layer_weights", [0.5, 0.5], None),
+        (
+            "tasks.er.folds.fold2.layer_weights",
+            [0.5, "x"],
+            "tasks.er.folds.fold2.layer_weights[1]: input should be a valid number, found 'x'",
+        ),
         ("tasks.pr.seeds", {}, "tasks.pr.seeds: expected whole numbers, found none"),
         ("tasks.pr.seeds.2.per", "low", "tasks.pr.seeds.2.per: input should be a valid number, found 'low'"),
         ("tasks.pr.seeds.2.per", None, "tasks.pr.seeds.2.per: expected a number"),

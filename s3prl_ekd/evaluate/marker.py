@@ -37,6 +37,10 @@ class Result(Trained):
     rescored: dict[str, float]
     """The metric from the prediction files, ``cer`` (ASR) or ``majority`` (SID, ER), ``n_utterances``, ``agrees``."""
     checkpoint_step: int | None
+    """The training step at which the tested checkpoint was saved."""
+    layer_weights: NotRequired[list[float]]
+    """Of each hidden state, from state 0, in the sum that the task reads; empty of a single one. Older versions did
+    not note them."""
     n_utterances: int
     checkpoint: str
     commands: list[str]

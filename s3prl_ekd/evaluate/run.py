@@ -155,11 +155,13 @@ def chosen_checkpoint(run: Run) -> Path:
 
 def _result(run: Run, checkpoint: Path, output: str, seconds: float) -> Result:
     score, again = scored(run.key, run.task, output, run.expdir, run.fold)
+    state = load_downstream_checkpoint(checkpoint)
     return {
         run.task.metric: score,  # type: ignore[misc]  # one of the three keys
         "rescored": again,
         **_trained(run, seconds),
-        "checkpoint_step": checkpoint_step(checkpoint),
+        "checkpoint_step": None if state.get("Step") is None else int(state["Step"]),
+        "layer_weights": layer_weights(state),
         "n_utterances": int(again["n_utterances"]),
         "checkpoint": str(checkpoint),
         "commands": [shlex.join(run.train_command()), shlex.join(run.evaluate_command(checkpoint))],
@@ -203,12 +205,6 @@ def _trained(run: Run, seconds: float) -> Trained:
     }
 
 
-def checkpoint_step(path: Path) -> int | None:
-    """The training step at which a downstream checkpoint was saved."""
-    step = load_downstream_checkpoint(path).get("Step")
-    return None if step is None else int(step)
-
-
 def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint of s3prl's downstream runner (it pickles one class: the Namespace of its arguments).
 
@@ -221,3 +217,9 @@ def load_downstream_checkpoint(path: Path) -> dict[str, Any]:
     if "Featurizer" not in state:
         raise EkdError(f"{path}: not a checkpoint of s3prl's downstream runner: no key 'Featurizer'")
     return state
+
+
+def layer_weights(state: Mapping[str, Any]) -> list[float]:
+    """Softmax weight of each hidden state in a downstream checkpoint's content; empty where there is a single state."""
+    weights = state["Featurizer"].get("weights")
+    return [] if weights is None else weights.float().softmax(-1).tolist()

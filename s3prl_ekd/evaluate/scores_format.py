@@ -63,6 +63,8 @@ class TestedRun(Score):
     checkpoint: str
     versions: dict[str, str] = {}
     """Of the packages whose code decides a score."""
+    layer_weights: list[float] | None = None
+    """Softmax weight of each hidden state, from state 0; empty where the task read a single one."""
 
 
 class Rate(_Part):
@@ -83,6 +85,7 @@ class SeedScore(Score):
     folder: str | None = None
     checkpoint: str | None = None
     versions: dict[str, str] = {}
+    layer_weights: list[float] | None = None
     folds: dict[str, TestedRun] = {}
     grid: list[Rate] = []
     overrides: dict[str, str] = {}

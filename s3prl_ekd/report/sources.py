@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.marker import read_marker
-from s3prl_ekd.evaluate.run import load_downstream_checkpoint
+from s3prl_ekd.evaluate.run import layer_weights, load_downstream_checkpoint
 from s3prl_ekd.evaluate.scores_file import FILE_NAME, by_seed, read_models, run_folder, runs_of, told_apart
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
 
@@ -140,33 +140,35 @@ def _text(file: Path) -> str:
 
 
 def _evaluation(folder: Path, scores: dict[str, Any]) -> Evaluation:
-    """Add to one model's scores the layer weights that its downstream checkpoints learned."""
+    """Add to one model's scores the layer weights that its downstream trainings learned."""
     weights: dict[str, list[float]] = {}
     for name, record in scores["tasks"].items():
-        found = []
-        for path in _checkpoints(folder, record):
-            try:
-                row = layer_weights(path)
-            except EkdError as error:  # the scores do not depend on it
-                log.warning("%s: left out of the layer weights", error)
-                continue
-            if row:
-                found.append(row)
+        runs = [(seed, run) for seed, part in by_seed(record).items() for run in runs_of(part).values()]
+        found = [row for seed, run in runs if (row := _layer_weights(folder, seed, run))]
         if found:
             weights[name] = [sum(column) / len(found) for column in zip(*found, strict=True)]
     return Evaluation(folder, scores, weights)
 
 
-def _checkpoints(folder: Path, task: dict[str, Any]) -> Iterator[Path]:
-    """The tested checkpoint of every seed and fold, as far as the files are still there and still theirs."""
-    for seed, part in by_seed(task).items():
-        for run in runs_of(part).values():
-            path = Path(run["checkpoint"])
-            # The folder may have been moved since: look beside scores.json first.
-            here = run_folder(folder, run) / path.name
-            path = here if here.is_file() else path
-            if path.is_file() and _is_still_of(seed, path.parent):
-                yield path
+def _layer_weights(folder: Path, seed: int | None, run: Mapping[str, Any]) -> list[float]:
+    """A tested run's; of a record that does not hold them, its checkpoint's, where that is still there and still its.
+
+    Empty where they are not known, or the task read a single state.
+    """
+    noted: list[float] | None = run.get("layer_weights")
+    if noted is not None:
+        return noted
+    path = Path(run["checkpoint"])
+    # The folder may have been moved since: look beside scores.json first.
+    here = run_folder(folder, run) / path.name
+    path = here if here.is_file() else path
+    if not path.is_file() or not _is_still_of(seed, path.parent):
+        return []
+    try:
+        return layer_weights(load_downstream_checkpoint(path))
+    except EkdError as error:  # the scores do not depend on it
+        log.warning("%s: left out of the layer weights", error)
+        return []
 
 
 def _is_still_of(seed: int | None, run: Path) -> bool:
@@ -179,12 +181,6 @@ def _is_still_of(seed: int | None, run: Path) -> bool:
     except EkdError:
         return False
     return marker is None or (marker.state == "finished" and seed in (None, marker.settings.get("seed")))
-
-
-def layer_weights(checkpoint: Path) -> list[float]:
-    """Softmax weight of each hidden state in a downstream checkpoint; empty where there is a single state."""
-    weights = load_downstream_checkpoint(checkpoint)["Featurizer"].get("weights")
-    return [] if weights is None else weights.float().softmax(-1).tolist()
 
 
 def split_head(name: str) -> tuple[str, str]:

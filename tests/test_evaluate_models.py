@@ -11,12 +11,13 @@ from evaluate_stand_in import evaluate, install_stand_in
 from export_student import SMALL, write_student
 from rich.console import Console
 
+from s3prl_ekd.cli import main
 from s3prl_ekd.compat import hub
 from s3prl_ekd.device import default_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.cost import upstream_cost
 from s3prl_ekd.evaluate.devices import check_devices, gpu_environment, slots
-from s3prl_ekd.evaluate.models import Upstream, choose_models, split_label
+from s3prl_ekd.evaluate.models import Upstream, choose_models, read_listing, split_label
 from s3prl_ekd.evaluate.plan import make_plan
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.records import MARKDOWN
@@ -136,6 +137,68 @@ def test_a_student_is_not_handed_to_another_upstream_unasked(tmp_path):
     for given in (file, str(tmp_path / "x")):  # a folder's newest, as natively: its other files are nobody's business
         [ours] = choose_models([("ckpt", given), ("upstream", "ekd_student")])
         assert ours.arguments() == ["-u", "ekd_student", "-k", file]
+
+
+def test_a_row_of_one_layer_or_of_one_key_of_the_output(data, tmp_path, monkeypatch, capfd):
+    """Of one checkpoint, beside the weighted sum of its states; the rows are found again with and without labels."""
+    install_stand_in(tmp_path, monkeypatch)
+    monkeypatch.setenv("COLUMNS", "500")
+    student = write_student(tmp_path / "x" / "states-10.ckpt")
+    listing = tmp_path / "list.yaml"
+    listing.write_text(
+        "- {ckpt: x}\n- {ckpt: x, layer: 0}\n- {ckpt: x, layer: 2, label: top}\n"
+        "- {ckpt: x, feature: last_hidden_state}\n- {upstream: fbank, feature: hidden_states}\n"
+    )
+    labels = ["x/states-10", "x/states-10, layer 0", "top", "x/states-10, last_hidden_state", "fbank"]
+    ends = [[str(student)], ["-l", "0"], ["-l", "2"], ["-s", "last_hidden_state"], ["-u", "fbank"]]
+    found = read_listing(listing)
+    assert [one.label for one in found] == labels
+    assert [one.arguments()[-len(end) :] for one, end in zip(found, ends, strict=True)] == ends
+
+    models, out = ("--models", str(listing)), tmp_path / "out"
+    for _ in range(2):
+        assert evaluate(data, tmp_path, upstream=models) == 0
+        rows = read_models(out)
+        assert [record["label"] for _, record in rows] == labels
+        assert [(record["feature"], record["layer"]) for _, record in rows] == [
+            (None, None), (None, 0), (None, 2), ("last_hidden_state", None), (None, None)
+        ]  # fmt: skip
+        assert [len((folder / "runs" / "calls.txt").read_text().split()) for folder, _ in rows] == [1] * 5
+    assert " -l 2 " in rows[2][1]["tasks"]["sid"]["commands"][0]
+    assert "the same model as the row" not in capfd.readouterr().err
+    assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "ekd_student · layer 2 alone · preset superb" in page and "ekd_student · last_hidden_state · preset" in page
+
+    listing.write_text("- {ckpt: x, layer: 1, label: top}\n")
+    assert evaluate(data, tmp_path, upstream=models) == 2
+    assert f"another model as top (ekd_student {student} 2, now ekd_student {student} 1)" in capfd.readouterr().err
+    scores = ["--scores", str(out / "top" / "scores.json"), "--out", str(tmp_path / "hf")]
+    assert main(["export", "hf", "--ckpt", str(student), *scores]) == 2
+    assert "holds the scores of 'top', of a part of its states alone" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("ckpt: x, layer: 3", "layer: 3: expected a whole number, 0 to 2, the states of x/states-10"),
+        ("untrained: embedded, layer: 9", "layer: 9: expected a whole number, 0 to 2, the states of untrained student"),
+        ("teacher: 'embedded:tiny_hubert', layer: 99", "layer: 99: expected a whole number, 0 to "),
+        ("upstream: fbank, layer: -1", "layer: -1: expected a whole number, 0 or more"),
+        ("upstream: fbank, layer: 1.0", "layer: 1.0: expected a whole number, 0 or more"),
+        ("upstream: fbank, layer: yes", "layer: True: expected a whole number, 0 or more"),
+        ("upstream: fbank, layer: two", "layer: 'two': expected a whole number, 0 or more"),
+        ("upstream: fbank, feature: ''", "feature: '': expected a key of the upstream's output"),
+        ("upstream: fbank, feature: 3", "expected a mapping of label, ckpt"),
+        ("layer: 3", "expected a mapping of label, ckpt"),
+    ],
+)
+def test_a_layer_that_is_none(tmp_path, entry, message):
+    write_student(tmp_path / "x" / "states-10.ckpt")
+    (tmp_path / "list.yaml").write_text(f"- {{{entry}}}\n")
+    with pytest.raises(EkdError) as error:
+        read_listing(tmp_path / "list.yaml")
+    assert str(error.value).startswith(f"--models {tmp_path / 'list.yaml'}: [0]: {message}")
 
 
 MISTAKES = {

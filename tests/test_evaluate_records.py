@@ -146,7 +146,7 @@ def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp
     [run] = plan(data, tmp_path, ["pr"])
     common = made_by([run], "superb")
     assert list(earlier_record(common, out)["tasks"]) == ["pr"]
-    assert len(common) == 9
+    assert len(common) == 11
     for key in set(common) - {"label"}:
         assert earlier_record({**common, key: "another"}, out) is None, key
         assert f"the scores of fbank (pr) are left out: their {key} was {common[key]}" in caplog.text

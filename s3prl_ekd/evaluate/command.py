@@ -135,7 +135,8 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
         "--models",
         type=Path,
         metavar="YAML",
-        help="a list of models: mappings of label, ckpt, teacher, upstream, untrained",
+        help="a list of models: mappings of label, ckpt, teacher, upstream, untrained; layer, feature: -l, -s of "
+        "run_downstream.py",
     )
     models.add_argument("--label", help="name of a single model in tables (default: from the checkpoint or upstream)")
 

@@ -15,7 +15,7 @@ from s3prl_ekd.evaluate.plan import CACHE_KEY, FOLD_KEY
 from s3prl_ekd.evaluate.rates import LR_KEY
 
 DIGEST = "checkpoint_sha256"
-MODEL = ("upstream", "checkpoint", DIGEST, "model_config")
+MODEL = ("upstream", "checkpoint", DIGEST, "model_config", "feature", "layer")
 SETTINGS = ("preset", "data", "normalize", "cache_states")
 _WITHOUT_EFFECT = ("num_workers", "log_step")  # last parts of override keys that no number depends on
 NOT_SET = "not set"  # a key that no override names: the task's YAML decides

@@ -23,7 +23,8 @@ from s3prl_ekd.variants import find_model_config
 STUDENT = "ekd_student"  # the hub name under which the bridge registers our upstream
 WITH_HEADS = "ekd_student_with_heads"
 TEACHER = "ekd_teacher"  # and that of a teacher, whose checkpoint is any source of ekd.teachers
-_KEYS = ("label", "ckpt", "teacher", "upstream", "untrained")
+_KEYS = ("label", "ckpt", "teacher", "upstream", "untrained", "layer", "feature")
+_ALL_STATES = "hidden_states"  # what s3prl reads without -s
 _LACKS = {  # what our upstreams are named by beside, or in place of, --upstream
     STUDENT: "--ckpt CKPT instead",
     TEACHER: "--teacher SOURCE instead",
@@ -37,12 +38,14 @@ _NOTHING = "nothing to evaluate: give --ckpt CKPT, --teacher SOURCE, --upstream 
 
 @dataclass(frozen=True)
 class Upstream:
-    """A model to evaluate, as s3prl names it: ``-u name [-k checkpoint] [-g model_config]``."""
+    """A model to evaluate, as s3prl names it: ``-u name [-k checkpoint] [-g model_config] [-s feature] [-l layer]``."""
 
     name: str
     label: str
     checkpoint: Path | str | None = None  # a string: a source of ekd.teachers
     model_config: Path | None = None
+    feature: str | None = None  # the key of its output that tasks read; None: all hidden states
+    layer: int | None = None  # the only one of these states; None: their weighted sum
     named: bool = field(default=False, compare=False)  # by the user: LABEL=VALUE, --label, label in --models
     row: str | None = field(default=None, compare=False)  # its folder in a table that has it already
 
@@ -53,6 +56,10 @@ class Upstream:
             words += ["-k", str(self.checkpoint)]
         if self.model_config is not None:
             words += ["-g", str(self.model_config)]
+        if self.feature is not None:
+            words += ["-s", self.feature]
+        if self.layer is not None:
+            words += ["-l", str(self.layer)]
         return words
 
     @property
@@ -127,7 +134,8 @@ def split_label(text: str) -> tuple[str | None, str]:
 def read_listing(path: Path) -> list[Upstream]:
     """Read ``--models FILE``: a YAML list of mappings with ``label`` and the keys that name the model.
 
-    These are ``ckpt``, ``upstream``, both, ``teacher`` or ``untrained``. Paths are relative to the file.
+    These are ``ckpt``, ``upstream``, both, ``teacher`` or ``untrained``; ``layer`` and ``feature`` name what of its
+    states is read. Paths are relative to the file.
 
     Raises:
         EkdError: not such a list, or a model that is not there.
@@ -140,12 +148,44 @@ def read_listing(path: Path) -> list[Upstream]:
 
 
 def _entry(entry: Any, folder: Path) -> Upstream:
-    if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
-        raise EkdError(f"expected a mapping of {', '.join(_KEYS)} to text")
+    texts = {key: value for key, value in entry.items() if key != "layer"} if isinstance(entry, dict) else {}
+    if not texts or not all(isinstance(value, str) for value in texts.values()):
+        raise EkdError(f"expected a mapping of {', '.join(_KEYS)} to text (layer: to a number)")
     unknown = [key for key in entry if key not in _KEYS]
     if unknown:
         raise EkdError(f"unknown key {unknown[0]!r}; expected some of {', '.join(_KEYS)}")
-    return choose({key: value for key, value in entry.items() if key != "label"}, entry.get("label"), folder)
+    label, feature = texts.pop("label", None), texts.pop("feature", _ALL_STATES)
+    model = choose(texts, label, folder)
+    return _reading(model, None if feature == _ALL_STATES else feature, entry.get("layer"))
+
+
+def _reading(model: Upstream, feature: str | None, layer: Any) -> Upstream:
+    """The model of which tasks read one key of its output, one layer, or both; its own label says which."""
+    last = None if layer is None or feature is not None else _last_state(model)
+    if layer is not None and (type(layer) is not int or layer < 0 or (last is not None and layer > last)):
+        upto = "or more" if last is None else f"to {last}, the states of {model.label}"
+        raise EkdError(f"layer: {layer!r}: expected a whole number, 0 {upto}")
+    if feature is not None and (not feature.strip() or not feature.isprintable()):
+        raise EkdError(f"feature: {feature!r}: expected a key of the upstream's output, as last_hidden_state")
+    own = [model.label, *([] if feature is None else [feature]), *([] if layer is None else [f"layer {layer}"])]
+    return replace(model, feature=feature, layer=layer, label=model.label if model.named else ", ".join(own))
+
+
+def _last_state(model: Upstream) -> int | None:
+    """The number of the last hidden state, where a model is an encoder of ours; else None: s3prl says it in the run."""
+    if model.name == TEACHER:
+        from s3prl_ekd.teachers import sources  # torch: not needed for --help
+
+        return sources.describe(str(model.checkpoint), "--teacher").encoder_shape.layers
+    if model.name == STUDENT and model.model_config is not None:
+        from s3prl_ekd.config import load_model_config
+
+        return load_model_config(model.model_config).student.layers
+    if model.name == STUDENT and model.checkpoint is not None:
+        from s3prl_ekd.student_checkpoint import read_checkpoint
+
+        return int(read_checkpoint(model.checkpoint)["shape"]["layers"])
+    return None
 
 
 def choose(given: Mapping[str, str], label: str | None = None, folder: Path = Path()) -> Upstream:

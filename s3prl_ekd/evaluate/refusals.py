@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.conditions import MODEL, SETTINGS, other, other_override, with_effect
+from s3prl_ekd.evaluate.conditions import DIGEST, MODEL, SETTINGS, other, other_override, with_effect
 from s3prl_ekd.evaluate.inputs import changed_input, inputs, model_digest
 from s3prl_ekd.evaluate.kept_scores import scored_runs, table_rows
 from s3prl_ekd.evaluate.plan import ModelPlan, Run
@@ -87,9 +87,9 @@ def _check_model(plan: ModelPlan, record: Mapping[str, Any], table: bool) -> Non
             f"{plan.upstream.checkpoint}; move them back, {_ADVICE}"
         )
     give = "give this one a label of its own (LABEL=VALUE), " if table else ""
-    before = [record["upstream"], record.get("checkpoint"), record.get("model_config")]
+    before = [record.get(one) for one in MODEL if one != DIGEST and record.get(one) is not None]
     raise EkdError(
-        f"--out {plan.out}: holds the scores of another model as {label} ({' '.join(str(one) for one in before if one)}"
+        f"--out {plan.out}: holds the scores of another model as {label} ({' '.join(map(str, before))}"
         f", now {' '.join(plan.upstream.arguments()[1::2])}); {give}{_ADVICE}"
     )
 

@@ -146,6 +146,10 @@ class Record(_Part):
     checkpoint: str | None = None
     checkpoint_sha256: str | None = None
     config: str | None = Field(None, alias="model_config")
+    feature: str | None = None
+    """The key of the upstream's output that tasks read (s3prl's -s); None: all hidden states."""
+    layer: int | None = None
+    """The only state of these (s3prl's -l); None: their weighted sum."""
     preset: str
     data: str | None = None
     normalize: bool | None = None

@@ -180,6 +180,8 @@ def _scores_section(path: Path, checkpoint: Path) -> str:
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, which is no {STUDENT}")
     if record["upstream"] == WITH_HEADS:
         raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}; the model has no heads")
+    if record.get("layer") is not None or record.get("feature") is not None:
+        raise EkdError(f"--scores {path}: holds the scores of {record['label']!r}, of a part of its states alone")
     model = choose({"ckpt": str(checkpoint)})
     if record.get("checkpoint_sha256") != model_digest(model):
         raise EkdError(

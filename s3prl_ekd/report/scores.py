@@ -60,7 +60,7 @@ def _made(row: dict[str, Any]) -> str:
     """How a row of the score table was made, below its label."""
     if "models" in row:
         return ", ".join(row["models"])
-    return " · ".join([row["upstream"], f"preset {row['preset']}", _seeds(row)])
+    return " · ".join([row["upstream"], *_read(row), f"preset {row['preset']}", _seeds(row)])
 
 
 def differences(compared: Comparison) -> str:
@@ -168,7 +168,7 @@ def settings(records: Records) -> str:
     rows, files = [], []
     for record in records:
         normalize = "features layer-normalised" if record.get("normalize") else "features not normalised"
-        detail = " · ".join([f"preset {record['preset']}", _seeds(record), normalize])
+        detail = " · ".join([*_read(record), f"preset {record['preset']}", _seeds(record), normalize])
         cells = "".join(f"<td>{_trained(record, name)}</td>" for name in tasks)
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
         path = Path(record.get("model_config") or "")
@@ -248,6 +248,12 @@ def _grid_table(grid: GridOfTask) -> str:
             cells += f"<td{mark}>{escape(row.cell(rate))}</td>"
         rows.append(f"<tr><th>{breakable(row.label)}</th>{cells}<td class=test>{cell(row.test)}</td></tr>")
     return f"<h3>{escape(grid.title)}</h3>" + table("scores grid", head, "".join(rows))
+
+
+def _read(record: dict[str, Any]) -> list[str]:
+    """What of the hidden states tasks read, where it is not the sum of all."""
+    feature, layer = record.get("feature"), record.get("layer")
+    return ([] if feature is None else [feature]) + ([] if layer is None else [f"layer {layer} alone"])
 
 
 def _seeds(record: dict[str, Any]) -> str:

@@ -27,7 +27,7 @@ import argparse, json, os, pathlib, shutil, sys
 p = argparse.ArgumentParser()
 for a in ("-m", "-p", "-u", "-d", "-c", "-o", "-e", "-t", "--seed", "--device"):
     p.add_argument(a)
-p.add_argument("-g"); p.add_argument("-k")
+p.add_argument("-g"); p.add_argument("-k"); p.add_argument("-s"); p.add_argument("-l", type=int)
 p.add_argument("-a", action="store_true")
 p.add_argument("--upstream_feature_normalize", action="store_true")
 a = p.parse_args()

@@ -76,6 +76,8 @@ class UpstreamPretrainExpert(nn.Module):
     """The launcher's to change: a user's own (docs/extending.md)."""
     seed: int | None = None
     """The launcher's to change: of ``--seed`` where a new run's command gives it, for a distortion without its own."""
+    model_changes: Mapping[str, Any] = {}
+    """The launcher's to change: the keys of config_model.yaml that a new run's ``-o`` gives."""
     parallel: nn.Module
     valid_teachers: FrozenTeachers | CachedTeachers
 
@@ -91,7 +93,7 @@ class UpstreamPretrainExpert(nn.Module):
         if multi_gpu:
             raise EkdError(f"--multi_gpu is torch's DataParallel, which cuts waveforms along time; use {TORCHRUN}")
         self.ranks = Ranks.current()
-        self.config = load_model_config(upstream_config)
+        self.config = load_model_config(upstream_config, changes=self.model_changes)
         data = check_data_config(datarc)
         file = upstream_config if isinstance(upstream_config, str) else "config_model.yaml"
         goes_on = isinstance(upstream_config, Mapping)  # load_model will bring the student's weights

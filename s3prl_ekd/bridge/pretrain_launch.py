@@ -16,9 +16,7 @@ import shutil
 import sys
 from argparse import Namespace
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from s3prl_ekd.bridge import arguments, pretrain_configs, pretrain_runner, ranks
@@ -29,7 +27,7 @@ from s3prl_ekd.bridge.stopped_training import StoppedTraining
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.compat.modules import ModuleProxy
 from s3prl_ekd.compat.shims import apply_shims
-from s3prl_ekd.config import MODEL, OVERRIDES, load_model_config
+from s3prl_ekd.config import MODEL, OVERRIDES
 from s3prl_ekd.device import use_device
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
@@ -265,7 +263,7 @@ class PretrainLaunch(ScriptLaunch):
             sys.modules[f"pretrain.{task}"] = importlib.import_module(name)
             sys.modules[f"pretrain.{task}.pretrain_expert"] = importlib.import_module(f"{name}.pretrain_expert")
             setattr(pretrain, task, sys.modules[f"pretrain.{task}"])
-            self._prepare(sys.modules[f"pretrain.{task}.pretrain_expert"])
+            self._prepare(sys.modules[f"pretrain.{task}.pretrain_expert"].UpstreamPretrainExpert)
         elif self.objective is not None:
             raise EkdError(f"-u {task}: run_pretrain(objective=...) is for -u ekd")
         elif task not in self.tasks:  # the parser has not seen what a checkpoint names
@@ -277,14 +275,12 @@ class PretrainLaunch(ScriptLaunch):
             importlib.import_module(f"pretrain.{task}.pretrain_expert")
             guard_s3prl()
 
-    def _prepare(self, module: ModuleType) -> None:
-        """Give the expert's class what s3prl's runner has no argument for; a new run's reads the model file with -o."""
+    def _prepare(self, expert: Any) -> None:
+        """Give the expert's class what s3prl's runner has no argument for."""
         from s3prl_ekd.distill.objective import Objective
 
-        changes = self.model.changes if self.before is None else {}
-        module.load_model_config = partial(load_model_config, changes=changes)  # type: ignore[attr-defined]
-        expert = module.UpstreamPretrainExpert
         expert.seed, expert.objective_class = self.seed, self.objective or Objective
+        expert.model_changes = self.model.changes if self.before is None else {}
         if self.objective is not None:
             log.info("[ekd] loss: %s of %s", self.objective.__name__, sys.argv[0])
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from export_student import LARGE
 from pretrain_lab import make_expert
 
 from s3prl_ekd.config import MaskConfig
@@ -35,6 +36,8 @@ OPTIONS = {
     "dropping": {"weights": {"hubert": 2.0}, "teacher_dropping": {}},
     "balance": {"balance": {}, "teacher_dropping": {"probability": 1.0}},
     "residual": {"residual_heads": [["wavlm", "hubert"]], "targets": {"normalise": "standardise"}},
+    "layers": {"student_layers": [1, 0, 2], "student": {"feature_grad_mult": 0}},
+    "large": {"student": LARGE, "initialise_from": None},
     "half": {"precision": "bf16", "teacher_precision": "bf16"},
 }
 

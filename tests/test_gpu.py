@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from export_student import LARGE
 from pretrain_lab import hold_out, make_expert, write_lab
 from trouble_checks import check_continued, check_nan, check_out_of_memory, check_precisions
 
@@ -61,10 +63,16 @@ def test_states_agree_with_the_cpu(name: str, precision: str, cosine: float) -> 
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("bf16", 1e-2)])
-def test_the_validation_loss_is_the_cpus(tmp_path: Path, precision: str, tolerance: float) -> None:
+@pytest.mark.parametrize("options", [
+    {}, {"student_layers": [1, 0, 2], "student": {"feature_grad_mult": 0}}, {"student": LARGE, "initialise_from": None}
+], ids=["paper", "layers", "large"])  # fmt: skip
+def test_the_validation_loss_is_the_cpus(
+    tmp_path: Path, precision: str, tolerance: float, options: dict[str, Any]
+) -> None:
     lab, losses = hold_out(write_lab(tmp_path)), []
     for device in ("cpu", "cuda"):
-        expert = make_expert(lab, held_out=True, precision="fp32" if device == "cpu" else precision).train().to(device)
+        own = "fp32" if device == "cpu" else precision
+        expert = make_expert(lab, held_out=True, precision=own, **options).train().to(device)
         expert.device = device
         folder = tmp_path / device
         folder.mkdir()

@@ -45,9 +45,14 @@ def make_writable(folder: Path, where: str, advice: str = "") -> None:
         raise EkdError(f"{where}: cannot be written to ({error.strerror}){advice}") from error
 
 
-def empty_folder(folder: Path, last: str = "") -> None:
-    """Remove what is in a folder, the entry ``last`` last, and leave itself, which may be a link or the current one."""
+def empty_folder(folder: Path, last: str = "", keep: str = "") -> None:
+    """Remove what is in a folder, the entry ``last`` last, but for ``keep``.
+
+    The folder itself stays: it may be a link, or the current one.
+    """
     for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == last):
+        if entry.name == keep:
+            continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         else:

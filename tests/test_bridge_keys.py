@@ -256,7 +256,11 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
     for layer in (0, 2, -3):
         assert build(layer)._select_feature(states) == "one"
     assert build(None)._select_feature(states) == [0, 1, 2]
-    assert build(5)._select_feature({"hidden_states": [0]}) == "one"  # s3prl takes the only one
+    one = torch.zeros(2, 5, 4)
+    for given in ([one], one):
+        assert build(0)._select_feature({"hidden_states": given}) == "one"
+        with pytest.raises(EkdError, match="-l 5: the upstream's hidden_states is one state; leave -l out"):
+            build(5)._select_feature({"hidden_states": given})  # s3prl would take it without a word
     for layer in (3, 9, -4):
         with pytest.raises(EkdError, match=f"-l {layer}: the upstream's hidden_states are numbered 0 to 2"):
             build(layer)._select_feature(states)

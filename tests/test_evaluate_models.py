@@ -168,7 +168,7 @@ def test_a_row_of_one_layer_or_of_one_key_of_the_output(data, tmp_path, monkeypa
     assert "the same model as the row" not in capfd.readouterr().err
     assert main(["report", str(out), "--out", str(tmp_path / "page.html")]) == 0
     page = (tmp_path / "page.html").read_text()
-    assert "ekd_student · layer 2 alone · preset superb" in page and "ekd_student · last_hidden_state · preset" in page
+    assert "ekd_student · layer 2 · preset superb" in page and "ekd_student · last_hidden_state · preset" in page
 
     listing.write_text("- {ckpt: x, layer: 1, label: top}\n")
     assert evaluate(data, tmp_path, upstream=models) == 2

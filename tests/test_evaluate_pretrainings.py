@@ -49,6 +49,21 @@ def test_a_pretraining_counts_once_by_its_mean_over_seeds():
     assert (mean["label"], mean["models"]) == ("ekd (mean of 3)", ["ekd@0", "ekd@1", "ekd@2"])
 
 
+def test_rows_of_another_kind_are_not_mixed():
+    def row(label, per, **changes):
+        return score_record(label, {"pr": score_of_task("pr", per)}) | changes
+
+    records = [
+        row("ekd@1", 10.0), row("ekd@2", 20.0), row("ekd@3", 90.0, preset="superb"), row("ekd@4", 90.0, data="other"),
+        row("ekd@1 layer 2", 30.0, layer=2), row("ekd@2 layer 2", 50.0, layer=2), row("ekd@1", 1.0, feature="x"),
+    ]  # fmt: skip
+    found = {mean["label"]: (mean["models"], mean["tasks"]["pr"]["per"]) for mean in means(records)}
+    assert found == {
+        "ekd (mean of 2)": (["ekd@1", "ekd@2"], 15.0),
+        "ekd, layer 2 (mean of 2)": (["ekd@1 layer 2", "ekd@2 layer 2"], 40.0),
+    }
+
+
 def test_cers_have_a_mean_too():
     asr = [score_of_task("asr", 30.0, rescored={"wer": 30.0, "cer": cer, "agrees": True}) for cer in (10.0, 20.0)]
     [mean] = means([score_record(f"ekd@{number}", {"asr": one}) for number, one in enumerate(asr)])

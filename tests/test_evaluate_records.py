@@ -138,6 +138,9 @@ def test_rows_that_were_tested_otherwise_are_said_not_to_compare():
     told = footnote([one, other])
     assert "Upstream features: layer-normalised (a); not normalised (b): NOT comparable." in told
     assert "Data of /data/a (a); /data/b (b): comparable only if these hold the same." in told
+    # s3prl normalises in the sum alone
+    told = footnote([one | {"data": "x"}, one | {"data": "x", "label": "a, layer 2", "layer": 2}])
+    assert "Upstream features: layer-normalised (a); not normalised (a, layer 2): NOT comparable." in told
 
 
 def test_tasks_of_another_model_or_setting_are_not_mixed_into_a_record(data, tmp_path, stand_in, caplog):

@@ -13,9 +13,11 @@ from evaluate_stand_in import calls, evaluate, make_data, plan, set_dev, up
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import command
-from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.folder_lock import LOCK, locked_folder
 from s3prl_ekd.evaluate.grid import searches
+from s3prl_ekd.evaluate.marker import Marker, write_marker
 from s3prl_ekd.evaluate.plan import ModelPlan
+from s3prl_ekd.evaluate.run import clear_other
 from s3prl_ekd.evaluate.scores_file import read_models
 from s3prl_ekd.evaluate.shard import Shard, parse_shard
 from s3prl_ekd.task_names import PAPER_TASKS
@@ -204,3 +206,17 @@ def test_two_shards_with_the_real_runner(tmp_path):
     logs = [*out.glob("runs/*/train.log"), *out.glob("runs/*/evaluate.log")]
     assert len(logs) == 4 + 2 and all(log.read_text().count("$ ") == 1 for log in logs)
     assert json.loads((out / "scores.json").read_text())["seeds"] == [1, 2]
+
+
+def test_a_folder_that_is_emptied_stays_locked(tmp_path):
+    """Its lock is a file in it: another call would make, and lock, a new one."""
+    data = make_data(tmp_path / "data", folds=("fold1",))
+    [run] = plan(data, tmp_path / "out", tasks=["pr"])
+    [other] = plan(data, tmp_path / "out", tasks=["pr"], overrides={"pr": {"config.runner.total_steps": "7"}})
+    with locked_folder(run.expdir, "x"):
+        write_marker(run.expdir, Marker(other.settings(), {}))
+        (run.expdir / "states-7.ckpt").write_bytes(b"")
+        clear_other(run)
+        assert [path.name for path in run.expdir.iterdir()] == [LOCK]
+        with pytest.raises(EkdError), locked_folder(run.expdir, "x"):
+            pass

@@ -92,14 +92,15 @@ def test_a_card_names_the_options_that_a_student_was_trained_with(checkpoint: Pa
         "balance": {"decay": 0.99}, "residual_heads": [["hubert", "wavlm"]], "weights": {"hubert": 2.0},
         "cache_targets": "/home/me/secret",
     }  # fmt: skip
-    config["student"]["mask"] = {"probability": 0.065, "length": 10}
+    config["student"] |= {"mask": {"probability": 0.065, "length": 10}, "normalize": True, "feature_grad_mult": 0.0}
     config["distortion"] = {"setup": "same", "additive": {"noise": ["/home/me/secret"]}}
     torch.save(state, tmp_path / "options.ckpt")
     card = (export_huggingface(tmp_path / "options.ckpt", tmp_path / "hf") / "README.md").read_text()
     [line] = [line for line in card.splitlines() if words in line]
     assert line.partition(": ")[2] == (
         "targets.normalise: standardise; weights.hubert: 2.0; balance.decay: 0.99; residual_heads: hubert, wavlm; "
-        "student.mask.probability: 0.065; student.mask.length: 10; distortion.setup: same"
+        "student.mask.probability: 0.065; student.mask.length: 10; student.normalize: True; "
+        "student.feature_grad_mult: 0.0; distortion.setup: same"
     )
     assert "secret" not in card
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from distill_lab import heads as linear_heads
 from distill_lab import hidden_state, objective, states
+from export_student import LARGE
 from pretrain_lab import make_expert
 
 from s3prl_ekd.config import load_model_config
@@ -97,8 +98,11 @@ def test_a_student_goes_on_and_starts_another_with_heads_that_read_the_same(lab:
     assert not torch.equal(other.heads["hubert"].weight, expert.model.heads["hubert"].weight)
 
 
-def test_every_reader_of_a_checkpoint_gives_its_heads_the_states_that_they_read(lab: Path, tmp_path: Path) -> None:
-    expert = make_expert(lab, student_layers=READS)
+@pytest.mark.parametrize("norms", [{}, LARGE], ids=["as Base", "as Large"])
+def test_every_reader_of_a_checkpoint_gives_its_heads_the_states_that_they_read(
+    lab: Path, tmp_path: Path, norms: dict[str, Any]
+) -> None:
+    expert = make_expert(lab, student_layers=READS, student=norms, initialise_from=None if norms else "hubert")
     _saved(expert, tmp_path)
     file = tmp_path / "states-3.ckpt"
     wavs = [0.1 * torch.randn(16_000) for _ in range(2)]

@@ -170,6 +170,9 @@ def test_the_stock_commands_run(tmp_path: Path) -> None:
     text = ",,".join(f"config.{key}={value}" for key, value in settings.items())
     pre, last = tmp_path / "pre", tmp_path / "pre/states-2.ckpt"
     stock("run_pretrain.py", "-u", "ekd", "-n", "x", "-p", pre, "-g", tmp_path / "model.yaml", "-o", text)
+    with pytest.raises(AssertionError, match="error: -o upstream_config.: s3prl's own script drops such keys; use the"):
+        stock("run_pretrain.py", "-u", "ekd", "-n", "y", "-p", tmp_path / "y", "-g", tmp_path / "model.yaml",
+              "-o", f"{text},,upstream_config.student.layers=3")  # fmt: skip
     last.unlink()
     stock("run_pretrain.py", "-e", pre)  # from states-1; s3prl's script lets every argument of the checkpoint win
     assert last.is_file()

@@ -128,10 +128,10 @@ def featurizer_class(original: type, begins: bool = True) -> type:
                 names = [str(name) for name in features if not re.match(r"_|hidden_state_\d", str(name))]
                 raise EkdError(f"-s {self._asked}: the upstream has none of that name; it has {', '.join(names)}")
             states, layer = features.get(self.feature_selection, ()), self.layer_selection
-            several = isinstance(states, (list, tuple)) and len(states) > 1  # of a single one s3prl ignores -l
-            if layer is not None and several and not -len(states) <= layer < len(states):
-                last = len(states) - 1
-                raise EkdError(f"-l {layer}: the upstream's {self.feature_selection} are numbered 0 to {last}")
+            count = len(states) if isinstance(states, (list, tuple)) else 1
+            if layer is not None and not -count <= layer < count:  # of a single one s3prl would ignore it
+                those = f"are numbered 0 to {count - 1}" if count > 1 else "is one state; leave -l out"
+                raise EkdError(f"-l {layer}: the upstream's {self.feature_selection} {those}")
             return super()._select_feature(features)
 
     return Featurizer

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.compat.hub import UPSTREAMS
@@ -68,6 +68,15 @@ def link(checkout: Path) -> list[str]:
         (folder / RECORD).write_text(json.dumps(records[folder] | hashes, indent=1) + "\n")
     changed += _rewrite(root, texts)  # last: the blocks import what the folders hold
     return _names(changed, root)
+
+
+def refuse_model_keys(argv: Sequence[str]) -> None:
+    """End a run of the checkout's own script that would say it has overridden such a key, and has not."""
+    if any(re.search(r"(^|,,)\s*upstream_config\.[^,]*=", word) for word in argv[1:]):
+        raise SystemExit(
+            "error: -o upstream_config.: s3prl's own script drops such keys; use the run_pretrain.py that s3prl-ekd "
+            "installs, or a file with -g"
+        )
 
 
 def unlink(checkout: Path) -> tuple[list[str], list[str]]:
@@ -139,7 +148,11 @@ def _folders() -> dict[str, dict[str, bytes]]:
     """Folder -> file -> content that link writes."""
     task = shipped("pretrain/ekd")
     doc = '"""Made by `s3prl-ekd link`; the code is in the installed package s3prl_ekd."""\n'
-    expert = "from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert  # noqa: F401\n"
+    expert = (
+        "import sys\n\nfrom s3prl_ekd.bridge.link import refuse_model_keys\n"
+        "from s3prl_ekd.pretrain.ekd.pretrain_expert import UpstreamPretrainExpert  # noqa: F401\n\n"
+        "refuse_model_keys(sys.argv)\n"
+    )
     upstreams = {}
     for folder, names in UPSTREAMS.items():
         entries = f"from s3prl_ekd.upstream.{folder}.hubconf import {', '.join(names)}  # noqa: F401\n"

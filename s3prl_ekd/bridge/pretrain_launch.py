@@ -177,7 +177,7 @@ class PretrainLaunch(ScriptLaunch):
             args.expname = Path(args.expdir).name  # s3prl insists on a name even where -p gives the folder
         if "upstream_config" in self.overridden:  # -g by another way
             self.explicit.add("upstream_config")
-            args.upstream_config = str(self.overridden["upstream_config"])
+            args.upstream_config = _text(self.overridden["upstream_config"])
         self.model = GivenModel.of(args.upstream_config, args.override)
 
     def _check_new(self, args: Namespace) -> None:
@@ -290,7 +290,7 @@ class PretrainLaunch(ScriptLaunch):
         self.args, self.config = args, config
         self.current.expdir = Path(args.expdir)
         if self.is_ours and self.before is None:  # by -o it is the name again
-            args.upstream_config = str(pretrain_configs.find("-g", str(args.upstream_config), args.upstream))
+            args.upstream_config = str(pretrain_configs.find("-g", _text(args.upstream_config), args.upstream))
         self._check_config(config)
         self._check_going_on(config)
         self._check_processes(args)
@@ -340,6 +340,11 @@ class PretrainLaunch(ScriptLaunch):
             pretrain_configs.write_as_run(config, Path(args.expdir, "config_runner.yaml"))
         if self.before is not None:
             pretrain_configs.warn_of_other_batches(self.before, config)
+
+
+def _text(value: Any) -> str | None:
+    """What ``-o`` gives for an option: None leaves it out."""
+    return None if value is None else str(value)
 
 
 def _tasks(folder: Path) -> set[str]:

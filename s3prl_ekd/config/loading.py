@@ -136,7 +136,7 @@ def _check_start(file: str, base: str, before: Mapping[str, Any], values: Mappin
     if start in _names(old.get("teachers")) and start not in names:
         raise EkdError(
             f"{file}: ekd.initialise_from: {start!r}, as set in {base}, is not among the teachers here "
-            f"({', '.join(names)}); name one of them, or null for random weights"
+            f"({', '.join(names)}); name one of them, or null (in -o: None) for random weights"
         )
 
 

@@ -22,6 +22,17 @@ NOT_SET = "not set"  # a key that no override names: the task's YAML decides
 _NAMED_APART = (LR_KEY, FOLD_KEY, CACHE_KEY)  # in a record
 
 
+def normalised(record: Mapping[str, Any]) -> bool:
+    """Whether features were layer-normalised: s3prl does so in the weighted sum alone, not to one layer."""
+    return bool(record.get("normalize")) and record.get("layer") is None
+
+
+def read_states(record: Mapping[str, Any]) -> list[str]:
+    """What of the hidden states tasks read, where it is not the sum of all."""
+    feature, layer = record.get("feature"), record.get("layer")
+    return ([] if feature is None else [feature]) + ([] if layer is None else [f"layer {layer}"])
+
+
 def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """The first of ``keys`` in which two records differ; None where they are alike.
 

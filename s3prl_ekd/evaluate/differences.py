@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from s3prl_ekd.evaluate.conditions import NOT_SET, overrides_of
+from s3prl_ekd.evaluate.conditions import NOT_SET, normalised, overrides_of
 from s3prl_ekd.evaluate.scores_file import by_seed, first_part, folds, rates, runs_of
 from s3prl_ekd.spelling import NAMED, listed
 
@@ -74,7 +74,7 @@ def _clips(record: Record) -> str:
 
 
 def _features(record: Record) -> str:
-    return "layer-normalised" if record.get("normalize") else "not normalised"
+    return "layer-normalised" if normalised(record) else "not normalised"
 
 
 def _er_folds(records: Sequence[Record]) -> dict[str, str | None]:

@@ -14,6 +14,9 @@ from pathlib import Path
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.writable import make_writable
 
+LOCK = ".evaluate.lock"
+"""The file in the folder. Whoever empties one that is locked leaves it: another call would lock a new one."""
+
 
 @contextmanager
 def locked_folders(folders: Iterable[Path], option: str = "", shared: bool = False) -> Iterator[None]:
@@ -41,7 +44,7 @@ def locked_folder(folder: Path, name: str, shared: bool = False) -> Iterator[Non
         EkdError: another call is at work there, or the folder cannot be written.
     """
     make_writable(folder, name)
-    with open(folder / ".evaluate.lock", "a+") as file:  # NFS shares a lock only on a file that may be read
+    with open(folder / LOCK, "a+") as file:  # NFS shares a lock only on a file that may be read
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:

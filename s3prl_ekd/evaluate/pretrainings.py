@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s3prl_ekd.evaluate.conditions import SETTINGS, read_states
 from s3prl_ekd.evaluate.results import mean_scores
 from s3prl_ekd.evaluate.tasks import TASKS
 
@@ -22,16 +23,18 @@ def recipe(label: str) -> str | None:
 
 
 def means(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The mean of each recipe with two or more rows, as far as a table reads a record: label, models, cost, tasks.
+    """The mean of each recipe with two or more rows of one kind, as far as a table reads a record: label, models, cost,
+    tasks. Rows that read other states, or were evaluated in another way, are of another kind.
 
     A task's mean is of those rows that have it, ``pretrainings`` of them; one alone has no standard error.
     """
-    rows: dict[str, list[Mapping[str, Any]]] = {}
+    rows: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for record in records:
         name = recipe(record["label"])
         if name is not None:
-            rows.setdefault(name, []).append(record)
-    return [_mean(name, found) for name, found in rows.items() if len(found) > 1]
+            made = tuple(record.get(key) for key in ("feature", "layer", *SETTINGS))
+            rows.setdefault((name, *made), []).append(record)
+    return [_mean(name, found) for (name, *_), found in rows.items() if len(found) > 1]
 
 
 def with_means(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -48,7 +51,7 @@ def _mean(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             tasks[task.name] = {**mean_scores(task, found), "pretrainings": len(found)}
     first = rows[0].get("cost")
     return {
-        "label": f"{name} (mean of {len(rows)})",
+        "label": f"{', '.join([name, *read_states(rows[0])])} (mean of {len(rows)})",
         "models": [row["label"] for row in rows],
         "cost": first if all(row.get("cost") == first for row in rows) else None,
         "tasks": tasks,

@@ -16,7 +16,7 @@ from typing import Any
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.conditions import NOT_SET
 from s3prl_ekd.evaluate.devices import gpu_environment
-from s3prl_ekd.evaluate.folder_lock import locked_folder
+from s3prl_ekd.evaluate.folder_lock import LOCK
 from s3prl_ekd.evaluate.inputs import changed_input, inputs
 from s3prl_ekd.evaluate.marker import MARKER, Marker, Result, Trained, read_marker, write_marker
 from s3prl_ekd.evaluate.plan import Run, downstream_program, numbered_checkpoints
@@ -48,11 +48,10 @@ def check_marker(run: Run) -> None:
 
 
 def clear_other(run: Run) -> None:
-    """Empty the folder of a run where an earlier one there is another."""
+    """Empty the folder of a run where an earlier one there is another, but for its lock, which the caller holds."""
     marker = read_marker(run.expdir)
     if marker is not None and _unlike(run, marker) is not None:
-        with locked_folder(run.expdir, str(run.expdir)):
-            empty_folder(run.expdir)
+        empty_folder(run.expdir, keep=LOCK)
 
 
 def _unlike(run: Run, marker: Marker) -> str | None:

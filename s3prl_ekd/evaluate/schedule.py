@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 from s3prl_ekd.evaluate.devices import slots
 from s3prl_ekd.evaluate.folder_lock import locked_folder
 from s3prl_ekd.evaluate.grid import Search, searches
-from s3prl_ekd.evaluate.marker import Results, Trained
+from s3prl_ekd.evaluate.marker import Result, Results, Trained
 from s3prl_ekd.evaluate.plan import Run
 from s3prl_ekd.evaluate.process import Children
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import check_marker, clear_other, do_test, do_train
 from s3prl_ekd.evaluate.side_by_side import native_children, work_off
-
-One = TypeVar("One", bound=Trained)
 
 
 def run_all(
@@ -37,8 +34,6 @@ def run_all(
     results = {} if results is None else results
     for run in runs if not overwrite else ():
         check_marker(run)
-    for run in runs:
-        clear_other(run)
     with native_children(devices, jobs) as children:
         schedule = _Schedule(runs, board, children, results)
         say = board.say if keep_going else None
@@ -52,8 +47,8 @@ class _Schedule:
     def __init__(self, runs: list[Run], board: Board, children: Children, results: Results) -> None:
         self.board, self.results = board, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
-        self.do_train = lambda run: _alone(do_train, run, board, children)
-        self.do_test = lambda run: _alone(do_test, run, board, children)
+        self.do_train = lambda run: _train_alone(run, board, children)
+        self.do_test = lambda run: _test_alone(run, board, children)
         self.pending: deque[tuple[Callable[[Run], Trained], Run]] = deque((self.do_train, run) for run in runs)
 
     def done(self, action: Callable[[Run], Trained], run: Run, result: Trained) -> None:
@@ -74,7 +69,13 @@ class _Schedule:
         self.board.say(search.key, f"picked lr {rate:g}: {search.task.dev_split} {search.task.metric} {score:.2f} %")
 
 
-def _alone(action: Callable[[Run, Board, Children], One], run: Run, board: Board, children: Children) -> One:
-    """Train or test a run that no other call is at: one with another ``--shard`` may have been dealt it too."""
+def _train_alone(run: Run, board: Board, children: Children) -> Trained:
+    """Train a run that no other call is at: one with another ``--shard`` may have been dealt it too."""
     with locked_folder(run.expdir, str(run.expdir)):
-        return action(run, board, children)
+        clear_other(run)
+        return do_train(run, board, children)
+
+
+def _test_alone(run: Run, board: Board, children: Children) -> Result:
+    with locked_folder(run.expdir, str(run.expdir)):
+        return do_test(run, board, children)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s3prl_ekd.config.model_file import EkdConfig, TeacherConfig
+from s3prl_ekd.config.model_file import EkdConfig, StudentConfig, TeacherConfig
 from s3prl_ekd.evaluate.scores_file import first_part, folds
 from s3prl_ekd.evaluate.tasks import TASKS, spelt
 from s3prl_ekd.export.files import MADE_WITH
@@ -31,7 +31,9 @@ _NO_OPTIONS = {
     "teachers", "mode", "cosine_weight", "l1_weight", "initialise_from",
     "precision", "teacher_precision", "cache_targets", "cache_precision",
 }  # fmt: skip
-_OTHER_OPTIONS = {"student.mask": None, "distortion.setup": None}
+# what of the section ``student`` are options, and no sizes
+_STUDENT = ("mask", "conv_norm", "conv_bias", "pre_norm", "normalize", "feature_grad_mult")
+_USUAL_STUDENT = StudentConfig().model_dump(mode="json")
 _NO_DATA = "Not recorded by the exporter: the checkpoint does not name its corpus."
 _NO_ORIGIN = "Converted from a transformers model with s3prl-ekd; how it was trained is not known to the converter."
 _SCORES = "\n## Scores\n"
@@ -240,10 +242,12 @@ def _loss(part: Mapping[str, Any]) -> str:
 
 def _options(config: Mapping[str, Any]) -> list[str]:
     """``key: value`` of each option that a student was trained with and the paper's plain recipe does not have."""
-    usual = EkdConfig(teachers=[TeacherConfig(name="any", source="any")]).model_dump(mode="json") | _OTHER_OPTIONS
-    mask, distortion = config.get("student", {}).get("mask"), config.get("distortion")
+    usual = EkdConfig(teachers=[TeacherConfig(name="any", source="any")]).model_dump(mode="json")
+    usual |= {f"student.{key}": _USUAL_STUDENT[key] for key in _STUDENT} | {"distortion.setup": None}
+    student, distortion = config.get("student", {}), config.get("distortion")
     setup = distortion.get("setup") if isinstance(distortion, Mapping) else None  # its files' places are not told
-    trained = config["ekd"] | {"student.mask": mask, "distortion.setup": setup}
+    of_student = {f"student.{key}": student[key] for key in _STUDENT if key in student}
+    trained = config["ekd"] | of_student | {"distortion.setup": setup}
     told = []
     for key in (key for key in usual if key not in _NO_OPTIONS):
         value, default = trained.get(key, usual[key]), usual[key]

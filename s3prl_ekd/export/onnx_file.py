@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.export.superb_expert import ConvFrontEnd, PositionalConv, TransformerLayer
-from s3prl_ekd.model.clips import normalize_wave
+from s3prl_ekd.model.clips import heard
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.frontend import frame_mask
 from s3prl_ekd.student_checkpoint import load_student
@@ -47,9 +47,7 @@ class OnnxStudent(nn.Module):
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """waveform (B, N), lengths (B,) -> hidden states, each (B, T, D)."""
-        if self.shape.normalize:
-            waveform = normalize_wave(waveform, lengths, self.shape.normalize_eps)
-        features = self.frontend(waveform)
+        features = self.frontend(heard(self.shape, waveform, lengths))
         mask = frame_mask(lengths, waveform.shape[1], features.shape[1], self.shape)
         if self.feature_norm is not None:
             features = self.feature_norm(features)
@@ -115,9 +113,7 @@ def compare(encoder: Encoder, file: Path) -> float:
         lengths = torch.tensor(samples)
         found = session.run(None, {"waveform": wave.numpy(), "lengths": lengths.numpy()})
         with torch.no_grad():
-            shape = encoder.shape
-            heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
-            expected = encoder(heard, lengths)
+            expected = encoder(heard(encoder.shape, wave, lengths), lengths)
         states = [expected.features, *(expected.states[layer + 1] for layer in range(encoder.shape.layers))]
         for one, other in zip(found, states, strict=True):
             worst = max(worst, float((torch.from_numpy(one) - other).abs().max() / other.abs().max()))

@@ -40,9 +40,7 @@ def encode_clips(encoder: Encoder, wavs: Sequence[Tensor], states: Collection[in
     lengths = None
     if any(len(wav) != wave.shape[1] for wav in wavs):  # else no wait for the device, which a copy to it is
         lengths = torch.tensor([len(wav) for wav in wavs], device=wave.device)
-    if shape.normalize:
-        wave = normalize_wave(wave, lengths, shape.normalize_eps)
-    return encoder(wave, lengths, states=states)
+    return encoder(heard(shape, wave, lengths), lengths, states=states)
 
 
 def _check(encoder: Any, wavs: Any) -> None:
@@ -64,6 +62,11 @@ def _check(encoder: Any, wavs: Any) -> None:
             raise EkdError(f"{what}: expected (samples,), found the shape {tuple(wave.shape)}; {hint}")
         if not wave.is_floating_point():
             raise EkdError(f"{what}: expected floats within -1 and 1, found {wave.dtype}; divide int16 by 32768")
+
+
+def heard(shape: EncoderShape, wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """wave (B, N) as a model of this shape expects it: :func:`normalize_wave` where it is one of those."""
+    return normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
 
 
 def normalize_wave(wave: Tensor, lengths: Tensor | None, eps: float) -> Tensor:

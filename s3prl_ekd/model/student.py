@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from s3prl_ekd.config import StudentConfig
 from s3prl_ekd.distill.targets import TargetSet
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.model.clips import normalize_wave
+from s3prl_ekd.model.clips import heard
 from s3prl_ekd.model.encoder import Dropout, Encoder, EncoderOutput
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
@@ -93,10 +93,8 @@ class Student(nn.Module):
     def forward(self, wave: Tensor, lengths: Tensor | None = None) -> tuple[EncoderOutput, dict[str, Tensor]]:
         """wave (B, N), lengths (B,) or None -> the encoder's output, predictions (B, n, T, width) per head set."""
         shape = self.encoder.shape
-        if shape.normalize:
-            wave = normalize_wave(wave, lengths, shape.normalize_eps)
         states = {shape.layers, *self.reads}
-        out = self.encoder(wave, lengths, states=states, replace=self.mask)
+        out = self.encoder(heard(shape, wave, lengths), lengths, states=states, replace=self.mask)
         return out, {name: heads(out.states) for name, heads in self.heads.items()}
 
 

@@ -102,7 +102,8 @@ def _pretraining(run: Pretraining) -> str:
         body += figure(
             lambda theme: head_losses_png(run, theme),
             "Per teacher and layer: mean absolute error; cosine term (dotted: its lowest value, prediction and target "
-            f"parallel); the head's share of the gradient at the student's last layer, where it was logged{held_out}",
+            "parallel); the head's share of the gradient at the student's state that it reads, where it was logged"
+            f"{held_out}",
             "At the last step " + "; ".join(_last(run, head) for head in run.heads()),
         )
     return section(f"Pretraining: {run.label}", body)

@@ -16,6 +16,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.compare import Comparison
 from s3prl_ekd.evaluate.compare_table import HEADINGS, lines
 from s3prl_ekd.evaluate.compare_table import note as comparison_note
+from s3prl_ekd.evaluate.conditions import normalised, read_states
 from s3prl_ekd.evaluate.differences import seeds_text
 from s3prl_ekd.evaluate.distorted import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
@@ -60,7 +61,7 @@ def _made(row: dict[str, Any]) -> str:
     """How a row of the score table was made, below its label."""
     if "models" in row:
         return ", ".join(row["models"])
-    return " · ".join([row["upstream"], *_read(row), f"preset {row['preset']}", _seeds(row)])
+    return " · ".join([row["upstream"], *read_states(row), f"preset {row['preset']}", _seeds(row)])
 
 
 def differences(compared: Comparison) -> str:
@@ -167,8 +168,8 @@ def settings(records: Records) -> str:
     head = "".join(f"<th>{name.upper()}</th>" for name in tasks)
     rows, files = [], []
     for record in records:
-        normalize = "features layer-normalised" if record.get("normalize") else "features not normalised"
-        detail = " · ".join([*_read(record), f"preset {record['preset']}", _seeds(record), normalize])
+        normalize = "features layer-normalised" if normalised(record) else "features not normalised"
+        detail = " · ".join([*read_states(record), f"preset {record['preset']}", _seeds(record), normalize])
         cells = "".join(f"<td>{_trained(record, name)}</td>" for name in tasks)
         rows.append(f"<tr><th>{breakable(record['label'])}<small>{escape(detail)}</small></th>{cells}</tr>")
         path = Path(record.get("model_config") or "")
@@ -248,12 +249,6 @@ def _grid_table(grid: GridOfTask) -> str:
             cells += f"<td{mark}>{escape(row.cell(rate))}</td>"
         rows.append(f"<tr><th>{breakable(row.label)}</th>{cells}<td class=test>{cell(row.test)}</td></tr>")
     return f"<h3>{escape(grid.title)}</h3>" + table("scores grid", head, "".join(rows))
-
-
-def _read(record: dict[str, Any]) -> list[str]:
-    """What of the hidden states tasks read, where it is not the sum of all."""
-    feature, layer = record.get("feature"), record.get("layer")
-    return ([] if feature is None else [feature]) + ([] if layer is None else [f"layer {layer} alone"])
 
 
 def _seeds(record: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from s3prl_ekd.config import TeacherPrecision
 from s3prl_ekd.distill.targets import TeacherStates
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.arithmetic import tf32
-from s3prl_ekd.model.clips import normalize_wave
+from s3prl_ekd.model.clips import heard
 from s3prl_ekd.model.encoder import Encoder
 from s3prl_ekd.model.position import PositionalConv
 from s3prl_ekd.teachers.adapter import S3prlUpstream
@@ -85,15 +85,14 @@ class FrozenTeachers(nn.Module):
         with torch.autocast(wave.device.type, enabled=False), tf32(wave.is_cuda and self.precision == "fp32"):
             for name, encoder in self.encoders.items():
                 if isinstance(encoder, Encoder):
-                    shape = encoder.shape
-                    heard = normalize_wave(wave, lengths, shape.normalize_eps) if shape.normalize else wave
+                    own = heard(encoder.shape, wave, lengths)
                     first = self._shares_with.get(name)
                     conv = shared.get(first)
                     if conv is None:
-                        conv = encoder.frontend(heard)
+                        conv = encoder.frontend(own)
                     if first is not None:
                         shared[first] = conv
-                    states[name] = encoder(heard, lengths, self.wanted[name], conv_features=conv).states
+                    states[name] = encoder(own, lengths, self.wanted[name], conv_features=conv).states
                 else:  # an expert normalises its waveforms itself
                     states[name] = encoder(wave, lengths, self.wanted[name]).states
                 if self.tap == "ffn":

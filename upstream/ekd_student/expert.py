@@ -25,7 +25,7 @@ class UpstreamExpert(nn.Module):
     """s3prl's upstream interface around a student.
 
     In train mode (``-f``) it has the dropout that the student was trained with, and as much less gradient for its conv
-    stack; no masks.
+    stack (none where that was frozen); no masks.
 
     Args:
         ckpt: a ``states-N.ckpt`` of ``run_pretrain.py -u ekd``, or its experiment folder (newest checkpoint),

@@ -185,15 +185,10 @@ def test_a_small_grid_with_the_real_runner(tmp_path):
     """Two rates, two seeds, two models on SID; nothing is run twice; report and public export read what came out."""
     import subprocess
 
-    import yaml
-    from bridge_corpora import task_config, voxceleb
+    from bridge_corpora import sid_folder
     from console import BIN
 
-    corpus, folder = voxceleb(tmp_path / "vox"), tmp_path / "data"
-    folder.mkdir()
-    config = task_config("sid")
-    config["downstream_expert"]["datarc"] |= {"file_path": str(corpus["root"]), "meta_data": str(corpus["table"])}
-    (folder / "sid.yaml").write_text(yaml.safe_dump(config))
+    folder = sid_folder(tmp_path)
     steps = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
     words = [BIN / "s3prl-ekd", "evaluate", "--upstream", "fbank", "--upstream", "again=fbank", "--tasks", "sid"]
     words += ["--preset", "tiny", "--lr", "0.1,0.0001", "--seeds", "1,2", "--data", folder, "--out", tmp_path / "out"]

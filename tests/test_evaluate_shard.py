@@ -184,15 +184,10 @@ def test_two_shards_with_the_real_runner(tmp_path):
     """Two processes at the same time, then the call without --shard: the scores of one call, and no run made twice."""
     import subprocess
 
-    import yaml
-    from bridge_corpora import task_config, voxceleb
+    from bridge_corpora import sid_folder
     from console import BIN
 
-    corpus, folder = voxceleb(tmp_path / "vox"), tmp_path / "data"
-    folder.mkdir()
-    config = task_config("sid")
-    config["downstream_expert"]["datarc"] |= {"file_path": str(corpus["root"]), "meta_data": str(corpus["table"])}
-    (folder / "sid.yaml").write_text(yaml.safe_dump(config))
+    folder = sid_folder(tmp_path)
     steps = "config.runner.total_steps=2,,config.runner.eval_step=2,,config.runner.save_step=2"
     words = [BIN / "s3prl-ekd", "evaluate", "--upstream", "fbank", "--tasks", "sid", "--preset", "tiny", "--lr"]
     words += ["0.1,0.0001", "--seeds", "1,2", "--data", folder, "--device", "cpu", "--override", steps, "--out"]

@@ -198,3 +198,13 @@ def tera(root: Path, data: dict[str, Path], steps: int = 3) -> tuple[Path, Path]
     for path, content in zip(paths, (runner, model), strict=True):
         path.write_text(yaml.safe_dump(content))
     return paths
+
+
+def sid_folder(tmp_path: Path) -> Path:
+    """A ``--data`` folder of ``s3prl-ekd evaluate`` with SID alone, for s3prl's own runner."""
+    corpus, folder = voxceleb(tmp_path / "vox"), tmp_path / "data"
+    folder.mkdir()
+    config = task_config("sid")
+    config["downstream_expert"]["datarc"] |= {"file_path": str(corpus["root"]), "meta_data": str(corpus["table"])}
+    (folder / "sid.yaml").write_text(yaml.safe_dump(config))
+    return folder

@@ -245,8 +245,10 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
     class Select:
         feature_selection = "hidden_states"
 
-        def __init__(self, layer: int | None) -> None:
+        def __init__(self, layer: int | None, states: object = ()) -> None:
             self.layer_selection = layer
+            if states:
+                self._select_feature({"hidden_states": states})  # as s3prl's, of what it hears of the upstream
 
         def _select_feature(self, features: dict) -> object:
             return features["hidden_states"] if self.layer_selection is None else "one"
@@ -256,11 +258,11 @@ def test_a_layer_beyond_the_upstreams_is_one_line() -> None:
     for layer in (0, 2, -3):
         assert build(layer)._select_feature(states) == "one"
     assert build(None)._select_feature(states) == [0, 1, 2]
-    one = torch.zeros(2, 5, 4)
-    for given in ([one], one):
-        assert build(0)._select_feature({"hidden_states": given}) == "one"
+    assert build(5)._select_feature({"hidden_states": [0]}) == "one"  # of a cache, the one that was chosen
+    build(0, [7])
+    for given in ([7], "tensor"):
         with pytest.raises(EkdError, match="-l 5: the upstream's hidden_states is one state; leave -l out"):
-            build(5)._select_feature({"hidden_states": given})  # s3prl would take it without a word
+            build(5, given)  # s3prl would take it without a word
     for layer in (3, 9, -4):
         with pytest.raises(EkdError, match=f"-l {layer}: the upstream's hidden_states are numbered 0 to 2"):
             build(layer)._select_feature(states)

@@ -119,7 +119,9 @@ def featurizer_class(original: type, begins: bool = True) -> type:
     class Featurizer(original):
         def __init__(self, upstream: Any, *args: Any, **kwargs: Any) -> None:
             self._asked = kwargs.get("feature_selection") if begins else None
+            self._begins = begins
             super().__init__(upstream, *args, **kwargs)
+            self._begins = False  # from here on a cache may give the one state that was chosen
             if hasattr(upstream, "begin"):
                 upstream.begin(self.feature_selection, self.layer_selection, self.downsample_rate, self._select_feature)
 
@@ -128,8 +130,9 @@ def featurizer_class(original: type, begins: bool = True) -> type:
                 names = [str(name) for name in features if not re.match(r"_|hidden_state_\d", str(name))]
                 raise EkdError(f"-s {self._asked}: the upstream has none of that name; it has {', '.join(names)}")
             states, layer = features.get(self.feature_selection, ()), self.layer_selection
-            count = len(states) if isinstance(states, (list, tuple)) else 1
-            if layer is not None and not -count <= layer < count:  # of a single one s3prl would ignore it
+            count = len(states) if isinstance(states, (list, tuple, dict)) else 1
+            asked = count > 1 or self._begins  # of a single one s3prl ignores it
+            if layer is not None and asked and not -count <= layer < count:
                 those = f"are numbered 0 to {count - 1}" if count > 1 else "is one state; leave -l out"
                 raise EkdError(f"-l {layer}: the upstream's {self.feature_selection} {those}")
             return super()._select_feature(features)

@@ -41,11 +41,11 @@ class HeadSet(nn.Module):
         read = [states[number] for number in self.reads]
         batch, frames, _ = read[0].shape
         if len(set(self.reads)) == 1:
-            expanded = linear(self.expand, read[0]).view(batch * frames, len(read), -1).transpose(0, 1)
+            hidden = F.gelu(linear(self.expand, read[0])).view(batch * frames, len(read), -1).transpose(0, 1)
         else:
             weight, bias = (p.view(len(read), -1, *p.shape[1:]) for p in (self.expand.weight, self.expand.bias))
-            expanded = _by_head(torch.stack(read).flatten(1, 2), weight.transpose(1, 2), bias)
-        out = _by_head(F.gelu(expanded), self.weight, self.bias)
+            hidden = F.gelu(_by_head(torch.stack(read).flatten(1, 2), weight.transpose(1, 2), bias))
+        out = _by_head(hidden, self.weight, self.bias)  # hidden (n, B * T, D)
         return out.view(len(read), batch, frames, -1).transpose(0, 1)
 
 

@@ -51,6 +51,16 @@ def test_heads_of_equal_states_are_those_of_one_state() -> None:
     torch.testing.assert_close(apart({n: state for n in range(3)}), together({2: state}), atol=1e-6, rtol=1e-5)
 
 
+def test_heads_of_one_state_round_as_s3prls_output_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bit: oneDNN computes GELU of a tensor without gaps alone, and rounds otherwise."""
+    heads, state = HeadSet(192, 192, [2, 2, 2]), torch.randn(4, 149, 192)
+    monkeypatch.setattr(onednn, "is_faster", lambda *args: False)
+    with torch.no_grad():
+        hidden = F.gelu(heads.expand(state)).view(4 * 149, 3, 192).transpose(0, 1)
+        expected = torch.baddbmm(heads.bias.unsqueeze(1), hidden, heads.weight).view(3, 4, 149, 192).transpose(0, 1)
+        assert torch.equal(heads({2: state}), expected)
+
+
 def test_a_head_trains_what_is_below_the_state_that_it_reads(lab: Path) -> None:
     expert = make_expert(lab, student_layers=READS).eval()
     assert expert.model.reads == tuple(READS) * 3

@@ -179,7 +179,7 @@ def check_override(text: str | None, args: Namespace, sections: Mapping[str, str
         return
     sections = sections or {}
     prefixes = list(dict.fromkeys(["config", *sections.values(), "args"]))
-    for item in map(str.strip, text.split(",,")):
+    for item in override_items(text):
         key, equals, value = item.partition("=")
         first, *fields = key.strip().split(".")
         if not equals or item.count("=") > 1:
@@ -206,7 +206,7 @@ def overridden(text: str | None, prefix: str, s3prl: Path) -> dict[str, Any]:
     Raises:
         EkdError: a key goes on behind the value of another one.
     """
-    items = [item for item in map(str.strip, (text or "").split(",,")) if item.startswith(f"{prefix}.")]
+    items = [item for item in override_items(text) if item.startswith(f"{prefix}.")]
     if not items:
         return {}
     # it prints each item, as it will when s3prl calls it
@@ -220,9 +220,14 @@ def overridden(text: str | None, prefix: str, s3prl: Path) -> dict[str, Any]:
     return found
 
 
+def override_items(text: str | None) -> list[str]:
+    """The parts of ``-o``, ``KEY=VALUE`` each."""
+    return [item.strip() for item in (text or "").split(",,")]
+
+
 def override_keys(text: str | None) -> set[str]:
     """What ``-o`` sets: ``config.a.b``, ``args.c``."""
-    return {item.partition("=")[0].strip() for item in (text or "").split(",,")}
+    return {item.partition("=")[0].strip() for item in override_items(text)}
 
 
 def _check_section(item: str, words: list[str], sections: Mapping[str, str]) -> None:

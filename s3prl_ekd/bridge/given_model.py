@@ -39,7 +39,7 @@ class GivenModel:
         Raises:
             EkdError: ``-o`` names an element of a list, or a key behind the value of another one.
         """
-        for item in map(str.strip, (override or "").split(",,")):
+        for item in arguments.override_items(override):
             if re.match(rf"{MODEL}\.[^=]*(\[|\.\d+[ .=])", item):
                 raise EkdError(f"-o {item!r}: -o reaches no element of a list; give the whole list, or a file with -g")
         return cls(file, override, arguments.overridden(override, MODEL, s3prl_folder()))

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.compat.hub import UPSTREAMS
+from s3prl_ekd.config import MODEL
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.user_paths import expanded
@@ -72,9 +73,9 @@ def link(checkout: Path) -> list[str]:
 
 def refuse_model_keys(argv: Sequence[str]) -> None:
     """End a run of the checkout's own script that would say it has overridden such a key, and has not."""
-    if any(re.search(r"(^|,,)\s*upstream_config\.[^,]*=", word) for word in argv[1:]):
+    if any(re.search(rf"(^|,,)\s*{MODEL}\.[^,]*=", word) for word in argv[1:]):
         raise SystemExit(
-            "error: -o upstream_config.: s3prl's own script drops such keys; use the run_pretrain.py that s3prl-ekd "
+            f"error: -o {MODEL}.: s3prl's own script drops such keys; use the run_pretrain.py that s3prl-ekd "
             "installs, or a file with -g"
         )
 

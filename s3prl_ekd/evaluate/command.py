@@ -216,8 +216,9 @@ def _carry_out(
     """
 
     def write() -> list[dict[str, Any]]:
-        found = (plans, costs, results, args.preset, devices, args.out)
-        return write_records(*found) if args.shard is None else []
+        if args.shard is not None:
+            return []
+        return write_records(plans, costs, results, args.preset, devices, args.out)
 
     runs = [one for plan in plans for one in plan.runs]
     results: Results = {}

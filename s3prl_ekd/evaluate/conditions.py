@@ -27,12 +27,6 @@ def normalised(record: Mapping[str, Any]) -> bool:
     return bool(record.get("normalize")) and record.get("layer") is None
 
 
-def read_states(record: Mapping[str, Any]) -> list[str]:
-    """What of the hidden states tasks read, where it is not the sum of all."""
-    feature, layer = record.get("feature"), record.get("layer")
-    return ([] if feature is None else [feature]) + ([] if layer is None else [f"layer {layer}"])
-
-
 def other(record: Mapping[str, Any], than: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     """The first of ``keys`` in which two records differ; None where they are alike.
 

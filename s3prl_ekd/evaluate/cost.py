@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from s3prl_ekd.ensemble_file import ENSEMBLE
-from s3prl_ekd.evaluate.models import STUDENT, TEACHER, WITH_HEADS, Upstream
+from s3prl_ekd.evaluate.models import STUDENT, WITH_HEADS, Upstream, encoder_shape
 from s3prl_ekd.macs.counting import FBANK, HUB_SHAPES, Cost, cost
 
 
@@ -23,19 +23,14 @@ def upstream_cost(upstream: Upstream) -> dict[str, int] | None:
 
 
 def _cost(upstream: Upstream) -> Cost | None:
-    name, checkpoint, model_config = upstream.name, upstream.checkpoint, upstream.model_config
+    name, checkpoint = upstream.name, upstream.checkpoint
     if name.startswith(STUDENT) and checkpoint is not None:
         from s3prl_ekd.macs.models import checkpoint_cost  # torch: not needed for --help
 
         return checkpoint_cost(Path(checkpoint), heads=name == WITH_HEADS)
-    if name.startswith(STUDENT) and model_config is not None:
-        from s3prl_ekd.student_checkpoint import untrained_student
-
-        return cost(untrained_student(model_config).shape)
-    if name == TEACHER:
-        from s3prl_ekd.teachers.sources import describe
-
-        return cost(describe(str(checkpoint), "--teacher").encoder_shape)
+    shape = encoder_shape(upstream)
+    if shape is not None:
+        return cost(shape)
     if name == ENSEMBLE and checkpoint is not None:
         from s3prl_ekd.macs.models import ensemble_cost
 

@@ -100,12 +100,8 @@ def _as_known(model: Upstream, there: Sequence[tuple[str | None, Mapping[str, An
     if model.named:
         folders = [folder for folder, record in there if record["label"] == model.label]
         return replace(model, row=folders[0]) if folders and model.folder not in folders else model
-    mine = {
-        "upstream": model.name, "checkpoint": model.checkpoint and str(model.checkpoint),
-        "model_config": model.model_config and str(model.model_config), "feature": model.feature, "layer": model.layer,
-    }  # fmt: skip
     for folder, record in sorted(there, key=lambda row: row[1]["label"] != model.label):
-        if all(record.get(key) == value for key, value in mine.items()):
+        if all(record.get(key) == value for key, value in model.record().items()):
             return replace(model, row=folder, label=record["label"])
     return model
 

@@ -14,7 +14,8 @@ from typing import Any
 from s3prl_ekd.checked import read_each
 from s3prl_ekd.compat.hub import check_upstream_name
 from s3prl_ekd.ensemble_file import ENSEMBLE, read_members
-from s3prl_ekd.errors import EkdError
+from s3prl_ekd.errors import EkdError, naming
+from s3prl_ekd.shape import EncoderShape
 from s3prl_ekd.source_names import HF, S3PRL
 from s3prl_ekd.teachers.names import check_source, model_path
 from s3prl_ekd.user_paths import expanded
@@ -62,10 +63,26 @@ class Upstream:
             words += ["-l", str(self.layer)]
         return words
 
+    def record(self) -> dict[str, Any]:
+        """What the scores say of it, but for its label and the digest of its weights."""
+        return {
+            "upstream": self.name,
+            "checkpoint": str(self.checkpoint) if self.checkpoint else None,
+            "model_config": str(self.model_config) if self.model_config else None,
+            "feature": self.feature,
+            "layer": self.layer,
+        }
+
     @property
     def folder(self) -> str:
         """Name of this model's folder below ``--out`` where several models are evaluated."""
         return self.row or folder_name(self.label)
+
+
+def read_states(record: Mapping[str, Any]) -> list[str]:
+    """What of the hidden states tasks read, where it is not the sum of all."""
+    feature, layer = record.get("feature"), record.get("layer")
+    return ([] if feature is None else [feature]) + ([] if layer is None else [f"layer {layer}"])
 
 
 def folder_name(label: str) -> str:
@@ -161,30 +178,38 @@ def _entry(entry: Any, folder: Path) -> Upstream:
 
 def _reading(model: Upstream, feature: str | None, layer: Any) -> Upstream:
     """The model of which tasks read one key of its output, one layer, or both; its own label says which."""
-    last = None if layer is None or feature is not None else _last_state(model)
+    shape = None if layer is None or feature is not None else encoder_shape(model)
+    last = None if shape is None else shape.layers  # of another model s3prl says it in the run
     if layer is not None and (type(layer) is not int or layer < 0 or (last is not None and layer > last)):
         upto = "or more" if last is None else f"to {last}, the states of {model.label}"
         raise EkdError(f"layer: {layer!r}: expected a whole number, 0 {upto}")
     if feature is not None and (not feature.strip() or not feature.isprintable()):
         raise EkdError(f"feature: {feature!r}: expected a key of the upstream's output, as last_hidden_state")
-    own = [model.label, *([] if feature is None else [feature]), *([] if layer is None else [f"layer {layer}"])]
-    return replace(model, feature=feature, layer=layer, label=model.label if model.named else ", ".join(own))
+    chosen = replace(model, feature=feature, layer=layer)
+    return chosen if model.named else replace(chosen, label=", ".join([model.label, *read_states(chosen.record())]))
 
 
-def _last_state(model: Upstream) -> int | None:
-    """The number of the last hidden state, where a model is an encoder of ours; else None: s3prl says it in the run."""
-    if model.name == TEACHER:
-        from s3prl_ekd.teachers import sources  # torch: not needed for --help
+def encoder_shape(upstream: Upstream) -> EncoderShape | None:
+    """The shape of a model that is an encoder of ours, a student or a teacher; None of any other.
 
-        return sources.describe(str(model.checkpoint), "--teacher").encoder_shape.layers
-    if model.name == STUDENT and model.model_config is not None:
-        from s3prl_ekd.config import load_model_config
+    Raises:
+        EkdError: the checkpoint or configuration is not readable, or there is no such teacher.
+    """
+    if upstream.name == TEACHER:
+        from s3prl_ekd.teachers.sources import describe  # torch: not needed for --help
 
-        return load_model_config(model.model_config).student.layers
-    if model.name == STUDENT and model.checkpoint is not None:
+        return describe(str(upstream.checkpoint), "--teacher").encoder_shape
+    if upstream.name == STUDENT and upstream.checkpoint is not None:
         from s3prl_ekd.student_checkpoint import read_checkpoint
 
-        return int(read_checkpoint(model.checkpoint)["shape"]["layers"])
+        return EncoderShape.from_dict(read_checkpoint(upstream.checkpoint)["shape"])
+    if upstream.name == STUDENT and upstream.model_config is not None:
+        from s3prl_ekd.config import load_model_config
+        from s3prl_ekd.model.student import student_shape
+
+        config = load_model_config(upstream.model_config)
+        with naming(upstream.model_config):
+            return student_shape(config.student)
     return None
 
 

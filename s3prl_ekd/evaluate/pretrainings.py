@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s3prl_ekd.evaluate.conditions import SETTINGS, read_states
+from s3prl_ekd.evaluate.conditions import SETTINGS
+from s3prl_ekd.evaluate.models import read_states
 from s3prl_ekd.evaluate.results import mean_scores
 from s3prl_ekd.evaluate.tasks import TASKS
 

@@ -17,12 +17,8 @@ def made_by(runs: Sequence[Run], preset: str) -> dict[str, Any]:
     upstream = runs[0].upstream
     return {
         "label": upstream.label,
-        "upstream": upstream.name,
-        "checkpoint": str(upstream.checkpoint) if upstream.checkpoint else None,
+        **upstream.record(),
         "checkpoint_sha256": model_digest(upstream),
-        "model_config": str(upstream.model_config) if upstream.model_config else None,
-        "feature": upstream.feature,
-        "layer": upstream.layer,
         "preset": preset,
         "normalize": runs[0].normalize,
         "cache_states": runs[0].cache is not None,

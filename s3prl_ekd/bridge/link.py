@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from s3prl_ekd.compat.hub import UPSTREAMS
-from s3prl_ekd.config import MODEL
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.shipped import shipped
 from s3prl_ekd.user_paths import expanded
@@ -73,6 +72,8 @@ def link(checkout: Path) -> list[str]:
 
 def refuse_model_keys(argv: Sequence[str]) -> None:
     """End a run of the checkout's own script that would say it has overridden such a key, and has not."""
+    from s3prl_ekd.config import MODEL  # not needed to link
+
     if any(re.search(rf"(^|,,)\s*{MODEL}\.[^,]*=", word) for word in argv[1:]):
         raise SystemExit(
             f"error: -o {MODEL}.: s3prl's own script drops such keys; use the run_pretrain.py that s3prl-ekd "

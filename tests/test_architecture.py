@@ -20,7 +20,7 @@ own_scripts file_lock shape console crops
 compat config corpora environment
 distill
 data model
-teachers student_checkpoint
+teachers student_checkpoint student_part
 ensemble_file macs
 bridge
 pretrain upstream

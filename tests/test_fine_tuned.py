@@ -12,7 +12,8 @@ from export_student import write_student
 
 from s3prl_ekd import EkdError, load_student, read_torch_file
 from s3prl_ekd.cli import main
-from s3prl_ekd.student_checkpoint import START_KEY, is_student
+from s3prl_ekd.student_checkpoint import is_student
+from s3prl_ekd.student_part import START_KEY
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,8 @@ from s3prl_ekd.model.encoder import Dropout, TransformerLayer, count_parameters
 from s3prl_ekd.model.heads import HeadSet
 from s3prl_ekd.model.masking import SpanMask
 from s3prl_ekd.model.student import Student, initialise_student, start_layers, student_shape
-from s3prl_ekd.student_checkpoint import load_student, same_weights, student_state
+from s3prl_ekd.student_checkpoint import load_student
+from s3prl_ekd.student_part import same_weights, student_state
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.build import check_teachers, load_initialiser, pinned
 from s3prl_ekd.teachers.ensemble import FrozenTeachers

@@ -36,7 +36,7 @@ from s3prl_ekd.pretrain.ekd.checkpoint_validation import CheckpointValidation
 from s3prl_ekd.pretrain.ekd.step_log import StepLog
 from s3prl_ekd.pretrain.ekd.validation import Validation
 from s3prl_ekd.random_state import random_state, set_random_state
-from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, student_state
+from s3prl_ekd.student_part import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers.adapter import drop_upstreams
 from s3prl_ekd.teachers.build import (
     CheckedModel,

@@ -23,7 +23,8 @@ from s3prl_ekd.file_digest import file_digest
 from s3prl_ekd.metrics_file import METRICS, read_metrics
 from s3prl_ekd.model.student import Student, initialise_student, student_like
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, newest_checkpoint, student_state
+from s3prl_ekd.student_checkpoint import newest_checkpoint
+from s3prl_ekd.student_part import CHECKPOINT_KEY, student_state
 from s3prl_ekd.teachers import sources
 from s3prl_ekd.teachers.build import load_teacher
 from s3prl_ekd.teachers.fingerprint import weights_digest

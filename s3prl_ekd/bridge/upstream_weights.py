@@ -52,7 +52,7 @@ class UpstreamWeights:
         """
         from s3prl_ekd.model.encoder import Encoder
         from s3prl_ekd.model.heads import HeadSet
-        from s3prl_ekd.student_checkpoint import START_KEY
+        from s3prl_ekd.student_part import START_KEY
         from s3prl_ekd.teachers.fingerprint import add_weights
 
         if args.upstream_trainable:  # its weights are in the checkpoint itself

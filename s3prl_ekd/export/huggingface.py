@@ -22,7 +22,8 @@ from s3prl_ekd.evaluate.scores_file import read_scores
 from s3prl_ekd.export import cards
 from s3prl_ekd.export.files import CARD, export_folder, write_license
 from s3prl_ekd.model.encoder import Encoder, count_parameters
-from s3prl_ekd.student_checkpoint import load_student, same_weights
+from s3prl_ekd.student_checkpoint import load_student
+from s3prl_ekd.student_part import same_weights
 from s3prl_ekd.teachers.writers import as_json, transformers_files, write_transformers_weights
 from s3prl_ekd.whole_file import write_whole
 

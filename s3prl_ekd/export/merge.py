@@ -17,7 +17,8 @@ from torch import Tensor
 from s3prl_ekd.errors import EkdError, reading
 from s3prl_ekd.export.shares import shares_of
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import CHECKPOINT_KEY, load_student, newest_checkpoint
+from s3prl_ekd.student_checkpoint import load_student, newest_checkpoint
+from s3prl_ekd.student_part import CHECKPOINT_KEY
 from s3prl_ekd.torch_file import read_torch_file, write_torch_file
 from s3prl_ekd.whole_file import whole_file
 from s3prl_ekd.writable import output_file

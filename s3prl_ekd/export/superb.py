@@ -18,7 +18,8 @@ from s3prl_ekd.export.files import CARD, export_folder, write_license
 from s3prl_ekd.export.isolated import TASKS
 from s3prl_ekd.model.student import heads_read
 from s3prl_ekd.shape import EncoderShape
-from s3prl_ekd.student_checkpoint import load_student, same_weights
+from s3prl_ekd.student_checkpoint import load_student
+from s3prl_ekd.student_part import same_weights
 from s3prl_ekd.torch_file import read_torch_file, write_torch_file
 from s3prl_ekd.whole_file import whole_file, write_whole
 

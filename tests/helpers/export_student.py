@@ -14,7 +14,7 @@ from s3prl_ekd.config import load_model_config
 from s3prl_ekd.distill.targets import TeacherLayers, plan_targets
 from s3prl_ekd.evaluate.inputs import content
 from s3prl_ekd.model.student import Student
-from s3prl_ekd.student_checkpoint import student_state
+from s3prl_ekd.student_part import student_state
 from s3prl_ekd.teachers.stand_ins import TINY
 from s3prl_ekd.variants import packaged
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from s3prl_ekd.distill.residual import residual_name
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.model.clips import encode_clips
-from s3prl_ekd.student_checkpoint import load_student, start_of, untrained_student
+from s3prl_ekd.student_checkpoint import load_student, untrained_student
+from s3prl_ekd.student_part import start_of
 
 logger = logging.getLogger(__name__)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from command_server import SCRIPTS, Server
 
@@ -57,11 +58,12 @@ def called(function: str, *args: object, cwd: Path, **env: str) -> subprocess.Co
 @cache
 def _server() -> Server:
     """One for all tests of this process."""
-    folder = TemporaryDirectory(prefix="commands-")
+    # no TemporaryDirectory: from 3.13 on a process of multiprocessing forgets what is registered, and would delete it
+    folder = Path(mkdtemp(prefix="commands-"))
     # a test's own Hub, which huggingface_hub would keep
     variables = {name: value for name, value in environment().items() if not name.startswith("HF_")}
-    server = Server(variables, Path(folder.name))
-    atexit.register(folder.cleanup)
+    server = Server(variables, folder)
+    atexit.register(shutil.rmtree, folder)
     atexit.register(server.close)  # before that
     return server
 

@@ -127,7 +127,7 @@ class _Root(torch.autograd.Function):
 def runners(name: str) -> Any:
     """A local variable of the runner that calls us."""
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and not {name, "pbar"} <= frame.f_locals.keys():
+    while frame is not None and not {name, "pbar"} <= set(frame.f_locals):  # 3.13's keys() is a list
         frame = frame.f_back
     assert frame is not None
     return frame.f_locals[name]

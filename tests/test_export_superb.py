@@ -65,15 +65,16 @@ def test_equal_to_a_student_of_a_transformers_folder(normalize: bool, square: bo
 
 
 @pytest.mark.slow
-def test_equal_at_full_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3prl_ekd.model.onednn._runs", lambda: False)  # one library's rounding for both
+def test_equal_at_full_size(tmp_path: Path) -> None:
+    """In double precision: a processor's own fp32 convolutions round by up to 1.3e-5 at this size."""
     checkpoint = write_student(tmp_path / "states-1.ckpt", 768, full_size=True)
     expert, student = load(export_superb(checkpoint, tmp_path / "out")), UpstreamExpert(str(checkpoint))
     assert sum(value.numel() for value in expert.parameters()) == 23_491_200
-    wavs = [torch.randn(count) for count in (32_000, 28_800, 59_200)]
+    wavs = [torch.randn(count).double() for count in (32_000, 28_800, 59_200)]
+    expert, student = expert.double(), student.double()
     with torch.no_grad():
         for one, other in zip(expert(wavs)["hidden_states"], student(wavs)["hidden_states"], strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
 
 
 def test_tasks_get_the_states_chosen_for_them(checkpoint: Path, tmp_path: Path) -> None:

@@ -196,6 +196,11 @@ def test_scores_of_it_stand_on_the_weights_of_all(folder: Path, tmp_path: Path) 
     assert changed_input(recorded) is None
     write_student(tmp_path / "2.ckpt", seed=3)
     assert model_digest(model) != before and changed_input(recorded) == str(tmp_path / "2.ckpt")
+    write_student(tmp_path / "2.ckpt", seed=2)
+    assert changed_input(recorded) is None
+    for others in (["2.ckpt", "1.ckpt"], ["1.ckpt", "1.ckpt"], ["1.ckpt", "gone.ckpt"]):  # another model by that name
+        write_list(tmp_path / "list.yaml", *({"ckpt": other} for other in others))
+        assert changed_input(recorded) == f"the models of {tmp_path / 'list.yaml'}"
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ def of_seeds(*values: float) -> dict:
     [
         ("ekd@1", "ekd"), ("my ekd@seed 2", "my ekd"), ("a@b@3", "a@b"), ("ekd", None), ("@1", None), ("ekd@", None),
         ("me/student@0a1b2c", None),  # a commit of the Hugging Face Hub
+        ("ekd@1 (b)", None), ("ekd (new)@1", "ekd (new)"),  # the first: of two rows ekd@1 that of a folder
     ],
 )  # fmt: skip
 def test_what_recipe_a_label_names(label, name):
@@ -62,6 +63,24 @@ def test_rows_of_another_kind_are_not_mixed():
         "ekd (mean of 2)": (["ekd@1", "ekd@2"], 15.0),
         "ekd, layer 2 (mean of 2)": (["ekd@1 layer 2", "ekd@2 layer 2"], 40.0),
     }
+
+
+def test_a_task_that_was_evaluated_in_other_ways_has_no_mean():
+    """As the sentence below the table says of those rows: they cannot be compared."""
+
+    def row(number, **changes):
+        return score_record(
+            f"ekd@{number}", {"pr": score_of_task("pr", 10.0), "sid": score_of_task("sid", 50.0, **changes)}
+        )
+
+    steps = {"config.runner.total_steps": "4"}
+    for one, other in (({"overrides": {}}, {"overrides": steps}), ({"data_sha256": "a"}, {"data_sha256": "b"})):
+        [mean] = means([row(1, **one), row(2, **other)])
+        assert list(mean["tasks"]) == ["pr"]
+        assert list(means([row(1, **one), row(2, **one)])[0]["tasks"]) == ["pr", "sid"]
+    assert means([score_record("ekd@1"), score_record("ekd@2", {"sid": score_of_task("sid")})]) != []
+    alone = [score_record(f"ekd@{one}", {"pr": score_of_task("pr", data_sha256=one)}) for one in "ab"]
+    assert means(alone) == [] and with_means(alone) == alone
 
 
 def test_cers_have_a_mean_too():

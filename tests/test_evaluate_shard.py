@@ -12,7 +12,8 @@ import pytest
 from evaluate_stand_in import calls, evaluate, make_data, plan, set_dev, up
 
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate import command
+from s3prl_ekd.evaluate import command, schedule
+from s3prl_ekd.evaluate import run as running
 from s3prl_ekd.evaluate.folder_lock import LOCK, locked_folder
 from s3prl_ekd.evaluate.grid import searches
 from s3prl_ekd.evaluate.marker import Marker, write_marker
@@ -138,6 +139,22 @@ def test_a_run_that_another_call_is_at_is_left_to_it(data, tmp_path, stand_in, c
     assert calls(tmp_path / "out") == ["asr"]
     assert evaluate(data, tmp_path, tasks="sid,asr") == 0
     assert calls(tmp_path / "out") == ["asr", "sid"]
+
+
+def test_what_another_call_has_done_since_is_no_reason_to_empty_a_folder(data, tmp_path, stand_in, board, monkeypatch):
+    """Two job arrays of unlike command lines that begin together: both have seen empty folders."""
+    first, second = plan(data, tmp_path, ["sid", "asr"])
+
+    def do_train(run, *rest):
+        second.expdir.mkdir(parents=True)
+        write_marker(second.expdir, Marker({**second.settings(), "seed": 5}, {}, state="finished"))
+        (second.expdir / "dev-clean-best.ckpt").write_text("hours of work")
+        return running.do_train(run, *rest)
+
+    monkeypatch.setattr(schedule, "do_train", do_train)
+    with pytest.raises(EkdError, match=r"asr/run.json: an earlier run here had another seed \(5, now 1337\)"):
+        schedule.run_all([first, second], board)
+    assert (second.expdir / "dev-clean-best.ckpt").read_text() == "hours of work"
 
 
 def test_a_shard_that_fails_does_not_stop_the_others(data, tmp_path, stand_in):

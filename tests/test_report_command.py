@@ -36,6 +36,11 @@ def test_the_command_writes_page_and_figures(pretraining, evaluation, tmp_path, 
         assert main(["report", str(pretraining), "--out", str(tmp_path / wrong)]) == 2
         assert f"{wrong}: expected a file that ends in .html" in capsys.readouterr().err
         assert not (tmp_path / wrong).is_file()
+    (tmp_path / "taken").touch()
+    assert main(["report", str(pretraining), "--out", str(tmp_path / "taken.html")]) == 2
+    printed = capsys.readouterr()
+    taken = tmp_path / "taken"
+    assert f"--out {taken}.html: its figures go into {taken}, which is no folder" in printed.err and not printed.out
 
 
 def test_a_locale_without_arrows_costs_neither_table_nor_page(pretraining, evaluation, tmp_path):

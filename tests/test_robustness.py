@@ -146,6 +146,23 @@ def test_each_tested_run_is_tested_under_each_condition(data, tmp_path, stand_in
     assert "Distorted test audio" in page.read_text() and "<td>noisy</td>" in page.read_text()
 
 
+def test_a_cache_of_states_that_was_removed_is_not_made_again(data, tmp_path, stand_in, capsys):
+    """Where clips were encoded alone they still are; the folder is the test's own, and no path of the checkpoint's."""
+    assert evaluate(data, tmp_path, "--cache-states", "states") == 0
+    out = tmp_path / "out"
+    capsys.readouterr()
+    assert robustness(out, "--distortion", "noisy.yaml", "--dry-run") == 0
+    (command,) = capsys.readouterr().out.splitlines()
+    place = out / "runs" / "sid" / "distorted" / "noisy"
+    assert command.endswith(f"config.runner.cache_states={place / 'states'}") and f"-p {place} " in command
+    assert robustness(out, "--distortion", "noisy.yaml") == 0
+    assert (place / "result.json").is_file() and not (place / "states").exists()
+    moved = tmp_path / "a=b"
+    out.rename(moved)
+    assert robustness(moved, "--distortion", "loud=noisy.yaml") == 2
+    assert "s3prl's -o cannot carry a path with '=' or ',,'; move the scores" in capsys.readouterr().err
+
+
 def test_a_dry_run_names_the_gpu_of_each_test(data, tmp_path, stand_in, capsys):
     """Pasted, all of them ran on the first GPU."""
     assert evaluate(data, tmp_path, "--seeds", "1,2") == 0

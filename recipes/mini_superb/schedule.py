@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 
 from recipes.mini_superb import scores
@@ -46,12 +47,18 @@ class Rows:
         folder = students.work / "scores" / row.name / f"seed{seed}"
         try:
             scores.evaluate(students, row, model, seed, folder, self.tasks, self.how)
-        finally:  # tasks that were done before an interruption count
-            if (folder / scores.SCORES).is_file():
-                target = self.results / row.name / f"seed{seed}"
-                scores.keep(folder, students.folder(row.name, seed), students.work, target)
+        except BaseException:  # tasks that were done before an interruption count
+            with suppress(EkdError):  # which must not hide it
+                self._keep(folder, row, seed)
+            raise
+        self._keep(folder, row, seed)
         spent = time.monotonic() - began
         logger.info("seed %d, %s: student %.0f s, scores %.0f s", seed, row.name, made - started, spent)
+
+    def _keep(self, folder: Path, row: Row, seed: int) -> None:
+        if (folder / scores.SCORES).is_file():
+            target = self.results / row.name / f"seed{seed}"
+            scores.keep(folder, self.students.folder(row.name, seed), self.students.work, target)
 
     def _model_words(self, row: Row, seed: int) -> list[str]:
         """What names a row's model to ``s3prl-ekd evaluate``; students are distilled for it."""

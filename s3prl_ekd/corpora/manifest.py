@@ -132,7 +132,7 @@ def _row(file: Path, number: int, cells: Mapping[str, Any], bases: list[Path]) -
     if not audio.is_absolute():
         # A missing file is reported under the first base, next to the line it stands in.
         found = next((base / audio for base in bases if (base / audio).is_file()), None)
-        audio = found or bases[0].absolute() / audio
+        audio = (found or bases[0] / audio).absolute()
     split = cell("split").lower()
     return Row(
         line=number,

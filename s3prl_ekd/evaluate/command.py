@@ -181,8 +181,6 @@ def run(args: argparse.Namespace) -> int:
         plans = _checked_plans(args)  # again: a call that had the folder may have ended since
         plans = plans if shard is None else shard.share(plans)
         records = _carry_out(args, plans, costs, devices, jobs, console)
-        if shard is None and (args.out / robustness.FILE_NAME).is_file():
-            robustness.write_robustness(args.out)  # without the tests of runs that this call did again
     if shard is not None:
         console.print(f"[dim]shard {shard} is done; the call without --shard writes the scores[/]", highlight=False)
         return 0
@@ -218,7 +216,10 @@ def _carry_out(
     def write() -> list[dict[str, Any]]:
         if args.shard is not None:
             return []
-        return write_records(plans, costs, results, args.preset, devices, args.out)
+        records = write_records(plans, costs, results, args.preset, devices, args.out)
+        if (args.out / robustness.FILE_NAME).is_file():
+            robustness.write_robustness(args.out)  # without the tests of runs that this call did again
+        return records
 
     runs = [one for plan in plans for one in plan.runs]
     results: Results = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import plan
-from s3prl_ekd.evaluate.devices import gpu_environment, native_device
+from s3prl_ekd.evaluate.devices import gpu_environment
 from s3prl_ekd.evaluate.inputs import changed_input, values_digest
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
@@ -58,14 +59,19 @@ class Test:
     fold: str | None
     checkpoint: Path
     condition: Condition
-    workers: str | None
-    """As -o spells ``num_workers``; None: the configuration's."""
+    trained: Mapping[str, Any]
+    """The settings of the run (``Run.settings``)."""
     device: str = "cpu"
 
     @property
     def folder(self) -> Path:
         """Where its predictions and its result go."""
         return self.checkpoint.parent / FOLDER / self.condition.name
+
+    @property
+    def states(self) -> Path | None:
+        """Of a run whose states were cached, and so its clips encoded alone: a folder, since that one may be gone."""
+        return self.folder / "states" if self.trained.get("cache_states") else None
 
     def on(self, device: str) -> Test:
         """The same test on a device."""
@@ -74,11 +80,10 @@ class Test:
     def command(self) -> list[str]:
         """The native command."""
         items = {KEY: str(self.condition.file)}
-        if self.workers is not None:  # s3prl's ctc takes it out of what a checkpoint keeps (plan.py)
-            items[self.task.workers_key] = self.workers
-        words = [*plan.downstream_program(), "-m", "evaluate", "-t", self.task.test_split, "-e", str(self.checkpoint)]
-        words += ["-p", str(self.folder), "--device", native_device(self.device)]
-        return [*words, "-o", ",,".join(f"{key}={value}" for key, value in items.items())]
+        if self.states is not None:
+            items[plan.CACHE_KEY] = str(self.states)
+        trained_with = self.trained["overrides"]
+        return plan.test_command(self.task, self.checkpoint, self.device, trained_with, items, self.folder)
 
 
 def parse_conditions(texts: Sequence[str]) -> list[Condition]:
@@ -144,9 +149,10 @@ def plan_tests(
                 changed = changed_input(marker.inputs)
                 if changed is not None:
                     raise EkdError(f"{folder / MARKER}: was tested before {changed} changed; evaluate it again")
-                workers = marker.settings["overrides"].get(task.workers_key)
+                if marker.settings.get("cache_states") and ("=" in str(folder) or ",," in str(folder)):
+                    raise EkdError(f"{folder}: s3prl's -o cannot carry a path with '=' or ',,'; move the scores")
                 tests += [
-                    Test(f"{prefix}{folder.name} {one.name}", task, fold, checkpoint, one, workers)
+                    Test(f"{prefix}{folder.name} {one.name}", task, fold, checkpoint, one, marker.settings)
                     for one in conditions
                 ]
     return tests
@@ -190,6 +196,8 @@ def do_test(test: Test, board: Board, children: Children) -> dict[str, Any]:
             command, test.folder / LOGS["test"], watch, gpu_environment(test.device), children,
             len(plan.downstream_program()),
         )  # fmt: skip
+    if test.states is not None:
+        shutil.rmtree(test.states, ignore_errors=True)  # no clip comes twice: it holds the runner's probe alone
     score, again = scored(test.key, test.task, output, test.folder, test.fold)
     result = {
         test.task.metric: score,

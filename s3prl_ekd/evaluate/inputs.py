@@ -1,7 +1,7 @@
 """The inputs of a run by content: a path stays the same when another training or ``prepare`` puts other things there.
 
 Audio is not hashed: it is large, and who changes it changes the tables too. An input that is no file of its own has a
-name that begins with :data:`TRANSCRIPTS`, :data:`CLIPS`, :data:`WEIGHTS` or :data:`UNTRAINED`.
+name that begins with :data:`TRANSCRIPTS`, :data:`CLIPS`, :data:`WEIGHTS`, :data:`UNTRAINED` or :data:`LISTED`.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ TRANSCRIPTS = "the transcripts below "
 CLIPS = "the clips below "
 WEIGHTS = "the weights of "
 UNTRAINED = "the student of "
+LISTED = "the models of "
 """Prefixes of inputs that are no file themselves.
 
 They stand before a folder (its transcripts, its clips), a teacher's source (its weights), a config_model.yaml (its
-student).
+student), an ensemble's list (which models, in which order).
 """
 
 
@@ -83,13 +84,15 @@ def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | No
 def model_digest(upstream: Upstream) -> str | None:
     """SHA-256 of an upstream's weights; None where it has no checkpoint, or one that is not here."""
     if upstream.name == ENSEMBLE:
-        return values_digest([(member.kind, _digest_of(_weights_name(member))) for member in _members(upstream)])
+        return values_digest(
+            [(member.kind, _digest_of(_weights_name(member))) for member in _members(upstream.checkpoint)]
+        )
     return None if upstream.checkpoint is None else _digest_of(_model(upstream)[0])
 
 
 def _model(upstream: Upstream) -> list[str]:
     if upstream.name == ENSEMBLE:
-        return [_weights_name(member) for member in _members(upstream)]
+        return [*map(_weights_name, _members(upstream.checkpoint)), f"{LISTED}{upstream.checkpoint}"]
     names = []
     if upstream.checkpoint is not None:
         here = not isinstance(upstream.checkpoint, str) or Path(upstream.checkpoint).exists()
@@ -99,8 +102,8 @@ def _model(upstream: Upstream) -> list[str]:
     return names
 
 
-def _members(upstream: Upstream) -> list[Member]:
-    return read_members(Path(str(upstream.checkpoint)))
+def _members(file: Path | str | None) -> list[Member]:
+    return read_members(Path(str(file)))
 
 
 def _weights_name(member: Member) -> str:
@@ -127,6 +130,8 @@ def _digest_of(name: str) -> str | None:
         return None
     if name.startswith(UNTRAINED):
         return _student(Path(name.removeprefix(UNTRAINED)))
+    if name.startswith(LISTED):
+        return _listed(Path(name.removeprefix(LISTED)))
     return content(Path(name))
 
 
@@ -170,6 +175,13 @@ def _student(file: Path) -> str | None:
     from s3prl_ekd.config import load_model_config
 
     return values_digest(load_model_config(file).student.model_dump(mode="json")) if file.is_file() else None
+
+
+def _listed(file: Path) -> str | None:
+    """The digest of which models an ensemble's list names; None where it, or one of them, is not there."""
+    with suppress(EkdError):
+        return values_digest([(member.kind, _weights_name(member)) for member in read_members(file)])
+    return None
 
 
 def _configuration(path: Path) -> str:

@@ -35,7 +35,7 @@ class Result(Trained):
     wer: NotRequired[float]
     acc: NotRequired[float]
     rescored: dict[str, float]
-    """The metric from the prediction files, ``cer`` (ASR) or ``majority`` (SID, ER), ``n_utterances``, ``agrees``."""
+    """The metric from the prediction files, ``n_utterances``, ``agrees``; of WER ``cer``, of accuracy ``majority``."""
     checkpoint_step: int | None
     """The training step at which the tested checkpoint was saved."""
     layer_weights: NotRequired[list[float]]

@@ -57,23 +57,14 @@ class Run:
         words += ["--seed", str(self.seed), "--device", native_device(self.device)]
         if self.normalize:
             words.append("--upstream_feature_normalize")
-        return words + self._options(self.overrides)
+        return words + _option({**self.overrides, **self._cache_item()})
 
     def evaluate_command(self, checkpoint: Path) -> list[str]:
         """The native test command for one of the run's checkpoints."""
-        words = [*downstream_program(), "-m", "evaluate", "-t", self.task.test_split]
-        words += ["-e", str(checkpoint), "--device", native_device(self.device)]
-        workers = self.overrides.get(self.task.workers_key)
-        # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint alone
-        # would test with 12 worker processes (downstream/ctc/data.py: load_dataset).
-        items = {} if workers is None else {self.task.workers_key: workers}
-        return words + self._options(items)
+        return test_command(self.task, checkpoint, self.device, self.overrides, self._cache_item())
 
-    def _options(self, items: Overrides) -> list[str]:
-        """The option ``-o``; with the cache also for a test, whose checkpoint names the folder of its training."""
-        if self.cache is not None:
-            items = {**items, CACHE_KEY: str(self.cache)}
-        return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
+    def _cache_item(self) -> Overrides:
+        return {} if self.cache is None else {CACHE_KEY: str(self.cache)}
 
     def on(self, device: str) -> Run:
         """The same run on a device."""
@@ -249,6 +240,29 @@ def downstream_program() -> list[str]:
     if found and Path(found).resolve() == Path(words[0]).resolve():
         return ["run_downstream.py"]
     return words
+
+
+def test_command(
+    task: Task, checkpoint: Path, device: str, trained_with: Overrides, items: Overrides, folder: Path | None = None
+) -> list[str]:
+    """The native test command of a checkpoint.
+
+    Args:
+        trained_with: the overrides of its training.
+        items: those of the test; the cache's folder too, else it is that which the checkpoint names.
+        folder: for what it writes; None: the checkpoint's.
+    """
+    if task.workers_key in trained_with:
+        # s3prl's ctc expert pops num_workers out of the configuration before it is saved, so that a checkpoint alone
+        # would test with 12 worker processes (downstream/ctc/data.py: load_dataset).
+        items = {task.workers_key: trained_with[task.workers_key], **items}
+    words = [*downstream_program(), "-m", "evaluate", "-t", task.test_split, "-e", str(checkpoint)]
+    words += ["--device", native_device(device)]
+    return words + ([] if folder is None else ["-p", str(folder)]) + _option(items)
+
+
+def _option(items: Overrides) -> list[str]:
+    return ["-o", ",,".join(f"{key}={value}" for key, value in items.items())] if items else []
 
 
 def numbered_checkpoints(folder: Path) -> list[Path]:

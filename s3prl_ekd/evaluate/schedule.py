@@ -32,10 +32,8 @@ def run_all(
     stop the others, and its error is raised after them.
     """
     results = {} if results is None else results
-    for run in runs if not overwrite else ():
-        check_marker(run)
     with native_children(devices, jobs) as children:
-        schedule = _Schedule(runs, board, children, results)
+        schedule = _Schedule(runs, board, children, results, overwrite)
         say = board.say if keep_going else None
         work_off(schedule.pending, slots(devices, jobs), children, schedule.done, say)
     return {run.key: results[run.key] for run in runs}
@@ -44,10 +42,10 @@ def run_all(
 class _Schedule:
     """The work that is left, and the results so far. Only the main thread touches it."""
 
-    def __init__(self, runs: list[Run], board: Board, children: Children, results: Results) -> None:
+    def __init__(self, runs: list[Run], board: Board, children: Children, results: Results, overwrite: bool) -> None:
         self.board, self.results = board, results
         self.search_of = {run.key: search for search in searches(runs) for run in search.runs}
-        self.do_train = lambda run: _train_alone(run, board, children)
+        self.do_train = lambda run: _train_alone(run, board, children, overwrite)
         self.do_test = lambda run: _test_alone(run, board, children)
         self.pending: deque[tuple[Callable[[Run], Trained], Run]] = deque((self.do_train, run) for run in runs)
 
@@ -69,9 +67,15 @@ class _Schedule:
         self.board.say(search.key, f"picked lr {rate:g}: {search.task.dev_split} {search.task.metric} {score:.2f} %")
 
 
-def _train_alone(run: Run, board: Board, children: Children) -> Trained:
-    """Train a run that no other call is at: one with another ``--shard`` may have been dealt it too."""
+def _train_alone(run: Run, board: Board, children: Children, overwrite: bool) -> Trained:
+    """Train a run that no other call is at: one with another ``--shard`` may have been dealt it too.
+
+    Raises:
+        EkdError: it fails; or, without ``overwrite``, the folder has come to hold a run of other settings.
+    """
     with locked_folder(run.expdir, str(run.expdir)):
+        if not overwrite:
+            check_marker(run)
         clear_other(run)
         return do_train(run, board, children)
 

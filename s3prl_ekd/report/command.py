@@ -54,6 +54,11 @@ def run(args: argparse.Namespace) -> int:
     if args.baseline is not None:
         found = compare([(one.folder, one.scores) for one in evaluations], Settings(), args.baseline)
     output_file(args.out)
+    folder = args.out.with_suffix("")
+    if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
+        folder = folder.with_name(f"{folder.name}_figures")
+    if folder.exists() and not folder.is_dir():
+        raise EkdError(f"--out {args.out}: its figures go into {folder}, which is no folder; name another file")
     console = Console()
     if len(pretrainings) > 1:
         console.print(_runs(pretrainings))
@@ -66,9 +71,6 @@ def run(args: argparse.Namespace) -> int:
             console.print_table(table)
     if found is not None:
         console.print_table(comparison_table(found))
-    folder = args.out.with_suffix("")
-    if folder.resolve() in [one.resolve() for one in args.results]:  # report run --out run.html
-        folder = folder.with_name(f"{folder.name}_figures")
     figures = write_pngs(folder, pretrainings, evaluations)
     stale = stale_figures(args.out, figures)
     text = page(pretrainings, evaluations, args.title, args.note, args.reference, figures, found)

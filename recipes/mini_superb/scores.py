@@ -18,7 +18,7 @@ import jiwer
 from recipes.mini_superb.settings import Row
 from recipes.mini_superb.students import DISTILLATION, Students
 from s3prl_ekd.errors import EkdError
-from s3prl_ekd.evaluate.score import edit_counts, read_predictions
+from s3prl_ekd.evaluate.score import edit_counts, outcomes, read_predictions
 from s3prl_ekd.evaluate.scores_file import read_scores, runs_of
 from s3prl_ekd.evaluate.tasks import TASKS, Task
 
@@ -98,13 +98,10 @@ def items(task: Task, record: dict[str, Any], runs: Path) -> dict[str, list[int]
     found: dict[str, list[int]] = {}
     for number, (fold, part) in enumerate(runs_of(record).items(), 1):
         folder = runs / part["folder"]
-        hypotheses = read_predictions(folder / task.hypothesis.format(fold=fold))
-        for name, reference in read_predictions(folder / task.reference.format(fold=fold)).items():
-            said = hypotheses.get(name, "")
-            if task.metric == "acc":
-                found[name] = [int(said != reference), 1] + [number] * (fold is not None)
-                continue
-            found[name] = list(edit_counts(said, reference, jiwer.process_words))
-            if task.name == "asr":
-                found[name] += edit_counts(said, reference, jiwer.process_characters)
+        for name, one in outcomes(task, folder, fold).items():
+            found[name] = [int(one.errors), one.tokens] + [number] * (fold is not None)
+        if task.name == "asr":
+            said = read_predictions(folder / task.hypothesis)
+            for name, text in read_predictions(folder / task.reference).items():
+                found[name] += edit_counts(said[name], text, jiwer.process_characters)
     return found

@@ -17,7 +17,8 @@ Where to look, in the course of a call (``command.py``):
   ``differences.py``
 - whether differences are the test set's chance: ``compare_command.py``, ``compare.py``, ``bootstrap.py``,
   ``compare_table.py``
-- the same on distorted audio: ``robustness_command.py``, ``distorted.py``, ``robustness.py``
+- the same on distorted audio: ``robustness_command.py``, ``distorted.py``, ``distorted_result.py``,
+  ``robustness.py``
 
 What evaluate knows of a task is a row of ``tasks.py``.
 """

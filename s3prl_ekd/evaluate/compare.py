@@ -15,7 +15,7 @@ import numpy as np
 
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.bootstrap import Floats, Part, drawn_rates, interval, mean_rates, share_below
-from s3prl_ekd.evaluate.distorted import FOLDER, read_result
+from s3prl_ekd.evaluate.distorted_result import FOLDER, read_result
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
 from s3prl_ekd.evaluate.score import Outcome, outcomes

@@ -2,7 +2,7 @@
 
 A condition is a name and a file with a section ``distortion``; a test is one tested run's best checkpoint under one
 condition. The native runner distorts (``bridge/distorted_test.py``). A test has a folder of its own in its run's,
-``RUN/distorted/NAME``, whose ``result.json`` says that it is done; the tables are made of those (``robustness.py``).
+``RUN/distorted/NAME``, whose ``result.json`` says that it is done (``distorted_result.py``).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from s3prl_ekd.config.loading import load_distortion
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate import plan
 from s3prl_ekd.evaluate.devices import gpu_environment
+from s3prl_ekd.evaluate.distorted_result import CLEAN, FOLDER, RESULT, read_result
 from s3prl_ekd.evaluate.inputs import changed_input, values_digest
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.marker import MARKER
@@ -32,8 +33,6 @@ from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import empty_folder
 
 KEY = "config.runner.distortion"
-FOLDER, RESULT = "distorted", "result.json"
-CLEAN = "clean"
 
 
 @dataclass(frozen=True)
@@ -211,20 +210,3 @@ def do_test(test: Test, board: Board, children: Children) -> dict[str, Any]:
     write_whole(test.folder / RESULT, json.dumps(result, indent=1))
     board.finished(test.key, result)  # type: ignore[arg-type]  # of a Result it reads the metric and cer
     return result
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result in a test's folder; None where it is not done.
-
-    Raises:
-        EkdError: the file is damaged.
-    """
-    file = folder / RESULT
-    if not file.is_file():
-        return None
-    try:
-        result: dict[str, Any] = json.loads(file.read_text())
-        _ = result["digest"], result["rescored"]  # what its readers rely on
-        return result
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise EkdError(f"{file}: not readable ({error!r}); delete {folder} to test again") from error

@@ -15,7 +15,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from s3prl_ekd.evaluate.distorted import CLEAN, FOLDER, read_result
+from s3prl_ekd.evaluate.distorted_result import CLEAN, FOLDER, read_result
 from s3prl_ekd.evaluate.kept_scores import scored_runs
 from s3prl_ekd.evaluate.results import merge_folds, merge_seeds
 from s3prl_ekd.evaluate.scores_file import by_seed, read_models, runs_of

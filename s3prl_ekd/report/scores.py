@@ -18,7 +18,7 @@ from s3prl_ekd.evaluate.compare_table import HEADINGS, lines
 from s3prl_ekd.evaluate.compare_table import note as comparison_note
 from s3prl_ekd.evaluate.conditions import normalised
 from s3prl_ekd.evaluate.differences import seeds_text
-from s3prl_ekd.evaluate.distorted import CLEAN
+from s3prl_ekd.evaluate.distorted_result import CLEAN
 from s3prl_ekd.evaluate.grid_table import NOTE, GridOfTask, grids
 from s3prl_ekd.evaluate.models import read_states
 from s3prl_ekd.evaluate.pretrainings import with_means

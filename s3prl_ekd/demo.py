@@ -28,7 +28,7 @@ from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.process import run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.metrics_file import METRICS, VALIDATION, read_metrics
-from s3prl_ekd.own_scripts import own_command
+from s3prl_ekd.own_scripts import fits_option, own_command
 from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import empty_folder, make_writable
 
@@ -70,7 +70,7 @@ class Demo:
         self.out, self.small, self.device = out, small, device
         self.console = Console()
         marker = out / MARKER
-        if "=" in str(out.resolve()) or ",," in str(out.resolve()):
+        if not fits_option(out.resolve()):
             raise EkdError(f"--out {out}: expected a folder without '=' and ',,' in its path: s3prl's -o takes none")
         if out.exists() and not out.is_dir():
             raise EkdError(f"--out {out}: is a file; expected a folder")

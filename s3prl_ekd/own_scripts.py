@@ -1,4 +1,4 @@
-"""The three commands of this package as other processes are started: by this interpreter, whatever the PATH says."""
+"""The three commands of this package as other processes are started (by this Python), and what ``-o`` can carry."""
 
 from __future__ import annotations
 
@@ -22,3 +22,8 @@ def own_command(words: Sequence[str]) -> list[str]:
     script = Path(sys.executable).with_name(words[0])
     start = [str(script)] if script.is_file() else [sys.executable, "-P", "-m", *MODULES[words[0]]]
     return [*start, *words[1:]]
+
+
+def fits_option(value: object) -> bool:
+    """Whether s3prl's ``-o`` can carry a text or a path: it splits at ``=`` and ``,,``."""
+    return "=" not in str(value) and ",," not in str(value)

@@ -28,6 +28,7 @@ from s3prl_ekd.evaluate.process import Children, run_logged
 from s3prl_ekd.evaluate.progress import Board
 from s3prl_ekd.evaluate.run import LOGS, scored
 from s3prl_ekd.evaluate.tasks import Task
+from s3prl_ekd.own_scripts import fits_option
 from s3prl_ekd.spelling import repeated
 from s3prl_ekd.whole_file import write_whole
 from s3prl_ekd.writable import empty_folder
@@ -113,7 +114,7 @@ def parse_condition(text: str) -> Condition:
         )
     if not path.is_file():
         raise EkdError(f"--distortion {text}: {path}: no such file")
-    if "=" in str(path) or ",," in str(path):
+    if not fits_option(path):
         raise EkdError(f"--distortion {text}: s3prl's -o cannot carry a path with '=' or ',,': {path}")
     config = load_distortion(path)
     from s3prl_ekd.data.distort import Distorter  # here: it takes as long to import as all the checks before
@@ -148,7 +149,7 @@ def plan_tests(
                 changed = changed_input(marker.inputs)
                 if changed is not None:
                     raise EkdError(f"{folder / MARKER}: was tested before {changed} changed; evaluate it again")
-                if marker.settings.get("cache_states") and ("=" in str(folder) or ",," in str(folder)):
+                if marker.settings.get("cache_states") and not fits_option(folder):
                     raise EkdError(f"{folder}: s3prl's -o cannot carry a path with '=' or ',,'; move the scores")
                 tests += [
                     Test(f"{prefix}{folder.name} {one.name}", task, fold, checkpoint, one, marker.settings)

@@ -84,15 +84,13 @@ def changed_input(recorded: Mapping[str, str], or_gone: bool = True) -> str | No
 def model_digest(upstream: Upstream) -> str | None:
     """SHA-256 of an upstream's weights; None where it has no checkpoint, or one that is not here."""
     if upstream.name == ENSEMBLE:
-        return values_digest(
-            [(member.kind, _digest_of(_weights_name(member))) for member in _members(upstream.checkpoint)]
-        )
+        return values_digest([(member.kind, _digest_of(_weights_name(member))) for member in _members(upstream)])
     return None if upstream.checkpoint is None else _digest_of(_model(upstream)[0])
 
 
 def _model(upstream: Upstream) -> list[str]:
     if upstream.name == ENSEMBLE:
-        return [*map(_weights_name, _members(upstream.checkpoint)), f"{LISTED}{upstream.checkpoint}"]
+        return [*map(_weights_name, _members(upstream)), f"{LISTED}{upstream.checkpoint}"]
     names = []
     if upstream.checkpoint is not None:
         here = not isinstance(upstream.checkpoint, str) or Path(upstream.checkpoint).exists()
@@ -102,8 +100,8 @@ def _model(upstream: Upstream) -> list[str]:
     return names
 
 
-def _members(file: Path | str | None) -> list[Member]:
-    return read_members(Path(str(file)))
+def _members(upstream: Upstream) -> list[Member]:
+    return read_members(Path(str(upstream.checkpoint)))
 
 
 def _weights_name(member: Member) -> str:

@@ -19,6 +19,7 @@ from s3prl_ekd.evaluate.presets import parse_overrides, preset
 from s3prl_ekd.evaluate.rates import choose_rates, parse_seeds
 from s3prl_ekd.evaluate.scores_file import holds_table, own_record
 from s3prl_ekd.evaluate.tasks import TASKS, parse_tasks, split_task
+from s3prl_ekd.own_scripts import fits_option
 from s3prl_ekd.writable import absolute_folder
 
 
@@ -113,7 +114,7 @@ def cache_folder(text: str) -> Path:
         EkdError: no name of a folder, or one that s3prl's ``-o`` cannot carry.
     """
     folder = absolute_folder(text, "--cache-states")
-    if not text.strip() or "=" in folder or ",," in folder:
+    if not text.strip() or not fits_option(folder):
         raise EkdError(f"--cache-states {text!r}: expected a folder without '=' and ',,' in its path")
     return Path(folder)
 

@@ -15,6 +15,7 @@ from s3prl_ekd.bridge.arguments import check_override_value
 from s3prl_ekd.checked import read_yaml
 from s3prl_ekd.errors import EkdError
 from s3prl_ekd.evaluate.tasks import TASKS, split_task
+from s3prl_ekd.own_scripts import fits_option
 from s3prl_ekd.shipped import shipped
 
 Overrides = dict[str, str]  # key -> value as s3prl's -o spells it
@@ -67,10 +68,10 @@ def literal(key: str, value: Any) -> str:
     """Spell a value as s3prl's ``-o`` can carry it.
 
     Raises:
-        EkdError: one that it cannot (``=`` and ``,,`` split there).
+        EkdError: one that it cannot.
     """
     text = repr(value)
-    if "=" in text or ",," in text:
+    if not fits_option(text):
         raise EkdError(f"override {key}: s3prl's -o cannot carry a value holding '=' or ',,': {text}")
     return text
 
